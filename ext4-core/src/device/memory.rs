@@ -1,0 +1,392 @@
+//! Memory for I/O: block images that are shared and copied on write, owned buffers, and the folio memory pool.
+//!
+//! - [`AlignedBuffer`]: bytes on a 512-byte boundary, owned.
+//! - [`BlockImage`]: a reference-counted [`AlignedBuffer`]; whoever holds one sees it unchanged for as long as it holds it.
+//! - [`MemoryPool`]: page-aligned memory for folios, 4 KiB to 2 MiB each, cut from large regions by a buddy allocator,
+//!   bounded in all, and registered with a device region by region.
+//!
+//! Invariant: the regions of a pool live until the last [`PoolMemory`] cut from them is gone, so an I/O in flight that
+//! owns one never sees its memory unmapped.
+//!
+//! Invariant: every access by the processor goes through the lock of its [`PoolMemory`]. A device that is given the
+//! address ([`PoolMemory::as_ptr`]) is kept apart from the processor by the folio's state: under read it is locked,
+//! under writeback its blocks are not changed. Were this wrong, a half-copied write could reach the disk.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use crate::error::{Errno, Error, Result};
+
+/// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment` 511).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(512))]
+struct Sector([u8; 512]);
+
+/// Owned bytes that start on a 512-byte boundary.
+pub struct AlignedBuffer {
+    sectors: Box<[Sector]>,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    /// `len` bytes of zeros.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let sectors = <[Sector]>::new_box_zeroed_with_elems(len.div_ceil(512))
+            .map_err(|_| Error::posix(Errno::ENOMEM, format!("{len} bytes for I/O")))?;
+        Ok(Self { sectors, len })
+    }
+
+    /// A copy of `bytes`.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn copied(bytes: &[u8]) -> Result<Self> {
+        let mut buffer = Self::zeroed(bytes.len())?;
+        buffer.copy_from_slice(bytes);
+        Ok(buffer)
+    }
+}
+
+impl Deref for AlignedBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.sectors.as_bytes()[..self.len]
+    }
+}
+
+impl DerefMut for AlignedBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.sectors.as_mut_bytes()[..self.len]
+    }
+}
+
+impl fmt::Debug for AlignedBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AlignedBuffer({} bytes)", self.len)
+    }
+}
+
+/// The content of one block at one moment. Cloning shares it; [`BlockImage::to_mut`] copies it when it is shared.
+#[derive(Clone, Debug)]
+pub struct BlockImage(Arc<AlignedBuffer>);
+
+impl BlockImage {
+    /// Changes the image: in place when nobody else holds it, in a copy that replaces it otherwise.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn to_mut(&mut self) -> Result<&mut [u8]> {
+        if Arc::get_mut(&mut self.0).is_none() {
+            self.0 = Arc::new(AlignedBuffer::copied(&self.0)?);
+        }
+        Ok(Arc::get_mut(&mut self.0).expect("the image was just made unique"))
+    }
+
+    /// True when both are the same memory, so that the one cannot have changed since the other was taken.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl From<AlignedBuffer> for BlockImage {
+    fn from(buffer: AlignedBuffer) -> Self {
+        Self(Arc::new(buffer))
+    }
+}
+
+impl Deref for BlockImage {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The smallest piece of pool memory.
+pub const PAGE_SIZE: usize = 4096;
+/// The largest piece of pool memory: the largest folio.
+pub const MAX_FOLIO_SIZE: usize = 2 << 20;
+/// How much the pool takes from the host at a time, below the 1 GiB that io_uring registers as one buffer.
+pub const REGION_SIZE: usize = 32 << 20;
+
+const MAX_ORDER: usize = (MAX_FOLIO_SIZE / PAGE_SIZE).trailing_zeros() as usize;
+const REGION_PAGES: u32 = (REGION_SIZE / PAGE_SIZE) as u32;
+const _: () = assert!(REGION_SIZE.is_multiple_of(MAX_FOLIO_SIZE));
+
+/// One mapping of the host's memory that a pool cuts up.
+pub struct Region {
+    id: u64,
+    base: *mut u8,
+    /// Keeps the mapping alive.
+    _map: memmap2::MmapMut,
+}
+
+// SAFETY: the base address is that of a mapping which the region owns and never remaps; access to the bytes behind it
+// goes through the lock of the `PoolMemory` that covers them.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new() -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut map = memmap2::MmapMut::map_anon(REGION_SIZE)
+            .map_err(|source| Error::host("map", format!("{REGION_SIZE} bytes of memory"), &source))?;
+        // Huge pages halve the cost of the first touch; a host without them does as well, more slowly.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let base = map.as_mut_ptr();
+        Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), base, _map: map })
+    }
+
+    /// A number no other region of this process has.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where the region starts, for registering it with a device.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// The region's length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        REGION_SIZE
+    }
+
+    /// Never true.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Default)]
+struct Buddies {
+    regions: Vec<Arc<Region>>,
+    /// For each order the free pieces: (region, first page).
+    free: [BTreeSet<(u32, u32)>; MAX_ORDER + 1],
+    used: usize,
+}
+
+/// Bounded memory for folios.
+pub struct MemoryPool {
+    buddies: Mutex<Buddies>,
+    capacity: usize,
+}
+
+impl fmt::Debug for MemoryPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MemoryPool({} of {} bytes used)", self.used(), self.capacity)
+    }
+}
+
+impl MemoryPool {
+    /// A pool of at most `capacity` bytes in use at a time. It takes memory from the host as it is needed.
+    #[must_use]
+    pub fn new(capacity: usize) -> Arc<Self> {
+        let capacity = capacity.max(MAX_FOLIO_SIZE);
+        Arc::new(Self { buddies: Mutex::default(), capacity })
+    }
+
+    /// The most bytes that can be in use.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The bytes in use.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.buddies.lock().used
+    }
+
+    /// A piece of `len` bytes: a power of two from 4 KiB to 2 MiB. Its content is whatever was there before.
+    /// `None` when the pool is exhausted: give something back first.
+    ///
+    /// # Errors
+    /// The host's refusal to map memory.
+    pub fn allocate(self: &Arc<Self>, len: usize) -> Result<Option<PoolMemory>> {
+        assert!(
+            len.is_power_of_two() && (PAGE_SIZE..=MAX_FOLIO_SIZE).contains(&len),
+            "a folio has a power of two of bytes from 4 KiB to 2 MiB, not {len}"
+        );
+        let order = (len / PAGE_SIZE).trailing_zeros() as usize;
+        let mut buddies = self.buddies.lock();
+        if buddies.used + len > self.capacity {
+            return Ok(None);
+        }
+        let Some(found) = (order..=MAX_ORDER).find(|order| !buddies.free[*order].is_empty()) else {
+            let region = Arc::new(Region::new()?);
+            let number = u32::try_from(buddies.regions.len()).expect("fewer than 2^32 regions");
+            buddies.regions.push(region);
+            let step = 1 << MAX_ORDER;
+            for page in (0..REGION_PAGES).step_by(step) {
+                buddies.free[MAX_ORDER].insert((number, page));
+            }
+            drop(buddies);
+            return self.allocate(len);
+        };
+        let (region, page) = buddies.free[found].pop_first().expect("the order was found not empty");
+        for split in (order..found).rev() {
+            buddies.free[split].insert((region, page + (1 << split)));
+        }
+        buddies.used += len;
+        Ok(Some(PoolMemory {
+            pool: Arc::clone(self),
+            region: Arc::clone(&buddies.regions[region as usize]),
+            region_number: region,
+            page,
+            order,
+            lock: RwLock::new(()),
+        }))
+    }
+
+    fn free(&self, region: u32, mut page: u32, mut order: usize) {
+        let mut buddies = self.buddies.lock();
+        buddies.used -= PAGE_SIZE << order;
+        while order < MAX_ORDER {
+            let buddy = page ^ (1 << order);
+            if !buddies.free[order].remove(&(region, buddy)) {
+                break;
+            }
+            page &= !(1 << order);
+            order += 1;
+        }
+        buddies.free[order].insert((region, page));
+    }
+}
+
+/// A piece of pool memory; it goes back when dropped.
+pub struct PoolMemory {
+    pool: Arc<MemoryPool>,
+    region: Arc<Region>,
+    region_number: u32,
+    page: u32,
+    order: usize,
+    lock: RwLock<()>,
+}
+
+impl fmt::Debug for PoolMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PoolMemory({} bytes)", self.len())
+    }
+}
+
+impl PoolMemory {
+    /// The piece's length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        PAGE_SIZE << self.order
+    }
+
+    /// Never true.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The region it was cut from, and the byte in it where it starts.
+    #[must_use]
+    pub fn region(&self) -> (&Arc<Region>, usize) {
+        (&self.region, self.page as usize * PAGE_SIZE)
+    }
+
+    /// The piece's address, for a device. Whoever uses it keeps to the invariant of this module.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.region.base.wrapping_add(self.page as usize * PAGE_SIZE)
+    }
+
+    /// Calls `f` with bytes `offset..offset + len`.
+    pub fn read<R>(&self, offset: u32, len: u32, f: impl FnOnce(&[u8]) -> R) -> R {
+        let range = self.range(offset, len);
+        let _guard = self.lock.read();
+        // SAFETY: the range lies within this piece, which lies within the mapping that `region` keeps alive; no other
+        // piece covers it, and the lock keeps writers of this piece away.
+        f(unsafe { std::slice::from_raw_parts(self.as_ptr().add(range.start), range.len()) })
+    }
+
+    /// Calls `f` with bytes `offset..offset + len` to change.
+    pub fn write<R>(&self, offset: u32, len: u32, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        let range = self.range(offset, len);
+        let _guard = self.lock.write();
+        // SAFETY: as in `read`; the lock is held for writing, so no other reference exists.
+        f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr().add(range.start), range.len()) })
+    }
+
+    fn range(&self, offset: u32, len: u32) -> std::ops::Range<usize> {
+        let start = offset as usize;
+        let end = start + len as usize;
+        assert!(end <= self.len(), "bytes {start}..{end} of a piece of {} bytes", self.len());
+        start..end
+    }
+}
+
+impl Drop for PoolMemory {
+    fn drop(&mut self) {
+        self.pool.free(self.region_number, self.page, self.order);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_copied_only_when_it_is_shared() {
+        let mut image = BlockImage::from(AlignedBuffer::zeroed(1024).unwrap());
+        let address = image.as_ptr();
+        image.to_mut().unwrap()[0] = 1;
+        assert_eq!(image.as_ptr(), address);
+        let frozen = image.clone();
+        image.to_mut().unwrap()[0] = 2;
+        assert_eq!((frozen[0], image[0]), (1, 2));
+        assert_eq!(frozen.as_ptr().align_offset(512), 0);
+    }
+
+    #[test]
+    fn the_pool_is_bounded_and_coalesces() {
+        let pool = MemoryPool::new(2 * MAX_FOLIO_SIZE);
+        let small: Vec<_> = (0..1024).map(|_| pool.allocate(PAGE_SIZE).unwrap().unwrap()).collect();
+        assert!(pool.allocate(PAGE_SIZE).unwrap().is_none());
+        drop(small);
+        let large: Vec<_> = (0..2).map(|_| pool.allocate(MAX_FOLIO_SIZE).unwrap().unwrap()).collect();
+        assert_eq!(pool.used(), 2 * MAX_FOLIO_SIZE);
+        assert_eq!(pool.buddies.lock().regions.len(), 1);
+        drop(large);
+        assert_eq!(pool.used(), 0);
+        assert_eq!(pool.buddies.lock().free[MAX_ORDER].len(), REGION_SIZE / MAX_FOLIO_SIZE);
+    }
+
+    #[test]
+    fn pieces_do_not_overlap() {
+        let pool = MemoryPool::new(MAX_FOLIO_SIZE);
+        let pieces: Vec<_> = (0..64_u8)
+            .map(|value| {
+                let piece = pool.allocate(PAGE_SIZE << (value % 3)).unwrap().unwrap();
+                let len = u32::try_from(piece.len()).unwrap();
+                piece.write(0, len, |bytes| bytes.fill(value));
+                piece
+            })
+            .collect();
+        for (value, piece) in (0..64_u8).zip(&pieces) {
+            let len = u32::try_from(piece.len()).unwrap();
+            assert!(piece.read(0, len, |bytes| bytes.iter().all(|byte| *byte == value)));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The buffer cache: metadata blocks in memory, each image copied on write.
+//!
+//! ```text
+//!   Buffer (block 1234) ── current image ──► [bytes]   ◄── the running transaction changes it
+//!                                               ▲
+//!   a committing transaction froze it ──────────┘   a change now copies first, so the commit writes what it froze
+//! ```
+//!
+//! Invariants:
+//! - One block has at most one [`Buffer`] that anybody holds: a buffer that is held outside the cache is never
+//!   evicted. Were it, a second copy read from the device would miss changes that are only in the journal.
+//! - A buffer that is dirty without a journal is held by the dirty list until it is on the device.
+//! - Memory: at most `capacity` bytes of buffers that nobody holds, plus those that are held (bounded by the
+//!   journal's transaction size).
+//!
+//! Locks: the image lock of a buffer is innermost; nothing is called under it but the closure of [`Buffer::modify`],
+//! which must not touch other buffers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quick_cache::Lifecycle;
+use quick_cache::sync::{Cache, GuardResult};
+use rustc_hash::FxBuildHasher;
+
+use super::Transaction;
+use crate::device::{
+    AlignedBuffer, Bio, BioFlags, BlockDevice, BlockImage, Completion, EndIo, Operation, Segment,
+};
+use crate::error::{Error, Result};
+use crate::types::{BlockNumber, BlockSize};
+
+/// What a metadata block holds: the verifier that has passed on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum BlockKind {
+    /// The superblock or a copy.
+    Superblock,
+    /// Group descriptors.
+    GroupDescriptors,
+    /// A block bitmap.
+    BlockBitmap,
+    /// An inode bitmap.
+    InodeBitmap,
+    /// Part of an inode table; each inode has a checksum of its own.
+    InodeTable,
+    /// A node of an extent tree.
+    ExtentNode,
+    /// Pointers of an indirect-mapped file.
+    Indirect,
+    /// Directory entries.
+    Directory,
+    /// The root or a node of a hashed directory's index.
+    DirectoryIndex,
+    /// Extended attributes.
+    ExtendedAttributes,
+    /// A block of the orphan file.
+    OrphanFile,
+    /// The target of a slow symlink.
+    Symlink,
+}
+
+struct State {
+    image: BlockImage,
+    verified: Option<BlockKind>,
+}
+
+struct Inner {
+    block: BlockNumber,
+    state: Mutex<State>,
+}
+
+/// One metadata block in memory. Cloning shares it; holding one keeps it in the cache.
+#[derive(Clone)]
+pub struct Buffer(Arc<Inner>);
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({})", self.0.block)
+    }
+}
+
+impl Buffer {
+    fn new(block: BlockNumber, image: BlockImage, verified: Option<BlockKind>) -> Self {
+        Self(Arc::new(Inner { block, state: Mutex::new(State { image, verified }) }))
+    }
+
+    /// Which block this is.
+    #[must_use]
+    pub fn block(&self) -> BlockNumber {
+        self.0.block
+    }
+
+    /// The content as it is now; it does not change while the caller holds it. Drop it before changing the buffer,
+    /// or the change has to copy.
+    #[must_use]
+    pub fn image(&self) -> BlockImage {
+        self.0.state.lock().image.clone()
+    }
+
+    /// Calls `f` with the content, under the buffer's lock: for a short look without a reference count.
+    pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        f(&self.0.state.lock().image)
+    }
+
+    /// Changes the content as part of `transaction`: `f` gets the whole block and leaves it with a right checksum.
+    ///
+    /// # Errors
+    /// Those of the transaction (it has been aborted), `ENOMEM`.
+    pub fn modify<R>(&self, transaction: &dyn Transaction, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
+        transaction.get_write_access(self)?;
+        let result = f(self.0.state.lock().image.to_mut()?);
+        transaction.dirty_metadata(self)?;
+        Ok(result)
+    }
+}
+
+#[derive(Clone)]
+struct KeepHeld;
+
+impl Lifecycle<u64, Buffer> for KeepHeld {
+    type RequestState = ();
+
+    fn is_pinned(&self, _key: &u64, buffer: &Buffer) -> bool {
+        Arc::strong_count(&buffer.0) > 1
+    }
+}
+
+type Blocks = Cache<u64, Buffer, quick_cache::UnitWeighter, FxBuildHasher, KeepHeld>;
+
+/// Metadata blocks of one device, read once and shared.
+pub struct BufferCache {
+    device: Arc<dyn BlockDevice>,
+    block_size: BlockSize,
+    blocks: Blocks,
+    /// Without a journal: what has to be written, in device order.
+    dirty: Mutex<BTreeMap<BlockNumber, Buffer>>,
+}
+
+impl fmt::Debug for BufferCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufferCache({} blocks)", self.blocks.len())
+    }
+}
+
+impl BufferCache {
+    /// A cache of at most `capacity` bytes of blocks that nobody holds.
+    #[must_use]
+    pub fn new(device: Arc<dyn BlockDevice>, block_size: BlockSize, capacity: usize) -> Arc<Self> {
+        let items = (capacity / block_size.len()).max(64);
+        let blocks = Cache::with(items, items as u64, quick_cache::UnitWeighter, FxBuildHasher, KeepHeld);
+        Arc::new(Self { device, block_size, blocks, dirty: Mutex::default() })
+    }
+
+    /// The size of every block.
+    #[must_use]
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// The device underneath.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    fn offset(&self, block: BlockNumber) -> Result<u64> {
+        block
+            .byte(self.block_size)
+            .ok_or_else(|| Error::corrupt(format!("block {block}"), "past the end of any device"))
+    }
+
+    /// The buffer of `block`, read from the device where it is not cached. `verify` runs once for each kind the block
+    /// is read as; an error of it is returned each time until it passes, and names the block.
+    ///
+    /// # Errors
+    /// The device's, and the verifier's.
+    pub async fn read(
+        &self,
+        block: BlockNumber,
+        kind: BlockKind,
+        verify: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<Buffer> {
+        let key = block.0;
+        let buffer = match self.blocks.get(&key) {
+            Some(buffer) => buffer,
+            None => match self.blocks.get_value_or_guard_async(&key).await {
+                Ok(buffer) => buffer,
+                Err(guard) => {
+                    let content = self.device.read_at(self.offset(block)?, self.block_size.len()).await?;
+                    let buffer = Buffer::new(block, content.into(), None);
+                    // The entry may have been replaced by `create` meanwhile; then that one is the truth.
+                    match guard.insert(buffer.clone()) {
+                        Ok(()) => buffer,
+                        Err(_) => self.blocks.get(&key).unwrap_or(buffer),
+                    }
+                }
+            },
+        };
+        let (image, verified) = {
+            let state = buffer.0.state.lock();
+            (state.image.clone(), state.verified)
+        };
+        if verified != Some(kind) {
+            verify(&image)?;
+            buffer.0.state.lock().verified = Some(kind);
+        }
+        Ok(buffer)
+    }
+
+    /// The buffer of a block that was just allocated as metadata: zeros, not read from the device. The caller
+    /// fills it with [`Buffer::modify`]. A cached buffer of the block's former life is replaced.
+    ///
+    /// # Errors
+    /// `ENOMEM`, or those of the transaction.
+    pub fn create(&self, transaction: &dyn Transaction, block: BlockNumber) -> Result<Buffer> {
+        let buffer = Buffer::new(block, AlignedBuffer::zeroed(self.block_size.len())?.into(), None);
+        self.blocks.insert(block.0, buffer.clone());
+        transaction.get_create_access(&buffer)?;
+        Ok(buffer)
+    }
+
+    /// The buffer of `block` where it is cached.
+    #[must_use]
+    pub fn cached(&self, block: BlockNumber) -> Option<Buffer> {
+        self.blocks.get(&block.0)
+    }
+
+    /// Frees metadata block `block`: the transaction forgets and revokes it, the cache drops it.
+    ///
+    /// # Errors
+    /// Those of the transaction.
+    pub fn forget(&self, transaction: &dyn Transaction, block: BlockNumber) -> Result<()> {
+        let buffer = self.blocks.remove(&block.0).map(|(_, buffer)| buffer);
+        transaction.forget(block, buffer.as_ref())
+    }
+
+    /// Starts reading `count` blocks from `first` on into the cache, without waiting: what a walk over an inode table
+    /// or a bitmap will ask for next. Errors are left for the read that needs the block.
+    pub fn prefetch(self: &Arc<Self>, first: BlockNumber, count: u32) {
+        let mut plug = Vec::new();
+        for block in (0..u64::from(count)).map(|i| first.offset(i)) {
+            if self.blocks.peek(&block.0).is_some() {
+                continue;
+            }
+            let (Ok(offset), Ok(memory)) = (self.offset(block), AlignedBuffer::zeroed(self.block_size.len()))
+            else {
+                continue;
+            };
+            let cache = Arc::clone(self);
+            let end_io: EndIo = Box::new(move |completion: Completion| {
+                if let (Ok(()), Some(Segment::Owned(content))) =
+                    (completion.result, completion.segments.into_iter().next())
+                {
+                    // Whoever read or created the block meanwhile has the newer content, and whoever is reading it
+                    // now must not be waited for in a completion: only an absent one is added.
+                    if let GuardResult::Guard(guard) =
+                        cache.blocks.get_value_or_guard(&block.0, Some(Duration::ZERO))
+                    {
+                        let _ = guard.insert(Buffer::new(block, content.into(), None));
+                    }
+                }
+            });
+            plug.push(Bio::new(
+                Operation::Read,
+                BioFlags::META,
+                offset,
+                vec![Segment::Owned(memory)],
+                end_io,
+            ));
+        }
+        if !plug.is_empty() {
+            self.device.submit(plug);
+        }
+    }
+
+    /// Without a journal: remembers that `buffer` has to be written.
+    pub fn mark_dirty(&self, buffer: &Buffer) {
+        self.dirty.lock().insert(buffer.block(), buffer.clone());
+    }
+
+    /// Without a journal: `block` need not be written any more.
+    pub fn clear_dirty(&self, block: BlockNumber) {
+        self.dirty.lock().remove(&block);
+    }
+
+    /// Without a journal: how many blocks have to be written.
+    #[must_use]
+    pub fn dirty_blocks(&self) -> usize {
+        self.dirty.lock().len()
+    }
+
+    /// Without a journal: writes everything dirty and waits for it. It does not flush the device.
+    ///
+    /// # Errors
+    /// The device's first; what was not written stays dirty.
+    pub async fn write_dirty(&self) -> Result<()> {
+        let dirty = std::mem::take(&mut *self.dirty.lock());
+        let images = dirty.values().map(|buffer| (buffer.block(), buffer.image())).collect();
+        let result = write_images(&*self.device, self.block_size, images, BioFlags::META).await;
+        if result.is_err() {
+            let mut left = self.dirty.lock();
+            for (block, buffer) in dirty {
+                left.entry(block).or_insert(buffer);
+            }
+        }
+        result
+    }
+
+    /// Drops every buffer that nobody holds: after recovery changed the device underneath.
+    pub fn clear(&self) {
+        self.blocks.clear();
+    }
+}
+
+/// Writes block images to their places: in device order, adjacent ones in one transfer, all in one plug; waits for
+/// them all.
+///
+/// # Errors
+/// The device's first.
+pub async fn write_images(
+    device: &dyn BlockDevice,
+    block_size: BlockSize,
+    mut images: Vec<(BlockNumber, BlockImage)>,
+    flags: BioFlags,
+) -> Result<()> {
+    images.sort_by_key(|(block, _)| *block);
+    let limit = device.geometry().max_segments.max(1) as usize;
+    let mut runs: Vec<(BlockNumber, Vec<Segment>)> = Vec::new();
+    for (block, image) in images {
+        match runs.last_mut() {
+            Some((first, segments))
+                if segments.len() < limit && first.offset(segments.len() as u64) == block =>
+            {
+                segments.push(Segment::Image(image));
+            }
+            _ => runs.push((block, vec![Segment::Image(image)])),
+        }
+    }
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let mut plug = Vec::with_capacity(runs.len());
+    for (first, segments) in runs {
+        let offset = first
+            .byte(block_size)
+            .ok_or_else(|| Error::corrupt(format!("block {first}"), "past the end of any device"))?;
+        let sender = sender.clone();
+        let end_io: EndIo = Box::new(move |completion| drop(sender.send(completion.result)));
+        plug.push(Bio::new(Operation::Write, flags, offset, segments, end_io));
+    }
+    drop(sender);
+    device.submit(plug);
+    let mut first_error = Ok(());
+    while let Some(result) = receiver.recv().await {
+        first_error = first_error.and(result);
+    }
+    first_error
+}

@@ -1,0 +1,55 @@
+//! A handle of the mounted file system: the journal's, or none behind it.
+
+use async_trait::async_trait;
+use ext4_core::meta::transaction::OnCommit;
+use ext4_core::meta::{Buffer, DirectTransaction, Transaction};
+use ext4_core::{BlockNumber, Result, TransactionId};
+
+/// One operation's part in a transaction, whichever kind of file system it is.
+#[derive(Debug)]
+pub(crate) enum Handle {
+    /// With a journal.
+    Journal(ext4_journal::Handle),
+    /// Without.
+    Direct(DirectTransaction),
+}
+
+impl Handle {
+    fn transaction(&self) -> &dyn Transaction {
+        match self {
+            Self::Journal(handle) => handle,
+            Self::Direct(transaction) => transaction,
+        }
+    }
+}
+
+#[async_trait]
+impl Transaction for Handle {
+    fn id(&self) -> TransactionId {
+        self.transaction().id()
+    }
+    fn get_write_access(&self, buffer: &Buffer) -> Result<()> {
+        self.transaction().get_write_access(buffer)
+    }
+    fn get_create_access(&self, buffer: &Buffer) -> Result<()> {
+        self.transaction().get_create_access(buffer)
+    }
+    fn dirty_metadata(&self, buffer: &Buffer) -> Result<()> {
+        self.transaction().dirty_metadata(buffer)
+    }
+    fn forget(&self, block: BlockNumber, buffer: Option<&Buffer>) -> Result<()> {
+        self.transaction().forget(block, buffer)
+    }
+    fn credits(&self) -> u32 {
+        self.transaction().credits()
+    }
+    fn extend(&self, credits: u32) -> Result<bool> {
+        self.transaction().extend(credits)
+    }
+    async fn restart(&self, credits: u32) -> Result<()> {
+        self.transaction().restart(credits).await
+    }
+    fn on_commit(&self, callback: OnCommit) {
+        self.transaction().on_commit(callback);
+    }
+}

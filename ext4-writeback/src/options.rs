@@ -1,0 +1,65 @@
+//! Mount options.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
+
+/// How a file system is mounted.
+#[derive(Clone)]
+pub struct MountOptions {
+    /// Nothing is changed; a journal that needs recovery is replayed all the same unless the device is read-only.
+    pub read_only: bool,
+    /// Bytes of memory for file data and metadata together: 256 MiB.
+    pub cache: usize,
+    /// Blocks are allocated at writeback (`delalloc`).
+    pub delayed_allocation: bool,
+    /// Seconds between commits: 5. `None`: no timer (nothing happens unless asked: for images that must be the same
+    /// byte for byte); the flusher runs only when memory is short.
+    pub commit_interval: Option<Duration>,
+    /// Device flushes where the order of writes asks for them.
+    pub barrier: bool,
+    /// A failed data write aborts the journal (`data_err=abort`).
+    pub data_error_aborts: bool,
+    /// At unmount the log is zeroed and its sequence starts again at 1.
+    pub erase_journal: bool,
+    /// Access times are written (`relatime`); default off: `noatime`.
+    pub access_times: bool,
+    /// Time and randomness.
+    pub environment: Arc<dyn Environment>,
+    /// Who runs tasks; `None`: the tokio runtime that `mount` is called in.
+    pub runtime: Option<Arc<dyn Runtime>>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            cache: 256 << 20,
+            delayed_allocation: true,
+            commit_interval: Some(Duration::from_secs(5)),
+            barrier: true,
+            data_error_aborts: false,
+            erase_journal: false,
+            access_times: false,
+            environment: Arc::new(SystemEnvironment),
+            runtime: None,
+        }
+    }
+}
+
+impl fmt::Debug for MountOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MountOptions")
+            .field("read_only", &self.read_only)
+            .field("cache", &self.cache)
+            .field("delayed_allocation", &self.delayed_allocation)
+            .field("commit_interval", &self.commit_interval)
+            .field("barrier", &self.barrier)
+            .field("data_error_aborts", &self.data_error_aborts)
+            .field("erase_journal", &self.erase_journal)
+            .field("access_times", &self.access_times)
+            .finish_non_exhaustive()
+    }
+}
