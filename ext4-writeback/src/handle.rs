@@ -1,24 +1,29 @@
 //! A handle of the mounted file system: the journal's, or none behind it.
+//!
+//! Without a journal the dirty blocks are written from time to time, with every handle kept out
+//! ([`crate::filesystem`]): were a block freed and used for data while its old content is on its way to the device,
+//! the old content could land on top of the data.
 
 use async_trait::async_trait;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::meta::{Buffer, DirectTransaction, Transaction};
 use ext4_core::{BlockNumber, Result, TransactionId};
+use tokio::sync::OwnedRwLockReadGuard;
 
 /// One operation's part in a transaction, whichever kind of file system it is.
 #[derive(Debug)]
 pub(crate) enum Handle {
     /// With a journal.
     Journal(ext4_journal::Handle),
-    /// Without.
-    Direct(DirectTransaction),
+    /// Without. The guard keeps the dirty blocks from being written meanwhile.
+    Direct(DirectTransaction, OwnedRwLockReadGuard<()>),
 }
 
 impl Handle {
     fn transaction(&self) -> &dyn Transaction {
         match self {
             Self::Journal(handle) => handle,
-            Self::Direct(transaction) => transaction,
+            Self::Direct(transaction, _) => transaction,
         }
     }
 }

@@ -3,13 +3,21 @@
 //!
 //! Locks, outermost first: `rwlock` (i_rwsem) → `invalidate_lock` → folio lock → journal handle → `inode`
 //! (i_data_sem) → group and buffer locks. Whoever holds a handle never asks for a folio lock and never waits for
-//! writeback or data I/O.
+//! writeback or data I/O. The `rwlock`s of several inodes are taken a directory before what is in it; two directories
+//! of which neither holds the other only by rename, under its mutex (see [`crate::namespace`]). At most one `inode`
+//! lock is held at a time, but for that of an inode that is being made and that nobody has found yet.
+//!
+//! Invariant: whoever changed `inode` logs it before giving its lock back, so an inode that nobody holds can be
+//! dropped from memory and read again.
 
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use ext4_core::InodeNumber;
-use ext4_core::format::inode::Inode;
+use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::{Errno, Error, InodeNumber, Result, TransactionId};
 use tokio::sync::RwLock;
+
+/// Marks a word of [`InodeInfo::sync_transaction`] that holds a transaction id.
+const KNOWN: u64 = 1 << 32;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,4 +39,63 @@ pub(crate) struct InodeInfo {
     pub datasync_transaction: AtomicU64,
     /// How many [`crate::File`]s are open.
     pub open_count: AtomicU32,
+    /// The inode was deleted: its number may be another's by now. Set under `rwlock` and `inode`.
+    pub freed: AtomicBool,
+}
+
+impl InodeInfo {
+    /// The inode in memory, as it was read.
+    pub fn new(inode: Inode) -> Self {
+        Self {
+            number: inode.number,
+            rwlock: RwLock::new(()),
+            invalidate_lock: RwLock::new(()),
+            size: AtomicU64::new(inode.size),
+            inode: RwLock::new(inode),
+            sync_transaction: AtomicU64::new(0),
+            datasync_transaction: AtomicU64::new(0),
+            open_count: AtomicU32::new(0),
+            freed: AtomicBool::new(false),
+        }
+    }
+
+    /// i_size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Remembers that `transaction` changed the inode; `datasync`: something that fdatasync must make durable.
+    pub fn note_transaction(&self, transaction: TransactionId, datasync: bool) {
+        let word = KNOWN | u64::from(transaction.0);
+        self.sync_transaction.store(word, Ordering::Release);
+        if datasync {
+            self.datasync_transaction.store(word, Ordering::Release);
+        }
+    }
+
+    /// The transaction that fsync (fdatasync: `datasync`) has to wait for, where there is one.
+    pub fn last_transaction(&self, datasync: bool) -> Option<TransactionId> {
+        let word = if datasync { &self.datasync_transaction } else { &self.sync_transaction };
+        let word = word.load(Ordering::Acquire);
+        (word & KNOWN != 0).then_some(TransactionId(word as u32))
+    }
+
+    /// Fails where the inode was deleted while the caller waited for its lock.
+    pub fn check_alive(&self) -> Result<()> {
+        if self.freed.load(Ordering::Acquire) {
+            return Err(Error::posix(Errno::ENOENT, format!("inode {} was deleted", self.number)));
+        }
+        Ok(())
+    }
+}
+
+/// `ENOTDIR` where `inode` is no directory, `ENOENT` where it was removed.
+pub(crate) fn check_directory(inode: &Inode) -> Result<()> {
+    if inode.file_type() != Some(FileType::Directory) {
+        return Err(Error::posix(Errno::ENOTDIR, format!("inode {}", inode.number)));
+    }
+    if inode.links_count == 0 {
+        return Err(Error::posix(Errno::ENOENT, format!("directory {} was removed", inode.number)));
+    }
+    Ok(())
 }

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+mod error_policy;
 pub mod file;
 pub mod filesystem;
 mod handle;
+mod inode_cache;
 mod inode_info;
 pub mod options;
 pub mod runtime;

@@ -2,14 +2,23 @@
 
 use std::sync::Arc;
 
-use ext4_core::device::BlockDevice;
-use ext4_core::format::inode::FileType;
+use ext4_core::device::{BlockDevice, MemoryPool};
+use ext4_core::environment::Runtime;
+use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::directory::DirectoryEntry;
 use ext4_core::meta::mkfs::MkfsOptions;
+use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::xattr::SetMode;
+use ext4_core::meta::{DirectTransaction, SuperblockInfo, Transaction as _, inode_table};
 use ext4_core::{Errno, Error, InodeNumber};
+use ext4_journal::Journal;
+use tokio::sync::{Mutex, RwLock};
 
+use crate::error_policy::ErrorPolicy;
+use crate::handle::Handle;
+use crate::inode_cache::InodeCache;
+use crate::inode_info::InodeInfo;
 use crate::{Attributes, Credentials, File, MountOptions, Result, SetAttributes, StatFs};
 
 /// A mounted ext4 file system. Cloning shares it. Dropping the last one without [`Filesystem::unmount`] is a crash,
@@ -19,9 +28,118 @@ pub struct Filesystem {
     pub(crate) inner: Arc<FilesystemInner>,
 }
 
-/// What all of a mounted file system share.
-#[derive(Debug)]
-pub(crate) struct FilesystemInner {}
+/// What all of a mounted file system share. Tasks that run in the background hold it weakly, so that dropping the last
+/// [`Filesystem`] lets go of the device.
+pub(crate) struct FilesystemInner {
+    /// Superblock, groups, buffer cache.
+    pub info: Arc<SuperblockInfo>,
+    /// The journal, where there is one and the file system can be written.
+    pub journal: Option<Arc<Journal>>,
+    /// Who runs tasks.
+    pub runtime: Arc<dyn Runtime>,
+    /// How it was mounted.
+    pub options: MountOptions,
+    /// Inodes that are being deleted or truncated.
+    pub orphans: Orphans,
+    /// Memory for folios.
+    pub pool: Arc<MemoryPool>,
+    /// Inodes in memory.
+    pub inodes: InodeCache,
+    /// What was found wrong, and what follows from it.
+    pub errors: ErrorPolicy,
+    /// Held for reading by every operation that changes something, for writing by unmount: the outermost lock. False
+    /// when the file system is no longer mounted.
+    pub freeze: RwLock<bool>,
+    /// Held by renames from one directory into another (s_vfs_rename_mutex): the tree of directories stands still.
+    pub rename: Mutex<()>,
+    /// Without a journal: held for reading by handles, for writing while dirty blocks are written.
+    direct: Arc<RwLock<()>>,
+}
+
+impl std::fmt::Debug for FilesystemInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Filesystem")
+            .field("device", self.info.device())
+            .field("journal", &self.journal.is_some())
+            .field("inodes", &self.inodes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Without a journal: how many dirty blocks a handle may find before it has them written first.
+const DIRECT_DIRTY_BLOCKS: usize = 4096;
+
+impl FilesystemInner {
+    /// Starts a handle that may change `credits` blocks.
+    ///
+    /// # Errors
+    /// `EROFS`, or the journal's.
+    pub async fn begin(&self, credits: u32, operation: &'static str) -> Result<Handle> {
+        self.check_writable()?;
+        let Some(journal) = &self.journal else {
+            if self.info.cache.dirty_blocks() >= DIRECT_DIRTY_BLOCKS {
+                self.write_dirty_blocks().await?;
+            }
+            let guard = Arc::clone(&self.direct).read_owned().await;
+            return Ok(Handle::Direct(DirectTransaction::new(Arc::clone(&self.info.cache)), guard));
+        };
+        Ok(Handle::Journal(journal.start(credits, operation).await?))
+    }
+
+    /// Without a journal: writes the metadata that changed, with every handle kept out (see [`crate::handle`]).
+    pub async fn write_dirty_blocks(&self) -> Result<()> {
+        let _no_handles = self.direct.write().await;
+        self.info.cache.write_dirty().await
+    }
+
+    /// Writes `inode`, of which the caller holds the lock, into its slot as part of `handle`, and remembers the
+    /// transaction for fsync (`datasync`: also for fdatasync).
+    pub async fn log_inode(
+        &self,
+        handle: &Handle,
+        info: &InodeInfo,
+        inode: &Inode,
+        datasync: bool,
+    ) -> Result<()> {
+        inode_table::write_inode(&self.info, handle, inode).await?;
+        info.note_transaction(handle.id(), datasync);
+        Ok(())
+    }
+
+    /// Fails with `EROFS` where nothing may be written: mounted read-only, or so since an error.
+    pub fn check_writable(&self) -> Result<()> {
+        if self.options.read_only {
+            return Err(Error::posix(Errno::EROFS, "mounted read-only"));
+        }
+        if let Some(error) = self.journal.as_ref().and_then(|journal| journal.aborted()) {
+            return Err(error);
+        }
+        self.errors.check()
+    }
+
+    /// The inode `number`, read where it is not in memory.
+    ///
+    /// # Errors
+    /// `ENOENT` where it is free, `EINVAL` where no file can have that number; those of the inode table.
+    pub async fn inode(self: &Arc<Self>, number: InodeNumber) -> Result<Arc<InodeInfo>> {
+        self.inodes
+            .get(number, async {
+                let inode = self.read_inode(number).await?;
+                if inode.links_count == 0 || inode.mode == 0 {
+                    return Err(Error::posix(Errno::ENOENT, format!("inode {number} is free")));
+                }
+                Ok(InodeInfo::new(inode))
+            })
+            .await
+    }
+
+    async fn read_inode(&self, number: InodeNumber) -> Result<Inode> {
+        if number.0 == 0 || number.0 > self.info.inodes_count() {
+            return Err(Error::posix(Errno::EINVAL, format!("there is no inode {number}")));
+        }
+        inode_table::read_inode(&self.info, number).await
+    }
+}
 
 /// Makes a file system with a journal superblock of the journal crate (see [`ext4_core::meta::mkfs::mkfs`]).
 pub async fn mkfs(

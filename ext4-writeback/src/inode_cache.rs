@@ -1,0 +1,151 @@
+//! Inodes in memory, one [`InodeInfo`] for each number.
+//!
+//! Invariants:
+//! - A number has at most one `InodeInfo` that anybody holds. Concurrent loads wait for the first; an inode that is
+//!   held (an open file, a dirty page cache, an operation) is never evicted. Were there two, one would overwrite in
+//!   the inode table what the other changed.
+//! - A new inode is in the cache, its `inode` lock held, before its slot in the inode table is written; a deleted one
+//!   leaves the cache before its number is free. So a load never finds a slot half way between two lives.
+//! - What fsync of an evicted inode would have waited for is not lost: the last transaction of any evicted inode is
+//!   what an inode that is loaded starts with.
+//!
+//! Memory: at most `capacity` inodes that nobody holds.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use ext4_core::{InodeNumber, Result, TransactionId};
+use parking_lot::Mutex;
+use quick_cache::Lifecycle;
+use quick_cache::sync::Cache;
+use rustc_hash::FxBuildHasher;
+
+use crate::inode_info::InodeInfo;
+
+/// The last transaction of an evicted inode, as in [`InodeInfo::sync_transaction`].
+type Evicted = Arc<AtomicU64>;
+
+#[derive(Clone)]
+struct KeepUsed(Evicted);
+
+impl Lifecycle<u32, Arc<InodeInfo>> for KeepUsed {
+    type RequestState = ();
+
+    fn is_pinned(&self, _number: &u32, inode: &Arc<InodeInfo>) -> bool {
+        Arc::strong_count(inode) > 1
+    }
+
+    fn on_evict(&self, (): &mut (), _number: u32, inode: Arc<InodeInfo>) {
+        let Some(last) = inode.last_transaction(false) else { return };
+        let word = inode.sync_transaction.load(Ordering::Acquire);
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |known| {
+            (known == 0 || last.is_after(TransactionId(known as u32))).then_some(word)
+        });
+    }
+}
+
+/// See the module.
+pub(crate) struct InodeCache {
+    inodes: Cache<u32, Arc<InodeInfo>, quick_cache::UnitWeighter, FxBuildHasher, KeepUsed>,
+    evicted: Evicted,
+    /// How many [`crate::File`]s are open.
+    open_files: AtomicUsize,
+    /// Inodes without links whose last file was closed and that wait to be deleted.
+    released: Mutex<Vec<Arc<InodeInfo>>>,
+}
+
+impl fmt::Debug for InodeCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InodeCache({} inodes, {} open files)", self.inodes.len(), self.open_files())
+    }
+}
+
+impl InodeCache {
+    /// A cache of at most `capacity` inodes that nobody holds.
+    pub fn new(capacity: usize) -> Self {
+        let evicted = Evicted::default();
+        let capacity = capacity.max(64);
+        let inodes = Cache::with(
+            capacity,
+            capacity as u64,
+            quick_cache::UnitWeighter,
+            FxBuildHasher,
+            KeepUsed(Arc::clone(&evicted)),
+        );
+        Self { inodes, evicted, open_files: AtomicUsize::new(0), released: Mutex::default() }
+    }
+
+    /// The inode `number`; `load` reads it where it is not in memory.
+    pub async fn get(
+        &self,
+        number: InodeNumber,
+        load: impl Future<Output = Result<InodeInfo>>,
+    ) -> Result<Arc<InodeInfo>> {
+        if let Some(inode) = self.inodes.get(&number.0) {
+            return Ok(inode);
+        }
+        let guard = match self.inodes.get_value_or_guard_async(&number.0).await {
+            Ok(inode) => return Ok(inode),
+            Err(guard) => guard,
+        };
+        let inode = load.await?;
+        let evicted = self.evicted.load(Ordering::Acquire);
+        inode.sync_transaction.store(evicted, Ordering::Release);
+        inode.datasync_transaction.store(evicted, Ordering::Release);
+        let inode = Arc::new(inode);
+        match guard.insert(Arc::clone(&inode)) {
+            Ok(()) => Ok(inode),
+            // It was made anew while its old slot was being read: then that one is the truth.
+            Err(_) => Ok(self.inodes.get(&number.0).unwrap_or(inode)),
+        }
+    }
+
+    /// The inode `number` where it is in memory.
+    pub fn cached(&self, number: InodeNumber) -> Option<Arc<InodeInfo>> {
+        self.inodes.get(&number.0)
+    }
+
+    /// Adds an inode that was just allocated.
+    pub fn insert(&self, inode: &Arc<InodeInfo>) {
+        self.inodes.insert(inode.number.0, Arc::clone(inode));
+    }
+
+    /// Forgets an inode that is being deleted.
+    pub fn remove(&self, number: InodeNumber) {
+        drop(self.inodes.remove(&number.0));
+    }
+
+    /// Everything in memory.
+    pub fn all(&self) -> Vec<Arc<InodeInfo>> {
+        self.inodes.iter().map(|(_, inode)| inode).collect()
+    }
+
+    /// Counts an open file.
+    pub fn opened(&self, inode: &InodeInfo) {
+        inode.open_count.fetch_add(1, Ordering::AcqRel);
+        self.open_files.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts a closed file; true where it was the inode's last.
+    pub fn closed(&self, inode: &InodeInfo) -> bool {
+        self.open_files.fetch_sub(1, Ordering::AcqRel);
+        inode.open_count.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// How many files are open.
+    pub fn open_files(&self) -> usize {
+        self.open_files.load(Ordering::Acquire)
+    }
+
+    /// Queues an inode without links whose last file was closed.
+    pub fn release(&self, inode: Arc<InodeInfo>) {
+        self.released.lock().push(inode);
+    }
+
+    /// Takes one that waits to be deleted.
+    pub fn next_released(&self) -> Option<Arc<InodeInfo>> {
+        self.released.lock().pop()
+    }
+}
