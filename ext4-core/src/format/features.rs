@@ -1,6 +1,12 @@
 //! Feature masks. Source: kernel documentation, "Super Block" (feature_compat, feature_incompat, feature_ro_compat).
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use bitflags::bitflags;
+
+use crate::error::{Errno, Error, Result};
 
 bitflags! {
     /// Features that a kernel may ignore.
@@ -123,7 +129,182 @@ pub struct Features {
     pub ro_compat: RoCompat,
 }
 
+/// One of the three masks, in dumpe2fs's order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mask {
+    Compat,
+    Incompat,
+    RoCompat,
+}
+
+/// The names that mke2fs and dumpe2fs use, with the bit of each; where a feature has two names, the one they print
+/// comes first.
+const NAMES: &[(Mask, u32, &str)] = &[
+    (Mask::Compat, 0x1, "dir_prealloc"),
+    (Mask::Compat, 0x2, "imagic_inodes"),
+    (Mask::Compat, 0x4, "has_journal"),
+    (Mask::Compat, 0x8, "ext_attr"),
+    (Mask::Compat, 0x10, "resize_inode"),
+    (Mask::Compat, 0x20, "dir_index"),
+    (Mask::Compat, 0x40, "lazy_bg"),
+    (Mask::Compat, 0x100, "snapshot_bitmap"),
+    (Mask::Compat, 0x200, "sparse_super2"),
+    (Mask::Compat, 0x400, "fast_commit"),
+    (Mask::Compat, 0x800, "stable_inodes"),
+    (Mask::Compat, 0x1000, "orphan_file"),
+    (Mask::Incompat, 0x1, "compression"),
+    (Mask::Incompat, 0x2, "filetype"),
+    (Mask::Incompat, 0x4, "needs_recovery"),
+    (Mask::Incompat, 0x8, "journal_dev"),
+    (Mask::Incompat, 0x10, "meta_bg"),
+    (Mask::Incompat, 0x40, "extent"),
+    (Mask::Incompat, 0x40, "extents"),
+    (Mask::Incompat, 0x80, "64bit"),
+    (Mask::Incompat, 0x100, "mmp"),
+    (Mask::Incompat, 0x200, "flex_bg"),
+    (Mask::Incompat, 0x400, "ea_inode"),
+    (Mask::Incompat, 0x1000, "dirdata"),
+    (Mask::Incompat, 0x2000, "metadata_csum_seed"),
+    (Mask::Incompat, 0x4000, "large_dir"),
+    (Mask::Incompat, 0x8000, "inline_data"),
+    (Mask::Incompat, 0x1_0000, "encrypt"),
+    (Mask::Incompat, 0x2_0000, "casefold"),
+    (Mask::RoCompat, 0x1, "sparse_super"),
+    (Mask::RoCompat, 0x2, "large_file"),
+    (Mask::RoCompat, 0x8, "huge_file"),
+    (Mask::RoCompat, 0x10, "uninit_bg"),
+    (Mask::RoCompat, 0x10, "uninit_groups"),
+    (Mask::RoCompat, 0x20, "dir_nlink"),
+    (Mask::RoCompat, 0x40, "extra_isize"),
+    (Mask::RoCompat, 0x80, "has_snapshot"),
+    (Mask::RoCompat, 0x100, "quota"),
+    (Mask::RoCompat, 0x200, "bigalloc"),
+    (Mask::RoCompat, 0x400, "metadata_csum"),
+    (Mask::RoCompat, 0x800, "replica"),
+    (Mask::RoCompat, 0x1000, "read-only"),
+    (Mask::RoCompat, 0x2000, "project"),
+    (Mask::RoCompat, 0x4000, "shared_blocks"),
+    (Mask::RoCompat, 0x8000, "verity"),
+    (Mask::RoCompat, 0x1_0000, "orphan_present"),
+];
+
+/// What may be set on a file system that this library reads.
+const READABLE: Incompat = Incompat::FILETYPE
+    .union(Incompat::RECOVER)
+    .union(Incompat::META_BG)
+    .union(Incompat::EXTENTS)
+    .union(Incompat::BIT64)
+    .union(Incompat::MMP)
+    .union(Incompat::FLEX_BG)
+    .union(Incompat::CSUM_SEED);
+
+/// What of [`READABLE`] must not be set on one that it writes. Multiple mount protection: nobody here renews the
+/// heartbeat that keeps other hosts away.
+const READABLE_ONLY: Incompat = Incompat::MMP;
+
+/// What may be set on a file system that this library writes.
+const WRITABLE: RoCompat = RoCompat::SPARSE_SUPER
+    .union(RoCompat::LARGE_FILE)
+    .union(RoCompat::HUGE_FILE)
+    .union(RoCompat::GDT_CSUM)
+    .union(RoCompat::DIR_NLINK)
+    .union(RoCompat::EXTRA_ISIZE)
+    .union(RoCompat::METADATA_CSUM)
+    .union(RoCompat::ORPHAN_PRESENT);
+
 impl Features {
+    fn mask(&self, mask: Mask) -> u32 {
+        match mask {
+            Mask::Compat => self.compat.bits(),
+            Mask::Incompat => self.incompat.bits(),
+            Mask::RoCompat => self.ro_compat.bits(),
+        }
+    }
+
+    /// The names of all features that are set, in dumpe2fs's order; one that has no name is `FEATURE_C<bit>`,
+    /// `FEATURE_I<bit>` or `FEATURE_R<bit>`.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for (mask, letter) in [(Mask::Compat, 'C'), (Mask::Incompat, 'I'), (Mask::RoCompat, 'R')] {
+            for bit in 0..32_u32 {
+                let flag = 1_u32.wrapping_shl(bit);
+                if self.mask(mask) & flag == 0 {
+                    continue;
+                }
+                let known = NAMES.iter().find(|(of, value, _)| *of == mask && *value == flag);
+                names.push(match known {
+                    Some((_, _, name)) => String::from(*name),
+                    None => format!("FEATURE_{letter}{bit}"),
+                });
+            }
+        }
+        names
+    }
+
+    /// Changes the features as mke2fs's `-O` says: names separated by commas or spaces, `^name` clears, `none`
+    /// clears everything before it.
+    ///
+    /// # Errors
+    /// `EINVAL` with the name that no feature has.
+    pub fn apply(&mut self, list: &str) -> Result<()> {
+        for word in list.split([',', ' ', '\t']).filter(|word| !word.is_empty()) {
+            if word.eq_ignore_ascii_case("none") {
+                *self = Self::default();
+                continue;
+            }
+            let (name, clear) = match word.strip_prefix('^') {
+                Some(name) => (name, true),
+                None => (word, false),
+            };
+            let (mask, flag) = NAMES
+                .iter()
+                .find(|(_, _, known)| known.eq_ignore_ascii_case(name))
+                .map(|(mask, flag, _)| (*mask, *flag))
+                .or_else(|| Self::unnamed(name))
+                .ok_or_else(|| Error::posix(Errno::EINVAL, format!("feature {name:?}: no such feature")))?;
+            match mask {
+                Mask::Compat => self.compat.set(Compat::from_bits_retain(flag), !clear),
+                Mask::Incompat => self.incompat.set(Incompat::from_bits_retain(flag), !clear),
+                Mask::RoCompat => self.ro_compat.set(RoCompat::from_bits_retain(flag), !clear),
+            }
+        }
+        Ok(())
+    }
+
+    /// `FEATURE_I7` and the like.
+    fn unnamed(name: &str) -> Option<(Mask, u32)> {
+        let rest = name.strip_prefix("FEATURE_")?;
+        let (mask, digits) = match (rest.strip_prefix('C'), rest.strip_prefix('I'), rest.strip_prefix('R')) {
+            (Some(digits), _, _) => (Mask::Compat, digits),
+            (_, Some(digits), _) => (Mask::Incompat, digits),
+            (_, _, Some(digits)) => (Mask::RoCompat, digits),
+            _ => return None,
+        };
+        Some((mask, 1_u32.checked_shl(digits.parse().ok()?)?))
+    }
+
+    /// Refuses, by name, what this library cannot read; and, unless `read_only`, what it cannot write.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the names.
+    pub fn check_supported(&self, read_only: bool) -> Result<()> {
+        let unreadable = Self { incompat: self.incompat.difference(READABLE), ..Self::default() };
+        if unreadable != Self::default() {
+            return Err(Error::Unsupported(format!("feature {}", unreadable.names().join(" "))));
+        }
+        let unwritable = Self {
+            compat: Compat::empty(),
+            incompat: self.incompat.intersection(READABLE_ONLY),
+            ro_compat: self.ro_compat.difference(WRITABLE),
+        };
+        if !read_only && unwritable != Self::default() {
+            let names = unwritable.names().join(" ");
+            return Err(Error::Unsupported(format!("feature {names} (it can be mounted read-only)")));
+        }
+        Ok(())
+    }
+
     /// crc32c on all metadata.
     #[must_use]
     pub fn metadata_csum(&self) -> bool {
@@ -140,5 +321,33 @@ impl Features {
     #[must_use]
     pub fn bit64(&self) -> bool {
         self.incompat.contains(Incompat::BIT64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_lists_are_those_of_mke2fs() {
+        let mut features = Features::default();
+        features
+            .apply("has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr")
+            .unwrap();
+        assert_eq!(
+            features.names().join(" "),
+            "has_journal ext_attr resize_inode dir_index filetype extent 64bit flex_bg sparse_super large_file \
+             huge_file dir_nlink extra_isize metadata_csum"
+        );
+        features.check_supported(false).unwrap();
+        features.apply("^has_journal ^64bit,FEATURE_I29").unwrap();
+        assert!(!features.bit64() && !features.compat.contains(Compat::HAS_JOURNAL));
+        let refusal = features.check_supported(true).unwrap_err().to_string();
+        assert_eq!(refusal, "unsupported: feature FEATURE_I29");
+        features.apply("none,bigalloc").unwrap();
+        assert_eq!(features.names(), ["bigalloc"]);
+        features.check_supported(true).unwrap();
+        assert!(features.check_supported(false).unwrap_err().to_string().contains("bigalloc"));
+        assert_eq!(features.apply("extends").unwrap_err().errno(), Errno::EINVAL);
     }
 }
