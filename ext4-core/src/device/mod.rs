@@ -17,6 +17,7 @@
 //! - Completions do bookkeeping only: they run in the backend's completion context and never block.
 
 pub mod conformance;
+pub mod host;
 pub mod memory;
 pub mod simulated;
 
@@ -39,7 +40,8 @@ pub enum Operation {
     Write,
     /// Make every write that had completed before durable.
     Flush,
-    /// The range's content is no longer needed; it may read as anything afterwards.
+    /// The range's content is no longer needed; it may read as anything afterwards. Advice: a device that cannot
+    /// discard ([`Geometry::discard`]) completes it and does nothing.
     Discard,
     /// The range reads as zeros afterwards.
     WriteZeroes,
@@ -95,6 +97,16 @@ impl Segment {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The piece's address, for a device to which its bio belongs: valid for [`Segment::len`] bytes as long as the
+    /// segment lives. A device writes there only what a read brings, and never into an [`Segment::Image`].
+    pub fn as_device_ptr(&mut self) -> *mut u8 {
+        match self {
+            Self::Pool { memory, offset, .. } => memory.as_ptr().wrapping_add(*offset as usize),
+            Self::Image(image) => image.as_ptr().cast_mut(),
+            Self::Owned(buffer) => buffer.as_mut_ptr(),
+        }
     }
 
     /// Calls `f` with the piece's bytes.
@@ -205,7 +217,14 @@ impl Bio {
                 self.segments.iter().any(|segment| !u64::from(segment.len()).is_multiple_of(unit));
             let frozen = self.operation == Operation::Read
                 && self.segments.iter().any(|segment| matches!(segment, Segment::Image(_)));
-            if total != self.len || misaligned || frozen {
+            // A backend hands bare addresses to the host: what a piece claims must be its own.
+            let outside = self.segments.iter().any(|segment| match segment {
+                Segment::Pool { memory, offset, len } => {
+                    u64::from(*offset) + u64::from(*len) > memory.len() as u64
+                }
+                Segment::Image(_) | Segment::Owned(_) => false,
+            });
+            if total != self.len || misaligned || frozen || outside {
                 return fail(Errno::EINVAL);
             }
         }
