@@ -12,6 +12,8 @@ use crate::{Attributes, Filesystem, Result};
 pub struct File {
     pub(crate) filesystem: Filesystem,
     pub(crate) inode: Arc<InodeInfo>,
+    /// How far this opener has seen the inode's write errors.
+    pub(crate) error_cursor: parking_lot::Mutex<u64>,
 }
 
 /// What [`File::seek`] looks for.
@@ -24,6 +26,12 @@ pub enum SeekTarget {
 }
 
 impl File {
+    /// Opens `inode`; the caller has counted it in `open_count`, and counts it off when the file is dropped.
+    pub(crate) fn new(filesystem: Filesystem, inode: Arc<InodeInfo>) -> Self {
+        let error_cursor = parking_lot::Mutex::new(inode.write_errors.sample());
+        Self { filesystem, inode, error_cursor }
+    }
+
     /// Reads at byte `offset` into `buffer`; returns how many bytes, fewer only at the end of the file.
     pub async fn read_at(&self, _offset: u64, _buffer: &mut [u8]) -> Result<usize> {
         todo!()

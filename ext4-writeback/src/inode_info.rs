@@ -16,6 +16,10 @@ use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::{Errno, Error, InodeNumber, Result, TransactionId};
 use tokio::sync::RwLock;
 
+use crate::completion::CompletionQueue;
+use crate::extent_status::ExtentStatusTree;
+use crate::page_cache::{ErrorSequence, PageCache};
+
 /// Marks a word of [`InodeInfo::sync_transaction`] that holds a transaction id.
 const KNOWN: u64 = 1 << 32;
 
@@ -37,6 +41,14 @@ pub(crate) struct InodeInfo {
     pub sync_transaction: AtomicU64,
     /// See `sync_transaction`.
     pub datasync_transaction: AtomicU64,
+    /// The folios.
+    pub pages: PageCache,
+    /// What lies where.
+    pub extent_status: ExtentStatusTree,
+    /// I/O in flight and completed, and the size on the device.
+    pub completion: CompletionQueue,
+    /// Failed writebacks.
+    pub write_errors: ErrorSequence,
     /// How many [`crate::File`]s are open.
     pub open_count: AtomicU32,
     /// The inode was deleted: its number may be another's by now. Set under `rwlock` and `inode`.
@@ -46,6 +58,7 @@ pub(crate) struct InodeInfo {
 impl InodeInfo {
     /// The inode in memory, as it was read.
     pub fn new(inode: Inode) -> Self {
+        let disk_size = inode.size;
         Self {
             number: inode.number,
             rwlock: RwLock::new(()),
@@ -54,6 +67,10 @@ impl InodeInfo {
             inode: RwLock::new(inode),
             sync_transaction: AtomicU64::new(0),
             datasync_transaction: AtomicU64::new(0),
+            pages: PageCache::new(),
+            extent_status: ExtentStatusTree::new(),
+            completion: CompletionQueue::new(disk_size),
+            write_errors: ErrorSequence::new(),
             open_count: AtomicU32::new(0),
             freed: AtomicBool::new(false),
         }

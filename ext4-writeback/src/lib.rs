@@ -2,14 +2,20 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+mod completion;
 mod error_policy;
+mod extent_status;
 pub mod file;
 pub mod filesystem;
+mod flusher;
 mod handle;
 mod inode_cache;
 mod inode_info;
 pub mod options;
+mod page_cache;
 pub mod runtime;
+mod truncate;
+mod writeback;
 
 pub use attributes::{Attributes, Credentials, SetAttributes, StatFs};
 pub use ext4_core::{Error, Result};

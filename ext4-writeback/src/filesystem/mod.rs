@@ -43,6 +43,8 @@ pub(crate) struct FilesystemInner {
     pub orphans: Orphans,
     /// Memory for folios.
     pub pool: Arc<MemoryPool>,
+    /// Dirty accounting and the flusher.
+    pub writeback: crate::flusher::WritebackControl,
     /// Inodes in memory.
     pub inodes: InodeCache,
     /// What was found wrong, and what follows from it.
