@@ -5,6 +5,8 @@
 
 use core::mem::{offset_of, size_of};
 
+use super::directory::index::{RawCountLimit, RawIndexTail, RawKey, RawRootInfo};
+use super::directory::{RawEntry, RawTail};
 use super::group_descriptor::RawGroupDescriptor;
 use super::superblock::RawSuperblock;
 
@@ -150,3 +152,22 @@ layout!(RawGroupDescriptor, 64, {
     bg_inode_bitmap_csum_hi: 0x3a,
     bg_reserved: 0x3c,
 });
+
+layout!(RawEntry, 8, { inode: 0, rec_len: 4, name_len: 6, file_type: 7 });
+layout!(RawTail, 12, {
+    det_reserved_zero1: 0,
+    det_rec_len: 4,
+    det_reserved_zero2: 6,
+    det_reserved_ft: 7,
+    det_checksum: 8,
+});
+layout!(RawRootInfo, 8, {
+    reserved_zero: 0,
+    hash_version: 4,
+    info_length: 5,
+    indirect_levels: 6,
+    unused_flags: 7,
+});
+layout!(RawCountLimit, 4, { limit: 0, count: 2 });
+layout!(RawKey, 8, { hash: 0, block: 4 });
+layout!(RawIndexTail, 8, { dt_reserved: 0, dt_checksum: 4 });
