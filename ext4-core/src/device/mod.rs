@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Errno, Error, Result};
 pub use memory::{AlignedBuffer, BlockImage, MemoryPool, PoolMemory};
-pub use simulated::MemoryDevice;
+pub use simulated::{FaultyDevice, Image, MemoryDevice, RecordingDevice};
 
 /// What a bio asks of the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
