@@ -1,15 +1,48 @@
-//! A jbd2-compatible journal.
+//! A jbd2-compatible journal: every change of metadata reaches the disk as a whole or not at all.
+//!
+//! ```text
+//!   Handle ─ modify ─► running transaction ─ freeze ─► log ─► commit block ─► checkpoint: blocks to their places
+//!                            │ the next one runs while this one commits         │
+//!                            └──────────────────────────────────────────────────┴─► the tail of the log moves on
+//! ```
+//!
+//! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `transaction` (its states),
+//! `revoke` (freed blocks), `commit`, `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
+//! structures) and `log` (the ring of blocks); `journal` holds the state and the two tasks.
+//!
+//! Invariants, each with the crash it prevents:
+//! - The commit block is written only when everything of its transaction is in the log, behind a flush. Otherwise
+//!   recovery could replay garbage.
+//! - A block goes to its place only after the transaction that changed it has committed. Otherwise a crash would show
+//!   half an operation.
+//! - The log's tail moves on, on the medium, only after what it passes over is on the medium, and its blocks are
+//!   written over only after that. Otherwise recovery would miss a committed change.
+//! - A freed metadata block is not used for data before the freeing transaction, with its revoke, has committed and no
+//!   write of the old content is in flight. Otherwise old metadata could appear in a file.
+//!
+//! Locks: one synchronous lock for the whole state, never held across an await or a device call; it is outside a
+//! buffer's image lock. Two asynchronous ones: writing the journal superblock, and nothing else, happens under one.
+//! Devices are called only by the commit task, the checkpoint task, recovery, start and close.
 #![forbid(unsafe_code)]
+
+mod checkpoint;
+mod commit;
+mod format;
+mod handle;
+mod journal;
+mod log;
+mod recovery;
+mod revoke;
+mod transaction;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use ext4_core::device::BlockDevice;
-use ext4_core::environment::{Environment, Runtime};
-use ext4_core::meta::transaction::OnCommit;
-use ext4_core::meta::{Buffer, BufferCache, Transaction};
-use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
+use ext4_core::{BlockNumber, BlockSize};
+
+pub use handle::Handle;
+pub use journal::{Journal, Statistics};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
@@ -36,129 +69,8 @@ pub struct JournalOptions {
 pub struct RecoveryReport {
     /// Transactions replayed.
     pub transactions: u32,
-    /// Blocks written to their places.
+    /// Images replayed; of several of one block the last is written to its place.
     pub blocks: u64,
-    /// Blocks not written because they had been revoked.
+    /// Images not replayed because their block had been revoked.
     pub revoked: u64,
-}
-
-/// A log and its running, committing and checkpointed transactions.
-#[derive(Debug)]
-pub struct Journal {}
-
-impl Journal {
-    /// The image of the superblock of an empty log, for mkfs: version 2, checksums v3 where `metadata_csum`, 64-bit
-    /// tags where `bit64` ... (jbd2 sets those features at the first mount; ours does as mke2fs).
-    pub fn new_superblock(_block_size: BlockSize, _blocks: u32, _uuid: [u8; 16]) -> Vec<u8> {
-        todo!()
-    }
-
-    /// Reads and verifies the journal superblock. Changes nothing.
-    pub async fn open(
-        _location: JournalLocation,
-        _options: JournalOptions,
-        _environment: Arc<dyn Environment>,
-        _runtime: Arc<dyn Runtime>,
-    ) -> Result<Arc<Self>> {
-        todo!()
-    }
-
-    /// True when the log holds transactions that must be replayed.
-    pub fn needs_recovery(&self) -> bool {
-        todo!()
-    }
-
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log.
-    pub async fn recover(&self, _filesystem: &Arc<dyn BlockDevice>) -> Result<RecoveryReport> {
-        todo!()
-    }
-
-    /// Begins to run: sets the features the file system asks for, takes `cache` (whose device holds the blocks that
-    /// are journaled) and starts the commit and checkpoint tasks. After recovery.
-    pub async fn start_running(
-        self: &Arc<Self>,
-        _cache: &Arc<BufferCache>,
-        _metadata_csum: bool,
-        _bit64: bool,
-    ) -> Result<()> {
-        todo!()
-    }
-
-    /// Starts a handle that may change `credits` blocks; waits where the running transaction is being locked or the
-    /// log is full. `operation` names it in assertions.
-    pub async fn start(self: &Arc<Self>, _credits: u32, _operation: &'static str) -> Result<Handle> {
-        todo!()
-    }
-
-    /// Most credits one handle can have.
-    pub fn max_credits(&self) -> u32 {
-        todo!()
-    }
-
-    /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
-    /// where it has committed. Returns true when that flushed the file system's device after the call.
-    pub async fn commit(self: &Arc<Self>, _id: TransactionId) -> Result<bool> {
-        todo!()
-    }
-
-    /// Commits what is running and waits for it and for what is committing.
-    pub async fn force_commit(self: &Arc<Self>) -> Result<()> {
-        todo!()
-    }
-
-    /// Writes every committed block to its place and empties the log (freeze, unmount, before growing a bitmap …).
-    pub async fn flush(self: &Arc<Self>) -> Result<()> {
-        todo!()
-    }
-
-    /// Commits, checkpoints, marks the log clean, stops the tasks. With `erase`, the log's blocks are zeroed and the
-    /// sequence starts again at 1, so that images are reproducible and sparse.
-    pub async fn close(self: &Arc<Self>, _erase: bool) -> Result<()> {
-        todo!()
-    }
-
-    /// Stops the journal after an error: what is running never commits. The first error stays.
-    pub fn abort(&self, _error: &Error) {
-        todo!()
-    }
-
-    /// The error that stopped the journal.
-    pub fn aborted(&self) -> Option<Error> {
-        todo!()
-    }
-}
-
-/// One operation's part in the running transaction. Dropping it stops it.
-#[derive(Debug)]
-pub struct Handle {}
-
-#[async_trait]
-impl Transaction for Handle {
-    fn id(&self) -> TransactionId {
-        todo!()
-    }
-    fn get_write_access(&self, _buffer: &Buffer) -> Result<()> {
-        todo!()
-    }
-    fn get_create_access(&self, _buffer: &Buffer) -> Result<()> {
-        todo!()
-    }
-    fn dirty_metadata(&self, _buffer: &Buffer) -> Result<()> {
-        todo!()
-    }
-    fn forget(&self, _block: BlockNumber, _buffer: Option<&Buffer>) -> Result<()> {
-        todo!()
-    }
-    fn credits(&self) -> u32 {
-        todo!()
-    }
-    fn extend(&self, _credits: u32) -> Result<bool> {
-        todo!()
-    }
-    async fn restart(&self, _credits: u32) -> Result<()> {
-        todo!()
-    }
-    fn on_commit(&self, _callback: OnCommit) {
-        todo!()
-    }
 }

@@ -93,6 +93,12 @@ impl Buffer {
         self.0.block
     }
 
+    /// True where both are one buffer, not two lives of one block.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The content as it is now; it does not change while the caller holds it. Drop it before changing the buffer,
     /// or the change has to copy.
     #[must_use]

@@ -1,0 +1,371 @@
+//! Checkpoint: committed blocks go to their places, and their part of the log becomes free.
+//!
+//! Each block is known by its latest committed image. A block that a newer transaction committed again leaves the
+//! older one's list: the newer one's copy in the log replaces the older. So a block that changes all the time, a bitmap,
+//! is seldom written.
+//!
+//! A transaction none of whose blocks is left, and none before it, frees its part of the log: the tail in the
+//! superblock moves on, behind a flush of the blocks that were written.
+//!
+//! Invariants:
+//! - Only images of committed transactions are written. Otherwise a crash would show half an operation.
+//! - One checkpoint at a time, and a block of it is written once: an older image never overtakes a newer one.
+//! - A block that a committed transaction revoked is not written any more; see [`crate::revoke`].
+
+use std::collections::VecDeque;
+
+use ext4_core::device::{BioFlags, BlockImage};
+use ext4_core::meta::Buffer;
+use ext4_core::meta::buffer::write_images;
+use ext4_core::{BlockNumber, Result, TransactionId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::commit::Frozen;
+use crate::journal::{Counters, Journal, State};
+use crate::log::Extent;
+
+/// Blocks that are written at a time; between two lots revoked blocks are left out.
+const LOT: usize = 1024;
+
+/// A committed block that is not in its place.
+#[derive(Debug)]
+struct Entry {
+    /// The transaction that committed it last.
+    id: TransactionId,
+    image: BlockImage,
+    /// Keeps the block in the cache: the device does not have it yet.
+    buffer: Buffer,
+}
+
+/// A committed transaction whose part of the log is in use.
+#[derive(Debug)]
+struct Committed {
+    extent: Extent,
+    /// What it committed.
+    blocks: Vec<BlockNumber>,
+    /// How many of them are not in their places and not in a newer transaction.
+    left: usize,
+}
+
+/// What waits to be written to its place.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoints {
+    blocks: FxHashMap<BlockNumber, Entry>,
+    /// Oldest first.
+    transactions: VecDeque<Committed>,
+    /// Blocks whose write is in flight.
+    in_flight: FxHashSet<BlockNumber>,
+    /// Blocks were written since the last flush.
+    unflushed: bool,
+    /// So many log blocks are wanted free.
+    wanted: u32,
+    /// The log is to be emptied.
+    empty: bool,
+    /// The superblock is being written to say that the log is empty: nothing may be added to it meanwhile.
+    emptying: bool,
+    /// How often the log was found or made empty.
+    emptied: u64,
+}
+
+impl Checkpoints {
+    /// Asks for `blocks` free log blocks.
+    pub(crate) fn want(&mut self, blocks: u32) {
+        self.wanted = self.wanted.max(blocks);
+    }
+
+    /// True where the log is to be emptied.
+    pub(crate) fn is_to_be_emptied(&self) -> bool {
+        self.empty
+    }
+
+    /// True where no committed transaction is in the log.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.transactions.is_empty()
+    }
+
+    /// True while nothing may be added to the log.
+    pub(crate) fn is_emptying(&self) -> bool {
+        self.emptying
+    }
+
+    /// Adds a committed transaction. Returns what is to be dropped without the lock.
+    pub(crate) fn add(
+        &mut self,
+        extent: Extent,
+        frozen: Vec<Frozen>,
+        revoked: &[BlockNumber],
+    ) -> Vec<(BlockImage, Buffer)> {
+        let mut released = Vec::new();
+        let blocks = frozen.iter().map(|frozen| frozen.block).collect();
+        self.transactions.push_back(Committed { extent, blocks, left: frozen.len() });
+        for Frozen { block, image, buffer } in frozen {
+            if let Some(old) = self.blocks.insert(block, Entry { id: extent.id, image, buffer }) {
+                self.one_less(old.id);
+                released.push((old.image, old.buffer));
+            }
+        }
+        for block in revoked {
+            if let Some(old) = self.blocks.remove(block) {
+                self.one_less(old.id);
+                released.push((old.image, old.buffer));
+            }
+        }
+        released
+    }
+
+    fn one_less(&mut self, id: TransactionId) {
+        // Ids follow one another, so the distance from the oldest is the index.
+        let Some(oldest) = self.transactions.front() else { return };
+        let index = id.0.wrapping_sub(oldest.extent.id.0) as usize;
+        if let Some(transaction) = self.transactions.get_mut(index) {
+            debug_assert_eq!(transaction.extent.id, id);
+            transaction.left -= 1;
+        }
+    }
+
+    /// The blocks to write so that `wanted` log blocks get free beyond `free`, in device order.
+    fn select(&self, wanted: u32) -> Vec<(BlockNumber, TransactionId)> {
+        let mut gained = 0_u32;
+        let mut blocks = Vec::new();
+        for transaction in &self.transactions {
+            if gained >= wanted {
+                break;
+            }
+            gained = gained.saturating_add(transaction.extent.count);
+            if transaction.left == 0 {
+                continue;
+            }
+            let id = transaction.extent.id;
+            let theirs = |block: &&BlockNumber| self.blocks.get(block).is_some_and(|entry| entry.id == id);
+            blocks.extend(transaction.blocks.iter().filter(theirs).map(|block| (*block, id)));
+        }
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// The images of those of `lot` that are still what they were when they were selected; now in flight.
+    fn take_lot(&mut self, lot: &[(BlockNumber, TransactionId)]) -> Vec<(BlockNumber, BlockImage)> {
+        let images: Vec<_> = lot
+            .iter()
+            .filter_map(|(block, id)| {
+                let entry = self.blocks.get(block).filter(|entry| entry.id == *id)?;
+                Some((*block, entry.image.clone()))
+            })
+            .collect();
+        self.in_flight.extend(images.iter().map(|(block, _)| *block));
+        images
+    }
+
+    /// The lot is in its place.
+    fn finish_lot(&mut self, lot: &[(BlockNumber, TransactionId)]) -> Vec<(BlockImage, Buffer)> {
+        let mut released = Vec::new();
+        self.in_flight.clear();
+        self.unflushed = true;
+        for (block, id) in lot {
+            if self.blocks.get(block).is_some_and(|entry| entry.id == *id)
+                && let Some(entry) = self.blocks.remove(block)
+            {
+                self.one_less(*id);
+                released.push((entry.image, entry.buffer));
+            }
+        }
+        released
+    }
+
+    /// The log blocks of the oldest transactions that have nothing left to write, and how many those are.
+    fn finished(&self) -> (usize, u32) {
+        let finished = self.transactions.iter().take_while(|transaction| transaction.left == 0);
+        finished.fold((0, 0), |(count, blocks), transaction| (count + 1, blocks + transaction.extent.count))
+    }
+}
+
+impl State {
+    /// Where the log begins when its `skip` oldest committed transactions are gone.
+    fn tail_after(&self, skip: usize) -> (u32, TransactionId) {
+        let committing = self.committing.as_ref();
+        match self.checkpoints.transactions.get(skip) {
+            Some(transaction) => (transaction.extent.start, transaction.extent.id),
+            None => match committing.filter(|c| !self.checkpoints.holds(c.transaction.id)) {
+                Some(committing) => (
+                    committing.extent.map_or(self.space.head, |extent| extent.start),
+                    committing.transaction.id,
+                ),
+                None => (self.space.head, self.next),
+            },
+        }
+    }
+}
+
+impl Checkpoints {
+    /// True where transaction `id` has been added, though perhaps it still counts as committing.
+    fn holds(&self, id: TransactionId) -> bool {
+        self.transactions.back().is_some_and(|last| last.extent.id == id)
+    }
+}
+
+impl Journal {
+    /// One turn of the checkpoint task: makes room in the log where it is short, empties it where that is asked for.
+    /// True where it did something.
+    pub(crate) async fn checkpoint_if_needed(&self) -> bool {
+        let (wanted, empty) = {
+            let mut state = self.state.lock();
+            if state.aborted.is_some() {
+                return false;
+            }
+            let ring = self.log.ring();
+            let free = state.space.free;
+            let State { checkpoints, .. } = &mut *state;
+            let short = free < ring / 4 || checkpoints.wanted > free;
+            let empty = checkpoints.empty;
+            if !short && !empty || checkpoints.is_empty() && !empty {
+                checkpoints.wanted = 0;
+                return false;
+            }
+            let target = if empty { ring } else { checkpoints.wanted.max(ring / 2) };
+            checkpoints.wanted = 0;
+            (target.saturating_sub(free), empty)
+        };
+        let result = async {
+            self.checkpoint(wanted).await?;
+            if empty { self.mark_empty().await } else { Ok(true) }
+        };
+        let went_on = result.await.unwrap_or_else(|error| {
+            self.abort(&error);
+            false
+        });
+        self.wake.checkpointed.notify_waiters();
+        self.wake.room.notify_waiters();
+        went_on
+    }
+
+    /// Writes the blocks of the oldest transactions until `wanted` log blocks are free, and moves the tail on.
+    async fn checkpoint(&self, wanted: u32) -> Result<()> {
+        let selected = self.state.lock().checkpoints.select(wanted);
+        let home = self.home();
+        for lot in selected.chunks(LOT) {
+            let images = self.state.lock().checkpoints.take_lot(lot);
+            if images.is_empty() {
+                continue;
+            }
+            Counters::add(&self.counters.checkpointed_blocks, images.len());
+            let flags = BioFlags::META | BioFlags::BACKGROUND;
+            let result = write_images(&**home.cache.device(), self.log.block_size, images, flags).await;
+            let released = {
+                let mut state = self.state.lock();
+                match &result {
+                    Ok(()) => state.checkpoints.finish_lot(lot),
+                    Err(_) => {
+                        state.checkpoints.in_flight.clear();
+                        Vec::new()
+                    }
+                }
+            };
+            drop(released);
+            self.wake.checkpointed.notify_waiters();
+            result?;
+        }
+        self.move_tail().await
+    }
+
+    /// Frees the log blocks of transactions that have nothing left to write, once the superblock on the medium does not
+    /// claim them any more.
+    async fn move_tail(&self) -> Result<()> {
+        let (count, blocks, tail) = {
+            let state = self.state.lock();
+            state.check()?;
+            let (count, blocks) = state.checkpoints.finished();
+            (count, blocks, state.tail_after(count))
+        };
+        if count == 0 {
+            return Ok(());
+        }
+        self.flush_checkpointed().await?;
+        self.write_superblock(self.barrier_flags(), |superblock| superblock.set_tail(tail.0, tail.1)).await?;
+        {
+            let mut state = self.state.lock();
+            state.checkpoints.transactions.drain(..count);
+            state.space.free += blocks;
+        }
+        self.wake.room.notify_waiters();
+        Ok(())
+    }
+
+    /// Makes what was written to its place durable. Where the log is on the same device the superblock's own flush
+    /// does it.
+    async fn flush_checkpointed(&self) -> Result<()> {
+        let unflushed = std::mem::take(&mut self.state.lock().checkpoints.unflushed);
+        let home = self.home();
+        if unflushed && home.external && self.options.barrier {
+            Counters::add(&self.counters.flushes, 1);
+            home.cache.device().flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Says on the medium that the log is empty, where it is. False where a commit is under way, which wakes the
+    /// checkpoint task when it ends.
+    async fn mark_empty(&self) -> Result<bool> {
+        let next = {
+            let mut state = self.state.lock();
+            state.check()?;
+            if !state.checkpoints.is_empty()
+                || state.committing.as_ref().is_some_and(|committing| committing.extent.is_some())
+            {
+                return Ok(state.committing.is_none());
+            }
+            if state.space.empty_on_medium {
+                state.checkpoints.emptied += 1;
+                state.checkpoints.empty = false;
+                return Ok(true);
+            }
+            state.checkpoints.emptying = true;
+            state.tail_after(0).1
+        };
+        let written =
+            self.write_superblock(self.barrier_flags(), |superblock| superblock.set_tail(0, next)).await;
+        let mut state = self.state.lock();
+        state.checkpoints.emptying = false;
+        if written.is_ok() {
+            state.space.empty_on_medium = true;
+            state.checkpoints.emptied += 1;
+            state.checkpoints.empty = false;
+        }
+        written.map(|()| true)
+    }
+
+    /// Has the checkpoint task empty the log, and waits for it.
+    pub(crate) async fn empty_log(&self) -> Result<()> {
+        let mut before = None;
+        loop {
+            let mut checkpointed = std::pin::pin!(self.wake.checkpointed.notified());
+            checkpointed.as_mut().enable();
+            {
+                let mut state = self.state.lock();
+                state.check()?;
+                let emptied = state.checkpoints.emptied;
+                if *before.get_or_insert(emptied) != emptied {
+                    return Ok(());
+                }
+                state.checkpoints.empty = true;
+            }
+            self.wake.checkpoint.notify_one();
+            checkpointed.await;
+        }
+    }
+
+    /// Waits until no write of one of `blocks` is in flight.
+    pub(crate) async fn wait_for_checkpoints_of(&self, blocks: &[BlockNumber]) -> Result<()> {
+        loop {
+            let mut checkpointed = std::pin::pin!(self.wake.checkpointed.notified());
+            checkpointed.as_mut().enable();
+            {
+                let state = self.state.lock();
+                state.check()?;
+                if !blocks.iter().any(|block| state.checkpoints.in_flight.contains(block)) {
+                    return Ok(());
+                }
+            }
+            checkpointed.await;
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Commit: the running transaction becomes durable.
+//!
+//! 1. *Locked*: new handles wait, open ones finish.
+//! 2. *Flushing*: its images are frozen by cloning them (the next change of a block copies it), and the next transaction
+//!    can run. Revoke blocks, descriptors and images go to the log in one plug of large writes.
+//! 3. *Committing*: when all of them have completed, the commit block goes behind a flush, with FUA. The flush also
+//!    makes durable what data writes had completed before. With an external log the file system's device is flushed
+//!    first.
+//! 4. *Committed*: its blocks wait for the checkpoint; blocks it revoked leave those of older transactions; then the
+//!    callbacks run, then whoever waits is told.
+//!
+//! Invariant: images are read only by the clones made in step 2. Were a buffer read later, a change of the next
+//! transaction could be committed without the rest of its operation.
+//!
+//! Invariant: callbacks, which hand out freed blocks, run only when no checkpoint write of a revoked block is in flight.
+//! Were one, it could land on the data of the block's next owner.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ext4_core::device::{AlignedBuffer, BioFlags, BlockImage, Segment};
+use ext4_core::meta::Buffer;
+use ext4_core::meta::transaction::OnCommit;
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
+
+use crate::format::{ESCAPED, Layout, MAGIC, Tag};
+use crate::journal::{Committing, Counters, Journal, State};
+use crate::log::Extent;
+use crate::revoke::revoke_blocks;
+use crate::transaction::{Phase, Transaction, log_blocks};
+
+/// A block as a committing transaction froze it.
+pub(crate) struct Frozen {
+    pub(crate) block: BlockNumber,
+    pub(crate) image: BlockImage,
+    pub(crate) buffer: Buffer,
+}
+
+impl State {
+    /// Ends a running transaction that nobody has anything in: its id is used by the next. The callbacks are to be
+    /// called without the lock.
+    pub(crate) fn discard_empty(&mut self) -> Option<Vec<OnCommit>> {
+        let idle = |running: &Transaction| running.is_idle() && running.phase() == Phase::Running;
+        if self.running.as_ref().is_some_and(idle) {
+            return self.running.take().map(|running| running.callbacks);
+        }
+        None
+    }
+}
+
+impl Journal {
+    /// Asks the commit task to commit what is running.
+    pub(crate) fn request_commit(&self) {
+        let mut state = self.state.lock();
+        if let Some(running) = &mut state.running {
+            running.commit_requested = true;
+        }
+    }
+
+    /// One turn of the commit task: commits the running transaction where that is asked for. True where it did.
+    pub(crate) async fn commit_if_requested(self: &Arc<Self>) -> bool {
+        let id = {
+            let mut state = self.state.lock();
+            if state.aborted.is_some() {
+                return false;
+            }
+            match &mut state.running {
+                Some(running) if running.commit_requested => {
+                    running.advance(Phase::Locked);
+                    running.id
+                }
+                _ => return false,
+            }
+        };
+        if let Err(error) = self.commit_locked(id).await {
+            self.abort(&error);
+        }
+        true
+    }
+
+    async fn commit_locked(&self, id: TransactionId) -> Result<()> {
+        self.drain().await?;
+        let Some((frozen, revoked, layout)) = self.freeze()? else { return Ok(()) };
+        let extent = self.take_log_space(id).await?;
+        let (blocks, commit_block) = self.log_content(id, &layout, &frozen, &revoked)?;
+        assert_eq!(blocks.len() + 1, extent.count as usize, "the transaction was counted as it is written");
+        Counters::add(&self.counters.log_blocks, blocks.len() + 1);
+        Counters::add(&self.counters.logged_blocks, frozen.len());
+        Counters::add(&self.counters.revokes, revoked.len());
+
+        if self.state.lock().space.empty_on_medium {
+            // The commit block's flush makes it durable before the commit is.
+            self.write_superblock(BioFlags::empty(), |superblock| superblock.set_tail(extent.start, id))
+                .await?;
+            self.state.lock().space.empty_on_medium = false;
+        }
+        self.log.write(extent.start, blocks, BioFlags::empty()).await?;
+        self.advance_committing(Phase::Committing)?;
+        let home = self.home();
+        if self.options.barrier {
+            Counters::add(&self.counters.flushes, 1);
+            if home.external {
+                Counters::add(&self.counters.flushes, 1);
+                home.cache.device().flush().await?;
+            }
+        }
+        let commit_at = self.log.advance(extent.start, extent.count - 1);
+        self.log.write(commit_at, vec![Segment::Owned(commit_block)], self.barrier_flags()).await?;
+        self.finish_commit(frozen, &revoked, extent).await
+    }
+
+    /// Waits for the open handles of the locked transaction.
+    async fn drain(&self) -> Result<()> {
+        loop {
+            {
+                let state = self.state.lock();
+                state.check()?;
+                if state.running.as_ref().is_none_or(|running| running.handles == 0) {
+                    return Ok(());
+                }
+            }
+            self.wake.drained.notified().await;
+        }
+    }
+
+    /// Clones the images of the locked transaction and lets the next one run. `None`: there was nothing in it.
+    fn freeze(&self) -> Result<Option<(Vec<Frozen>, Vec<BlockNumber>, Layout)>> {
+        let (buffers, layout) = {
+            let mut state = self.state.lock();
+            state.check()?;
+            let layout = state.layout;
+            let Some(running) = &mut state.running else { return Ok(None) };
+            if running.is_empty() {
+                let callbacks = state.running.take().map(|running| running.callbacks);
+                drop(state);
+                callbacks.into_iter().flatten().for_each(|callback| callback());
+                self.wake.room.notify_waiters();
+                self.wake.committed.notify_waiters();
+                return Ok(None);
+            }
+            (std::mem::take(&mut running.buffers), layout)
+        };
+        // Locked and without handles: nobody changes a buffer of it now, though others may be read.
+        let mut frozen: Vec<Frozen> = buffers
+            .into_iter()
+            .map(|(block, buffer)| Frozen { block, image: buffer.image(), buffer })
+            .collect();
+        frozen.sort_unstable_by_key(|frozen| frozen.block);
+        let revoked;
+        {
+            let mut state = self.state.lock();
+            state.check()?;
+            let Some(mut transaction) = state.running.take() else { return Ok(None) };
+            revoked = transaction.revokes.sorted();
+            transaction.advance(Phase::Flushing);
+            let images = u32::try_from(frozen.len()).unwrap_or(u32::MAX);
+            let wanted = log_blocks(&layout, images, revoked.len());
+            state.next = transaction.id.next();
+            state.committing = Some(Committing { transaction, wanted, extent: None });
+        }
+        self.wake.room.notify_waiters();
+        Ok(Some((frozen, revoked, layout)))
+    }
+
+    /// Gives the committing transaction its part of the log. Handles only start where there is room, so it waits only
+    /// where revokes took more than was thought, or while the superblock is being marked empty.
+    async fn take_log_space(&self, id: TransactionId) -> Result<Extent> {
+        loop {
+            let mut room = std::pin::pin!(self.wake.room.notified());
+            room.as_mut().enable();
+            {
+                let mut state = self.state.lock();
+                state.check()?;
+                let State { committing, space, checkpoints, .. } = &mut *state;
+                let Some(committing) = committing else { unreachable!("the commit task put it there") };
+                if !checkpoints.is_emptying() {
+                    let count = committing.wanted;
+                    if count >= self.log.ring() {
+                        let what =
+                            format!("transaction {id}: {count} blocks in a log of {}", self.log.ring());
+                        return Err(Error::posix(Errno::ENOSPC, what));
+                    }
+                    if let Some(start) = space.take(&self.log, count) {
+                        let extent = Extent { id, start, count };
+                        committing.extent = Some(extent);
+                        committing.wanted = 0;
+                        return Ok(extent);
+                    }
+                    checkpoints.want(count);
+                    self.wake.checkpoint.notify_one();
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// The blocks that go to the log, in order, and the commit block.
+    fn log_content(
+        &self,
+        id: TransactionId,
+        layout: &Layout,
+        frozen: &[Frozen],
+        revoked: &[BlockNumber],
+    ) -> Result<(Vec<Segment>, AlignedBuffer)> {
+        let size = layout.block_size.len();
+        let mut blocks: Vec<Segment> =
+            revoke_blocks(layout, id, revoked)?.into_iter().map(Segment::Owned).collect();
+        for some in frozen.chunks(layout.tags_per_descriptor()) {
+            let mut tags = Vec::with_capacity(some.len());
+            let mut images = Vec::with_capacity(some.len());
+            for frozen in some {
+                let escaped = frozen.image.starts_with(&MAGIC.to_be_bytes());
+                let mut image = frozen.image.clone();
+                if escaped && let Some(start) = image.to_mut()?.get_mut(..4) {
+                    start.fill(0);
+                }
+                tags.push(Tag {
+                    block: frozen.block,
+                    flags: if escaped { ESCAPED } else { 0 },
+                    checksum: layout.tag_checksum(id, &image),
+                });
+                images.push(Segment::Image(image));
+            }
+            let mut descriptor = AlignedBuffer::zeroed(size)?;
+            layout.write_descriptor(&mut descriptor, id, &tags);
+            blocks.push(Segment::Owned(descriptor));
+            blocks.append(&mut images);
+        }
+        let now = self.environment.now();
+        let mut commit = AlignedBuffer::zeroed(size)?;
+        layout.write_commit(&mut commit, id, now.seconds, now.nanoseconds);
+        Ok((blocks, commit))
+    }
+
+    fn advance_committing(&self, to: Phase) -> Result<()> {
+        let mut state = self.state.lock();
+        state.check()?;
+        if let Some(committing) = &mut state.committing {
+            committing.transaction.advance(to);
+        }
+        Ok(())
+    }
+
+    /// The commit block is durable: hands the blocks to the checkpoint, runs the callbacks, tells who waits.
+    async fn finish_commit(
+        &self,
+        frozen: Vec<Frozen>,
+        revoked: &[BlockNumber],
+        extent: Extent,
+    ) -> Result<()> {
+        let released;
+        let callbacks;
+        {
+            let mut state = self.state.lock();
+            state.check()?;
+            let State { committing, checkpoints, .. } = &mut *state;
+            let Some(committing) = committing else { unreachable!("the commit task put it there") };
+            committing.transaction.advance(Phase::Committed);
+            callbacks = std::mem::take(&mut committing.transaction.callbacks);
+            released = checkpoints.add(extent, frozen, revoked);
+        }
+        drop(released);
+        self.wait_for_checkpoints_of(revoked).await?;
+        for callback in callbacks {
+            callback();
+        }
+        let low = {
+            let mut state = self.state.lock();
+            state.committing = None;
+            state.space.free < self.log.ring() / 4 || state.checkpoints.is_to_be_emptied()
+        };
+        self.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        self.wake.committed.notify_waiters();
+        // Who waits for space asks again, now that there is something to checkpoint.
+        self.wake.room.notify_waiters();
+        if low {
+            self.wake.checkpoint.notify_one();
+        }
+        Ok(())
+    }
+}

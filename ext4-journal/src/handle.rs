@@ -1,0 +1,300 @@
+//! Handles: joining the running transaction, and what one may do in it.
+//!
+//! Credits: a handle asks for as many blocks as it can change at most. The first change of a block in a transaction
+//! takes one from the handle that makes it; what is left goes back when the handle stops. So the transaction's size
+//! is never above what its handles asked for, and it always fits the log.
+//!
+//! A handle starts only where its credits fit into the running transaction (a quarter of the log) and that, as large
+//! as it can become, fits into the free part of the log. Otherwise it waits: for a commit, or for a checkpoint.
+//!
+//! Invariant: the journal waits for handles (a locked transaction for its last one), so whoever holds one waits for
+//! nothing that waits for the journal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use ext4_core::meta::transaction::OnCommit;
+use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
+use parking_lot::MutexGuard;
+
+use crate::journal::{Counters, Journal, Mode, State};
+use crate::transaction::{Phase, Transaction};
+
+/// One operation's part in the running transaction. Dropping it stops it.
+#[derive(Debug)]
+pub struct Handle {
+    journal: Arc<Journal>,
+    operation: &'static str,
+    /// The transaction it belongs to.
+    id: AtomicU32,
+    /// Blocks it may still add to the transaction.
+    credits: AtomicU32,
+    /// False after a restart that failed: it belongs to no transaction.
+    attached: AtomicBool,
+}
+
+impl Journal {
+    /// Starts a handle that may change `credits` blocks; waits where the running transaction is being locked or the
+    /// log is full. `operation` names it in assertions.
+    ///
+    /// # Errors
+    /// `ENOSPC` for more than [`Journal::max_credits`], [`Error::Aborted`] where the journal has stopped, `EROFS` where
+    /// it does not run.
+    pub async fn start(self: &Arc<Self>, credits: u32, operation: &'static str) -> Result<Handle> {
+        let id = self.join(credits, operation).await?;
+        Ok(Handle {
+            journal: Arc::clone(self),
+            operation,
+            id: AtomicU32::new(id.0),
+            credits: AtomicU32::new(credits),
+            attached: AtomicBool::new(true),
+        })
+    }
+
+    async fn join(&self, credits: u32, operation: &'static str) -> Result<TransactionId> {
+        if credits > self.max_credits() {
+            return Err(Error::posix(
+                Errno::ENOSPC,
+                format!("{operation}: {credits} blocks in one transaction of at most {}", self.max_credits()),
+            ));
+        }
+        if let Some(id) = self.try_join(credits, operation)? {
+            return Ok(id);
+        }
+        loop {
+            let mut room = std::pin::pin!(self.wake.room.notified());
+            room.as_mut().enable();
+            if let Some(id) = self.try_join(credits, operation)? {
+                return Ok(id);
+            }
+            room.await;
+        }
+    }
+
+    /// Joins the running transaction, or begins one. `None`: what keeps it from that has been set to work; it is worth
+    /// trying again after [`crate::journal::Wake::room`].
+    fn try_join(&self, credits: u32, operation: &'static str) -> Result<Option<TransactionId>> {
+        let mut state = self.state.lock();
+        state.check()?;
+        if state.mode != Mode::Running {
+            return Err(Error::posix(Errno::EROFS, format!("{operation}: the journal does not run")));
+        }
+        if let Some(running) = &mut state.running {
+            if running.phase() != Phase::Running {
+                return Ok(None);
+            }
+            if running.size() > 0 && running.size().saturating_add(credits) > self.max_credits() {
+                running.commit_requested = true;
+                drop(state);
+                self.wake.commit.notify_one();
+                return Ok(None);
+            }
+        }
+        if !self.has_room(&mut state, credits) {
+            return Ok(None);
+        }
+        let next = state.next;
+        let mut begun = false;
+        let running = state.running.get_or_insert_with(|| {
+            begun = true;
+            Transaction::new(next, self.runtime.monotonic())
+        });
+        running.handles += 1;
+        running.reserved += credits;
+        let id = running.id;
+        drop(state);
+        if begun && self.options.commit_interval.is_some() {
+            self.wake.commit.notify_one();
+        }
+        Counters::add(&self.counters.handles, 1);
+        Ok(Some(id))
+    }
+
+    /// True where the log has room for the running transaction with `credits` more. Otherwise room is being made.
+    fn has_room(&self, state: &mut State, credits: u32) -> bool {
+        let running = match &state.running {
+            Some(running) => running.log_blocks(&state.layout, credits),
+            None => crate::transaction::log_blocks(&state.layout, credits, 1),
+        };
+        let committing = state.committing.as_ref().map_or(0, |committing| committing.wanted);
+        let wanted = running.saturating_add(committing);
+        if wanted <= state.space.free {
+            return true;
+        }
+        state.checkpoints.want(wanted);
+        if state.committing.is_none()
+            && state.checkpoints.is_empty()
+            && let Some(running) = &mut state.running
+        {
+            // Only what is running takes up the log.
+            running.commit_requested = true;
+            self.wake.commit.notify_one();
+        }
+        self.wake.checkpoint.notify_one();
+        false
+    }
+}
+
+impl Handle {
+    /// The state, with this handle's transaction in `running`.
+    fn state(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.journal.state.lock();
+        state.check()?;
+        if !self.attached.load(Ordering::Relaxed) {
+            return Err(Error::Aborted(format!("{}: its restart failed", self.operation)));
+        }
+        debug_assert!(
+            state.running.as_ref().is_some_and(|running| running.id.0 == self.id.load(Ordering::Relaxed)),
+            "{}: its transaction is not the running one",
+            self.operation
+        );
+        Ok(state)
+    }
+
+    /// Makes `buffer` part of the transaction.
+    fn add(&self, buffer: &Buffer) -> Result<()> {
+        let block = buffer.block();
+        let mut overused = false;
+        {
+            let mut state = self.state()?;
+            let Some(running) = &mut state.running else { return Ok(()) };
+            running.revokes.cancel(block);
+            match running.buffers.entry(block) {
+                std::collections::hash_map::Entry::Occupied(mut entry) => {
+                    if !entry.get().is_same(buffer) {
+                        entry.insert(buffer.clone());
+                    }
+                }
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(buffer.clone());
+                    let left = self.credits.load(Ordering::Relaxed);
+                    if left == 0 {
+                        overused = true;
+                    } else {
+                        self.credits.store(left - 1, Ordering::Relaxed);
+                        running.reserved -= 1;
+                    }
+                }
+            }
+        }
+        if overused {
+            tracing::error!("{} changes block {block} without a credit for it", self.operation);
+            debug_assert!(!overused, "{} changes block {block} without a credit for it", self.operation);
+        }
+        Ok(())
+    }
+
+    /// Leaves the transaction; what it reserved and did not use goes back.
+    fn leave(&self) {
+        if !self.attached.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let journal = &self.journal;
+        let mut state = journal.state.lock();
+        let State { running, layout, space, .. } = &mut *state;
+        let Some(running) = running else { return };
+        running.reserved -= self.credits.swap(0, Ordering::Relaxed);
+        running.handles -= 1;
+        let drained = running.handles == 0 && running.phase() == Phase::Locked;
+        let large = running.size() >= journal.max_credits() / 4 * 3
+            || running.log_blocks(layout, 0) > space.free.max(journal.log.ring() / 2);
+        let request = large && !running.commit_requested;
+        running.commit_requested |= large;
+        drop(state);
+        if drained {
+            journal.wake.drained.notify_one();
+        }
+        if request {
+            journal.wake.commit.notify_one();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[async_trait]
+impl MetaTransaction for Handle {
+    fn id(&self) -> TransactionId {
+        TransactionId(self.id.load(Ordering::Relaxed))
+    }
+
+    fn get_write_access(&self, buffer: &Buffer) -> Result<()> {
+        self.add(buffer)
+    }
+
+    fn get_create_access(&self, buffer: &Buffer) -> Result<()> {
+        self.add(buffer)
+    }
+
+    fn dirty_metadata(&self, _buffer: &Buffer) -> Result<()> {
+        // The transaction has the buffer since write access was got, and reads it when this handle has stopped.
+        if self.journal.stopped.load(Ordering::Acquire) {
+            return self.state().map(drop);
+        }
+        Ok(())
+    }
+
+    fn forget(&self, block: BlockNumber, _buffer: Option<&Buffer>) -> Result<()> {
+        let forgotten = {
+            let mut state = self.state()?;
+            let Some(running) = &mut state.running else { return Ok(()) };
+            running.revokes.revoke(block);
+            let forgotten = running.buffers.remove(&block);
+            if forgotten.is_some() {
+                // Its place in the transaction is this handle's again.
+                self.credits.fetch_add(1, Ordering::Relaxed);
+                running.reserved += 1;
+            }
+            forgotten
+        };
+        drop(forgotten);
+        Ok(())
+    }
+
+    fn credits(&self) -> u32 {
+        self.credits.load(Ordering::Relaxed)
+    }
+
+    fn extend(&self, credits: u32) -> Result<bool> {
+        let mut state = self.state()?;
+        let Some(running) = &state.running else { return Ok(false) };
+        if running.phase() != Phase::Running
+            || running.size().saturating_add(credits) > self.journal.max_credits()
+            || !self.journal.has_room(&mut state, credits)
+        {
+            return Ok(false);
+        }
+        if let Some(running) = &mut state.running {
+            running.reserved += credits;
+            self.credits.fetch_add(credits, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    async fn restart(&self, credits: u32) -> Result<()> {
+        self.leave();
+        let id = self.journal.join(credits, self.operation).await?;
+        self.id.store(id.0, Ordering::Relaxed);
+        self.credits.store(credits, Ordering::Relaxed);
+        self.attached.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn on_commit(&self, callback: OnCommit) {
+        match self.state() {
+            Ok(mut state) => {
+                if let Some(running) = &mut state.running {
+                    running.callbacks.push(callback);
+                }
+            }
+            // What it waits for never comes.
+            Err(_) => drop(callback),
+        }
+    }
+}

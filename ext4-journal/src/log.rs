@@ -1,0 +1,269 @@
+//! The log as a ring of blocks on a device.
+//!
+//! ```text
+//!   log block   0            first                                last        max_len
+//!               superblock   [ tail ─────► head ··· free ··· ]    fast commits
+//!                              └── wraps around ──┘
+//! ```
+//!
+//! [`Log`] maps log blocks to the device, reads and writes them; [`Space`] accounts for the ring.
+//!
+//! Invariant: `free` counts only blocks that the superblock *on the medium* no longer claims: it grows after the tail
+//! has moved there, never before. Were it to grow earlier, a crash could find the tail pointing at blocks that a newer
+//! transaction had already written over, and recovery would stop before transactions that had been reported durable.
+//!
+//! Invariant: one block of the ring always stays free, so that a full log and an empty one differ.
+
+use std::sync::Arc;
+
+use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
+use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
+
+use crate::JournalLocation;
+
+/// How much is read ahead at a time.
+const READ_AHEAD: usize = 256 << 10;
+
+/// Log blocks that are contiguous on the device.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    log: u32,
+    device: BlockNumber,
+    count: u32,
+}
+
+/// The log's blocks on their device.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) block_size: BlockSize,
+    runs: Vec<Run>,
+    available: u32,
+    /// The ring: `first` up to, not including, `last`.
+    pub(crate) first: u32,
+    pub(crate) last: u32,
+}
+
+impl Log {
+    /// The log at `location`; [`Log::set_ring`] follows once the superblock was read.
+    pub(crate) fn new(location: JournalLocation) -> Result<Self> {
+        let blocks = location.device.geometry().size >> location.block_size.bits();
+        let mut runs = Vec::with_capacity(location.runs.len());
+        let mut available = 0_u32;
+        for (device, count) in location.runs {
+            if count == 0 {
+                continue;
+            }
+            if device.offset(u64::from(count)).0 > blocks {
+                return Err(Error::corrupt(
+                    "journal",
+                    format!("blocks {device}+{count} lie outside the device of {blocks} blocks"),
+                ));
+            }
+            runs.push(Run { log: available, device, count });
+            available = available
+                .checked_add(count)
+                .ok_or_else(|| Error::corrupt("journal", "more than 2^32 blocks"))?;
+        }
+        if runs.is_empty() {
+            return Err(Error::corrupt("journal", "it has no blocks"));
+        }
+        Ok(Self {
+            device: location.device,
+            block_size: location.block_size,
+            runs,
+            available,
+            first: 1,
+            last: 1,
+        })
+    }
+
+    /// How many blocks there is room for.
+    pub(crate) fn available(&self) -> u32 {
+        self.available
+    }
+
+    /// The ring's bounds.
+    pub(crate) fn set_ring(&mut self, first: u32, last: u32) {
+        (self.first, self.last) = (first, last);
+    }
+
+    /// The ring's size in blocks.
+    pub(crate) fn ring(&self) -> u32 {
+        self.last - self.first
+    }
+
+    /// The log block `count` blocks after `block` in the ring.
+    pub(crate) fn advance(&self, block: u32, count: u32) -> u32 {
+        let ring = u64::from(self.ring());
+        let offset = (u64::from(block - self.first) + u64::from(count)) % ring;
+        self.first + u32::try_from(offset).expect("less than the ring")
+    }
+
+    /// True where the block of `device` is one of the log's own.
+    pub(crate) fn owns(&self, block: BlockNumber) -> bool {
+        self.runs.iter().any(|run| block >= run.device && block < run.device.offset(u64::from(run.count)))
+    }
+
+    /// Where log block `block` lies, and how many contiguous blocks begin there.
+    fn locate(&self, block: u32) -> Result<(BlockNumber, u32)> {
+        let index = self.runs.partition_point(|run| run.log <= block).saturating_sub(1);
+        match self.runs.get(index) {
+            Some(run) if block - run.log < run.count => {
+                let skip = block - run.log;
+                Ok((run.device.offset(u64::from(skip)), run.count - skip))
+            }
+            _ => Err(Error::corrupt("journal", format!("log block {block} of {}", self.available))),
+        }
+    }
+
+    fn byte(&self, block: BlockNumber) -> Result<u64> {
+        block
+            .byte(self.block_size)
+            .ok_or_else(|| Error::corrupt(format!("block {block}"), "past the end of any device"))
+    }
+
+    /// Reads one log block, the superblock for instance.
+    pub(crate) async fn read_block(&self, block: u32) -> Result<AlignedBuffer> {
+        let (device, _) = self.locate(block)?;
+        self.device.read_at(self.byte(device)?, self.block_size.len()).await
+    }
+
+    /// Writes the superblock's block.
+    pub(crate) async fn write_superblock(&self, block: &[u8], flags: BioFlags) -> Result<()> {
+        let (device, _) = self.locate(0)?;
+        let segments = vec![Segment::Owned(AlignedBuffer::copied(block)?)];
+        self.device.write_at(self.byte(device)?, segments, flags | BioFlags::META | BioFlags::SYNC).await
+    }
+
+    /// Writes the superblock's block without waiting for it.
+    pub(crate) fn submit_superblock(&self, block: &[u8]) -> Result<()> {
+        let (device, _) = self.locate(0)?;
+        let segments = vec![Segment::Owned(AlignedBuffer::copied(block)?)];
+        let flags = BioFlags::META | BioFlags::SYNC;
+        let bio = Bio::new(Operation::Write, flags, self.byte(device)?, segments, Box::new(drop));
+        self.device.submit(vec![bio]);
+        Ok(())
+    }
+
+    /// Writes `blocks` from log block `start` of the ring on, in as few transfers as the log's runs and the device
+    /// allow, and waits for all of them.
+    pub(crate) async fn write(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
+        let limit = self.device.geometry().max_segments.clamp(1, 1024);
+        let (mut at, mut left) = (start, u32::try_from(blocks.len()).unwrap_or(u32::MAX));
+        let mut blocks = blocks.into_iter();
+        let mut transfers = Vec::new();
+        while left > 0 {
+            let (device, contiguous) = self.locate(at)?;
+            let count = contiguous.min(self.last - at).min(left).min(limit);
+            let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
+            transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
+            at = self.advance(at, count);
+            left -= count;
+        }
+        self.submit_all(transfers, flags | BioFlags::META | BioFlags::SYNC).await
+    }
+
+    /// Zeros log blocks `first..end`.
+    pub(crate) async fn zero(&self, first: u32, end: u32) -> Result<()> {
+        let mut transfers = Vec::new();
+        let mut at = first;
+        while at < end {
+            let (device, contiguous) = self.locate(at)?;
+            let count = contiguous.min(end - at);
+            transfers.push((Operation::WriteZeroes, self.byte(device)?, u64::from(count), Vec::new()));
+            at += count;
+        }
+        self.submit_all(transfers, BioFlags::META).await
+    }
+
+    async fn submit_all(
+        &self,
+        transfers: Vec<(Operation, u64, u64, Vec<Segment>)>,
+        flags: BioFlags,
+    ) -> Result<()> {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let mut plug = Vec::with_capacity(transfers.len());
+        for (operation, offset, blocks, segments) in transfers {
+            let sender = sender.clone();
+            let end_io: EndIo = Box::new(move |completion| drop(sender.send(completion.result)));
+            let len = blocks << self.block_size.bits();
+            plug.push(Bio { operation, flags, offset, len, segments, end_io });
+        }
+        drop(sender);
+        self.device.submit(plug);
+        let mut first_error = Ok(());
+        while let Some(result) = receiver.recv().await {
+            first_error = first_error.and(result);
+        }
+        first_error
+    }
+}
+
+/// Reads the ring block by block, some way ahead.
+pub(crate) struct Reader<'a> {
+    log: &'a Log,
+    start: u32,
+    content: Option<AlignedBuffer>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(log: &'a Log) -> Self {
+        Self { log, start: 0, content: None }
+    }
+
+    /// Log block `block`.
+    pub(crate) async fn read(&mut self, block: u32) -> Result<&[u8]> {
+        let size = self.log.block_size.len();
+        let held = self.content.as_ref().map_or(0, |content| content.len() / size);
+        let cached = block.checked_sub(self.start).is_some_and(|index| (index as usize) < held);
+        if !cached {
+            let (device, contiguous) = self.log.locate(block)?;
+            let ahead = u32::try_from(READ_AHEAD / size).unwrap_or(1).max(1);
+            let end = if block < self.log.last { self.log.last } else { self.log.available };
+            let count = contiguous.min(ahead).min(end - block);
+            let bytes = count as usize * size;
+            self.content = Some(self.log.device.read_at(self.log.byte(device)?, bytes).await?);
+            self.start = block;
+        }
+        let at = (block - self.start) as usize * size;
+        self.content
+            .as_ref()
+            .and_then(|content| content.get(at..at + size))
+            .ok_or_else(|| Error::corrupt("journal", format!("log block {block} was not read")))
+    }
+}
+
+/// What of the ring is used.
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// Where the next transaction goes.
+    pub(crate) head: u32,
+    /// Blocks that nobody uses and the superblock on the medium does not claim.
+    pub(crate) free: u32,
+    /// The superblock on the medium says that the log is empty (jbd2: `JBD2_FLUSHED`).
+    pub(crate) empty_on_medium: bool,
+}
+
+impl Space {
+    /// An empty ring.
+    pub(crate) fn empty(log: &Log) -> Self {
+        Self { head: log.first, free: log.ring() - 1, empty_on_medium: true }
+    }
+
+    /// Takes `count` blocks at the head: where they begin. `None` where there are not as many.
+    pub(crate) fn take(&mut self, log: &Log, count: u32) -> Option<u32> {
+        self.free = self.free.checked_sub(count)?;
+        let start = self.head;
+        self.head = log.advance(start, count);
+        Some(start)
+    }
+}
+
+/// A committed transaction's part of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) id: TransactionId,
+    pub(crate) start: u32,
+    pub(crate) count: u32,
+}

@@ -1,0 +1,142 @@
+//! A transaction's life.
+//!
+//! ```text
+//!   Running ──► Locked ──► Flushing ──► Committing ──► Committed
+//!      ▲          │           │             │              │
+//!   handles    no new      images go     the commit     its blocks are written to their places;
+//!   join       handles     to the log    block goes     when none is left, its part of the log is free
+//!                 │
+//!                 └──► (gone) where it turned out empty
+//! ```
+//!
+//! Invariant: a transaction is frozen (its images cloned) only when it is locked and no handle is open. Were a handle
+//! open, half of an operation could be committed, and a crash would show it.
+//!
+//! Invariant: a block number is in `buffers` or in `revokes` of one transaction, never in both. Recovery lets a
+//! revoke win over an image of the same transaction, so a block that is freed and used again as metadata must lose
+//! its revoke, and a block that is freed must lose its image.
+
+use std::time::Duration;
+
+use ext4_core::meta::Buffer;
+use ext4_core::meta::transaction::OnCommit;
+use ext4_core::{BlockNumber, TransactionId};
+use rustc_hash::FxHashMap;
+
+use crate::format::Layout;
+use crate::revoke::Revokes;
+
+/// Where a transaction is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Phase {
+    /// Handles join and change blocks.
+    Running,
+    /// Open handles finish; new ones wait for the next transaction.
+    Locked,
+    /// Frozen: its images are being written to the log.
+    Flushing,
+    /// Its commit block is being written, behind a flush of everything before.
+    Committing,
+    /// Durable; its blocks wait to be written to their places.
+    Committed,
+}
+
+/// A transaction that handles belong to.
+pub(crate) struct Transaction {
+    pub(crate) id: TransactionId,
+    phase: Phase,
+    /// Open handles.
+    pub(crate) handles: u32,
+    /// Blocks that open handles may still add.
+    pub(crate) reserved: u32,
+    /// Every block it changes, held so that the cache keeps it.
+    pub(crate) buffers: FxHashMap<BlockNumber, Buffer>,
+    pub(crate) revokes: Revokes,
+    pub(crate) callbacks: Vec<OnCommit>,
+    /// Somebody wants it durable, or it is large or old.
+    pub(crate) commit_requested: bool,
+    /// When it began, on the runtime's clock.
+    pub(crate) began: Duration,
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction")
+            .field("id", &self.id)
+            .field("phase", &self.phase)
+            .field("handles", &self.handles)
+            .field("reserved", &self.reserved)
+            .field("buffers", &self.buffers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transaction {
+    /// An empty running transaction.
+    pub(crate) fn new(id: TransactionId, now: Duration) -> Self {
+        Self {
+            id,
+            phase: Phase::Running,
+            handles: 0,
+            reserved: 0,
+            buffers: FxHashMap::default(),
+            revokes: Revokes::default(),
+            callbacks: Vec::new(),
+            commit_requested: false,
+            began: now,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The one place where a transaction's life goes on.
+    pub(crate) fn advance(&mut self, to: Phase) {
+        let allowed = matches!(
+            (self.phase, to),
+            (Phase::Running, Phase::Locked)
+                | (Phase::Locked, Phase::Flushing)
+                | (Phase::Flushing, Phase::Committing)
+                | (Phase::Committing, Phase::Committed)
+        );
+        assert!(allowed, "transaction {} cannot go from {:?} to {to:?}", self.id, self.phase);
+        assert!(
+            to < Phase::Flushing || self.handles == 0,
+            "transaction {} is frozen with {} handles open",
+            self.id,
+            self.handles
+        );
+        self.phase = to;
+    }
+
+    /// Nothing would be written for it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffers.is_empty() && self.revokes.is_empty()
+    }
+
+    /// Blocks that it changes or that its handles may still change.
+    pub(crate) fn size(&self) -> u32 {
+        u32::try_from(self.buffers.len()).unwrap_or(u32::MAX).saturating_add(self.reserved)
+    }
+
+    /// Nobody has anything in it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.handles == 0 && self.is_empty()
+    }
+
+    /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks and the
+    /// commit block. Revokes take no credits; one more block of them is counted, and a commit that needs yet more
+    /// has the checkpoint task make room.
+    pub(crate) fn log_blocks(&self, layout: &Layout, more: u32) -> u32 {
+        let revokes = self.revokes.len().saturating_add(layout.revokes_per_block());
+        log_blocks(layout, self.size().saturating_add(more), revokes)
+    }
+}
+
+/// Log blocks for `images` images and `revokes` revoked blocks, with descriptors, revoke blocks and the commit block.
+pub(crate) fn log_blocks(layout: &Layout, images: u32, revokes: usize) -> u32 {
+    let tags = u32::try_from(layout.tags_per_descriptor()).unwrap_or(1);
+    let revoke_blocks = u32::try_from(revokes.div_ceil(layout.revokes_per_block())).unwrap_or(u32::MAX);
+    images.saturating_add(images.div_ceil(tags)).saturating_add(revoke_blocks).saturating_add(1)
+}
