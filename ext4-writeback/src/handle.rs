@@ -15,15 +15,20 @@ use tokio::sync::OwnedRwLockReadGuard;
 pub(crate) enum Handle {
     /// With a journal.
     Journal(ext4_journal::Handle),
-    /// Without. The guard keeps the dirty blocks from being written meanwhile.
-    Direct(DirectTransaction, OwnedRwLockReadGuard<()>),
+    /// Without.
+    Direct {
+        /// Changes go to the dirty list of the buffer cache.
+        transaction: DirectTransaction,
+        /// Keeps the dirty blocks from being written meanwhile.
+        _no_writeback: OwnedRwLockReadGuard<()>,
+    },
 }
 
 impl Handle {
     fn transaction(&self) -> &dyn Transaction {
         match self {
             Self::Journal(handle) => handle,
-            Self::Direct(transaction, _) => transaction,
+            Self::Direct { transaction, .. } => transaction,
         }
     }
 }

@@ -34,7 +34,7 @@ impl Lifecycle<u32, Arc<InodeInfo>> for KeepUsed {
     type RequestState = ();
 
     fn is_pinned(&self, _number: &u32, inode: &Arc<InodeInfo>) -> bool {
-        Arc::strong_count(inode) > 1
+        Arc::strong_count(inode) > 1 || inode.pages.is_dirty()
     }
 
     fn on_evict(&self, (): &mut (), _number: u32, inode: Arc<InodeInfo>) {

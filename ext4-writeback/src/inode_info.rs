@@ -51,6 +51,8 @@ pub(crate) struct InodeInfo {
     pub write_errors: ErrorSequence,
     /// How many [`crate::File`]s are open.
     pub open_count: AtomicU32,
+    /// It has no links: it goes when the last file is closed. Set under `inode`.
+    pub unlinked: AtomicBool,
     /// The inode was deleted: its number may be another's by now. Set under `rwlock` and `inode`.
     pub freed: AtomicBool,
 }
@@ -64,7 +66,6 @@ impl InodeInfo {
             rwlock: RwLock::new(()),
             invalidate_lock: RwLock::new(()),
             size: AtomicU64::new(inode.size),
-            inode: RwLock::new(inode),
             sync_transaction: AtomicU64::new(0),
             datasync_transaction: AtomicU64::new(0),
             pages: PageCache::new(),
@@ -72,7 +73,9 @@ impl InodeInfo {
             completion: CompletionQueue::new(disk_size),
             write_errors: ErrorSequence::new(),
             open_count: AtomicU32::new(0),
+            unlinked: AtomicBool::new(inode.links_count == 0),
             freed: AtomicBool::new(false),
+            inode: RwLock::new(inode),
         }
     }
 

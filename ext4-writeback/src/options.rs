@@ -26,6 +26,8 @@ pub struct MountOptions {
     pub erase_journal: bool,
     /// Access times are written (`relatime`); default off: `noatime`.
     pub access_times: bool,
+    /// What the superblock shall say where it was last mounted (up to 63 bytes); `None` leaves it.
+    pub last_mounted: Option<Vec<u8>>,
     /// Time and randomness.
     pub environment: Arc<dyn Environment>,
     /// Who runs tasks; `None`: the tokio runtime that `mount` is called in.
@@ -43,6 +45,7 @@ impl Default for MountOptions {
             data_error_aborts: false,
             erase_journal: false,
             access_times: false,
+            last_mounted: None,
             environment: Arc::new(SystemEnvironment),
             runtime: None,
         }
@@ -60,6 +63,7 @@ impl fmt::Debug for MountOptions {
             .field("data_error_aborts", &self.data_error_aborts)
             .field("erase_journal", &self.erase_journal)
             .field("access_times", &self.access_times)
+            .field("last_mounted", &self.last_mounted)
             .finish_non_exhaustive()
     }
 }

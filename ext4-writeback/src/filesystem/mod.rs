@@ -1,15 +1,32 @@
-//! The mounted file system.
+//! The mounted file system: what all of it shares, and how an operation enters it.
+//!
+//! Invariants:
+//! - Every operation that changes something runs inside [`RunToEnd`] and under `freeze`, held for reading. So a caller
+//!   that stops waiting leaves no half operation behind, and unmount, which takes `freeze` for writing, finds none
+//!   running.
+//! - Nothing that runs in the background holds the file system but weakly: dropping the last [`Filesystem`] is a
+//!   crash, after which nobody touches the device.
+//!
+//! Locks, outermost first: `freeze` → `rename` → the inodes' (see [`crate::inode_info`]).
 
+mod close;
+mod deletion;
+mod mount;
+mod statfs;
+mod superblock_state;
+mod sync;
+mod unmount;
+
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::Runtime;
-use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::format::inode::{FileType, Inode, InodeLayout};
 use ext4_core::format::superblock::Superblock;
-use ext4_core::meta::directory::DirectoryEntry;
 use ext4_core::meta::mkfs::MkfsOptions;
 use ext4_core::meta::orphan::Orphans;
-use ext4_core::meta::xattr::SetMode;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo, Transaction as _, inode_table};
 use ext4_core::{Errno, Error, InodeNumber};
 use ext4_journal::Journal;
@@ -19,7 +36,8 @@ use crate::error_policy::ErrorPolicy;
 use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
 use crate::inode_info::InodeInfo;
-use crate::{Attributes, Credentials, File, MountOptions, Result, SetAttributes, StatFs};
+use crate::runtime::RunToEnd;
+use crate::{File, MountOptions, Result};
 
 /// A mounted ext4 file system. Cloning shares it. Dropping the last one without [`Filesystem::unmount`] is a crash,
 /// and as safe as one.
@@ -54,6 +72,16 @@ pub(crate) struct FilesystemInner {
     pub freeze: RwLock<bool>,
     /// Held by renames from one directory into another (s_vfs_rename_mutex): the tree of directories stands still.
     pub rename: Mutex<()>,
+    /// How inodes lie in their table.
+    pub inode_layout: InodeLayout,
+    /// What new inodes' extra fields hold, in bytes.
+    pub extra_isize: u16,
+    /// The first inode that a name may have, but for the root.
+    pub first_inode: InodeNumber,
+    /// Blocks of fixed metadata and of the journal, for statfs.
+    overhead_blocks: u64,
+    /// s_state as it was found; errors are added to it.
+    found_state: u16,
     /// Without a journal: held for reading by handles, for writing while dirty blocks are written.
     direct: Arc<RwLock<()>>,
 }
@@ -82,8 +110,10 @@ impl FilesystemInner {
             if self.info.cache.dirty_blocks() >= DIRECT_DIRTY_BLOCKS {
                 self.write_dirty_blocks().await?;
             }
-            let guard = Arc::clone(&self.direct).read_owned().await;
-            return Ok(Handle::Direct(DirectTransaction::new(Arc::clone(&self.info.cache)), guard));
+            return Ok(Handle::Direct {
+                _no_writeback: Arc::clone(&self.direct).read_owned().await,
+                transaction: DirectTransaction::new(Arc::clone(&self.info.cache)),
+            });
         };
         Ok(Handle::Journal(journal.start(credits, operation).await?))
     }
@@ -141,6 +171,138 @@ impl FilesystemInner {
         }
         inode_table::read_inode(&self.info, number).await
     }
+
+    /// The inode that the entry `name` of `directory` points to. Where no file can be there, the directory is wrong.
+    pub async fn inode_of_entry(
+        self: &Arc<Self>,
+        directory: InodeNumber,
+        name: &[u8],
+        number: InodeNumber,
+    ) -> Result<Arc<InodeInfo>> {
+        let reserved = number < self.first_inode && number != InodeNumber::ROOT;
+        let found =
+            if reserved { Err(Error::posix(Errno::EINVAL, "reserved")) } else { self.inode(number).await };
+        match found {
+            Err(Error::Posix { errno: Errno::ENOENT | Errno::EINVAL, context }) => Err(Error::corrupt(
+                format!("directory {directory}: entry {:?}", String::from_utf8_lossy(name)),
+                format!("inode {number}: {context}"),
+            )),
+            found => found,
+        }
+    }
+
+    /// After `ENOSPC`: commits, so that what was freed lately can be used. False where there is nothing to gain.
+    pub async fn commit_for_space(&self) -> Result<bool> {
+        let Some(journal) = &self.journal else { return Ok(false) };
+        journal.force_commit().await?;
+        Ok(true)
+    }
+
+    /// Counts a closed file; where it was the last of an inode without links, has the inode deleted.
+    pub fn close_file(self: &Arc<Self>, inode: &Arc<InodeInfo>) {
+        if self.inodes.closed(inode) && inode.unlinked.load(Ordering::Acquire) {
+            self.inodes.release(Arc::clone(inode));
+            let fs = Arc::clone(self);
+            self.runtime.spawn(Box::pin(async move {
+                if *fs.freeze.read().await {
+                    fs.delete_released().await;
+                }
+            }));
+        }
+    }
+
+    /// Keeps what `error` says for the superblock where it is a contradiction on the device, and stops all writing
+    /// where that was asked for. To be called without a handle or a lock of an inode.
+    pub async fn report(&self, error: &Error, inode: InodeNumber, operation: &'static str) {
+        if !error.is_corrupt() {
+            return;
+        }
+        let stop = self.errors.note(error, inode, operation, self.info.environment.now());
+        if self.options.read_only {
+            return;
+        }
+        let recorded = if stop { self.stop_writing(error).await } else { self.record_findings().await };
+        if let Err(error) = recorded {
+            tracing::warn!(%error, "an error could not be recorded in the superblock");
+        }
+    }
+}
+
+impl Filesystem {
+    /// Runs an operation that changes something: to its end, under `freeze`, its errors noted.
+    pub(crate) fn run<T, F>(
+        &self,
+        operation: &'static str,
+        inode: InodeNumber,
+        work: impl FnOnce(Arc<FilesystemInner>) -> F + Send + 'static,
+    ) -> RunToEnd<Result<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let fs = Arc::clone(&self.inner);
+        RunToEnd::new(&self.inner.runtime, async move {
+            let mounted = fs.freeze.read().await;
+            if !*mounted {
+                return Err(Error::posix(Errno::ENODEV, "unmounted"));
+            }
+            fs.check_writable()?;
+            let result = work(Arc::clone(&fs)).await;
+            if let Err(error) = &result {
+                fs.report(error, inode, operation).await;
+            }
+            result
+        })
+    }
+
+    /// The same for an operation that only reads: it may be dropped at any time.
+    pub(crate) async fn observe<T>(
+        &self,
+        operation: &'static str,
+        inode: InodeNumber,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let result = work.await;
+        if let Err(error) = &result {
+            self.inner.report(error, inode, operation).await;
+        }
+        result
+    }
+
+    /// The superblock as it is now.
+    pub fn superblock(&self) -> Superblock {
+        self.inner.info.superblock()
+    }
+
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
+    pub async fn open(&self, inode: InodeNumber) -> Result<File> {
+        self.observe("open", inode, async {
+            let info = self.inner.inode(inode).await?;
+            {
+                let raw = info.inode.read().await;
+                info.check_alive()?;
+                match raw.file_type() {
+                    Some(FileType::Regular) => {}
+                    Some(FileType::Directory) => {
+                        return Err(Error::posix(Errno::EISDIR, format!("inode {inode}")));
+                    }
+                    _ => {
+                        return Err(Error::posix(Errno::EINVAL, format!("inode {inode} is no regular file")));
+                    }
+                }
+                if raw.links_count == 0 {
+                    return Err(Error::posix(Errno::ENOENT, format!("inode {inode} was unlinked")));
+                }
+                // Under the lock, so that whoever takes the last link away sees it.
+                self.inner.inodes.opened(&info);
+            }
+            Ok(File::new(self.clone(), info))
+        })
+        .await
+    }
 }
 
 /// Makes a file system with a journal superblock of the journal crate (see [`ext4_core::meta::mkfs::mkfs`]).
@@ -150,176 +312,4 @@ pub async fn mkfs(
     environment: &dyn ext4_core::environment::Environment,
 ) -> Result<()> {
     ext4_core::meta::mkfs::mkfs(device, options, environment, &ext4_journal::Journal::new_superblock).await
-}
-
-impl Filesystem {
-    /// Mounts: verifies the superblock, recovers the journal, processes orphans, marks the superblock as mounted.
-    pub async fn mount(_device: Arc<dyn BlockDevice>, _options: MountOptions) -> Result<Self> {
-        todo!()
-    }
-
-    /// Drains and closes everything; the device holds a clean file system when it returns. `EBUSY` where files are
-    /// open.
-    pub async fn unmount(self) -> Result<()> {
-        todo!()
-    }
-
-    /// sync(2): everything written so far is durable when it returns.
-    pub async fn sync(&self) -> Result<()> {
-        todo!()
-    }
-
-    /// Space and inodes.
-    pub fn statfs(&self) -> StatFs {
-        todo!()
-    }
-
-    /// The superblock as it is now.
-    pub fn superblock(&self) -> Superblock {
-        todo!()
-    }
-
-    /// Finds `name` in a directory; `ENOENT` where it is not there.
-    pub async fn lookup(&self, _parent: InodeNumber, _name: &[u8]) -> Result<InodeNumber> {
-        todo!()
-    }
-
-    /// What stat tells of an inode.
-    pub async fn attributes(&self, _inode: InodeNumber) -> Result<Attributes> {
-        todo!()
-    }
-
-    /// Changes attributes; ctime follows.
-    pub async fn set_attributes(&self, _inode: InodeNumber, _changes: &SetAttributes) -> Result<()> {
-        todo!()
-    }
-
-    /// Makes a regular file.
-    pub async fn create(&self, _parent: InodeNumber, _name: &[u8], _as: Credentials) -> Result<InodeNumber> {
-        todo!()
-    }
-
-    /// Makes a directory.
-    pub async fn mkdir(&self, _parent: InodeNumber, _name: &[u8], _as: Credentials) -> Result<InodeNumber> {
-        todo!()
-    }
-
-    /// Makes a symlink to `target`.
-    pub async fn symlink(
-        &self,
-        _parent: InodeNumber,
-        _name: &[u8],
-        _target: &[u8],
-        _as: Credentials,
-    ) -> Result<InodeNumber> {
-        todo!()
-    }
-
-    /// Makes a device node (`device`: major, minor), FIFO or socket.
-    pub async fn mknod(
-        &self,
-        _parent: InodeNumber,
-        _name: &[u8],
-        _file_type: FileType,
-        _device: (u32, u32),
-        _as: Credentials,
-    ) -> Result<InodeNumber> {
-        todo!()
-    }
-
-    /// Gives an inode another name.
-    pub async fn link(&self, _inode: InodeNumber, _parent: InodeNumber, _name: &[u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes a name that is not a directory's; the inode goes when it was the last and nobody has it open.
-    pub async fn unlink(&self, _parent: InodeNumber, _name: &[u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes an empty directory.
-    pub async fn rmdir(&self, _parent: InodeNumber, _name: &[u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// rename(2). `no_replace` is RENAME_NOREPLACE, `exchange` RENAME_EXCHANGE.
-    pub async fn rename(
-        &self,
-        _from: (InodeNumber, &[u8]),
-        _to: (InodeNumber, &[u8]),
-        _flags: RenameFlags,
-    ) -> Result<()> {
-        todo!()
-    }
-
-    /// A symlink's target.
-    pub async fn readlink(&self, _inode: InodeNumber) -> Result<Vec<u8>> {
-        todo!()
-    }
-
-    /// Up to `max` entries of a directory from `position` on (0: the start; then [`DirectoryEntry::next`]).
-    pub async fn readdir(
-        &self,
-        _directory: InodeNumber,
-        _position: u64,
-        _max: usize,
-    ) -> Result<Vec<DirectoryEntry>> {
-        todo!()
-    }
-
-    /// An extended attribute's value; `ENODATA` where it is not there.
-    pub async fn getxattr(&self, _inode: InodeNumber, _name: &[u8]) -> Result<Vec<u8>> {
-        todo!()
-    }
-
-    /// The names of all extended attributes.
-    pub async fn listxattr(&self, _inode: InodeNumber) -> Result<Vec<Vec<u8>>> {
-        todo!()
-    }
-
-    /// Sets an extended attribute.
-    pub async fn setxattr(
-        &self,
-        _inode: InodeNumber,
-        _name: &[u8],
-        _value: &[u8],
-        _mode: SetMode,
-    ) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes an extended attribute.
-    pub async fn removexattr(&self, _inode: InodeNumber, _name: &[u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// Opens a regular file.
-    pub async fn open(&self, _inode: InodeNumber) -> Result<File> {
-        todo!()
-    }
-
-    /// Follows `path` from the root; symlinks on the way are followed, the last one where `follow`. At most 40.
-    pub async fn resolve(&self, _path: &[u8], _follow: bool) -> Result<InodeNumber> {
-        todo!()
-    }
-
-    /// The directory that holds the last component of `path`, and that component.
-    pub async fn resolve_parent<'p>(&self, path: &'p [u8]) -> Result<(InodeNumber, &'p [u8])> {
-        let _ = path;
-        Err(Error::posix(Errno::ENOSYS, "resolve_parent"))
-    }
-
-    /// fsync of a directory: its names are durable when it returns.
-    pub async fn sync_inode(&self, _inode: InodeNumber) -> Result<()> {
-        todo!()
-    }
-}
-
-/// The flags of [`Filesystem::rename`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct RenameFlags {
-    /// Fail where the target exists.
-    pub no_replace: bool,
-    /// Swap the two.
-    pub exchange: bool,
 }

@@ -1,0 +1,96 @@
+//! Deleting inodes: what follows when the last link and the last open file are gone, and what a crash left of it.
+//!
+//! Invariant: an inode without links is on the orphan list or file from the transaction that took its last link until
+//! the one that frees its number. A crash in between leaves an orphan, which the next mount deletes; without that its
+//! blocks would be lost until a check.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ext4_core::format::inode::{FileType, Inode, InodeFlags};
+use ext4_core::meta::{credits, inode_allocator, xattr};
+use ext4_core::{InodeNumber, Result};
+
+use super::FilesystemInner;
+use crate::inode_info::InodeInfo;
+
+impl FilesystemInner {
+    /// Deletes `inode` where it has no links, is not open and was not deleted already. The caller holds no handle and
+    /// no lock of it.
+    pub async fn delete_inode(self: &Arc<Self>, inode: &Arc<InodeInfo>) -> Result<()> {
+        let _content = inode.rwlock.write().await;
+        let has_content = {
+            let raw = inode.inode.read().await;
+            let used = inode.open_count.load(Ordering::Acquire) > 0;
+            if raw.links_count > 0 || used || inode.freed.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            raw.file_type() == Some(FileType::Regular) || maps_blocks(&raw, self.info.block_size().sectors())
+        };
+        if has_content {
+            crate::truncate::free_all_blocks(self, inode).await?;
+        }
+        let credits = credits::ALLOCATE_INODE + credits::XATTR + credits::ORPHAN + credits::INODE;
+        let handle = self.begin(credits, "delete inode").await?;
+        let mut raw = inode.inode.write().await;
+        xattr::release_block(&self.info, &handle, &mut raw).await?;
+        self.orphans.remove(&self.info, &handle, &mut raw).await?;
+        raw.size = 0;
+        if !raw.flags.contains(InodeFlags::EXTENTS) {
+            raw.i_block = [0; 60];
+        }
+        raw.dtime = u32::try_from(self.info.environment.now().seconds).unwrap_or(u32::MAX).max(1);
+        self.log_inode(&handle, inode, &raw, true).await?;
+        inode.freed.store(true, Ordering::Release);
+        // Out of the cache before the number is free: whoever gets it next makes an inode of its own.
+        self.inodes.remove(inode.number);
+        inode_allocator::free_inode(&self.info, &handle, inode.number, raw.is_dir()).await
+    }
+
+    /// Deletes `inode` if it has lost its last link and nobody has it open. A failure does not undo what the caller
+    /// did: the inode stays an orphan.
+    pub async fn delete_unlinked(self: &Arc<Self>, inode: &Arc<InodeInfo>) {
+        if !inode.unlinked.load(Ordering::Acquire) || inode.open_count.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        if let Err(error) = self.delete_inode(inode).await {
+            tracing::warn!(inode = %inode.number, %error, "an orphan could not be deleted");
+            self.report(&error, inode.number, "delete inode").await;
+        }
+    }
+
+    /// Deletes the inodes without links whose last file was closed.
+    pub async fn delete_released(self: &Arc<Self>) {
+        while let Some(inode) = self.inodes.next_released() {
+            self.delete_unlinked(&inode).await;
+        }
+    }
+
+    /// Finishes what a crash interrupted: deletes orphans without links, cuts the others to their size. One that
+    /// cannot be finished is reported and left.
+    pub(super) async fn process_orphans(self: &Arc<Self>) {
+        for number in self.orphans.pending() {
+            if let Err(error) = self.process_orphan(number).await {
+                tracing::warn!(inode = %number, %error, "an orphan could not be processed");
+                self.report(&error, number, "process orphan").await;
+            }
+        }
+    }
+
+    async fn process_orphan(self: &Arc<Self>, number: InodeNumber) -> Result<()> {
+        let inode = Arc::new(InodeInfo::new(self.read_inode(number).await?));
+        self.inodes.insert(&inode);
+        if inode.unlinked.load(Ordering::Acquire) {
+            self.delete_inode(&inode).await
+        } else {
+            crate::truncate::resume(self, &inode).await
+        }
+    }
+}
+
+/// True where blocks hang on `inode` besides its attribute block.
+fn maps_blocks(inode: &Inode, block_sectors: u64) -> bool {
+    let attributes = if inode.file_acl.0 == 0 { 0 } else { block_sectors };
+    let typed = matches!(inode.file_type(), Some(FileType::Directory | FileType::Symlink));
+    typed && inode.sectors > attributes
+}

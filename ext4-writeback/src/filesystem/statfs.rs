@@ -1,0 +1,44 @@
+//! Space and inodes.
+
+use ext4_core::GroupNumber;
+use ext4_core::format::features::Compat;
+use ext4_core::format::superblock::Superblock;
+
+use super::Filesystem;
+use crate::StatFs;
+
+impl Filesystem {
+    /// Space and inodes, as statfs(2) tells them: blocks promised to data that is not written yet count as used.
+    #[must_use]
+    pub fn statfs(&self) -> StatFs {
+        let superblock = self.inner.info.superblock();
+        let (free, promised) = self.inner.info.free_and_reserved_blocks();
+        let free_blocks = free.saturating_sub(promised);
+        StatFs {
+            block_size: superblock.block_size.bytes(),
+            blocks: superblock.blocks_count.saturating_sub(self.inner.overhead_blocks),
+            free_blocks,
+            available_blocks: free_blocks.saturating_sub(superblock.r_blocks_count),
+            inodes: u64::from(superblock.inodes_count),
+            free_inodes: u64::from(superblock.free_inodes_count),
+        }
+    }
+}
+
+/// Blocks that no file can have: superblocks, descriptors, bitmaps, inode tables, and the journal's.
+pub(super) fn overhead(superblock: &Superblock) -> u64 {
+    if superblock.overhead_blocks != 0 {
+        return u64::from(superblock.overhead_blocks) << superblock.cluster_bits();
+    }
+    let groups = superblock.groups_count();
+    let heads: u64 = (0..groups).map(|group| superblock.base_blocks(GroupNumber(group))).sum();
+    let tables = u64::from(groups) * (2 + u64::from(superblock.inode_table_blocks()));
+    let journal =
+        if superblock.features.compat.contains(Compat::HAS_JOURNAL) && superblock.jnl_backup_type == 1 {
+            let [.., high, low] = superblock.jnl_blocks;
+            superblock.block_size.blocks_for(u64::from(high) << 32 | u64::from(low))
+        } else {
+            0
+        };
+    u64::from(superblock.first_data_block) + heads + tables + journal
+}

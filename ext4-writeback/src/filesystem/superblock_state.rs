@@ -1,0 +1,180 @@
+//! What the superblock says of the mount: mounted or clean, how often, and what was found wrong.
+//!
+//! Invariants:
+//! - `RECOVER` is on the device before the first transaction can reach the log, and goes only after the log is empty on
+//!   the device. A kernel that finds it clear throws the log away: set too late or cleared too early it would throw
+//!   away committed changes.
+//! - The error state never goes by itself: only a check clears it.
+
+use std::sync::Arc;
+
+use ext4_core::format::features::{Compat, Incompat, RoCompat};
+use ext4_core::format::superblock::{ErrorRecord, STATE_ERROR, STATE_ORPHANS, STATE_VALID, Superblock};
+use ext4_core::meta::{DirectTransaction, SuperblockInfo, credits};
+use ext4_core::{Error, Result};
+
+use super::FilesystemInner;
+use crate::MountOptions;
+use crate::error_policy::{Finding, Findings};
+
+/// `EXT4_ERR_EFSCORRUPTED`: the kind of error that the kernel records for a contradiction on the device.
+const CODE_CORRUPTED: u8 = 8;
+
+/// Changes the superblock on the device itself, beside any journal, and waits until it is durable. Only while no
+/// transaction runs, or when none will ever commit.
+pub(super) async fn change_in_place(
+    info: &SuperblockInfo,
+    barrier: bool,
+    change: &mut (dyn FnMut(&mut Superblock) + Send),
+) -> Result<()> {
+    let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+    let now = info.environment.now().seconds;
+    info.modify_superblock(&transaction, &mut |superblock| {
+        superblock.wtime = now;
+        change(superblock);
+    })
+    .await?;
+    info.cache.write_dirty().await?;
+    if barrier { info.device().flush().await } else { Ok(()) }
+}
+
+/// What the superblock said of errors before the journal was replayed over it.
+pub(super) struct FormerErrors {
+    count: u32,
+    first: ErrorRecord,
+    last: ErrorRecord,
+    state: u16,
+}
+
+impl FormerErrors {
+    pub fn of(superblock: &Superblock) -> Self {
+        Self {
+            count: superblock.error_count,
+            first: superblock.first_error,
+            last: superblock.last_error,
+            state: superblock.state & STATE_ERROR,
+        }
+    }
+
+    /// A kernel writes errors beside the journal; a copy in the log knows nothing of them.
+    fn restore(&self, superblock: &mut Superblock) {
+        superblock.state |= self.state;
+        if self.count > superblock.error_count {
+            superblock.error_count = self.count;
+            superblock.first_error = self.first;
+            superblock.last_error = self.last;
+        }
+    }
+}
+
+/// The superblock of a file system that is about to run: mounted once more, and to be recovered from now on.
+pub(super) async fn mark_mounted(
+    info: &SuperblockInfo,
+    options: &MountOptions,
+    former: &FormerErrors,
+    journal_error: bool,
+) -> Result<()> {
+    let now = info.environment.now().seconds;
+    change_in_place(info, options.barrier, &mut |superblock| {
+        former.restore(superblock);
+        if journal_error {
+            superblock.state |= STATE_ERROR;
+        }
+        superblock.mnt_count = superblock.mnt_count.saturating_add(1);
+        superblock.mtime = now;
+        if let Some(place) = &options.last_mounted {
+            superblock.last_mounted = [0; 64];
+            for (byte, value) in superblock.last_mounted.iter_mut().zip(place.iter().take(63)) {
+                *byte = *value;
+            }
+        }
+        let features = &mut superblock.features;
+        if features.compat.contains(Compat::HAS_JOURNAL) {
+            features.incompat.insert(Incompat::RECOVER);
+            if features.compat.contains(Compat::ORPHAN_FILE) {
+                features.ro_compat.insert(RoCompat::ORPHAN_PRESENT);
+            }
+        } else {
+            // Without a journal a crash leaves what only a check can mend.
+            superblock.state &= !STATE_VALID;
+        }
+    })
+    .await
+}
+
+/// The superblock after recovery, for a mount that will write nothing more.
+pub(super) async fn mark_recovered(
+    info: &SuperblockInfo,
+    options: &MountOptions,
+    former: &FormerErrors,
+    journal_error: bool,
+) -> Result<()> {
+    change_in_place(info, options.barrier, &mut |superblock| {
+        former.restore(superblock);
+        if journal_error {
+            superblock.state |= STATE_ERROR;
+        }
+        superblock.features.incompat.remove(Incompat::RECOVER);
+    })
+    .await
+}
+
+impl FilesystemInner {
+    /// The superblock of a file system that has come to rest: clean, with the errors that were found.
+    pub(super) async fn mark_clean(&self) -> Result<()> {
+        let findings = self.errors.take();
+        let found_state = self.found_state;
+        change_in_place(&self.info, self.options.barrier, &mut |superblock| {
+            superblock.state = (found_state & !STATE_ORPHANS) | (superblock.state & STATE_ERROR);
+            if let Some(findings) = &findings {
+                record(superblock, findings);
+            }
+            superblock.features.incompat.remove(Incompat::RECOVER);
+            superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+        })
+        .await
+    }
+
+    /// Puts findings into the superblock, in a transaction of the running file system.
+    pub(crate) async fn record_findings(&self) -> Result<()> {
+        let Some(findings) = self.errors.take() else { return Ok(()) };
+        let handle = self.begin(credits::INODE, "record errors").await?;
+        self.info.modify_superblock(&handle, &mut |superblock| record(superblock, &findings)).await
+    }
+
+    /// Stops all writing after `error`: the journal ends, and the superblock gets the finding at once.
+    pub(super) async fn stop_writing(&self, error: &Error) -> Result<()> {
+        if let Some(journal) = &self.journal {
+            journal.abort(error);
+        }
+        let Some(findings) = self.errors.take() else { return Ok(()) };
+        change_in_place(&self.info, self.options.barrier, &mut |superblock| record(superblock, &findings))
+            .await
+    }
+}
+
+fn record(superblock: &mut Superblock, findings: &Findings) {
+    let entry = |finding: &Finding| {
+        let mut function = [0; 32];
+        for (byte, value) in function.iter_mut().zip(finding.operation.bytes().take(31)) {
+            *byte = value;
+        }
+        ErrorRecord {
+            time: finding.time.seconds,
+            inode: finding.inode.0,
+            function,
+            code: CODE_CORRUPTED,
+            ..ErrorRecord::default()
+        }
+    };
+    superblock.state |= STATE_ERROR;
+    if superblock.error_count == 0
+        && let Some(first) = &findings.first
+    {
+        superblock.first_error = entry(first);
+    }
+    if let Some(last) = &findings.last {
+        superblock.last_error = entry(last);
+    }
+    superblock.error_count = superblock.error_count.saturating_add(findings.count);
+}

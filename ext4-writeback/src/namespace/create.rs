@@ -1,0 +1,237 @@
+//! Making files, directories, symlinks and special files.
+//!
+//! Invariant: a name is added last, when the inode it points to is whole; both are in one handle. Where adding fails
+//! (no space), the inode goes the way of an unlinked one: onto the orphan list in the same handle, then deleted.
+
+use std::sync::Arc;
+
+use ext4_core::format::features::Incompat;
+use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::meta::{credits, directory, extent_tree, inode_allocator, xattr};
+use ext4_core::{Errno, Error, InodeNumber, Result};
+
+use super::new_inode::{NewInode, check_device, inherited_flags, mode_and_group};
+use super::{check_may_add, check_name, links, names_changed, symlink};
+use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::handle::Handle;
+use crate::inode_info::{InodeInfo, check_directory};
+use crate::{Credentials, SetMode};
+
+/// Attributes that go into the handle that makes the inode; more follow one by one.
+const XATTRS_AT_ONCE: usize = 8;
+
+impl Filesystem {
+    /// Makes a regular file.
+    ///
+    /// # Errors
+    /// As [`Filesystem::create_with`].
+    pub async fn create(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
+        self.create_with(parent, name, NewInode::new(FileType::Regular, owner)).await
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`Filesystem::create_with`].
+    pub async fn mkdir(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
+        self.create_with(parent, name, NewInode::new(FileType::Directory, owner)).await
+    }
+
+    /// Makes a symlink to `target`.
+    ///
+    /// # Errors
+    /// As [`Filesystem::create_with`].
+    pub async fn symlink(
+        &self,
+        parent: InodeNumber,
+        name: &[u8],
+        target: &[u8],
+        owner: Credentials,
+    ) -> Result<InodeNumber> {
+        let new = NewInode { target: target.to_vec(), ..NewInode::new(FileType::Symlink, owner) };
+        self.create_with(parent, name, new).await
+    }
+
+    /// Makes a device node (`device`: major, minor), FIFO or socket.
+    ///
+    /// # Errors
+    /// As [`Filesystem::create_with`]; `EINVAL` for a type that has its own operation.
+    pub async fn mknod(
+        &self,
+        parent: InodeNumber,
+        name: &[u8],
+        file_type: FileType,
+        device: (u32, u32),
+        owner: Credentials,
+    ) -> Result<InodeNumber> {
+        if matches!(file_type, FileType::Directory | FileType::Symlink) {
+            return Err(Error::posix(Errno::EINVAL, format!("mknod of a {file_type:?}")));
+        }
+        self.create_with(parent, name, NewInode { device, ..NewInode::new(file_type, owner) }).await
+    }
+
+    /// Makes something with all its attributes, in one transaction and one write of its inode.
+    ///
+    /// # Errors
+    /// `EEXIST`, `ENOENT` and `ENOTDIR` (the directory), `EMLINK` (too many subdirectories), `ENAMETOOLONG` (name or
+    /// target), `EINVAL` (name or device number), `EPERM` (immutable directory), `ENOSPC`; those of
+    /// [`Filesystem::setxattr`].
+    pub async fn create_with(&self, parent: InodeNumber, name: &[u8], new: NewInode) -> Result<InodeNumber> {
+        let name = name.to_vec();
+        self.run("create", parent, move |fs| async move {
+            check_name(&name, Errno::EEXIST)?;
+            symlink::check_target(&fs, &new)?;
+            match make(&fs, parent, &name, &new).await {
+                Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
+                    make(&fs, parent, &name, &new).await
+                }
+                result => result,
+            }
+        })
+        .await
+    }
+}
+
+async fn make(
+    fs: &Arc<FilesystemInner>,
+    parent: InodeNumber,
+    name: &[u8],
+    new: &NewInode,
+) -> Result<InodeNumber> {
+    let info = &fs.info;
+    let parent = fs.inode(parent).await?;
+    let _names = parent.rwlock.write().await;
+    let template = {
+        let directory = parent.inode.read().await;
+        parent.check_alive()?;
+        check_directory(&directory)?;
+        check_may_add(&directory)?;
+        if directory::lookup(info, &directory, name).await?.is_some() {
+            return Err(Error::posix(Errno::EEXIST, format!("{:?}", String::from_utf8_lossy(name))));
+        }
+        if new.file_type == FileType::Directory {
+            links::check_room_for_subdirectory(info.features(), &directory)?;
+        }
+        template(fs, &directory, new)?
+    };
+    let (at_once, later) = new.xattrs.split_at(new.xattrs.len().min(XATTRS_AT_ONCE));
+    let handle = fs.begin(credits_for(new, at_once.len()), "create").await?;
+    let is_directory = new.file_type == FileType::Directory;
+    let number = inode_allocator::allocate_inode(info, &handle, parent.number, is_directory).await?;
+    let child = Arc::new(InodeInfo::new(Inode { number, ..template }));
+    let made = {
+        // Held until the inode is whole: who finds it by its number before that waits.
+        let mut inode = child.inode.write().await;
+        fs.inodes.insert(&child);
+        let made = match fill(fs, &handle, &parent, &mut inode, new, at_once).await {
+            Ok(()) => add_name(fs, &handle, &parent, name, &inode).await,
+            Err(error) => Err(error),
+        };
+        if made.is_err() {
+            inode.links_count = 0;
+            child.unlinked.store(true, std::sync::atomic::Ordering::Release);
+            fs.orphans.add(info, &handle, &mut inode).await?;
+        }
+        child.size.store(inode.size, std::sync::atomic::Ordering::Release);
+        fs.log_inode(&handle, &child, &inode, true).await?;
+        // From now on its slot is its own: what it holds that is not known here is kept.
+        inode.is_new = false;
+        made
+    };
+    drop(handle);
+    if let Err(error) = made {
+        fs.delete_unlinked(&child).await;
+        return Err(error);
+    }
+    for (name, value) in later {
+        crate::xattr::set(fs, &child, name, Some(value), SetMode::Any, false).await?;
+    }
+    Ok(number)
+}
+
+fn credits_for(new: &NewInode, xattrs: usize) -> u32 {
+    let content = match new.file_type {
+        FileType::Directory | FileType::Symlink => credits::ALLOCATE_BLOCKS + credits::EXTENT + 1,
+        _ => 0,
+    };
+    let xattrs = credits::XATTR * u32::try_from(xattrs).unwrap_or(u32::MAX);
+    credits::ALLOCATE_INODE + content + xattrs + credits::ADD_NAME + credits::INODE + credits::ORPHAN
+}
+
+/// The new inode but for its number and content.
+fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inode> {
+    let info = &fs.info;
+    let now = info.environment.now();
+    let (mode, gid) = mode_and_group(new, parent);
+    let mut inode = Inode::new(InodeNumber(0), mode, &fs.inode_layout, fs.extra_isize, now);
+    inode.links_count = 1;
+    inode.uid = new.credentials.uid;
+    inode.gid = gid;
+    inode.flags = inherited_flags(parent.flags, new.file_type);
+    inode.generation = info.environment.random_u32();
+    inode.project = if inode.flags.contains(ext4_core::format::inode::InodeFlags::PROJINHERIT) {
+        parent.project
+    } else {
+        0
+    };
+    let times = new.times.unwrap_or(super::Times { atime: now, mtime: now, ctime: now, crtime: None });
+    (inode.atime, inode.mtime, inode.ctime) = (times.atime, times.mtime, times.ctime);
+    inode.crtime = inode.crtime.map(|now| times.crtime.unwrap_or(now));
+    if matches!(new.file_type, FileType::CharacterDevice | FileType::BlockDevice) {
+        check_device(new.device)?;
+        inode.set_device_number(new.device.0, new.device.1);
+    }
+    Ok(inode)
+}
+
+/// Gives the new inode its content and attributes.
+async fn fill(
+    fs: &FilesystemInner,
+    handle: &Handle,
+    parent: &InodeInfo,
+    inode: &mut Inode,
+    new: &NewInode,
+    xattrs: &[(Vec<u8>, Vec<u8>)],
+) -> Result<()> {
+    let info = &fs.info;
+    let extents = info.features().incompat.contains(Incompat::EXTENTS);
+    match new.file_type {
+        FileType::Regular if extents => extent_tree::initialize(inode),
+        FileType::Directory => {
+            if extents {
+                extent_tree::initialize(inode);
+            }
+            inode.links_count = 2;
+            directory::initialize(info, handle, inode, parent.number).await?;
+        }
+        FileType::Symlink => symlink::store_target(info, handle, inode, &new.target).await?,
+        _ => {}
+    }
+    for (name, value) in xattrs {
+        xattr::set(info, handle, inode, name, Some(value), SetMode::Any).await?;
+    }
+    Ok(())
+}
+
+/// Adds the name of the new inode to its directory.
+async fn add_name(
+    fs: &FilesystemInner,
+    handle: &Handle,
+    parent: &InodeInfo,
+    name: &[u8],
+    inode: &Inode,
+) -> Result<()> {
+    let file_type = inode.file_type().unwrap_or(FileType::Regular);
+    let mut directory = parent.inode.write().await;
+    let added = directory::add(&fs.info, handle, &mut directory, name, inode.number, file_type).await;
+    if added.is_ok() {
+        names_changed(&mut directory, fs.info.environment.now());
+        if file_type == FileType::Directory {
+            links::add_subdirectory(&mut directory);
+        }
+    }
+    // Also where it failed: it may have grown in vain.
+    parent.size.store(directory.size, std::sync::atomic::Ordering::Release);
+    fs.log_inode(handle, parent, &directory, true).await?;
+    added
+}

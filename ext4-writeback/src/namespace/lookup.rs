@@ -1,0 +1,64 @@
+//! Finding and listing names.
+
+use ext4_core::meta::directory::{self, DirectoryEntry};
+use ext4_core::{Errno, Error, InodeNumber, Result};
+
+use super::NAME_MAX;
+use crate::filesystem::Filesystem;
+use crate::inode_info::check_directory;
+
+impl Filesystem {
+    /// Finds `name` in a directory, also `.` and `..`.
+    ///
+    /// # Errors
+    /// `ENOENT` where it is not there, `ENOTDIR`, `ENAMETOOLONG`.
+    pub async fn lookup(&self, parent: InodeNumber, name: &[u8]) -> Result<InodeNumber> {
+        self.observe("lookup", parent, async {
+            let not_there = || Error::posix(Errno::ENOENT, format!("{:?}", String::from_utf8_lossy(name)));
+            if name.len() > NAME_MAX {
+                let context = format!("name {:?}", String::from_utf8_lossy(name));
+                return Err(Error::posix(Errno::ENAMETOOLONG, context));
+            }
+            let info = self.inner.inode(parent).await?;
+            let _names = info.rwlock.read().await;
+            let directory = info.inode.read().await;
+            info.check_alive()?;
+            check_directory(&directory)?;
+            match name {
+                b"" => Err(not_there()),
+                b"." => Ok(parent),
+                _ => match directory::lookup(&self.inner.info, &directory, name).await? {
+                    Some((inode, _)) => Ok(inode),
+                    None => Err(not_there()),
+                },
+            }
+        })
+        .await
+    }
+
+    /// Up to `max` entries of a directory from `position` on (0: the start; then [`DirectoryEntry::next`]). None are
+    /// returned at the end.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ENOENT` where it was removed.
+    pub async fn readdir(
+        &self,
+        directory: InodeNumber,
+        position: u64,
+        max: usize,
+    ) -> Result<Vec<DirectoryEntry>> {
+        self.observe("readdir", directory, async {
+            let info = self.inner.inode(directory).await?;
+            let entries = {
+                let _names = info.rwlock.read().await;
+                let raw = info.inode.read().await;
+                info.check_alive()?;
+                check_directory(&raw)?;
+                directory::read(&self.inner.info, &raw, position, max).await?
+            };
+            self.touch_atime(&info).await?;
+            Ok(entries)
+        })
+        .await
+    }
+}

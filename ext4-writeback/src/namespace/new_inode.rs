@@ -1,0 +1,135 @@
+//! What a new inode is made of: type, owner, inherited flags, device number, times.
+
+use ext4_core::format::inode::{FileType, Inode, InodeFlags};
+use ext4_core::{Errno, Error, Result, Timestamp};
+
+use crate::Credentials;
+
+/// All times of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Times {
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Creation; kept as it is where `None`. Lost where inodes are too small to hold it.
+    pub crtime: Option<Timestamp>,
+}
+
+/// Something to be made, with everything it shall have: [`crate::Filesystem::create_with`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewInode {
+    /// What it is.
+    pub file_type: FileType,
+    /// Whose it is, and its permissions.
+    pub credentials: Credentials,
+    /// For device nodes: major and minor number.
+    pub device: (u32, u32),
+    /// For symlinks: the target.
+    pub target: Vec<u8>,
+    /// Its times; `None`: now.
+    pub times: Option<Times>,
+    /// Its extended attributes: full names and values.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl NewInode {
+    /// One of `file_type` with no attributes and the present time.
+    #[must_use]
+    pub fn new(file_type: FileType, credentials: Credentials) -> Self {
+        Self { file_type, credentials, device: (0, 0), target: Vec::new(), times: None, xattrs: Vec::new() }
+    }
+}
+
+/// The set-group-ID bit.
+const S_ISGID: u16 = 0o2000;
+
+/// Mode and group of a new inode in a directory: a set-group-ID directory hands on its group, and to directories the
+/// bit as well.
+pub(super) fn mode_and_group(new: &NewInode, parent: &Inode) -> (u16, u32) {
+    let mut mode = new.file_type.mode_bits() | (new.credentials.mode & 0o7777);
+    if parent.mode & S_ISGID == 0 {
+        return (mode, new.credentials.gid);
+    }
+    if new.file_type == FileType::Directory {
+        mode |= S_ISGID;
+    }
+    (mode, parent.gid)
+}
+
+/// i_flags of a new inode in a directory with `parent` flags. Source: kernel documentation, "Index Nodes" (i_flags):
+/// what is inherited, and by which types.
+pub(super) fn inherited_flags(parent: InodeFlags, file_type: FileType) -> InodeFlags {
+    /// "Do not compress": a flag of the kernel's that has no use of its own.
+    const NOCOMPR: InodeFlags = InodeFlags::from_bits_retain(0x400);
+    let inherited = InodeFlags::SECRM
+        | InodeFlags::UNRM
+        | InodeFlags::COMPR
+        | InodeFlags::SYNC
+        | InodeFlags::NODUMP
+        | InodeFlags::NOATIME
+        | NOCOMPR
+        | InodeFlags::JOURNAL_DATA
+        | InodeFlags::NOTAIL
+        | InodeFlags::DIRSYNC
+        | InodeFlags::DAX
+        | InodeFlags::PROJINHERIT
+        | InodeFlags::CASEFOLD;
+    let flags = parent & inherited;
+    match file_type {
+        FileType::Directory => flags,
+        FileType::Regular => flags - (InodeFlags::DIRSYNC | InodeFlags::PROJINHERIT | InodeFlags::CASEFOLD),
+        _ => flags & (InodeFlags::NODUMP | InodeFlags::NOATIME),
+    }
+}
+
+/// Checks that a device number fits: 12 bits and 20.
+pub(super) fn check_device((major, minor): (u32, u32)) -> Result<()> {
+    if major < 1 << 12 && minor < 1 << 20 {
+        return Ok(());
+    }
+    Err(Error::posix(Errno::EINVAL, format!("device number {major}:{minor}")))
+}
+
+/// A directory of 256 bytes, for tests.
+#[cfg(test)]
+pub(super) fn test_inode(mode: u16) -> Inode {
+    let layout = ext4_core::format::inode::InodeLayout {
+        features: ext4_core::format::features::Features::default(),
+        inode_size: 256,
+        block_size: ext4_core::BlockSize::KIB_4,
+        cluster_sectors: 8,
+        checksum_seed: 0,
+        linux: true,
+        hurd: false,
+    };
+    Inode::new(ext4_core::InodeNumber(12), mode, &layout, 32, Timestamp::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_group_id_directory_hands_on_its_group() {
+        let mut parent = test_inode(0o42755);
+        parent.gid = 77;
+        let credentials = Credentials { uid: 5, gid: 6, mode: 0o644 };
+        let file = NewInode::new(FileType::Regular, credentials);
+        assert_eq!(mode_and_group(&file, &parent), (0o100644, 77));
+        let directory = NewInode::new(FileType::Directory, credentials);
+        assert_eq!(mode_and_group(&directory, &parent), (0o42644, 77));
+        parent.mode = 0o40755;
+        assert_eq!(mode_and_group(&directory, &parent), (0o40644, 6));
+    }
+
+    #[test]
+    fn an_index_is_not_inherited_and_special_files_inherit_little() {
+        let parent = InodeFlags::INDEX | InodeFlags::EXTENTS | InodeFlags::NOATIME | InodeFlags::DIRSYNC;
+        assert_eq!(inherited_flags(parent, FileType::Directory), InodeFlags::NOATIME | InodeFlags::DIRSYNC);
+        assert_eq!(inherited_flags(parent, FileType::Regular), InodeFlags::NOATIME);
+        assert_eq!(inherited_flags(parent | InodeFlags::SYNC, FileType::Fifo), InodeFlags::NOATIME);
+    }
+}

@@ -1,0 +1,129 @@
+//! Removing names: unlink and rmdir.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ext4_core::meta::{credits, directory};
+use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
+
+use super::{check_may_remove, check_name, links, names_changed};
+use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::handle::Handle;
+use crate::inode_info::{InodeInfo, check_directory};
+
+impl Filesystem {
+    /// Removes a name that is not a directory's; the inode goes when it was the last and nobody has it open.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EISDIR`, `ENOTDIR` (the parent), `EPERM` (immutable or append-only).
+    pub async fn unlink(&self, parent: InodeNumber, name: &[u8]) -> Result<()> {
+        let name = name.to_vec();
+        self.run("unlink", parent, move |fs| async move {
+            check_name(&name, Errno::EISDIR)?;
+            remove(&fs, parent, &name, false).await
+        })
+        .await
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, `EINVAL` (`.` and `..`), `EPERM` (immutable or append-only).
+    pub async fn rmdir(&self, parent: InodeNumber, name: &[u8]) -> Result<()> {
+        let name = name.to_vec();
+        self.run("rmdir", parent, move |fs| async move {
+            check_name(&name, Errno::EINVAL)?;
+            remove(&fs, parent, &name, true).await
+        })
+        .await
+    }
+}
+
+async fn remove(
+    fs: &Arc<FilesystemInner>,
+    parent: InodeNumber,
+    name: &[u8],
+    expect_directory: bool,
+) -> Result<()> {
+    let parent = fs.inode(parent).await?;
+    let victim = {
+        let _names = parent.rwlock.write().await;
+        let number = {
+            let directory = parent.inode.read().await;
+            parent.check_alive()?;
+            check_directory(&directory)?;
+            let found = directory::lookup(&fs.info, &directory, name).await?;
+            let missing = || Error::posix(Errno::ENOENT, format!("{:?}", String::from_utf8_lossy(name)));
+            found.ok_or_else(missing)?.0
+        };
+        let victim = fs.inode_of_entry(parent.number, name, number).await?;
+        check_not_above(&parent, &victim)?;
+        let _content = victim.rwlock.write().await;
+        check_removable(fs, &parent, &victim, expect_directory).await?;
+
+        let credits = credits::REMOVE_NAME + 2 * credits::INODE + credits::ORPHAN;
+        let handle = fs.begin(credits, if expect_directory { "rmdir" } else { "unlink" }).await?;
+        let now = fs.info.environment.now();
+        {
+            let mut raw = parent.inode.write().await;
+            directory::remove(&fs.info, &handle, &raw, name).await?;
+            names_changed(&mut raw, now);
+            if expect_directory {
+                links::remove_subdirectory(&mut raw);
+            }
+            fs.log_inode(&handle, &parent, &raw, true).await?;
+        }
+        drop_link(fs, &handle, &victim, now).await?;
+        drop(handle);
+        Arc::clone(&victim)
+    };
+    fs.delete_unlinked(&victim).await;
+    Ok(())
+}
+
+/// A directory that is its own entry would be locked twice.
+pub(super) fn check_not_above(parent: &InodeInfo, child: &InodeInfo) -> Result<()> {
+    if parent.number == child.number || child.number == InodeNumber::ROOT {
+        return Err(Error::corrupt(
+            format!("directory {}", parent.number),
+            format!("an entry points to {}, which is no child of it", child.number),
+        ));
+    }
+    Ok(())
+}
+
+async fn check_removable(
+    fs: &FilesystemInner,
+    parent: &InodeInfo,
+    victim: &InodeInfo,
+    expect_directory: bool,
+) -> Result<()> {
+    let directory_flags = parent.inode.read().await.flags;
+    let inode = victim.inode.read().await;
+    check_may_remove(directory_flags, &inode)?;
+    if inode.is_dir() != expect_directory {
+        let errno = if expect_directory { Errno::ENOTDIR } else { Errno::EISDIR };
+        return Err(Error::posix(errno, format!("inode {}", victim.number)));
+    }
+    if expect_directory && !directory::is_empty(&fs.info, &inode).await? {
+        return Err(Error::posix(Errno::ENOTEMPTY, format!("directory {}", victim.number)));
+    }
+    Ok(())
+}
+
+/// Takes one link off `victim` (a directory: all of them); without links it becomes an orphan.
+pub(super) async fn drop_link(
+    fs: &FilesystemInner,
+    handle: &Handle,
+    victim: &InodeInfo,
+    now: Timestamp,
+) -> Result<()> {
+    let mut inode = victim.inode.write().await;
+    inode.links_count = if inode.is_dir() { 0 } else { inode.links_count.saturating_sub(1) };
+    inode.ctime = now;
+    if inode.links_count == 0 {
+        fs.orphans.add(&fs.info, handle, &mut inode).await?;
+        victim.unlinked.store(true, Ordering::Release);
+    }
+    fs.log_inode(handle, victim, &inode, true).await
+}

@@ -1,0 +1,420 @@
+//! Renaming: moving a name, replacing another, exchanging two.
+//!
+//! Invariant: a regular file that replaces another has its data on the device, and its size in the journal, before the
+//! rename's handle starts. Were it not so, a crash after the rename committed could show an empty file under a name
+//! whose old content is gone: the way programs save files ("write a new one, rename it over the old") would lose both.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::meta::{credits, directory};
+use ext4_core::{Errno, Error, InodeNumber, Result};
+use tokio::sync::{MutexGuard, RwLockWriteGuard};
+
+use super::remove::{check_not_above, drop_link};
+use super::{check_may_add, check_may_remove, check_name, links, names_changed};
+use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::handle::Handle;
+use crate::inode_info::{InodeInfo, check_directory};
+
+/// The flags of [`Filesystem::rename`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RenameFlags {
+    /// Fail where the target exists.
+    pub no_replace: bool,
+    /// Swap the two.
+    pub exchange: bool,
+}
+
+impl Filesystem {
+    /// rename(2): moves the name `from` (directory and name) to `to`, in one step that a crash shows done or not done.
+    /// `no_replace` is RENAME_NOREPLACE, `exchange` RENAME_EXCHANGE.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EEXIST` (`no_replace`), `EINVAL` (a directory into itself, both flags), `ENOTEMPTY`, `ENOTDIR` and
+    /// `EISDIR` (one is a directory, the other is not), `EBUSY` (`.` and `..`), `EMLINK`, `EPERM`, `ENOSPC`.
+    pub async fn rename(
+        &self,
+        from: (InodeNumber, &[u8]),
+        to: (InodeNumber, &[u8]),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let (from, from_name) = (from.0, from.1.to_vec());
+        let (to, to_name) = (to.0, to.1.to_vec());
+        self.run("rename", from, move |fs| async move {
+            check_name(&from_name, Errno::EBUSY)?;
+            check_name(&to_name, Errno::EBUSY)?;
+            if flags.no_replace && flags.exchange {
+                return Err(Error::posix(Errno::EINVAL, "rename: exchange without replacing"));
+            }
+            let request = Request { from, from_name: &from_name, to, to_name: &to_name, flags };
+            if !flags.no_replace && !flags.exchange {
+                write_replacement(&fs, &request).await?;
+            }
+            match rename(&fs, &request).await {
+                Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
+                    rename(&fs, &request).await
+                }
+                result => result,
+            }
+        })
+        .await
+    }
+}
+
+struct Request<'a> {
+    from: InodeNumber,
+    from_name: &'a [u8],
+    to: InodeNumber,
+    to_name: &'a [u8],
+    flags: RenameFlags,
+}
+
+impl Request<'_> {
+    fn crosses(&self) -> bool {
+        self.from != self.to
+    }
+}
+
+async fn find(fs: &FilesystemInner, directory: &InodeInfo, name: &[u8]) -> Result<Option<InodeNumber>> {
+    let raw = directory.inode.read().await;
+    directory.check_alive()?;
+    check_directory(&raw)?;
+    Ok(directory::lookup(&fs.info, &raw, name).await?.map(|(number, _)| number))
+}
+
+/// Where a regular file is about to replace something: waits until its data is on the device. Before any lock of the
+/// rename, because it takes long; what is written meanwhile by others is not waited for.
+async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> Result<()> {
+    let source = {
+        let (from, to) = (fs.inode(request.from).await?, fs.inode(request.to).await?);
+        let replaced = {
+            let _names = to.rwlock.read().await;
+            find(fs, &to, request.to_name).await?
+        };
+        if replaced.is_none() {
+            return Ok(());
+        }
+        let _names = from.rwlock.read().await;
+        match find(fs, &from, request.from_name).await? {
+            Some(source) if Some(source) != replaced => {
+                fs.inode_of_entry(request.from, request.from_name, source).await?
+            }
+            _ => return Ok(()),
+        }
+    };
+    if source.inode.read().await.file_type() == Some(FileType::Regular) {
+        crate::writeback::sync_inode_data(fs, &source).await?;
+    }
+    Ok(())
+}
+
+/// The two directories, locked. Dropped in any order.
+struct Directories<'a> {
+    _tree: Option<MutexGuard<'a, ()>>,
+    _first: RwLockWriteGuard<'a, ()>,
+    _second: Option<RwLockWriteGuard<'a, ()>>,
+    /// Where one directory lies above the other: the entry of the upper one on the way to the lower one.
+    way_down: Option<(InodeNumber, InodeNumber)>,
+}
+
+/// Locks both directories, the upper one first.
+async fn lock_directories<'a>(
+    fs: &'a Arc<FilesystemInner>,
+    from: &'a InodeInfo,
+    to: &'a InodeInfo,
+) -> Result<Directories<'a>> {
+    if from.number == to.number {
+        let first = from.rwlock.write().await;
+        return Ok(Directories { _tree: None, _first: first, _second: None, way_down: None });
+    }
+    let tree = fs.rename.lock().await;
+    let below_from = child_on_way(fs, from.number, to.number).await?;
+    let below_to = match below_from {
+        Some(_) => None,
+        None => child_on_way(fs, to.number, from.number).await?,
+    };
+    let from_first = below_from.is_some() || (below_to.is_none() && from.number < to.number);
+    let (upper, lower) = if from_first { (from, to) } else { (to, from) };
+    let first = upper.rwlock.write().await;
+    let second = lower.rwlock.write().await;
+    let way_down = below_from.or(below_to).map(|child| (upper.number, child));
+    Ok(Directories { _tree: Some(tree), _first: first, _second: Some(second), way_down })
+}
+
+/// Where directory `upper` lies above directory `lower`: its child on the way. Under the rename mutex.
+async fn child_on_way(
+    fs: &Arc<FilesystemInner>,
+    upper: InodeNumber,
+    lower: InodeNumber,
+) -> Result<Option<InodeNumber>> {
+    let mut current = lower;
+    // A loop of parents, which only a damaged file system has, ends here.
+    for _ in 0..fs.info.inodes_count() {
+        if current == InodeNumber::ROOT {
+            return Ok(None);
+        }
+        let inode = fs.inode(current).await?;
+        let parent = find(fs, &inode, b"..").await?;
+        let parent = parent.ok_or_else(|| Error::corrupt(format!("directory {current}"), "no entry .."))?;
+        if parent == upper {
+            return Ok(Some(current));
+        }
+        current = parent;
+    }
+    Err(Error::corrupt(format!("directory {lower}"), "its parents form a loop"))
+}
+
+async fn rename(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> Result<()> {
+    let (from, to) = (fs.inode(request.from).await?, fs.inode(request.to).await?);
+    let replaced = {
+        let directories = lock_directories(fs, &from, &to).await?;
+        let missing =
+            || Error::posix(Errno::ENOENT, format!("{:?}", String::from_utf8_lossy(request.from_name)));
+        let source = find(fs, &from, request.from_name).await?.ok_or_else(missing)?;
+        let target = find(fs, &to, request.to_name).await?;
+        check_way(request, &directories, source, target)?;
+        if target == Some(source) {
+            return Ok(());
+        }
+        let source = fs.inode_of_entry(request.from, request.from_name, source).await?;
+        check_not_above(&from, &source)?;
+        let target = match target {
+            Some(target) => {
+                let target = fs.inode_of_entry(request.to, request.to_name, target).await?;
+                check_not_above(&to, &target)?;
+                Some(target)
+            }
+            None => None,
+        };
+        let _children = lock_children(request, &source, target.as_deref()).await;
+        let types = check(fs, request, &from, &to, &source, target.as_deref()).await?;
+        let credits = credits::ADD_NAME + 3 * credits::REMOVE_NAME + 4 * credits::INODE + credits::ORPHAN;
+        let handle = fs.begin(credits, "rename").await?;
+        let step = Step { fs, handle: &handle, from: &from, to: &to, source: &source, request };
+        match &target {
+            Some(target) if request.flags.exchange => step.exchange(target, types).await?,
+            target => step.move_name(target.as_deref(), types).await?,
+        }
+        drop(handle);
+        target.clone().filter(|_| !request.flags.exchange)
+    };
+    if let Some(replaced) = replaced {
+        fs.delete_unlinked(&replaced).await;
+    }
+    Ok(())
+}
+
+/// Checks what follows from one directory lying above the other.
+fn check_way(
+    request: &Request<'_>,
+    directories: &Directories<'_>,
+    source: InodeNumber,
+    target: Option<InodeNumber>,
+) -> Result<()> {
+    if request.flags.no_replace && target.is_some() {
+        let context = format!("{:?}", String::from_utf8_lossy(request.to_name));
+        return Err(Error::posix(Errno::EEXIST, context));
+    }
+    if request.flags.exchange && target.is_none() {
+        let context = format!("{:?}", String::from_utf8_lossy(request.to_name));
+        return Err(Error::posix(Errno::ENOENT, context));
+    }
+    if directories.way_down == Some((request.from, source)) {
+        return Err(Error::posix(Errno::EINVAL, format!("directory {source} into itself")));
+    }
+    if target.is_some() && directories.way_down == target.map(|target| (request.to, target)) {
+        let errno = if request.flags.exchange { Errno::EINVAL } else { Errno::ENOTEMPTY };
+        return Err(Error::posix(errno, format!("over a directory above {source}")));
+    }
+    Ok(())
+}
+
+/// Locks those of the two whose links or `..` change: a directory only where its parent changes or it goes, so that
+/// two directories of one parent are never both locked.
+async fn lock_children<'a>(
+    request: &Request<'_>,
+    source: &'a InodeInfo,
+    target: Option<&'a InodeInfo>,
+) -> [Option<RwLockWriteGuard<'a, ()>>; 2] {
+    let source_is_directory = source.inode.read().await.is_dir();
+    let target_is_directory = match target {
+        Some(target) => target.inode.read().await.is_dir(),
+        None => false,
+    };
+    let lock_source = !source_is_directory || request.crosses();
+    let lock_target = !target_is_directory || request.crosses() || !request.flags.exchange;
+    let mut order = [lock_source.then_some(source), target.filter(|_| lock_target)];
+    // Directories before what is none; two files by their numbers.
+    let target_first = match (source_is_directory, target_is_directory) {
+        (true, _) => false,
+        (false, true) => true,
+        (false, false) => target.is_some_and(|target| target.number < source.number),
+    };
+    if target_first {
+        order.reverse();
+    }
+    let mut guards = [None, None];
+    for (guard, inode) in guards.iter_mut().zip(order) {
+        if let Some(inode) = inode {
+            *guard = Some(inode.rwlock.write().await);
+        }
+    }
+    guards
+}
+
+/// What source and target are.
+#[derive(Clone, Copy)]
+struct Types {
+    source: FileType,
+    target: Option<FileType>,
+}
+
+fn type_of(inode: &Inode) -> Result<FileType> {
+    let wrong = || Error::corrupt(format!("inode {}", inode.number), format!("mode {:#o}", inode.mode));
+    inode.file_type().ok_or_else(wrong)
+}
+
+async fn check(
+    fs: &FilesystemInner,
+    request: &Request<'_>,
+    from: &InodeInfo,
+    to: &InodeInfo,
+    source: &InodeInfo,
+    target: Option<&InodeInfo>,
+) -> Result<Types> {
+    let from_flags = from.inode.read().await.flags;
+    let (to_flags, room) = {
+        let to = to.inode.read().await;
+        check_may_add(&to)?;
+        (to.flags, links::check_room_for_subdirectory(fs.info.features(), &to))
+    };
+    let source_type = {
+        let source = source.inode.read().await;
+        check_may_remove(from_flags, &source)?;
+        type_of(&source)?
+    };
+    let is_directory = source_type == FileType::Directory;
+    let Some(target) = target else {
+        if is_directory && request.crosses() {
+            room?;
+        }
+        return Ok(Types { source: source_type, target: None });
+    };
+    let target = target.inode.read().await;
+    check_may_remove(to_flags, &target)?;
+    let target_type = type_of(&target)?;
+    let types = Types { source: source_type, target: Some(target_type) };
+    if request.flags.exchange {
+        if request.crosses() && is_directory && target_type != FileType::Directory {
+            room?;
+        }
+        if request.crosses() && !is_directory && target_type == FileType::Directory {
+            links::check_room_for_subdirectory(fs.info.features(), &*from.inode.read().await)?;
+        }
+        return Ok(types);
+    }
+    match (is_directory, target_type == FileType::Directory) {
+        (true, false) => Err(Error::posix(Errno::ENOTDIR, format!("inode {}", target.number))),
+        (false, true) => Err(Error::posix(Errno::EISDIR, format!("inode {}", target.number))),
+        (true, true) if !directory::is_empty(&fs.info, &target).await? => {
+            Err(Error::posix(Errno::ENOTEMPTY, format!("directory {}", target.number)))
+        }
+        _ => Ok(types),
+    }
+}
+
+/// One checked and locked rename.
+struct Step<'a> {
+    fs: &'a FilesystemInner,
+    handle: &'a Handle,
+    from: &'a InodeInfo,
+    to: &'a InodeInfo,
+    source: &'a InodeInfo,
+    request: &'a Request<'a>,
+}
+
+impl Step<'_> {
+    async fn move_name(&self, target: Option<&InodeInfo>, types: Types) -> Result<()> {
+        let (info, request) = (&self.fs.info, self.request);
+        let now = info.environment.now();
+        let is_directory = types.source == FileType::Directory;
+        {
+            let mut to = self.to.inode.write().await;
+            let (name, number) = (request.to_name, self.source.number);
+            let added = match target {
+                Some(_) => directory::replace(info, self.handle, &to, name, number, types.source).await,
+                None => directory::add(info, self.handle, &mut to, name, number, types.source).await,
+            };
+            if added.is_ok() {
+                names_changed(&mut to, now);
+                if is_directory && types.target.is_none() {
+                    links::add_subdirectory(&mut to);
+                }
+            }
+            self.to.size.store(to.size, Ordering::Release);
+            self.fs.log_inode(self.handle, self.to, &to, true).await?;
+            added?;
+        }
+        {
+            let mut from = self.from.inode.write().await;
+            directory::remove(info, self.handle, &from, request.from_name).await?;
+            names_changed(&mut from, now);
+            if is_directory {
+                links::remove_subdirectory(&mut from);
+            }
+            self.fs.log_inode(self.handle, self.from, &from, true).await?;
+        }
+        if is_directory && request.crosses() {
+            self.set_parent(self.source, self.to.number).await?;
+        }
+        self.changed(self.source, now).await?;
+        match target {
+            Some(target) => drop_link(self.fs, self.handle, target, now).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn exchange(&self, target: &InodeInfo, types: Types) -> Result<()> {
+        let (info, request) = (&self.fs.info, self.request);
+        let now = info.environment.now();
+        let target_type = types.target.unwrap_or(types.source);
+        let is_directory = |file_type| file_type == FileType::Directory;
+        let ends = [
+            (self.to, request.to_name, self.source, types.source, target_type),
+            (self.from, request.from_name, target, target_type, types.source),
+        ];
+        for (parent, name, comes, comes_type, goes_type) in ends {
+            let mut raw = parent.inode.write().await;
+            directory::replace(info, self.handle, &raw, name, comes.number, comes_type).await?;
+            names_changed(&mut raw, now);
+            match (is_directory(comes_type), is_directory(goes_type)) {
+                (true, false) if request.crosses() => links::add_subdirectory(&mut raw),
+                (false, true) if request.crosses() => links::remove_subdirectory(&mut raw),
+                _ => {}
+            }
+            self.fs.log_inode(self.handle, parent, &raw, true).await?;
+        }
+        for (parent, _, comes, comes_type, _) in ends {
+            if is_directory(comes_type) && request.crosses() {
+                self.set_parent(comes, parent.number).await?;
+            }
+            self.changed(comes, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a directory's `..` point to its new parent.
+    async fn set_parent(&self, child: &InodeInfo, parent: InodeNumber) -> Result<()> {
+        let raw = child.inode.read().await;
+        directory::replace(&self.fs.info, self.handle, &raw, b"..", parent, FileType::Directory).await
+    }
+
+    /// The inode's ctime follows.
+    async fn changed(&self, inode: &InodeInfo, now: ext4_core::Timestamp) -> Result<()> {
+        let mut raw = inode.inode.write().await;
+        raw.ctime = now;
+        self.fs.log_inode(self.handle, inode, &raw, true).await
+    }
+}

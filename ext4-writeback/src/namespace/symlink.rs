@@ -1,0 +1,102 @@
+//! Symlinks: a short target lies in the inode, a longer one in one block.
+//!
+//! Source: kernel documentation, "The Contents of inode.i_block" (symbolic links): a target of less than 60 bytes is
+//! in i_block. The block of a longer one is metadata here as in the kernel: it goes through the journal, and ends in
+//! a NUL that the size does not count.
+
+use ext4_core::format::features::Incompat;
+use ext4_core::format::inode::{FileType, Inode, InodeLayout};
+use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks};
+use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::meta::{BlockKind, SuperblockInfo, block_map, extent_tree};
+use ext4_core::{Errno, Error, InodeNumber, LogicalBlock, Result};
+
+use super::NewInode;
+use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::handle::Handle;
+
+/// Targets of this many bytes and more need a block.
+const FAST_LIMIT: usize = 60;
+
+/// The longest target (`PATH_MAX` with its NUL).
+const PATH_MAX: usize = 4096;
+
+/// Checks that a new symlink's target is not empty and fits.
+pub(super) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
+    if new.file_type != FileType::Symlink {
+        return Ok(());
+    }
+    let len = new.target.len();
+    if len == 0 || new.target.contains(&0) {
+        return Err(Error::posix(if len == 0 { Errno::ENOENT } else { Errno::EINVAL }, "symlink target"));
+    }
+    if len >= PATH_MAX.min(fs.info.block_size().len()) {
+        return Err(Error::posix(Errno::ENAMETOOLONG, format!("symlink target of {len} bytes")));
+    }
+    Ok(())
+}
+
+/// Gives the new symlink `inode` its target, which was checked.
+pub(super) async fn store_target(
+    info: &SuperblockInfo,
+    handle: &Handle,
+    inode: &mut Inode,
+    target: &[u8],
+) -> Result<()> {
+    inode.size = target.len() as u64;
+    if target.len() < FAST_LIMIT {
+        inode.i_block[..target.len()].copy_from_slice(target);
+        return Ok(());
+    }
+    if !info.features().incompat.contains(Incompat::EXTENTS) {
+        return Err(Error::Unsupported("long symlinks on a file system without extents".into()));
+    }
+    extent_tree::initialize(inode);
+    let request =
+        AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: false, metadata: false };
+    let (block, _) = allocate_blocks(info, handle, &request).await?;
+    extent_tree::insert(info, handle, inode, LogicalBlock(0), block, 1, false).await?;
+    let buffer = info.cache.create(handle, block)?;
+    buffer.modify(handle, |bytes| bytes[..target.len()].copy_from_slice(target))
+}
+
+/// The target of the symlink `inode`.
+pub(crate) async fn target(info: &SuperblockInfo, layout: &InodeLayout, inode: &Inode) -> Result<Vec<u8>> {
+    if inode.file_type() != Some(FileType::Symlink) {
+        return Err(Error::posix(Errno::EINVAL, format!("inode {} is no symlink", inode.number)));
+    }
+    let wrong = |problem: String| Error::corrupt(format!("inode {}: symlink", inode.number), problem);
+    let fast = inode.is_fast_symlink(layout);
+    let limit = if fast { FAST_LIMIT } else { PATH_MAX.min(info.block_size().len()) };
+    let len = usize::try_from(inode.size).ok().filter(|len| (1..limit).contains(len));
+    let len = len.ok_or_else(|| wrong(format!("size {} is not 1 to {}", inode.size, limit - 1)))?;
+    if fast {
+        return Ok(inode.i_block[..len].to_vec());
+    }
+    let block = match block_map::lookup(info, inode, LogicalBlock(0)).await?.state {
+        MappingState::Written(block) => block,
+        state => return Err(wrong(format!("its block is {state:?}"))),
+    };
+    let buffer = info.cache.read(block, BlockKind::Symlink, |_| Ok(())).await?;
+    Ok(buffer.read(|bytes| bytes[..len].to_vec()))
+}
+
+impl Filesystem {
+    /// A symlink's target.
+    ///
+    /// # Errors
+    /// `EINVAL` where it is none.
+    pub async fn readlink(&self, inode: InodeNumber) -> Result<Vec<u8>> {
+        self.observe("readlink", inode, async {
+            let info = self.inner.inode(inode).await?;
+            let target = {
+                let raw = info.inode.read().await;
+                info.check_alive()?;
+                target(&self.inner.info, &self.inner.inode_layout, &raw).await?
+            };
+            self.touch_atime(&info).await?;
+            Ok(target)
+        })
+        .await
+    }
+}
