@@ -1,8 +1,39 @@
-//! Block allocation.
+//! Block allocation: contiguous runs near a goal.
+//!
+//! A search asks groups in order (the goal's, the rest of its flex group, then all others) for a run of the wanted
+//! length; where none has one, for a quarter of it, and so on down to single blocks. Each group's hints (how much is
+//! free, an upper bound of its longest run) let the search pass it by without a lock; one bound for all groups spares
+//! hopeless rounds.
+//!
+//! Where a request has no goal, the flex group's stream says where the last such request ended. So many small files
+//! that are written in turn lie one behind the other, and data and metadata each have a stream of their own.
+//!
+//! Invariants:
+//! - Every block comes out of the books ([`super::superblock_info::space`]) before a bitmap is looked at, so that two
+//!   allocations never promise themselves the same last block.
+//! - A freed block goes back into circulation in the commit callback, never before. Were it handed out earlier, a crash
+//!   would undo the freeing but not the new owner's data.
+//!
+//! Locks: one group's at a time; commit callbacks take only the innermost `returned` list.
 
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::superblock_info::group::{Group, GroupState};
+use super::superblock_info::space::Space;
 use super::{SuperblockInfo, Transaction};
-use crate::error::Result;
-use crate::types::{BlockNumber, InodeNumber};
+use crate::error::{Errno, Error, Result};
+use crate::format::bitmap;
+use crate::format::group_descriptor::GroupFlags;
+use crate::types::{BlockNumber, GroupNumber, InodeNumber};
+
+/// The longest run that is handed out: what one written extent can map.
+const MOST_BLOCKS: u32 = 32_768;
+/// A run this long is as good as a longer one.
+const LONG_RUN: u32 = 2_048;
+/// How many bitmaps a search for a run longer than [`LONG_RUN`] looks at.
+const MOST_SEARCHED: u32 = 64;
 
 /// What an allocation asks for.
 #[derive(Clone, Copy, Debug)]
@@ -20,16 +51,231 @@ pub struct AllocationRequest {
     pub metadata: bool,
 }
 
+/// Blocks taken out of the books; what was not used goes back when it is dropped.
+struct Claim<'a> {
+    space: &'a Space,
+    left: u64,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            self.space.release(self.left);
+        }
+    }
+}
+
 /// Allocates one contiguous run of 1 to `len` blocks, the longest near the goal. Does not touch any inode.
 ///
 /// # Errors
-/// `ENOSPC`; those of the device and the transaction.
+/// `ENOSPC` (see [`SuperblockInfo::blocks_awaiting_commit`]); those of the device and the transaction.
 pub async fn allocate_blocks(
-    _info: &SuperblockInfo,
-    _transaction: &dyn Transaction,
-    _request: &AllocationRequest,
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    request: &AllocationRequest,
 ) -> Result<(BlockNumber, u32)> {
-    todo!()
+    let wanted = request.len.clamp(1, MOST_BLOCKS).min(info.fixed.blocks_per_group);
+    if info.fixed.cluster_bits() != 0 {
+        return Err(Error::Unsupported("allocating blocks with bigalloc".into()));
+    }
+    let mut claim = Claim { space: &info.space, left: 0 };
+    let wanted = if request.reserved {
+        wanted
+    } else {
+        let granted = info
+            .space
+            .promise_up_to(u64::from(wanted), request.metadata)
+            .ok_or_else(|| Error::posix(Errno::ENOSPC, "allocating blocks"))?;
+        claim.left = granted;
+        // At most `wanted`.
+        granted as u32
+    };
+    let (first, len) = search(info, transaction, request, wanted).await?;
+    info.space.allocated(u64::from(len));
+    claim.left = claim.left.saturating_sub(u64::from(len));
+    Ok((first, len))
+}
+
+/// Where a search begins.
+struct Goal<'a> {
+    group: GroupNumber,
+    /// The block within the group.
+    offset: u32,
+    /// The stream to move on, where the request had no goal of its own.
+    stream: Option<&'a AtomicU64>,
+}
+
+fn goal<'a>(info: &'a SuperblockInfo, request: &AllocationRequest) -> Goal<'a> {
+    let place = |block| info.fixed.group_of_block(block);
+    if let Some((group, offset)) = request.goal.and_then(place) {
+        return Goal { group, offset, stream: None };
+    }
+    let home = info.group_of_inode(request.inode);
+    let flex = info.flex_group(home);
+    let stream = if request.metadata { &flex.next_metadata } else { &flex.next_data };
+    let next = stream.load(Ordering::Relaxed);
+    if next != 0
+        && let Some((group, offset)) = place(BlockNumber(next))
+    {
+        return Goal { group, offset, stream: Some(stream) };
+    }
+    let per_flex = info.fixed.groups_per_flex();
+    let mut group = home;
+    if per_flex >= 4 {
+        // As in the kernel: a flex group's first group is left to directories and other metadata.
+        group = GroupNumber(home.0 - home.0 % per_flex);
+        if !request.metadata && group.0 + 1 < info.groups_count() {
+            group.0 += 1;
+        }
+    }
+    Goal { group, offset: 0, stream: Some(stream) }
+}
+
+/// Every group, beginning with `start`, then the rest of its flex group, then all others in order.
+fn groups_from(info: &SuperblockInfo, start: GroupNumber) -> impl Iterator<Item = GroupNumber> {
+    let count = info.groups_count();
+    let per_flex = info.fixed.groups_per_flex();
+    let flex_first = start.0 - start.0 % per_flex;
+    let flex_end = flex_first.saturating_add(per_flex).min(count);
+    (start.0..flex_end)
+        .chain(flex_first..start.0)
+        .chain(flex_end..count)
+        .chain(0..flex_first)
+        .map(GroupNumber)
+}
+
+async fn search(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    request: &AllocationRequest,
+    wanted: u32,
+) -> Result<(BlockNumber, u32)> {
+    let goal = goal(info, request);
+    let mut least = wanted;
+    loop {
+        let bound = info.longest_run.load(Ordering::Acquire);
+        // The bound's upper half counts how often it was raised: see `Circulation::give_back`.
+        if u64::from(least) <= bound & u64::from(u32::MAX) {
+            let mut searched = 0;
+            let mut complete = true;
+            for number in groups_from(info, goal.group) {
+                if !info.group(number)?.may_have_run(least) {
+                    continue;
+                }
+                if least > LONG_RUN && searched == MOST_SEARCHED {
+                    complete = false;
+                    break;
+                }
+                searched += 1;
+                let from = if number == goal.group { goal.offset } else { 0 };
+                if let Some(found) = try_group(info, transaction, number, from, wanted, least).await? {
+                    if let Some(stream) = goal.stream {
+                        stream.store(found.0.offset(u64::from(found.1)).0, Ordering::Relaxed);
+                    }
+                    return Ok(found);
+                }
+            }
+            if complete {
+                let lowered = bound & !u64::from(u32::MAX) | u64::from(least - 1);
+                let _ =
+                    info.longest_run.compare_exchange(bound, lowered, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+        if least == 1 {
+            return Err(Error::posix(Errno::ENOSPC, "allocating blocks"));
+        }
+        least = if least > LONG_RUN { LONG_RUN } else { (least / 4).max(1) };
+    }
+}
+
+/// Allocates in one group: the run at `from` where it is long enough, otherwise the first after it that has `wanted`
+/// blocks, otherwise the longest; `None` where that has fewer than `least`.
+async fn try_group(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: GroupNumber,
+    from: u32,
+    wanted: u32,
+    least: u32,
+) -> Result<Option<(BlockNumber, u32)>> {
+    let group = info.group(number)?;
+    let place = info.descriptor_buffer(number).await?;
+    let Some(mut state) = info.lock_blocks(number).await? else { return Ok(None) };
+    let end = info.block_bits(number);
+    let Some(map) = &state.blocks else { return Ok(None) };
+    let run = map.search(|bytes| {
+        let at_goal = bitmap::next_clear_run(bytes, from, end, wanted)
+            .filter(|run| run.start == from && run.len() >= least.min(LONG_RUN) as usize);
+        at_goal.or_else(|| {
+            let long_enough = |run: &Range<u32>| run.len() >= wanted as usize;
+            let behind = bitmap::best_clear_run(bytes, from..end, wanted);
+            if from == 0 || behind.as_ref().is_some_and(long_enough) {
+                return behind;
+            }
+            bitmap::best_clear_run(bytes, 0..end, wanted)
+        })
+    });
+    let found = run.as_ref().map_or(0, |run| run.end - run.start);
+    if found < least {
+        // The whole group was searched: nothing longer is in it.
+        group.longest_run.store(found, Ordering::Relaxed);
+        return Ok(None);
+    }
+    let Some(run) = run else { return Ok(None) };
+    take(info, transaction, number, &mut state, &place, run.clone())?;
+    let first = info.group_first_block(number).offset(u64::from(run.start));
+    Ok(Some((first, found)))
+}
+
+/// Marks a run as in use: in the bitmap, in what is allocatable, in the descriptor.
+fn take(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: GroupNumber,
+    state: &mut GroupState,
+    place: &(super::Buffer, usize),
+    run: Range<u32>,
+) -> Result<()> {
+    let group = info.group(number)?;
+    let len = run.end - run.start;
+    let covered = info.block_bitmap_bytes();
+    let Some(map) = &mut state.blocks else {
+        return Err(Error::corrupt(format!("group {number}"), "its block bitmap is gone"));
+    };
+    let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+        debug_assert!(bitmap::is_clear_range(bytes, run.clone()), "an allocatable block is in use");
+        bitmap::set_range(bytes, run.clone());
+        info.context.bitmap(&bytes[..covered])
+    })?;
+    if let Some(allocatable) = &mut map.allocatable {
+        bitmap::set_range(allocatable, run);
+    }
+    state.descriptor.block_bitmap_csum = checksum;
+    state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
+    state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
+    group.free_blocks.fetch_sub(len, Ordering::Relaxed);
+    info.write_descriptor(transaction, number, &state.descriptor, place)
+}
+
+/// Where freed blocks go when their transaction has committed.
+struct Circulation {
+    groups: Arc<[Group]>,
+    space: Arc<Space>,
+    longest_run: Arc<AtomicU64>,
+}
+
+impl Circulation {
+    fn give_back(&self, number: GroupNumber, range: Range<u32>) {
+        let len = range.end - range.start;
+        let group = &self.groups[number.0 as usize];
+        group.returned.lock().push(range);
+        group.free_blocks.fetch_add(len, Ordering::Relaxed);
+        group.longest_run.store(u32::MAX, Ordering::Relaxed);
+        // A search that saw nothing of this must not lower the bound again: the upper half is a generation.
+        let raise = |bound: u64| Some(((bound >> 32).wrapping_add(1) << 32) | u64::from(u32::MAX));
+        let _ = self.longest_run.fetch_update(Ordering::AcqRel, Ordering::Relaxed, raise);
+        self.space.committed(u64::from(len));
+    }
 }
 
 /// Frees `count` blocks. They are handed out again only after the transaction has committed. `metadata`: each is
@@ -38,11 +284,88 @@ pub async fn allocate_blocks(
 /// # Errors
 /// Corrupt where a block was free already or is fixed metadata; those of the device and the transaction.
 pub async fn free_blocks(
-    _info: &SuperblockInfo,
-    _transaction: &dyn Transaction,
-    _first: BlockNumber,
-    _count: u64,
-    _metadata: bool,
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    first: BlockNumber,
+    count: u64,
+    metadata: bool,
 ) -> Result<()> {
-    todo!()
+    if count == 0 {
+        return Ok(());
+    }
+    if !info.is_data_range(first, count) {
+        return Err(Error::corrupt(
+            format!("blocks {first}..{}", first.offset(count)),
+            "to be freed are fixed metadata or outside the file system",
+        ));
+    }
+    if info.fixed.cluster_bits() != 0 {
+        return Err(Error::Unsupported("freeing blocks with bigalloc".into()));
+    }
+    let mut next = first;
+    let mut left = count;
+    while left > 0 {
+        let (number, offset) = info
+            .fixed
+            .group_of_block(next)
+            .ok_or_else(|| Error::corrupt(format!("block {next}"), "is outside the file system"))?;
+        let len = left.min(u64::from(info.block_bits(number).saturating_sub(offset)));
+        if len == 0 {
+            return Err(Error::corrupt(format!("block {next}"), "is outside its group"));
+        }
+        // At most a group's blocks.
+        free_in_group(info, transaction, number, offset..offset + len as u32).await?;
+        if metadata {
+            for block in 0..len {
+                info.cache.forget(transaction, next.offset(block))?;
+            }
+        }
+        next = next.offset(len);
+        left -= len;
+    }
+    Ok(())
+}
+
+async fn free_in_group(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: GroupNumber,
+    range: Range<u32>,
+) -> Result<()> {
+    let group = info.group(number)?;
+    let place = info.descriptor_buffer(number).await?;
+    let len = range.end - range.start;
+    {
+        let bad =
+            || Error::corrupt(format!("group {number}: block bitmap"), "is bad; nothing is freed in it");
+        let mut state = info.lock_blocks(number).await?.ok_or_else(bad)?;
+        let state = &mut *state;
+        let Some(map) = &mut state.blocks else { return Err(bad()) };
+        if let Some(free) = map.bitmap.read(|bytes| bitmap::next_clear(bytes, range.start, range.end)) {
+            let block = info.group_first_block(number).offset(u64::from(free));
+            return Err(Error::corrupt(format!("block {block}"), "is to be freed but is free already"));
+        }
+        if map.allocatable.is_none() {
+            map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
+        }
+        let covered = info.block_bitmap_bytes();
+        let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+            bitmap::clear_range(bytes, range.clone());
+            info.context.bitmap(&bytes[..covered])
+        })?;
+        map.pending += len;
+        state.descriptor.block_bitmap_csum = checksum;
+        state.descriptor.free_blocks_count += len;
+        state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
+        info.write_descriptor(transaction, number, &state.descriptor, &place)?;
+        info.space.freed(u64::from(len));
+    }
+    let circulation = Circulation {
+        groups: Arc::clone(&info.groups),
+        space: Arc::clone(&info.space),
+        longest_run: Arc::clone(&info.longest_run),
+    };
+    // Outside the lock: a transaction without a journal calls back at once.
+    transaction.on_commit(Box::new(move || circulation.give_back(number, range)));
+    Ok(())
 }

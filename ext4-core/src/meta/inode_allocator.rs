@@ -1,20 +1,269 @@
-//! Inode allocation.
+//! Inode allocation: directories spread over flex groups (Orlov's policy, as the kernel has it), other inodes near
+//! their directory.
+//!
+//! Invariants:
+//! - An inode below `s_first_ino` is never handed out nor freed.
+//! - `itable_unused` never covers an inode in use: were it to, e2fsck and the kernel's lazy initialisation would zero
+//!   that inode.
+//! - A group whose inodes are first used has an initialised block bitmap too, as in the kernel.
+//!
+//! Locks: one group's at a time.
 
+use std::sync::atomic::Ordering;
+
+use super::superblock_info::group::{Group, GroupState};
 use super::{SuperblockInfo, Transaction};
-use crate::error::Result;
-use crate::types::InodeNumber;
+use crate::error::{Errno, Error, Result};
+use crate::format::bitmap;
+use crate::format::group_descriptor::GroupFlags;
+use crate::types::{GroupNumber, InodeNumber};
 
 /// Allocates an inode number: directories spread over flex groups (Orlov), others near `parent`.
 ///
 /// # Errors
 /// `ENOSPC`; those of the device and the transaction.
 pub async fn allocate_inode(
-    _info: &SuperblockInfo,
-    _transaction: &dyn Transaction,
-    _parent: InodeNumber,
-    _is_directory: bool,
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    parent: InodeNumber,
+    is_directory: bool,
 ) -> Result<InodeNumber> {
-    todo!()
+    let count = info.groups_count();
+    let home = info.group_of_inode(parent);
+    let start = if is_directory { orlov(info, parent, home) } else { near(info, parent, home) };
+    if let Some(start) = start {
+        // The hint may be out of date by the time the group is locked: then the next group with a free inode does.
+        for number in (start.0..count).chain(0..start.0).map(GroupNumber) {
+            if let Some(inode) = try_group(info, transaction, number, is_directory).await? {
+                return Ok(inode);
+            }
+        }
+    }
+    Err(Error::posix(Errno::ENOSPC, "allocating an inode"))
+}
+
+fn has_inodes(group: &Group) -> bool {
+    group.free_inodes.load(Ordering::Relaxed) > 0
+}
+
+/// The group of the first of `numbers` with a free inode.
+fn first_with_inodes(info: &SuperblockInfo, mut numbers: impl Iterator<Item = u32>) -> Option<GroupNumber> {
+    numbers.find(|number| info.groups.get(*number as usize).is_some_and(has_inodes)).map(GroupNumber)
+}
+
+/// For what is no directory. Source: the kernel's `find_group_other`.
+fn near(info: &SuperblockInfo, parent: InodeNumber, home: GroupNumber) -> Option<GroupNumber> {
+    let count = info.groups_count();
+    let per_flex = info.fixed.groups_per_flex();
+    if per_flex > 1 {
+        let first = home.0 - home.0 % per_flex;
+        return first_with_inodes(info, first..first.saturating_add(per_flex).min(count))
+            .or_else(|| spread(info, home))
+            .or_else(|| fallback(info, home));
+    }
+    let usable = |number: &u32| {
+        info.groups
+            .get(*number as usize)
+            .is_some_and(|group| has_inodes(group) && group.free_blocks.load(Ordering::Relaxed) > 0)
+    };
+    if usable(&home.0) {
+        return Some(home);
+    }
+    // Quadratic steps from a place that differs with the parent, so that crowded directories part.
+    let mut number = (u64::from(home.0) + u64::from(parent.0)) % u64::from(count);
+    let mut step = 1_u64;
+    while step < u64::from(count) {
+        number = (number + step) % u64::from(count);
+        // Below the count of groups.
+        if usable(&(number as u32)) {
+            return Some(GroupNumber(number as u32));
+        }
+        step <<= 1;
+    }
+    first_with_inodes(info, (home.0..count).chain(0..home.0))
+}
+
+/// For a directory. Source: the kernel's `find_group_orlov`.
+fn orlov(info: &SuperblockInfo, parent: InodeNumber, home: GroupNumber) -> Option<GroupNumber> {
+    let chosen = if parent == InodeNumber::ROOT { top_level(info) } else { spread(info, home) };
+    chosen.or_else(|| fallback(info, home))
+}
+
+/// What decides about a flex group: averages over all of them.
+struct Averages {
+    flex_groups: u32,
+    free_inodes: u32,
+    free_blocks: u64,
+    directories: u32,
+}
+
+impl Averages {
+    fn new(info: &SuperblockInfo) -> Self {
+        let flex_groups = u32::try_from(info.flex_groups.len()).unwrap_or(u32::MAX).max(1);
+        Self {
+            flex_groups,
+            free_inodes: info.free_inodes_count() / flex_groups,
+            free_blocks: info.free_and_reserved_blocks().0 / u64::from(flex_groups),
+            directories: info.directories.load(Ordering::Relaxed) / flex_groups,
+        }
+    }
+}
+
+fn flex_groups_range(info: &SuperblockInfo, flex: u32) -> std::ops::Range<u32> {
+    let per_flex = info.fixed.groups_per_flex();
+    let first = flex.saturating_mul(per_flex);
+    first..first.saturating_add(per_flex).min(info.groups_count())
+}
+
+fn flex_free_blocks(info: &SuperblockInfo, flex: u32) -> u64 {
+    flex_groups_range(info, flex)
+        .filter_map(|number| info.groups.get(number as usize))
+        .map(|group| u64::from(group.free_blocks.load(Ordering::Relaxed)))
+        .sum()
+}
+
+/// A directory in the root: the flex group with the fewest directories among those with at least average room. The
+/// search begins one further each time, so that directories made in turn spread.
+fn top_level(info: &SuperblockInfo) -> Option<GroupNumber> {
+    let averages = Averages::new(info);
+    let start = info.next_top_level.fetch_add(1, Ordering::Relaxed) % averages.flex_groups;
+    let mut best = None;
+    let mut fewest = info.fixed.inodes_per_group;
+    for flex in (start..averages.flex_groups).chain(0..start) {
+        let statistics = &info.flex_groups[flex as usize];
+        let free = statistics.free_inodes.load(Ordering::Relaxed);
+        let directories = statistics.used_dirs.load(Ordering::Relaxed);
+        if free > 0
+            && directories < fewest
+            && free >= averages.free_inodes
+            && flex_free_blocks(info, flex) >= averages.free_blocks
+        {
+            best = Some(flex);
+            fewest = directories;
+            if fewest == 0 {
+                break;
+            }
+        }
+    }
+    first_with_inodes(info, flex_groups_range(info, best?))
+}
+
+/// A directory further down: the parent's flex group unless it is crowded, otherwise the next that is not.
+fn spread(info: &SuperblockInfo, home: GroupNumber) -> Option<GroupNumber> {
+    let averages = Averages::new(info);
+    let per_flex = info.fixed.groups_per_flex();
+    let inodes = info.fixed.inodes_per_group.saturating_mul(per_flex);
+    let blocks = u64::from(info.fixed.blocks_per_group) * u64::from(per_flex);
+    let most_directories = averages.directories.saturating_add(inodes / 16).max(1);
+    let least_inodes = averages.free_inodes.saturating_sub(inodes / 4).max(1);
+    let least_blocks = averages.free_blocks.saturating_sub(blocks / 4);
+    let start = home.0 / per_flex;
+    (start..averages.flex_groups)
+        .chain(0..start)
+        .find(|flex| {
+            let statistics = &info.flex_groups[*flex as usize];
+            statistics.used_dirs.load(Ordering::Relaxed) < most_directories
+                && statistics.free_inodes.load(Ordering::Relaxed) >= least_inodes
+                && flex_free_blocks(info, *flex) >= least_blocks
+        })
+        .and_then(|flex| first_with_inodes(info, flex_groups_range(info, flex)))
+}
+
+/// Any group with at least an average share of free inodes; any with one.
+fn fallback(info: &SuperblockInfo, home: GroupNumber) -> Option<GroupNumber> {
+    let count = info.groups_count();
+    let average = info.free_inodes_count() / count.max(1);
+    let all = || (home.0..count).chain(0..home.0);
+    all()
+        .find(|number| {
+            info.groups.get(*number as usize).is_some_and(|group| {
+                has_inodes(group) && group.free_inodes.load(Ordering::Relaxed) >= average
+            })
+        })
+        .map(GroupNumber)
+        .or_else(|| first_with_inodes(info, all()))
+}
+
+async fn try_group(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: GroupNumber,
+    is_directory: bool,
+) -> Result<Option<InodeNumber>> {
+    let group = info.group(number)?;
+    if !has_inodes(group) || group.bad_inodes.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let place = info.descriptor_buffer(number).await?;
+    if group.descriptor().flags.contains(GroupFlags::BLOCK_UNINIT) {
+        initialise_block_bitmap(info, transaction, number, &place).await?;
+    }
+    let per_group = info.fixed.inodes_per_group;
+    let Some(mut state) = info.lock_inodes(number).await? else { return Ok(None) };
+    let GroupState { descriptor, inodes, .. } = &mut *state;
+    let Some(map) = inodes else { return Ok(None) };
+    let lowest = if number.0 == 0 { info.fixed.first_ino - 1 } else { 0 };
+    let from = map.first_free.max(lowest);
+    let Some(index) = map.bitmap.read(|bytes| bitmap::next_clear(bytes, from, per_group)) else {
+        map.first_free = per_group;
+        return Ok(None);
+    };
+    let covered = info.inode_bitmap_bytes();
+    let checksum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
+        bitmap::set_range(bytes, index..index + 1);
+        info.context.bitmap(&bytes[..covered])
+    })?;
+    map.first_free = index + 1;
+    descriptor.inode_bitmap_csum = checksum;
+    descriptor.free_inodes_count = descriptor.free_inodes_count.saturating_sub(1);
+    if info.features().group_checksums() {
+        // Without the flag a table that was never used is counted from its start.
+        let unused = if descriptor.flags.contains(GroupFlags::INODE_UNINIT) {
+            per_group
+        } else {
+            descriptor.itable_unused
+        };
+        descriptor.itable_unused = unused.min(per_group - (index + 1));
+        descriptor.flags.remove(GroupFlags::INODE_UNINIT);
+    }
+    if is_directory {
+        descriptor.used_dirs_count += 1;
+    }
+    info.write_descriptor(transaction, number, descriptor, &place)?;
+    drop(state);
+    let flex = info.flex_group(number);
+    group.free_inodes.fetch_sub(1, Ordering::Relaxed);
+    flex.free_inodes.fetch_sub(1, Ordering::Relaxed);
+    info.free_inodes.fetch_sub(1, Ordering::Relaxed);
+    if is_directory {
+        group.used_dirs.fetch_add(1, Ordering::Relaxed);
+        flex.used_dirs.fetch_add(1, Ordering::Relaxed);
+        info.directories.fetch_add(1, Ordering::Relaxed);
+    }
+    // At most inodes_count, which fits.
+    Ok(Some(InodeNumber(number.0 * per_group + index + 1)))
+}
+
+/// Writes the block bitmap of a group that never had one.
+async fn initialise_block_bitmap(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: GroupNumber,
+    place: &(super::Buffer, usize),
+) -> Result<()> {
+    let group = info.group(number)?;
+    let Some(mut state) = info.lock_blocks(number).await? else { return Ok(()) };
+    let GroupState { descriptor, blocks, .. } = &mut *state;
+    let Some(map) = blocks else { return Ok(()) };
+    if !descriptor.flags.contains(GroupFlags::BLOCK_UNINIT) {
+        return Ok(());
+    }
+    let covered = info.block_bitmap_bytes();
+    descriptor.block_bitmap_csum = map
+        .bitmap
+        .modify(info, transaction, group.block_bitmap, |bytes| info.context.bitmap(&bytes[..covered]))?;
+    descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
+    info.write_descriptor(transaction, number, descriptor, place)
 }
 
 /// Frees an inode number. The table slot must have been cleared or marked deleted by the caller.
@@ -22,10 +271,49 @@ pub async fn allocate_inode(
 /// # Errors
 /// Corrupt where it was free already or is reserved; those of the device and the transaction.
 pub async fn free_inode(
-    _info: &SuperblockInfo,
-    _transaction: &dyn Transaction,
-    _inode: InodeNumber,
-    _is_directory: bool,
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    inode: InodeNumber,
+    is_directory: bool,
 ) -> Result<()> {
-    todo!()
+    let wrong = |problem: &str| Error::corrupt(format!("inode {inode}"), problem);
+    if inode.0 < info.fixed.first_ino {
+        return Err(wrong("is to be freed but is reserved"));
+    }
+    let (number, index) =
+        info.fixed.group_of_inode(inode).ok_or_else(|| wrong("is to be freed but does not exist"))?;
+    let group = info.group(number)?;
+    let place = info.descriptor_buffer(number).await?;
+    let mut state = info
+        .lock_inodes(number)
+        .await?
+        .ok_or_else(|| wrong("is to be freed but its group's inode bitmap is bad"))?;
+    let GroupState { descriptor, inodes, .. } = &mut *state;
+    let Some(map) = inodes else { return Err(wrong("is to be freed but its bitmap is gone")) };
+    if !map.bitmap.read(|bytes| bitmap::is_set(bytes, index)) {
+        return Err(wrong("is to be freed but is free already"));
+    }
+    let covered = info.inode_bitmap_bytes();
+    descriptor.inode_bitmap_csum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
+        bitmap::clear_range(bytes, index..index + 1);
+        info.context.bitmap(&bytes[..covered])
+    })?;
+    map.first_free = map.first_free.min(index);
+    descriptor.free_inodes_count += 1;
+    if is_directory {
+        descriptor.used_dirs_count = descriptor.used_dirs_count.saturating_sub(1);
+    }
+    info.write_descriptor(transaction, number, descriptor, &place)?;
+    drop(state);
+    let flex = info.flex_group(number);
+    group.free_inodes.fetch_add(1, Ordering::Relaxed);
+    flex.free_inodes.fetch_add(1, Ordering::Relaxed);
+    info.free_inodes.fetch_add(1, Ordering::Relaxed);
+    if is_directory {
+        let less = |count: u32| Some(count.saturating_sub(1));
+        for counter in [&group.used_dirs, &flex.used_dirs, &info.directories] {
+            let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+    Ok(())
 }

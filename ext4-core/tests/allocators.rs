@@ -1,0 +1,315 @@
+//! The allocators on file systems that mke2fs made: against a model, to the last block, and judged by e2fsck.
+
+mod images;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ext4_core::device::MemoryDevice;
+use ext4_core::environment::FixedEnvironment;
+use ext4_core::format::group_descriptor::GroupFlags;
+use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
+use ext4_core::meta::inode_allocator::{allocate_inode, free_inode};
+use ext4_core::meta::{DirectTransaction, SuperblockInfo};
+use ext4_core::{BlockNumber, Errno, GroupNumber, InodeNumber, Timestamp};
+use images::{e2fsck, mke2fs};
+
+async fn open(device: &Arc<MemoryDevice>) -> (Arc<SuperblockInfo>, DirectTransaction) {
+    let environment =
+        Arc::new(FixedEnvironment::new(Timestamp { seconds: 1_700_000_000, nanoseconds: 0 }, 7));
+    let info = SuperblockInfo::load(Arc::clone(device) as _, 8 << 20, environment, false).await.unwrap();
+    let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+    (info, transaction)
+}
+
+async fn close(info: &SuperblockInfo) {
+    info.write_superblock(&mut |_| {}).await.unwrap();
+}
+
+fn request(len: u32) -> AllocationRequest {
+    AllocationRequest { goal: None, inode: InodeNumber(12), len, reserved: false, metadata: false }
+}
+
+const LAYOUTS: &[(&str, &[&str])] = &[
+    ("16M", &["-b", "1024"]),
+    ("64M", &["-b", "1024", "-O", "metadata_csum_seed,orphan_file"]),
+    ("40M", &["-b", "4096"]),
+    ("300M", &["-b", "4096", "-g", "4096"]),
+    ("64M", &["-b", "1024", "-O", "^metadata_csum,uninit_bg", "-g", "2048"]),
+    ("64M", &["-b", "2048", "-O", "^flex_bg,^64bit,^metadata_csum"]),
+    ("64M", &["-b", "1024", "-O", "^resize_inode,meta_bg", "-g", "1024"]),
+    ("32M", &["-O", "none,sparse_super,filetype", "-I", "128"]),
+];
+
+#[tokio::test]
+async fn random_allocation_and_freeing_keeps_every_layout_clean() {
+    for (size, options) in LAYOUTS {
+        let Some(content) = mke2fs(size, options) else { return };
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let (info, transaction) = open(&device).await;
+        assert!(info.bad_groups().is_empty());
+        let (free_before, _) = info.free_and_reserved_blocks();
+        let mut random = fastrand::Rng::with_seed(42);
+        let mut owned: BTreeMap<u64, u64> = BTreeMap::new();
+        for _ in 0..3000 {
+            if random.u8(..) < 150 {
+                let len = 1 << random.u32(0..12);
+                let goal = random.bool().then(|| BlockNumber(random.u64(0..info.blocks_count())));
+                let metadata = random.bool();
+                match allocate_blocks(
+                    &info,
+                    &transaction,
+                    &AllocationRequest { goal, metadata, ..request(len) },
+                )
+                .await
+                {
+                    Ok((first, count)) => {
+                        assert!(count >= 1 && count <= len);
+                        let end = first.0 + u64::from(count);
+                        assert!(info.is_data_range(first, u64::from(count)));
+                        let before = owned.range(..end).next_back();
+                        assert!(before.is_none_or(|(start, len)| start + len <= first.0), "given out twice");
+                        owned.insert(first.0, u64::from(count));
+                    }
+                    Err(error) => assert_eq!(error.errno(), Errno::ENOSPC),
+                }
+            } else if !owned.is_empty() {
+                let index = random.usize(..owned.len());
+                let (first, count) = owned.iter().nth(index).map(|(a, b)| (*a, *b)).unwrap();
+                owned.remove(&first);
+                let keep = random.u64(0..count);
+                free_blocks(&info, &transaction, BlockNumber(first + keep), count - keep, random.bool())
+                    .await
+                    .unwrap();
+                if keep > 0 {
+                    owned.insert(first, keep);
+                }
+            }
+            let used: u64 = owned.values().sum();
+            assert_eq!(info.free_and_reserved_blocks(), (free_before - used, 0));
+        }
+        // A second look at the device sees the same.
+        close(&info).await;
+        let (again, transaction) = open(&device).await;
+        assert_eq!(again.free_and_reserved_blocks(), info.free_and_reserved_blocks());
+        for (first, count) in owned {
+            free_blocks(&again, &transaction, BlockNumber(first), count, false).await.unwrap();
+        }
+        assert!(free_blocks(&again, &transaction, BlockNumber(0), 1, false).await.unwrap_err().is_corrupt());
+        assert_eq!(again.free_and_reserved_blocks().0, free_before);
+        close(&again).await;
+        e2fsck(&device.content(), &format!("{size} {options:?}"));
+    }
+}
+
+#[tokio::test]
+async fn space_ends_exactly_and_root_keeps_its_share() {
+    let Some(content) = mke2fs("24M", &["-b", "1024"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    let free = info.free_and_reserved_blocks().0;
+    let kept = info.superblock().r_blocks_count + info.blocks_count() / 50;
+    let mut runs = Vec::new();
+    let fill = async |info: &SuperblockInfo, metadata, runs: &mut Vec<(BlockNumber, u32)>| {
+        let mut total = 0;
+        loop {
+            match allocate_blocks(info, &transaction, &AllocationRequest { metadata, ..request(700) }).await {
+                Ok((first, len)) => {
+                    runs.push((first, len));
+                    total += u64::from(len);
+                }
+                Err(error) => {
+                    assert_eq!(error.errno(), Errno::ENOSPC);
+                    return total;
+                }
+            }
+        }
+    };
+    info.reserve_blocks(free - kept).unwrap();
+    assert_eq!(info.reserve_blocks(1).unwrap_err().errno(), Errno::ENOSPC);
+    assert_eq!(fill(&info, false, &mut runs).await, 0);
+    info.release_reserved_blocks(free - kept);
+    assert_eq!(fill(&info, false, &mut runs).await, free - kept);
+    info.allow_root_blocks(true);
+    assert_eq!(fill(&info, false, &mut runs).await, info.superblock().r_blocks_count);
+    assert_eq!(fill(&info, true, &mut runs).await, info.blocks_count() / 50);
+    assert_eq!(info.free_and_reserved_blocks(), (0, 0));
+    for (first, len) in runs {
+        free_blocks(&info, &transaction, first, u64::from(len), false).await.unwrap();
+    }
+    close(&info).await;
+    e2fsck(&device.content(), "after being full");
+}
+
+#[tokio::test]
+async fn small_requests_in_turn_lie_behind_each_other() {
+    let Some(content) = mke2fs("64M", &["-b", "4096"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    let mut end = None;
+    for inode in 12..512 {
+        let (first, len) = allocate_blocks(
+            &info,
+            &transaction,
+            &AllocationRequest { inode: InodeNumber(inode), ..request(2) },
+        )
+        .await
+        .unwrap();
+        assert_eq!(len, 2);
+        assert!(end.is_none_or(|end| end == first), "{first} does not follow {end:?}");
+        end = Some(first.offset(2));
+    }
+}
+
+#[tokio::test]
+async fn a_long_request_finds_the_long_run() {
+    let Some(content) = mke2fs("512M", &["-b", "4096"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    info.allow_root_blocks(true);
+    // Everything in use but for single blocks, and in the last group one run.
+    let mut runs = Vec::new();
+    while let Ok(run) =
+        allocate_blocks(&info, &transaction, &AllocationRequest { metadata: true, ..request(32768) }).await
+    {
+        runs.push(run);
+    }
+    for (first, len) in &runs {
+        for block in (0..u64::from(*len)).step_by(7) {
+            free_blocks(&info, &transaction, first.offset(block), 1, false).await.unwrap();
+        }
+    }
+    let long = runs.iter().max_by_key(|(first, len)| (*len >= 6000, *first)).unwrap().0;
+    for block in 1000..4000 {
+        let block = long.offset(block);
+        let _ = free_blocks(&info, &transaction, block, 1, false).await;
+    }
+    let (first, len) = allocate_blocks(&info, &transaction, &request(32768)).await.unwrap();
+    assert!(len >= 2048 && first >= long, "{first}+{len}");
+}
+
+#[tokio::test]
+async fn inodes_are_spread_used_up_and_freed() {
+    for (size, options) in LAYOUTS {
+        let Some(content) = mke2fs(size, options) else { return };
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let (info, transaction) = open(&device).await;
+        let free = info.free_inodes_count();
+        let mut seen = BTreeSet::new();
+        let mut groups = BTreeSet::new();
+        for index in 0..free {
+            let directory = index % 10 == 0;
+            let parent = if index % 20 == 0 { InodeNumber::ROOT } else { InodeNumber(12) };
+            let inode = allocate_inode(&info, &transaction, parent, directory).await.unwrap();
+            assert!(inode.0 >= 11 && inode.0 <= info.inodes_count());
+            assert!(seen.insert((inode, directory)), "{inode} given out twice");
+            if directory {
+                groups.insert(info.group_of_inode(inode));
+            }
+        }
+        assert!(groups.len() > 1 || info.groups_count() == 1, "{size} {options:?}: all in one group");
+        let full = allocate_inode(&info, &transaction, InodeNumber::ROOT, true).await.unwrap_err();
+        assert_eq!(full.errno(), Errno::ENOSPC);
+        for group in 0..info.groups_count() {
+            let descriptor = info.group_descriptor(GroupNumber(group)).unwrap();
+            assert_eq!((descriptor.free_inodes_count, descriptor.itable_unused), (0, 0));
+            assert!(!descriptor.flags.intersects(GroupFlags::INODE_UNINIT | GroupFlags::BLOCK_UNINIT));
+        }
+        for (inode, directory) in seen {
+            free_inode(&info, &transaction, inode, directory).await.unwrap();
+            assert!(free_inode(&info, &transaction, inode, directory).await.unwrap_err().is_corrupt());
+        }
+        assert!(free_inode(&info, &transaction, InodeNumber(2), true).await.unwrap_err().is_corrupt());
+        assert_eq!(info.free_inodes_count(), free);
+        close(&info).await;
+        // Tables that were counted as unused now count as used: they must hold zeros, which on this device they do.
+        e2fsck(&device.content(), &format!("{size} {options:?}"));
+    }
+}
+
+#[tokio::test]
+async fn a_group_with_a_wrong_bitmap_is_passed_by() {
+    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content.clone()));
+    let (info, _) = open(&device).await;
+    let bitmap = info.group_descriptor(GroupNumber(0)).unwrap().block_bitmap;
+    content[bitmap.0 as usize * 1024 + 100] ^= 0x10;
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    let goal = Some(BlockNumber(1000));
+    let (first, _) =
+        allocate_blocks(&info, &transaction, &AllocationRequest { goal, ..request(9) }).await.unwrap();
+    assert_ne!(info.group_of_block(first), GroupNumber(0));
+    assert_eq!(info.bad_groups().len(), 1);
+    assert!(info.bad_groups()[0].1.to_string().contains("checksum"));
+}
+
+#[tokio::test]
+async fn one_flipped_bit_in_the_descriptors_never_panics() {
+    let Some(content) = mke2fs("8M", &["-b", "1024", "-O", "^metadata_csum,^uninit_bg", "-g", "1024"]) else {
+        return;
+    };
+    for bit in 0..1024 * 8 {
+        let mut content = content.clone();
+        content[2048 + bit / 8] ^= 1 << (bit % 8);
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let environment = Arc::new(FixedEnvironment::new(Timestamp::default(), 7));
+        let Ok(info) = SuperblockInfo::load(device, 1 << 20, environment, false).await else { continue };
+        let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+        for goal in (0..8).map(|group| BlockNumber(group * 1024 + 700)) {
+            let wanted = AllocationRequest { goal: Some(goal), ..request(5) };
+            let _ = allocate_blocks(&info, &transaction, &wanted).await;
+        }
+        let _ = allocate_inode(&info, &transaction, InodeNumber::ROOT, true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tasks_allocate_side_by_side_to_the_last_block() {
+    let Some(content) = mke2fs("64M", &["-b", "1024", "-g", "4096"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, _) = open(&device).await;
+    info.allow_root_blocks(true);
+    let (blocks, inodes) = (info.free_and_reserved_blocks().0, info.free_inodes_count());
+    let tasks: Vec<_> = (0..4_u32)
+        .map(|task| {
+            let info = Arc::clone(&info);
+            tokio::spawn(async move {
+                let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+                let mut runs = Vec::new();
+                let mut numbers = Vec::new();
+                let inode = InodeNumber(12 + task * 5000);
+                loop {
+                    let wanted = AllocationRequest { inode, metadata: true, ..request(37 + task) };
+                    let run = allocate_blocks(&info, &transaction, &wanted).await;
+                    let number = allocate_inode(&info, &transaction, InodeNumber::ROOT, task == 0).await;
+                    let ended = run.is_err() && number.is_err();
+                    runs.extend(run);
+                    numbers.extend(number);
+                    if ended {
+                        return (runs, numbers, task == 0);
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut owned = BTreeSet::new();
+    let mut numbers = Vec::new();
+    for task in tasks {
+        let (runs, found, directories) = task.await.unwrap();
+        for (first, len) in runs {
+            assert!((first.0..first.0 + u64::from(len)).all(|block| owned.insert(block)));
+        }
+        numbers.extend(found.into_iter().map(|number| (number, directories)));
+    }
+    assert_eq!((owned.len() as u64, numbers.len() as u32), (blocks, inodes));
+    let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+    for block in owned {
+        free_blocks(&info, &transaction, BlockNumber(block), 1, false).await.unwrap();
+    }
+    for (number, directory) in numbers {
+        free_inode(&info, &transaction, number, directory).await.unwrap();
+    }
+    close(&info).await;
+    e2fsck(&device.content(), "side by side");
+}
