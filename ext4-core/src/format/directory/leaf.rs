@@ -26,11 +26,17 @@ pub struct Entry<'a> {
     pub inode: u32,
     /// The name.
     pub name: &'a [u8],
-    /// The inode's type, where the entry tells.
-    pub file_type: Option<FileType>,
+    /// The byte that tells the inode's type.
+    pub type_byte: u8,
 }
 
 impl Entry<'_> {
+    /// The inode's type, where the entry tells.
+    #[must_use]
+    pub fn file_type(&self) -> Option<FileType> {
+        FileType::from_directory_byte(self.type_byte)
+    }
+
     /// The byte behind it.
     #[must_use]
     pub fn end(&self) -> usize {
@@ -79,10 +85,9 @@ impl<'a> Entries<'a> {
         if inode > self.layout.inodes_count {
             return Err(wrong(format!("inode {inode} is past the last, {}", self.layout.inodes_count)));
         }
-        let file_type =
-            if self.layout.filetype { FileType::from_directory_byte(head.file_type) } else { None };
+        let type_byte = if self.layout.filetype { head.file_type } else { 0 };
         let name = behind.get(..name_len).unwrap_or_default();
-        Ok(Entry { offset, rec_len, inode, name, file_type })
+        Ok(Entry { offset, rec_len, inode, name, type_byte })
     }
 }
 
@@ -158,22 +163,20 @@ impl Layout {
         self.entries(block).try_for_each(|entry| entry.map(|_| ()))
     }
 
-    /// The verifier of a directory's first block where that is a leaf: [`Layout::verify_leaf`], and it begins with
-    /// `.` and `..`.
+    /// Checks that the first block of a linear directory begins with `.` and `..`; returns what `..` names.
     ///
     /// # Errors
     /// What is wrong.
-    pub fn verify_first_leaf(&self, block: &[u8], directory: u32) -> Result<(), Problem> {
-        self.verify_leaf(block)?;
+    pub fn check_first_leaf(&self, block: &[u8], directory: u32) -> Result<u32, Problem> {
         let mut entries = self.entries(block);
         let (dot, dotdot) = (entries.next().transpose()?, entries.next().transpose()?);
         if !dot.is_some_and(|entry| entry.name == b"." && entry.inode == directory) {
             return Err(format!("the first entry is not '.' of inode {directory}").into());
         }
-        if !dotdot.is_some_and(|entry| entry.name == b".." && entry.inode != 0) {
-            return Err("the second entry is not '..'".into());
+        match dotdot {
+            Some(entry) if entry.name == b".." && entry.inode != 0 => Ok(entry.inode),
+            _ => Err("the second entry is not '..'".into()),
         }
-        Ok(())
     }
 
     /// Finds `name` in a block.
@@ -185,8 +188,8 @@ impl Layout {
         for entry in self.entries(block) {
             let entry = entry?;
             if entry.inode != 0 && entry.name == name {
-                let Entry { offset, inode, file_type, .. } = entry;
-                return Ok(Some(Found { offset, previous, inode, file_type }));
+                let Entry { offset, inode, .. } = entry;
+                return Ok(Some(Found { offset, previous, inode, file_type: entry.file_type() }));
             }
             previous = Some(entry.offset);
         }
@@ -350,6 +353,35 @@ impl Layout {
             self.put(block, 0, end, &[], 0, 0);
         } else {
             self.set_rec_len(block, last, end.saturating_sub(last));
+        }
+        Ok(())
+    }
+
+    /// As [`Layout::fill_leaf`], but the room that is left comes before the first entry: no entry comes to lie lower
+    /// than it did in a block that held these entries in this order.
+    ///
+    /// # Errors
+    /// They do not fit; the block is in pieces then.
+    pub fn fill_leaf_from_end<'e>(
+        &self,
+        block: &mut [u8],
+        entries: impl Iterator<Item = (&'e [u8], u32, u8)> + Clone,
+    ) -> Result<(), Problem> {
+        let lens = entries.clone().map(|(name, _, _)| Self::entry_len(name.len()));
+        let used = lens.fold(0_usize, usize::saturating_add);
+        let free = self.leaf_len().saturating_sub(used);
+        if used == 0 || free < Self::entry_len(1) {
+            return self.fill_leaf(block, entries);
+        }
+        self.check_len(block)?;
+        block.fill(0);
+        self.put_tail(block);
+        self.put(block, 0, free, &[], 0, 0);
+        let mut offset = free;
+        for (name, inode, file_type) in entries {
+            let len = Self::entry_len(name.len());
+            self.put(block, offset, len, name, inode, file_type);
+            offset = offset.saturating_add(len);
         }
         Ok(())
     }
