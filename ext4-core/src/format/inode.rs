@@ -849,6 +849,10 @@ mod tests {
         assert_eq!(slot, [0xee; 256]);
     }
 
+    fn flip(bytes: &mut [u8], at: usize) {
+        *bytes.get_mut(at).expect("a byte of the slot") ^= 0x10;
+    }
+
     #[test]
     fn a_flipped_bit_or_a_wrong_place_is_seen() {
         for size in [128, 256] {
@@ -858,9 +862,9 @@ mod tests {
             inode.serialize(&mut slot, &layout).expect("fits");
             assert!(Inode::parse(&slot, InodeNumber(13), &layout).expect_err("another inode's").is_corrupt());
             for byte in 0..slot.len() {
-                slot[byte] ^= 0x10;
+                flip(&mut slot, byte);
                 assert!(Inode::parse(&slot, inode.number, &layout).expect_err("one bit").is_corrupt());
-                slot[byte] ^= 0x10;
+                flip(&mut slot, byte);
             }
         }
     }

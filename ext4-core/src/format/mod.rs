@@ -15,6 +15,7 @@ pub mod extent;
 pub mod features;
 pub mod group_descriptor;
 pub mod hash;
+pub mod indirect;
 pub mod inode;
 mod ondisk;
 pub mod superblock;
