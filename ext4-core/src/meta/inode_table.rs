@@ -1,21 +1,148 @@
 //! Inodes in their table.
+//!
+//! Several inodes share one block, and so one [`Buffer`]: a block of the table is not verified as a whole, each inode is
+//! verified on every read.
+//!
+//! Invariant: a slot that was never used (its group's table may not even have been zeroed yet) reads as a free inode,
+//! whatever bytes lie there. Were they parsed, an old file system's inodes would shine through.
+//!
+//! Locks: none of its own; two writers of one inode are kept apart by the inode's lock above.
 
-use super::{SuperblockInfo, Transaction};
-use crate::error::Result;
-use crate::format::inode::Inode;
-use crate::types::InodeNumber;
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use crate::error::{Error, Result};
+use crate::format::features::RoCompat;
+use crate::format::group_descriptor::GroupFlags;
+use crate::format::inode::{FileType, Inode, InodeLayout};
+use crate::types::{BlockNumber, InodeNumber, Timestamp};
+
+/// How many blocks of the table are read together where one is needed (the kernel's `inode_readahead_blks` is 32).
+const READ_AHEAD_BLOCKS: u64 = 16;
+/// s_creator_os of Linux.
+const OS_LINUX: u32 = 0;
+/// s_creator_os of the Hurd.
+const OS_HURD: u32 = 1;
+/// The largest size of a file before the file system says that it has large files.
+const MAX_SMALL_FILE: u64 = 0x7fff_ffff;
 
 /// Reads and verifies an inode. A free one (no links and a deletion time, or mode 0) is returned too: the caller
 /// decides.
-pub async fn read_inode(_info: &SuperblockInfo, _inode: InodeNumber) -> Result<Inode> {
-    todo!()
+///
+/// # Errors
+/// Corrupt: a number out of range, a wrong checksum or extra size, attributes in a block that is none of a file's; the
+/// device's.
+pub async fn read_inode(info: &SuperblockInfo, number: InodeNumber) -> Result<Inode> {
+    let (block, offset) = info.inode_location(number).await?;
+    let layout = info.inode_layout();
+    if info.was_never_used(number)? {
+        return Ok(Inode { is_new: false, ..Inode::free(number, &layout) });
+    }
+    let buffer = read_table_block(info, number, block).await?;
+    let inode = buffer.read(|bytes| Inode::parse(bytes.get(offset..).unwrap_or_default(), number, &layout))?;
+    if inode.file_acl.0 != 0 && !inode.is_free() && !info.is_data_range(inode.file_acl, 1) {
+        return Err(Error::corrupt(
+            format!("inode {number}"),
+            format!("attributes in block {}, no place for them", inode.file_acl),
+        ));
+    }
+    Ok(inode)
 }
 
 /// Writes an inode into its slot with its checksum, as part of `transaction`.
+///
+/// # Errors
+/// Corrupt: a number out of range; `EFBIG` where the block count cannot be stored; those of the device and the
+/// transaction. Nothing was changed then.
 pub async fn write_inode(
-    _info: &SuperblockInfo,
-    _transaction: &dyn Transaction,
-    _inode: &Inode,
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    inode: &Inode,
 ) -> Result<()> {
-    todo!()
+    let (block, offset) = info.inode_location(inode.number).await?;
+    let layout = info.inode_layout();
+    if inode.size > MAX_SMALL_FILE
+        && inode.file_type() == Some(FileType::Regular)
+        && !layout.features.ro_compat.contains(RoCompat::LARGE_FILE)
+    {
+        announce_large_files(info, transaction).await?;
+    }
+    let buffer = read_table_block(info, inode.number, block).await?;
+    buffer
+        .modify(transaction, |bytes| inode.serialize(bytes.get_mut(offset..).unwrap_or_default(), &layout))?
+}
+
+/// The first file over 2 GiB in a file system that was made without `large_file`.
+async fn announce_large_files(info: &SuperblockInfo, transaction: &dyn Transaction) -> Result<()> {
+    if info.superblock().features.ro_compat.contains(RoCompat::LARGE_FILE) {
+        return Ok(());
+    }
+    info.modify_superblock(transaction, &mut |superblock| {
+        superblock.features.ro_compat.insert(RoCompat::LARGE_FILE);
+    })
+    .await
+}
+
+/// The block of the table that holds `number`; a miss reads its neighbours too, which whoever walks a directory will ask
+/// for next.
+async fn read_table_block(info: &SuperblockInfo, number: InodeNumber, block: BlockNumber) -> Result<Buffer> {
+    if info.cache.cached(block).is_none() {
+        let (before, behind) = neighbours(info, number);
+        let first = BlockNumber(block.0.saturating_sub(before));
+        info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
+        info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
+    }
+    info.cache.read(block, BlockKind::InodeTable, |_| Ok(())).await
+}
+
+/// How many blocks of the same group's table lie before and behind that of `number`, within an aligned window.
+fn neighbours(info: &SuperblockInfo, number: InodeNumber) -> (u64, u64) {
+    let in_group = u64::from(info.fixed.inodes_per_group);
+    let index = u64::from(number.0.saturating_sub(1)) % in_group.max(1);
+    let size = u64::from(info.inode_size());
+    let block_size = u64::from(info.block_size().bytes());
+    let block = index * size / block_size;
+    let blocks = (in_group * size).div_ceil(block_size);
+    let start = block - block % READ_AHEAD_BLOCKS;
+    let end = (start + READ_AHEAD_BLOCKS).min(blocks).max(block + 1);
+    (block - start, end - block - 1)
+}
+
+impl SuperblockInfo {
+    /// What the bytes of an inode depend on besides the inode.
+    #[must_use]
+    pub fn inode_layout(&self) -> InodeLayout {
+        let fixed = &self.fixed;
+        let cluster_bits = if fixed.features.ro_compat.contains(RoCompat::BIGALLOC) {
+            fixed.log_cluster_size.saturating_add(10)
+        } else {
+            self.block_size().bits()
+        };
+        InodeLayout {
+            features: fixed.features,
+            inode_size: fixed.inode_size,
+            block_size: self.block_size(),
+            cluster_sectors: 1 << cluster_bits.saturating_sub(9).min(32),
+            checksum_seed: self.checksum_seed(),
+            linux: fixed.creator_os == OS_LINUX,
+            hurd: fixed.creator_os == OS_HURD,
+        }
+    }
+
+    /// An inode that was just allocated, with the extra size this file system wants. See [`Inode::new`].
+    #[must_use]
+    pub fn new_inode(&self, number: InodeNumber, mode: u16, now: Timestamp) -> Inode {
+        Inode::new(number, mode, &self.inode_layout(), self.fixed.want_extra_isize, now)
+    }
+
+    /// True where the slot of `number` lies in the part of its group's table that was never used, and may never have
+    /// been written at all.
+    fn was_never_used(&self, number: InodeNumber) -> Result<bool> {
+        if !self.features().group_checksums() {
+            return Ok(false);
+        }
+        let descriptor = self.group_descriptor(self.group_of_inode(number))?;
+        let in_group = self.fixed.inodes_per_group;
+        let index = number.0.saturating_sub(1) % in_group.max(1);
+        Ok(descriptor.flags.contains(GroupFlags::INODE_UNINIT)
+            || index >= in_group.saturating_sub(descriptor.itable_unused))
+    }
 }
