@@ -97,7 +97,10 @@ pub async fn remove(
 
 fn refuse_inline_data(inode: &Inode) -> Result<()> {
     if inode.flags.contains(InodeFlags::INLINE_DATA) {
-        return Err(Error::Unsupported(format!("inode {} holds its data itself (inline_data)", inode.number)));
+        return Err(Error::Unsupported(format!(
+            "inode {} holds its data itself (inline_data)",
+            inode.number
+        )));
     }
     Ok(())
 }
@@ -196,13 +199,7 @@ impl Pointers {
         self.look(inode, |bytes| (low..=high).rev().find(|at| pointer(bytes, *at).0 != 0))
     }
 
-    fn clear(
-        &self,
-        transaction: &dyn Transaction,
-        inode: &mut Inode,
-        at: u32,
-        count: u32,
-    ) -> Result<()> {
+    fn clear(&self, transaction: &dyn Transaction, inode: &mut Inode, at: u32, count: u32) -> Result<()> {
         match &self.buffer {
             None => clear_pointers(&mut inode.i_block, at, count),
             Some(buffer) => buffer.modify(transaction, |bytes| clear_pointers(bytes, at, count))?,
@@ -261,7 +258,9 @@ async fn remove_before(
         // A run of blocks that follow each other on the device, back to front.
         let end = leaf.get(inode, used);
         let mut start = used;
-        while start > low && leaf.get(inode, start - 1).0.checked_add(u64::from(used - start) + 1) == Some(end.0) {
+        while start > low
+            && leaf.get(inode, start - 1).0.checked_add(u64::from(used - start) + 1) == Some(end.0)
+        {
             start -= 1;
         }
         let count = used - start + 1;

@@ -37,7 +37,8 @@ pub async fn read_inode(info: &SuperblockInfo, number: InodeNumber) -> Result<In
         return Ok(Inode { is_new: false, ..Inode::free(number, &layout) });
     }
     let buffer = read_table_block(info, number, block).await?;
-    let inode = buffer.read(|bytes| Inode::parse(bytes.get(offset..).unwrap_or_default(), number, &layout))?;
+    let inode =
+        buffer.read(|bytes| Inode::parse(bytes.get(offset..).unwrap_or_default(), number, &layout))?;
     if inode.file_acl.0 != 0 && !inode.is_free() && !info.is_data_range(inode.file_acl, 1) {
         return Err(Error::corrupt(
             format!("inode {number}"),
@@ -52,11 +53,7 @@ pub async fn read_inode(info: &SuperblockInfo, number: InodeNumber) -> Result<In
 /// # Errors
 /// Corrupt: a number out of range; `EFBIG` where the block count cannot be stored; those of the device and the
 /// transaction. Nothing was changed then.
-pub async fn write_inode(
-    info: &SuperblockInfo,
-    transaction: &dyn Transaction,
-    inode: &Inode,
-) -> Result<()> {
+pub async fn write_inode(info: &SuperblockInfo, transaction: &dyn Transaction, inode: &Inode) -> Result<()> {
     let (block, offset) = info.inode_location(inode.number).await?;
     let layout = info.inode_layout();
     if inode.size > MAX_SMALL_FILE
