@@ -11,6 +11,7 @@ use super::extent::{RawExtent, RawExtentHeader, RawExtentIndex, RawExtentTail};
 use super::group_descriptor::RawGroupDescriptor;
 use super::inode::{RawInode, RawInodeExtra};
 use super::superblock::RawSuperblock;
+use super::xattr::{RawHeader, RawXattrEntry};
 
 macro_rules! layout {
     ($name:ty, $size:expr, { $($field:ident: $offset:expr),* $(,)? }) => {
@@ -235,3 +236,20 @@ layout!(RawExtentIndex, 12, {
 });
 
 layout!(RawExtentTail, 4, { et_checksum: 0x0 });
+
+layout!(RawHeader, 32, {
+    h_magic: 0,
+    h_refcount: 4,
+    h_blocks: 8,
+    h_hash: 12,
+    h_checksum: 16,
+    h_reserved: 20,
+});
+layout!(RawXattrEntry, 16, {
+    e_name_len: 0,
+    e_name_index: 1,
+    e_value_offs: 2,
+    e_value_inum: 4,
+    e_value_size: 8,
+    e_hash: 12,
+});
