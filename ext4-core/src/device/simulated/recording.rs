@@ -12,6 +12,8 @@
 //! Invariants:
 //! - A write that is durable is in every image of every later cut. A test that fails on an image has found a missing
 //!   flush or a wrong order, never a device that broke its word.
+//! - A write that carried `PREFLUSH` shows, even in part, only in images that hold everything that had completed before
+//!   it was submitted: the device flushes first.
 //! - Where two writes overlap and the earlier one had completed before the later was submitted, the earlier never
 //!   shows over the later.
 //!
@@ -82,13 +84,8 @@ impl Change {
         }
     }
 
-    /// Carries out as much of it as chance will have it.
-    fn apply_perhaps(&self, image: &mut Image, random: &mut Random) {
-        match random.below(5) {
-            0 | 1 => return,
-            2 | 3 => return self.apply(image),
-            _ => {}
-        }
+    /// Carries out a part of it, as chance will have it.
+    fn apply_torn(&self, image: &mut Image, random: &mut Random) {
         match self {
             Self::Write { offset, data } => {
                 // Torn: a run from the front, a run to the end, or sectors here and there.
@@ -307,12 +304,34 @@ impl Recording {
         })
     }
 
+    fn flags(&self, submitted: usize) -> BioFlags {
+        match &self.events[submitted] {
+            Event::Submitted { flags, .. } => *flags,
+            _ => BioFlags::empty(),
+        }
+    }
+
+    /// True where the bio submitted at `submitted` had completed well before the event at `before`.
+    fn completed_between(&self, submitted: usize, before: usize) -> bool {
+        self.events[submitted..before]
+            .iter()
+            .any(|event| *event == Event::Completed { submitted, success: true })
+    }
+
     fn change(&self, submitted: usize) -> &Change {
         match &self.events[submitted] {
             Event::Submitted { change, .. } => change,
             _ => unreachable!("numbers of submissions are places of Event::Submitted"),
         }
     }
+}
+
+/// What becomes of a change in a power cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Lost,
+    Whole,
+    Torn,
 }
 
 /// A change that is not in the settled image.
@@ -503,7 +522,37 @@ impl Cut<'_> {
     #[must_use]
     pub fn variant(&self, seed: u64) -> Image {
         let mut random = Random(seed ^ (self.position as u64).rotate_left(32));
-        self.build(|change, image| change.apply_perhaps(image, &mut random))
+        let mut fates: Vec<Fate> = self
+            .pending
+            .iter()
+            .map(|pending| match random.below(5) {
+                _ if pending.durable => Fate::Whole,
+                0 | 1 => Fate::Lost,
+                2 | 3 => Fate::Whole,
+                _ => Fate::Torn,
+            })
+            .collect();
+        // From the last one on: what a preflush made durable may itself have come behind one.
+        for (index, pending) in self.pending.iter().enumerate().rev() {
+            let flushed_first = self.recording.flags(pending.submitted).contains(BioFlags::PREFLUSH);
+            if flushed_first && fates[index] != Fate::Lost {
+                for (earlier, fate) in self.pending[..index].iter().zip(&mut fates) {
+                    if self.recording.completed_between(earlier.submitted, pending.submitted) {
+                        *fate = Fate::Whole;
+                    }
+                }
+            }
+        }
+        let mut image = self.settled.clone();
+        for (pending, fate) in self.pending.iter().zip(fates) {
+            let change = self.recording.change(pending.submitted);
+            match fate {
+                Fate::Lost => {}
+                Fate::Whole => change.apply(&mut image),
+                Fate::Torn => change.apply_torn(&mut image, &mut random),
+            }
+        }
+        image
     }
 
     fn build(&self, mut uncertain: impl FnMut(&Change, &mut Image)) -> Image {

@@ -1,0 +1,399 @@
+//! e2fsprogs as the judge, both ways: logs that debugfs wrote are replayed by us as by e2fsck, byte for byte; logs
+//! that we wrote are read by debugfs and replayed by e2fsck as by us.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use common::{
+    Ext4, blocks_of, corpus, debugfs, debugfs_replay, e2fsck_replay, have, must, open_with, options, tool,
+};
+use ext4_core::BlockNumber;
+use ext4_core::device::BlockDevice;
+use ext4_core::meta::{BlockKind, BufferCache};
+use ext4_journal::Journal;
+
+const TOOLS: [&str; 3] = ["mkfs.ext4", "debugfs", "e2fsck"];
+
+fn mkfs(path: &Path, arguments: &[&str], size: &str) {
+    let fixed = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+    must("mkfs.ext4", &[&fixed[..], arguments, &[path.to_str().unwrap(), size]].concat());
+}
+
+/// `count` blocks whose content says which write it was; with `escape` every other begins with the journal's magic.
+fn content(count: usize, letter: u8, size: usize, escape: bool) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(count * size);
+    for index in 0..count {
+        let mut block = vec![letter; size];
+        block[..8].copy_from_slice(format!("{index:08}").as_bytes());
+        if escape && index % 2 == 0 {
+            block[..4].copy_from_slice(&[0xc0, 0x3b, 0x39, 0x98]);
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+/// One write of a debugfs transaction over /target: blocks from `first` on.
+enum Step {
+    Write { first: usize, count: usize, letter: u8 },
+    Revoke { first: usize, count: usize },
+    WriteUncommitted { first: usize, count: usize, letter: u8 },
+}
+
+struct Recipe {
+    name: &'static str,
+    steps: Vec<Step>,
+    escape: bool,
+}
+
+fn recipes() -> Vec<Recipe> {
+    use Step::{Revoke, Write, WriteUncommitted};
+    let recipe = |name, escape, steps| Recipe { name, steps, escape };
+    vec![
+        recipe("short", false, vec![Write { first: 5, count: 20, letter: b'b' }]),
+        recipe(
+            "long",
+            false,
+            (1..4).map(|i| Write { first: i * 50, count: 500, letter: b'0' + i as u8 }).collect(),
+        ),
+        recipe(
+            "revoke",
+            false,
+            vec![
+                Write { first: 0, count: 400, letter: b'1' },
+                Revoke { first: 100, count: 200 },
+                Write { first: 200, count: 50, letter: b'3' },
+                Revoke { first: 0, count: 10 },
+                Write { first: 20, count: 10, letter: b'4' },
+            ],
+        ),
+        recipe(
+            "uncommitted",
+            false,
+            vec![
+                Write { first: 0, count: 100, letter: b'1' },
+                WriteUncommitted { first: 50, count: 100, letter: b'2' },
+            ],
+        ),
+        recipe("escape", true, vec![Write { first: 30, count: 60, letter: b'1' }]),
+    ]
+}
+
+/// Writes the recipe's transactions with debugfs. Returns what /target holds after a right replay.
+fn write_transactions(
+    image: &Path,
+    directory: &Path,
+    recipe: &Recipe,
+    version: Option<u32>,
+    size: usize,
+) -> Vec<u8> {
+    let target = blocks_of(image, "/target");
+    let list = |first: usize, count: usize| -> String {
+        let numbers: Vec<_> = target[first..first + count].iter().map(u64::to_string).collect();
+        numbers.join(",")
+    };
+    let mut expected = content(target.len(), b'a', size, false);
+    let mut shadows: Vec<Vec<(usize, Vec<u8>)>> = vec![Vec::new(); target.len()];
+    let open = version.map_or("jo".to_owned(), |version| format!("jo -c -v {version}"));
+    let mut commands = Vec::new();
+    for (transaction, step) in recipe.steps.iter().enumerate() {
+        commands.push(open.clone());
+        match *step {
+            Step::Write { first, count, letter } | Step::WriteUncommitted { first, count, letter } => {
+                let new = content(count, letter, size, recipe.escape);
+                let file = directory.join(format!("new{transaction}"));
+                std::fs::write(&file, &new).unwrap();
+                let uncommitted = matches!(step, Step::WriteUncommitted { .. });
+                let flag = if uncommitted { "-c " } else { "" };
+                commands.push(format!("jw -b {} {flag}{}", list(first, count), file.display()));
+                if !uncommitted {
+                    for (index, block) in new.chunks(size).enumerate() {
+                        shadows[first + index].push((transaction, block.to_vec()));
+                    }
+                }
+            }
+            Step::Revoke { first, count } => {
+                commands.push(format!("jw -r {}", list(first, count)));
+                shadows[first..first + count].iter_mut().for_each(Vec::clear);
+            }
+        }
+        commands.push("jc".to_owned());
+    }
+    let script = directory.join("commands");
+    std::fs::write(&script, commands.join("\n") + "\n").unwrap();
+    let said = must("debugfs", &["-w", "-f", script.to_str().unwrap(), image.to_str().unwrap()]);
+    assert!(!said.contains("while"), "debugfs: {said}");
+    for (index, shadow) in shadows.iter().enumerate() {
+        if let Some((_, block)) = shadow.last() {
+            expected[index * size..(index + 1) * size].copy_from_slice(block);
+        }
+    }
+    expected
+}
+
+async fn replays_what_debugfs_wrote(name: &str, features: &str, block_size: &str, version: Option<u32>) {
+    if !have(&TOOLS) {
+        return;
+    }
+    for recipe in recipes() {
+        let what = format!("{name} {}", recipe.name);
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        mkfs(&image, &["-b", block_size, "-O", features, "-J", "size=8"], "48M");
+        let size = block_size.parse().unwrap();
+        let target = directory.path().join("target");
+        std::fs::write(&target, content(700, b'a', size, false)).unwrap();
+        must(
+            "debugfs",
+            &["-w", "-R", &format!("write {} target", target.display()), image.to_str().unwrap()],
+        );
+        let expected = write_transactions(&image, directory.path(), &recipe, version, size);
+        let ext4 = Ext4::load(&image);
+        let (ours, report) = ext4.recover().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(report.blocks > 0, "{what}: {report:?}");
+        let theirs = e2fsck_replay(&ext4.content);
+        assert_eq!(ext4.differences(&ours, &theirs), Vec::<usize>::new(), "{what}");
+        let mut found = Vec::new();
+        for block in blocks_of(&image, "/target") {
+            let start = usize::try_from(block).unwrap() * size;
+            found.extend_from_slice(&ours[start..start + size]);
+        }
+        assert!(found == expected, "{what}: /target is not what its transactions make of it");
+    }
+}
+
+#[tokio::test]
+async fn tags_without_checksums_32_bits() {
+    replays_what_debugfs_wrote("v0-32", "^64bit,^metadata_csum", "1024", None).await;
+}
+
+#[tokio::test]
+async fn tags_without_checksums_64_bits() {
+    replays_what_debugfs_wrote("v0-64", "64bit,^metadata_csum", "1024", None).await;
+}
+
+#[tokio::test]
+async fn tags_v2_32_bits() {
+    replays_what_debugfs_wrote("v2-32", "^64bit,metadata_csum", "1024", Some(2)).await;
+}
+
+#[tokio::test]
+async fn tags_v2_64_bits() {
+    replays_what_debugfs_wrote("v2-64", "64bit,metadata_csum", "1024", Some(2)).await;
+}
+
+#[tokio::test]
+async fn tags_v3_32_bits() {
+    replays_what_debugfs_wrote("v3-32", "^64bit,metadata_csum", "1024", Some(3)).await;
+}
+
+#[tokio::test]
+async fn tags_v3_64_bits_and_4_kib_blocks() {
+    replays_what_debugfs_wrote("v3-64", "64bit,metadata_csum", "4096", Some(3)).await;
+}
+
+fn unpack(corpus: &Path, name: &str, directory: &Path) -> PathBuf {
+    let path = directory.join(name);
+    let images = corpus.join("e2fsprogs/images");
+    let (program, file) = match images.join(format!("{name}.gz")) {
+        gz if gz.exists() => ("gzip", gz),
+        _ => ("bzip2", images.join(format!("{name}.bz2"))),
+    };
+    let output = Command::new(program).arg("-dc").arg(file).output().unwrap();
+    assert!(output.status.success());
+    std::fs::write(&path, output.stdout).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn images_of_e2fsprogs_give_what_the_kernel_gave() {
+    let Some(corpus) = corpus().filter(|_| have(&TOOLS)) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    // What the kernel refused is refused, by the name of what is damaged.
+    for (name, refusal) in [
+        ("j_corrupt_commit_csum", "commit block of transaction 3"),
+        ("j_corrupt_descr_csum", "descriptor of transaction 3"),
+        ("j_corrupt_journal_block", "image of block 1090 in transaction"),
+        ("j_corrupt_sb_csum", "journal superblock: checksum"),
+        ("j_recover_fast_commit", "unsupported: journal: fast commits after transaction 5"),
+    ] {
+        let ext4 = Ext4::load(&unpack(&corpus, name, directory.path()));
+        let memory = ext4.device();
+        let device: Arc<dyn BlockDevice> = Arc::clone(&memory) as _;
+        let error = match open_with(ext4.location(&device), options()).await {
+            Ok(journal) => journal.recover(&device).await.err(),
+            Err(error) => Some(error),
+        };
+        let error = error.unwrap_or_else(|| panic!("{name} is recovered")).to_string();
+        assert!(error.contains(refusal), "{name}: {error}");
+        assert!(
+            memory.content() == ext4.content,
+            "{name}: a refused journal was changed, or its file system"
+        );
+    }
+    for name in ["j_corrupt_revoke_csum", "j_recover_csum2_64bit"] {
+        let ext4 = Ext4::load(&unpack(&corpus, name, directory.path()));
+        let (ours, _) = ext4.recover().await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(ext4.differences(&ours, &e2fsck_replay(&ext4.content)), Vec::<usize>::new(), "{name}");
+    }
+}
+
+/// Images that the kernel left in mid-flight. All of them where `EXT4_KERNEL_CORPUS` names a directory that
+/// make_kernel_corpus.sh filled; otherwise a few small ones are made, where a kernel is to be had.
+#[tokio::test]
+async fn images_that_the_kernel_left_in_mid_flight() {
+    let Some(corpus) = corpus().filter(|_| have(&TOOLS)) else { return };
+    let made = tempfile::tempdir().unwrap();
+    let directory = match std::env::var_os("EXT4_KERNEL_CORPUS") {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            if !nix_is_root() || !Path::new("/dev/loop-control").exists() {
+                return;
+            }
+            let script = corpus.join("make_kernel_corpus.sh");
+            let names = "^(dirty-csum-v1|dirty-wrap-1k|dirty-orphan-1k)$";
+            must("bash", &[script.to_str().unwrap(), made.path().to_str().unwrap(), names]);
+            made.path().to_owned()
+        }
+    };
+    let mut recovered = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let dirty = name.starts_with("dirty-") || name.starts_with("dj-");
+        if !dirty || path.extension().is_none_or(|extension| extension != "img") {
+            continue;
+        }
+        let ext4 = Ext4::load(&path);
+        let (ours, report) = ext4.recover().await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(ext4.differences(&ours, &debugfs_replay(&ext4.content)), Vec::<usize>::new(), "{name}");
+        println!("{name}: {report:?}");
+        recovered += 1;
+    }
+    assert!(recovered > 0);
+}
+
+fn nix_is_root() -> bool {
+    tool("id", &["-u"]).1.trim() == "0"
+}
+
+/// What mke2fs writes where a log begins is what we would write.
+#[test]
+fn a_new_superblock_is_mke2fs_own() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    for block_size in ["1024", "4096"] {
+        mkfs(&image, &["-b", block_size, "-J", "size=4"], "32M");
+        let ext4 = Ext4::load(&image);
+        let start = usize::try_from(ext4.journal[0].0.byte(ext4.block_size).unwrap()).unwrap();
+        let theirs = &ext4.content[start..start + ext4.block_size.len()];
+        let blocks = ext4.journal.iter().map(|(_, count)| count).sum();
+        let uuid = ext4.content[1024 + 0x68..1024 + 0x78].try_into().unwrap();
+        let ours = Journal::new_superblock(ext4.block_size, blocks, uuid);
+        let differing: Vec<_> = (0..ours.len()).filter(|byte| ours[*byte] != theirs[*byte]).collect();
+        assert!(differing.is_empty(), "bytes {differing:x?}");
+        std::fs::remove_file(&image).unwrap();
+    }
+}
+
+/// Our log in an image of mke2fs: debugfs reads it, e2fsck replays it as we do.
+async fn writes_what_e2fsck_replays(arguments: &[&str]) {
+    if !have(&TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    mkfs(&image, arguments, "24M");
+    let target = directory.path().join("target");
+    std::fs::write(&target, content(400, b'a', 1024, false)).unwrap();
+    let write = format!("write {} target", target.display());
+    must("debugfs", &["-w", "-R", &write, image.to_str().unwrap()]);
+    let blocks = blocks_of(&image, "/target");
+    let mut ext4 = Ext4::load(&image);
+    let size = ext4.block_size.len();
+
+    let memory = ext4.device();
+    let device: Arc<dyn BlockDevice> = Arc::clone(&memory) as _;
+    let journal = open_with(ext4.location(&device), options()).await.unwrap();
+    assert!(!journal.needs_recovery());
+    let cache = BufferCache::new(Arc::clone(&device), ext4.block_size, 1 << 20);
+    journal.start_running(&cache, ext4.metadata_csum, ext4.bit64).await.unwrap();
+    let mut last = vec![0; blocks.len()];
+    for round in 1..8_u8 {
+        let handle = journal.start(200, "change /target").await.unwrap();
+        // More than one descriptor's tags, some of them escaped, some blocks in several transactions.
+        for index in (0..150).map(|index| (index * 2 + usize::from(round) * 7) % blocks.len()) {
+            let block = BlockNumber(blocks[index]);
+            let buffer = cache.read(block, BlockKind::Directory, |_| Ok(())).await.unwrap();
+            buffer
+                .modify(&handle, |bytes| {
+                    bytes.fill(round);
+                    if index % 3 == 0 {
+                        bytes[..4].copy_from_slice(&[0xc0, 0x3b, 0x39, 0x98]);
+                    }
+                })
+                .unwrap();
+            last[index] = round;
+        }
+        if round == 5 {
+            for index in 0..30 {
+                cache.forget(&handle, BlockNumber(blocks[index])).unwrap();
+            }
+        }
+        drop(handle);
+        if round == 7 {
+            break; // not committed
+        }
+        journal.force_commit().await.unwrap();
+    }
+    assert_eq!(journal.statistics().checkpointed_blocks, 0, "the log holds all of it");
+    drop((journal, cache));
+
+    // The cut: what the kernel and e2fsck go by is the flag in the superblock.
+    let mut content = memory.content();
+    let at = 1024 + 0x60;
+    content[at] |= 4;
+    // The superblock's own checksum.
+    if ext4.metadata_csum {
+        let checksum = ext4_core::checksum::crc32c(!0, &content[1024..1024 + 0x3fc]);
+        content[1024 + 0x3fc..2048].copy_from_slice(&checksum.to_le_bytes());
+    }
+    std::fs::write(&image, &content).unwrap();
+    let dump = debugfs(&image, "logdump -a");
+    for wanted in ["type 1 (descriptor", "type 2 (commit", "type 5 (revoke", "expected sequence"] {
+        assert!(dump.contains(wanted), "{wanted}: {dump}");
+    }
+    ext4.content = content;
+    let (ours, report) = ext4.recover().await.unwrap();
+    assert_eq!(report.transactions, 6);
+    assert!(report.revoked > 0);
+    let theirs = e2fsck_replay(&ext4.content);
+    assert_eq!(ext4.differences(&ours, &theirs), Vec::<usize>::new());
+    let first = usize::try_from(blocks[100]).unwrap() * size;
+    assert!((1..7).contains(&ours[first + size - 1]), "something was replayed");
+    std::fs::write(&image, &theirs).unwrap();
+    let (code, said) = tool("e2fsck", &["-fn", image.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[tokio::test]
+async fn our_log_with_checksums_v3_and_64_bits() {
+    writes_what_e2fsck_replays(&["-b", "1024", "-J", "size=4"]).await;
+}
+
+#[tokio::test]
+async fn our_log_with_checksums_v3_and_32_bits() {
+    writes_what_e2fsck_replays(&["-b", "1024", "-J", "size=4", "-O", "^64bit"]).await;
+}
+
+#[tokio::test]
+async fn our_log_without_checksums() {
+    writes_what_e2fsck_replays(&["-b", "1024", "-J", "size=4", "-O", "^64bit,^metadata_csum"]).await;
+    writes_what_e2fsck_replays(&["-b", "1024", "-J", "size=4", "-O", "64bit,^metadata_csum"]).await;
+}
