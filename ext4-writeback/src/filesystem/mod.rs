@@ -194,6 +194,9 @@ impl FilesystemInner {
     /// After `ENOSPC`: commits, so that what was freed lately can be used. False where there is nothing to gain.
     pub async fn commit_for_space(&self) -> Result<bool> {
         let Some(journal) = &self.journal else { return Ok(false) };
+        if self.info.blocks_awaiting_commit() == 0 {
+            return Ok(false);
+        }
         journal.force_commit().await?;
         Ok(true)
     }
