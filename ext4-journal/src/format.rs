@@ -400,6 +400,16 @@ impl Superblock {
         self.raw.errno.get().cast_signed()
     }
 
+    /// How many file systems use the journal.
+    pub(crate) fn users(&self) -> u32 {
+        self.raw.nr_users.get()
+    }
+
+    /// The superblock's checksum as it stood there.
+    pub(crate) fn stored_checksum(&self) -> u32 {
+        self.raw.checksum.get()
+    }
+
     /// Records the error with which the journal was stopped.
     pub(crate) fn set_errno(&mut self, errno: i32) {
         self.raw.errno.set(errno.cast_unsigned());

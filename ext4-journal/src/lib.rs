@@ -29,6 +29,7 @@ mod checkpoint;
 mod commit;
 mod format;
 mod handle;
+mod header;
 mod journal;
 mod log;
 mod recovery;
@@ -42,6 +43,7 @@ use ext4_core::device::BlockDevice;
 use ext4_core::{BlockNumber, BlockSize};
 
 pub use handle::Handle;
+pub use header::JournalHeader;
 pub use journal::{Journal, Statistics};
 
 /// Where the log lies: its blocks on the device, in the order of the log.

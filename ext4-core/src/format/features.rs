@@ -221,6 +221,30 @@ impl Features {
         }
     }
 
+    /// What a new file system has unless it is asked for something else: the defaults of mke2fs 1.47 (as released,
+    /// where distributions leave out `orphan_file` and `metadata_csum_seed`).
+    #[must_use]
+    pub fn for_new_filesystem() -> Self {
+        Self {
+            compat: Compat::HAS_JOURNAL
+                | Compat::EXT_ATTR
+                | Compat::RESIZE_INODE
+                | Compat::DIR_INDEX
+                | Compat::ORPHAN_FILE,
+            incompat: Incompat::FILETYPE
+                | Incompat::EXTENTS
+                | Incompat::BIT64
+                | Incompat::FLEX_BG
+                | Incompat::CSUM_SEED,
+            ro_compat: RoCompat::SPARSE_SUPER
+                | RoCompat::LARGE_FILE
+                | RoCompat::HUGE_FILE
+                | RoCompat::DIR_NLINK
+                | RoCompat::EXTRA_ISIZE
+                | RoCompat::METADATA_CSUM,
+        }
+    }
+
     /// The names of all features that are set, in dumpe2fs's order; one that has no name is `FEATURE_C<bit>`,
     /// `FEATURE_I<bit>` or `FEATURE_R<bit>`.
     #[must_use]

@@ -1,1 +1,178 @@
-fn main() {}
+//! `ext4`: make, fill, read and change ext4 file systems in image files and on block devices, without mounting them.
+//!
+//! One file for each command; this one knows what all of them share: the global options, the runtime, how errors are
+//! said. Exit code 0: done; 1: failed; 2: wrong usage.
+#![forbid(unsafe_code)]
+
+mod cat;
+mod context;
+mod cp;
+mod creation;
+mod df;
+mod extents;
+mod info;
+mod json;
+mod ln;
+mod ls;
+mod mkdir;
+mod mkfs;
+mod mv;
+mod output;
+mod pack;
+mod progress;
+mod rm;
+mod stat;
+mod unpack;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ext4_tools::open::{Backend, Opener};
+use ext4_tools::size::parse_size;
+
+use crate::context::{Context, Usage};
+
+const EXAMPLES: &str = "\
+Examples:
+  ext4 pack rootfs/ disk.img              an image that holds the tree rootfs/
+  ext4 ls -l disk.img:/etc                what is in it
+  ext4 cp motd disk.img:/etc/motd         a file into it
+  ext4 cp -r disk.img:/var/log logs       a tree out of it
+  ext4 unpack disk.img copy/              everything
+  ext4 --offset 1M df whole-disk.img      a partition inside a disk image
+
+A place inside an image or block device is written IMAGE:/path. See `ext4 COMMAND --help` for examples of each.";
+
+/// Makes, fills, reads and changes ext4 file systems in image files and on block devices; no mount, no root.
+#[derive(Parser, Debug)]
+#[command(name = "ext4", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug)]
+struct Global {
+    /// What drives the target
+    #[arg(long, global = true, value_enum, default_value_t = BackendName::Auto, help_heading = "Global options")]
+    backend: BackendName,
+    /// Where the file system starts in the target, in bytes (K, M, G): a partition inside a disk image
+    #[arg(long, global = true, value_name = "BYTES", value_parser = parse_size, default_value = "0",
+        help_heading = "Global options")]
+    offset: u64,
+    /// Memory for file data and metadata
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "256M",
+        help_heading = "Global options")]
+    cache: u64,
+    /// Tell on standard error what is being done; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    verbose: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum BackendName {
+    /// io_uring for block devices, ordinary I/O for files
+    Auto,
+    /// Ordinary I/O
+    File,
+    /// io_uring with direct I/O
+    Uring,
+}
+
+impl From<BackendName> for Backend {
+    fn from(name: BackendName) -> Self {
+        match name {
+            BackendName::Auto => Self::Auto,
+            BackendName::File => Self::File,
+            BackendName::Uring => Self::Uring,
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Mkfs(mkfs::Mkfs),
+    Pack(pack::Pack),
+    Unpack(unpack::Unpack),
+    Info(info::Info),
+    Ls(ls::Ls),
+    Stat(stat::Stat),
+    Cat(cat::Cat),
+    Cp(cp::Cp),
+    Mkdir(mkdir::Mkdir),
+    Rm(rm::Rm),
+    Mv(mv::Mv),
+    Ln(ln::Ln),
+    Df(df::Df),
+    Extents(extents::Extents),
+}
+
+impl Command {
+    async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Mkfs(command) => command.run(context).await,
+            Self::Pack(command) => command.run(context).await,
+            Self::Unpack(command) => command.run(context).await,
+            Self::Info(command) => command.run(context).await,
+            Self::Ls(command) => command.run(context).await,
+            Self::Stat(command) => command.run(context).await,
+            Self::Cat(command) => command.run(context).await,
+            Self::Cp(command) => command.run(context).await,
+            Self::Mkdir(command) => command.run(context).await,
+            Self::Rm(command) => command.run(context).await,
+            Self::Mv(command) => command.run(context).await,
+            Self::Ln(command) => command.run(context).await,
+            Self::Df(command) => command.run(context).await,
+            Self::Extents(command) => command.run(context).await,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    start_tracing(global.verbose);
+    let cache = usize::try_from(global.cache).unwrap_or(usize::MAX);
+    let context = Context {
+        opener: Opener { backend: global.backend.into(), offset: global.offset, cache: cache.max(MIN_CACHE) },
+    };
+    let workers = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(&anyhow::Error::new(error).context("cannot start")),
+        };
+    let result = runtime.block_on(command.run(&context));
+    // Threads that still read ahead for a copy that failed are not waited for.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// The least cache that makes sense: a few of the largest folios and the metadata of a large directory.
+const MIN_CACHE: usize = 8 << 20;
+
+fn start_tracing(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("EXT4_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Says the error in one line and chooses the exit code.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if output::is_broken_pipe(error) {
+        // Whoever read our output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    let text = format!("{error:#}").replace('\n', " ");
+    eprintln!("ext4: {text}");
+    if error.downcast_ref::<Usage>().is_some() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,65 @@
+//! What a journal superblock says, for those who only look: nothing is opened, nothing is refused but a block that is
+//! no journal superblock.
+//!
+//! Source: kernel documentation, "Journal (jbd2)", super block.
+
+use ext4_core::{BlockSize, Result};
+
+use crate::format;
+
+/// The fields of a journal superblock.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JournalHeader {
+    /// Bytes of a block.
+    pub block_size: BlockSize,
+    /// Blocks of the journal, its superblock and the fast-commit area included.
+    pub blocks: u32,
+    /// Blocks of the fast-commit area at its end.
+    pub fast_commit_blocks: u32,
+    /// The first block of the log.
+    pub first: u32,
+    /// The transaction expected first in the log.
+    pub sequence: u32,
+    /// Where the log starts; 0: it is empty.
+    pub start: u32,
+    /// The error it was stopped with; 0, or negative.
+    pub errno: i32,
+    /// File systems that use it.
+    pub users: u32,
+    /// Features, by the names of dumpe2fs.
+    pub features: Vec<&'static str>,
+    /// The checksum of the superblock itself, where it has one.
+    pub checksum: Option<u32>,
+}
+
+impl JournalHeader {
+    /// Reads the first block of a journal that has room for `available` blocks.
+    ///
+    /// # Errors
+    /// Corrupt or unsupported, as when the journal is opened.
+    pub fn parse(block: &[u8], block_size: BlockSize, available: u32) -> Result<Self> {
+        let superblock = format::Superblock::read(block, block_size, available)?;
+        let named = [
+            (superblock.has_compat(format::COMPAT_CHECKSUM), "journal_checksum"),
+            (superblock.has_incompat(format::INCOMPAT_REVOKE), "journal_incompat_revoke"),
+            (superblock.has_incompat(format::INCOMPAT_64BIT), "journal_64bit"),
+            (superblock.has_incompat(format::INCOMPAT_ASYNC_COMMIT), "journal_async_commit"),
+            (superblock.has_incompat(format::INCOMPAT_CSUM_V2), "journal_checksum_v2"),
+            (superblock.has_incompat(format::INCOMPAT_CSUM_V3), "journal_checksum_v3"),
+            (superblock.has_incompat(format::INCOMPAT_FAST_COMMIT), "fast_commit"),
+        ];
+        let checksummed = superblock.has_incompat(format::INCOMPAT_CSUM_V2 | format::INCOMPAT_CSUM_V3);
+        Ok(Self {
+            block_size,
+            blocks: superblock.max_len(),
+            fast_commit_blocks: superblock.fast_commit_blocks(),
+            first: superblock.first(),
+            sequence: superblock.sequence().0,
+            start: superblock.start(),
+            errno: superblock.errno(),
+            users: superblock.users(),
+            features: named.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect(),
+            checksum: checksummed.then(|| superblock.stored_checksum()),
+        })
+    }
+}

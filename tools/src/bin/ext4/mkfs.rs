@@ -1,0 +1,86 @@
+//! `ext4 mkfs`: an empty file system.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ext4_tools::open::{TargetKind, target_kind};
+use ext4_tools::size::{human_size, parse_size};
+use ext4_writeback::filesystem::mkfs;
+
+use crate::context::{Context, interruptible, naming, usage};
+use crate::creation::{Creation, Destination, check_size};
+
+const EXAMPLES: &str = "\
+Examples:
+  ext4 mkfs disk.img 1G                       an image of 1 GiB
+  ext4 mkfs -b 1024 -L boot boot.img 64M
+  ext4 mkfs -O ^has_journal scratch.img 10G
+  ext4 mkfs /dev/sdx1                         a block device, all of it
+  ext4 --offset 1M mkfs whole-disk.img 512M   a partition inside a disk image
+
+An image file takes its name when it is complete. A device that holds a file system is refused without --force.";
+
+/// Make an empty file system
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Mkfs {
+    /// Image file or block device
+    target: PathBuf,
+    /// Size of the file system; all of an existing image or device if not given
+    #[arg(value_parser = parse_size)]
+    size: Option<u64>,
+    #[command(flatten)]
+    creation: Creation,
+}
+
+impl Mkfs {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let mut options = self.creation.mkfs_options()?;
+        let (environment, _) = self.creation.environment()?;
+        let destination = Destination::choose(context, &self.target, self.creation.force).await?;
+        let size = match (self.size, destination.limit(), target_kind(&self.target)?) {
+            (Some(size), Some(limit), _) if size > limit => {
+                anyhow::bail!("{}: has only {limit} bytes, not {size}", self.target.display());
+            }
+            (Some(size), ..) => size,
+            (None, Some(limit), _) => limit,
+            (None, None, TargetKind::File(size)) => {
+                if !self.creation.force && context.opener.superblock(&self.target).await.is_ok() {
+                    anyhow::bail!(
+                        "{} holds an ext4 file system (use --force to write over it)",
+                        self.target.display()
+                    );
+                }
+                size
+            }
+            (None, None, _) => {
+                return Err(usage(format!("{}: how large? give a SIZE", self.target.display())));
+            }
+        };
+        check_size(size, options.block_size)?;
+        // The log's size in blocks needs a block size; mkfs chooses the one it would take anyway.
+        let block_size = options.block_size.unwrap_or(ext4_core::types::BlockSize::KIB_4);
+        options.journal_blocks = self.creation.journal_blocks(block_size)?;
+        if options.journal_blocks.is_some() {
+            options.block_size = Some(block_size);
+        }
+        if destination.limit().is_some() {
+            let unit = u64::from(options.block_size.map_or(4096, ext4_core::BlockSize::bytes));
+            options.blocks_count = self.size.map(|size| size / unit);
+            if options.blocks_count.is_some() {
+                options.block_size = options.block_size.or(Some(ext4_core::BlockSize::KIB_4));
+            }
+        }
+        interruptible(async {
+            let (device, temporary) = destination.open(&context.opener, size)?;
+            mkfs(device, &options, &*environment).await.map_err(|error| naming(&self.target, error))?;
+            if let Some(temporary) = temporary {
+                temporary.persist()?;
+            }
+            Ok(())
+        })
+        .await?;
+        println!("{}: ext4 file system of {}", self.target.display(), human_size(size));
+        Ok(())
+    }
+}

@@ -1,0 +1,315 @@
+//! Making a tree on the host.
+//!
+//! The tree may come from an image that nobody trusts. Everything is made relative to an open directory
+//! and no name below the root follows a symlink, so that nothing in an image can lead out of the target.
+//!
+//! As far as the user may: owners and device nodes need root; what cannot be carried over is warned of, and a file
+//! whose owner could not be kept loses its set-user-ID and set-group-ID bits.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use ext4_core::format::inode::FileType;
+use ext4_core::{Errno, Error, Timestamp};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, makedev, mkdirat, mknodat,
+    utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+
+use super::{Content, Entry, Node, Preserve, Report, Sink};
+use crate::display::escaped;
+
+/// See the module.
+#[derive(Debug)]
+pub struct HostSink {
+    preserve: Preserve,
+    umask: u16,
+    /// The directories on the way down to here, and what the last ones are to become.
+    directories: Vec<Level>,
+    links: HashMap<(u64, u64), PathBuf>,
+    is_root: bool,
+    warned_of_owner: bool,
+    /// The root is written in place where it exists, as cp does; below it, files are replaced.
+    root_in_place: bool,
+}
+
+#[derive(Debug)]
+struct Level {
+    directory: OwnedFd,
+    path: PathBuf,
+    node: Option<Node>,
+}
+
+impl HostSink {
+    /// A sink that makes its root in (or merges it into) `directory`, which exists. `root_in_place`: a file that
+    /// stands where the root goes is overwritten rather than replaced.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn new(
+        directory: &Path,
+        preserve: Preserve,
+        umask: u16,
+        root_in_place: bool,
+    ) -> ext4_core::Result<Self> {
+        let opened = File::open(directory)
+            .map_err(|source| Error::host("open", directory.display().to_string(), &source))?;
+        let level = Level { directory: opened.into(), path: directory.into(), node: None };
+        Ok(Self {
+            preserve,
+            umask,
+            directories: vec![level],
+            links: HashMap::new(),
+            is_root: nix::unistd::geteuid().is_root(),
+            warned_of_owner: false,
+            root_in_place,
+        })
+    }
+
+    fn level(&self) -> &Level {
+        self.directories.last().expect("the directory a sink was made for is never left")
+    }
+
+    fn stat(&self, name: &OsStr) -> Result<Option<FileStat>, Error> {
+        match fstatat(&self.level().directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(failed("read", errno)),
+        }
+    }
+
+    /// Takes away what stands under `name`, so that something else can be made there.
+    fn clear(&self, name: &OsStr) -> Result<(), Error> {
+        if self.stat(name)?.is_some() {
+            unlinkat(&self.level().directory, name, UnlinkatFlags::NoRemoveDir)
+                .map_err(|errno| failed("replace", errno))?;
+        }
+        Ok(())
+    }
+
+    fn permissions(&self, node: &Node) -> u16 {
+        if self.preserve.mode { node.mode } else { node.mode & 0o777 & !self.umask }
+    }
+
+    fn create(&self, name: &OsStr, node: &Node) -> Result<File, Error> {
+        let directory = &self.level().directory;
+        let at_root = self.directories.len() == 1;
+        let mode = Mode::from_bits_truncate(u32::from(self.permissions(node) & 0o700 | 0o600));
+        let common = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        if at_root && self.root_in_place && self.stat(name)?.is_some() {
+            return openat(directory, name, common | OFlag::O_TRUNC, mode)
+                .map(File::from)
+                .map_err(|errno| failed("open", errno));
+        }
+        self.clear(name)?;
+        openat(directory, name, common | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW, mode)
+            .map(File::from)
+            .map_err(|errno| failed("create", errno))
+    }
+
+    /// Gives `name` in the current directory the attributes of `node`: owner first, which takes set-user-ID bits and
+    /// capabilities away, then mode and extended attributes, times last.
+    fn apply(&mut self, name: &OsStr, node: &Node, report: &dyn Report) -> Result<(), Error> {
+        let level = self.directories.last().expect("the directory a sink was made for is never left");
+        let mut mode = self.permissions(node);
+        if self.preserve.owner {
+            let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
+            match fchownat(&level.directory, name, owner.0, owner.1, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(()) => {}
+                Err(Errno::EPERM | Errno::EINVAL) => {
+                    mode &= 0o1777;
+                    if !self.warned_of_owner {
+                        self.warned_of_owner = true;
+                        report.warning("owners are not kept: that needs root");
+                    }
+                }
+                Err(errno) => return Err(failed("change the owner of", errno)),
+            }
+        }
+        if node.file_type != FileType::Symlink {
+            let bits = Mode::from_bits_truncate(u32::from(mode));
+            fchmodat(&level.directory, name, bits, FchmodatFlags::FollowSymlink)
+                .map_err(|errno| failed("change the mode of", errno))?;
+        }
+        if self.preserve.xattrs {
+            let path = reachable(level, name);
+            for (attribute, value) in &node.xattrs {
+                if let Err(source) = xattr::set(&path, OsStr::from_bytes(attribute), value) {
+                    report.warning(&format!(
+                        "{}: attribute {} is not kept: {source}",
+                        level.path.join(name).display(),
+                        escaped(attribute)
+                    ));
+                }
+            }
+        }
+        if self.preserve.times {
+            utimensat(
+                &level.directory,
+                name,
+                &time_spec(node.atime),
+                &time_spec(node.mtime),
+                UtimensatFlags::NoFollowSymlink,
+            )
+            .map_err(|errno| failed("set the times of", errno))?;
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, name: &OsStr, node: &Node) {
+        if let Some(identity) = node.identity {
+            let path = self.level().path.join(name);
+            self.links.insert(identity, path);
+        }
+    }
+
+    fn make_special(&mut self, entry: &Entry, report: &dyn Report) -> Result<(), Error> {
+        let name = OsStr::from_bytes(&entry.name);
+        let node = &entry.node;
+        self.clear(name)?;
+        let directory = &self.level().directory;
+        let kind = match node.file_type {
+            FileType::Symlink => {
+                symlinkat(OsStr::from_bytes(&node.target), directory, name)
+                    .map_err(|errno| failed("create", errno))?;
+                self.apply(name, node, report)?;
+                self.remember(name, node);
+                return Ok(());
+            }
+            FileType::Fifo => SFlag::S_IFIFO,
+            FileType::Socket => SFlag::S_IFSOCK,
+            FileType::CharacterDevice => SFlag::S_IFCHR,
+            FileType::BlockDevice => SFlag::S_IFBLK,
+            FileType::Regular | FileType::Directory => {
+                return Err(failed("create", Errno::EINVAL));
+            }
+        };
+        let device = makedev(node.device.0.into(), node.device.1.into());
+        match mknodat(directory, name, kind, Mode::from_bits_truncate(0o600), device) {
+            Ok(()) => {}
+            Err(Errno::EPERM) if !self.is_root => {
+                report.warning(&format!("{}: device node left out: that needs root", escaped(&entry.path)));
+                return Ok(());
+            }
+            Err(errno) => return Err(failed("create", errno)),
+        }
+        self.apply(name, node, report)?;
+        self.remember(name, node);
+        Ok(())
+    }
+
+    fn make_directory(&mut self, entry: &Entry) -> Result<(), Error> {
+        let parent = self.level();
+        let name = if entry.name.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(&entry.name) };
+        let mut made = false;
+        if !entry.name.is_empty() {
+            match mkdirat(&parent.directory, name, Mode::S_IRWXU) {
+                Ok(()) => made = true,
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(failed("create", errno)),
+            }
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let directory =
+            openat(&parent.directory, name, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
+        let path = if entry.name.is_empty() { parent.path.clone() } else { parent.path.join(name) };
+        let node = (made || self.preserve.mode).then(|| entry.node.clone());
+        self.directories.push(Level { directory, path, node });
+        Ok(())
+    }
+
+    /// Attributes of the directory that is being left; by its own `.`, which nothing can have moved meanwhile.
+    fn leave_directory(&mut self, report: &dyn Report) -> Result<(), Error> {
+        let node = self.directories.last_mut().and_then(|level| level.node.take());
+        if let Some(node) = node {
+            self.apply(OsStr::new("."), &node, report)?;
+        }
+        self.directories.pop();
+        Ok(())
+    }
+}
+
+impl Sink for HostSink {
+    async fn enter(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        Ok(tokio::task::block_in_place(|| self.make_directory(entry))?)
+    }
+
+    async fn leave(&mut self, report: &dyn Report) -> anyhow::Result<()> {
+        Ok(tokio::task::block_in_place(|| self.leave_directory(report))?)
+    }
+
+    async fn file(
+        &mut self,
+        entry: &Entry,
+        content: &mut Content,
+        report: &dyn Report,
+    ) -> anyhow::Result<u64> {
+        let name = OsStr::from_bytes(&entry.name);
+        let file = tokio::task::block_in_place(|| self.create(name, &entry.node))?;
+        let mut bytes = 0;
+        let mut end = 0;
+        while let Some(chunk) = content.next().await? {
+            tokio::task::block_in_place(|| file.write_all_at(&chunk.data, chunk.offset))
+                .map_err(|source| Error::host("write", entry_path(self, name), &source))?;
+            end = chunk.offset + chunk.data.len() as u64;
+            bytes += chunk.data.len() as u64;
+            report.bytes(chunk.data.len() as u64);
+        }
+        tokio::task::block_in_place(|| {
+            let regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            if regular && end < entry.node.size {
+                file.set_len(entry.node.size)
+                    .map_err(|source| Error::host("extend", entry_path(self, name), &source))?;
+            }
+            drop(file);
+            if regular {
+                self.apply(name, &entry.node, report)?;
+            }
+            self.remember(name, &entry.node);
+            Ok::<_, Error>(())
+        })?;
+        Ok(bytes)
+    }
+
+    async fn special(&mut self, entry: &Entry, report: &dyn Report) -> anyhow::Result<()> {
+        Ok(tokio::task::block_in_place(|| self.make_special(entry, report))?)
+    }
+
+    async fn link(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        let name = OsStr::from_bytes(&entry.name);
+        let other = entry.node.identity.and_then(|identity| self.links.get(&identity));
+        // A device node that could not be made has no other names either; that was warned of.
+        let Some(other) = other else { return Ok(()) };
+        tokio::task::block_in_place(|| {
+            self.clear(name)?;
+            linkat(nix::fcntl::AT_FDCWD, other, &self.level().directory, name, LinkatFlags::empty())
+                .map_err(|errno| failed("link", errno))
+        })?;
+        Ok(())
+    }
+}
+
+fn entry_path(sink: &HostSink, name: &OsStr) -> String {
+    sink.level().path.join(name).display().to_string()
+}
+
+/// A path by which the attribute calls, which know no directory handles, reach `name` without following it.
+fn reachable(level: &Level, name: &OsStr) -> PathBuf {
+    Path::new("/proc/self/fd").join(level.directory.as_fd().as_raw_fd().to_string()).join(name)
+}
+
+fn time_spec(time: Timestamp) -> TimeSpec {
+    TimeSpec::new(time.seconds, time.nanoseconds.into())
+}
+
+fn failed(operation: &'static str, errno: Errno) -> Error {
+    Error::posix(errno, operation)
+}

@@ -1,0 +1,197 @@
+//! Opening an image file or a block device with the backend that suits it, and mounting what is on it.
+//!
+//! | target | to read | to write |
+//! |---|---|---|
+//! | block device | io_uring | io_uring |
+//! | image file | memory map | positioned I/O |
+//! | image file whose journal needs recovery | positioned I/O, recovered first | the same |
+//!
+//! A file system that was not unmounted cleanly is recovered also by commands that only read, as the kernel does for
+//! a read-only mount: without its journal it is not one consistent file system. Where the image cannot be written,
+//! that is an error, never a look at half a state.
+
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ext4_backend_file::{FileDevice, FileOptions, MappedDevice};
+use ext4_backend_uring::{UringDevice, UringOptions};
+use ext4_core::device::BlockDevice;
+use ext4_core::environment::SystemEnvironment;
+use ext4_core::format::features::Incompat;
+use ext4_core::format::superblock::Superblock;
+use ext4_core::meta::SuperblockInfo;
+use ext4_core::{Errno, Error, Result};
+use ext4_writeback::{Filesystem, MountOptions};
+
+/// Which backend drives a target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backend {
+    /// io_uring for block devices, positioned I/O and memory maps for files.
+    #[default]
+    Auto,
+    /// Positioned I/O, also on a block device.
+    File,
+    /// io_uring with direct I/O, also on a file.
+    Uring,
+}
+
+/// What a command wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Only read.
+    Read,
+    /// Change.
+    Write,
+}
+
+/// How to open any target: the global options.
+#[derive(Clone, Debug)]
+pub struct Opener {
+    /// The backend.
+    pub backend: Backend,
+    /// Where the file system starts, in bytes.
+    pub offset: u64,
+    /// Bytes of cache for data and metadata.
+    pub cache: usize,
+}
+
+/// What stands under a name of the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TargetKind {
+    /// Nothing.
+    Missing,
+    /// A regular file of so many bytes.
+    File(u64),
+    /// A block device.
+    BlockDevice,
+}
+
+/// Looks at `path`.
+///
+/// # Errors
+/// The host's, and `EINVAL` for what can hold no file system.
+pub fn target_kind(path: &Path) -> Result<TargetKind> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => kind_of(path, &metadata),
+        Err(source) if source.kind() == ErrorKind::NotFound => Ok(TargetKind::Missing),
+        Err(source) => Err(Error::host("open", path.display().to_string(), &source)),
+    }
+}
+
+fn kind_of(path: &Path, metadata: &Metadata) -> Result<TargetKind> {
+    if metadata.file_type().is_block_device() {
+        Ok(TargetKind::BlockDevice)
+    } else if metadata.is_file() {
+        Ok(TargetKind::File(metadata.len()))
+    } else {
+        let what = format!("{} is neither an image file nor a block device", path.display());
+        Err(Error::posix(if metadata.is_dir() { Errno::EISDIR } else { Errno::EINVAL }, what))
+    }
+}
+
+impl Opener {
+    /// Opens `path`. Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// The host's (`EBUSY` for a mounted device), and `EINVAL` for what can hold no file system.
+    pub fn device(&self, path: &Path, access: Access) -> Result<Arc<dyn BlockDevice>> {
+        let kind = target_kind(path)?;
+        if kind == TargetKind::Missing {
+            return Err(Error::io("open", path.display().to_string(), Errno::ENOENT));
+        }
+        let read_only = access == Access::Read;
+        if self.uses_uring(kind) {
+            let options = UringOptions { read_only, offset: self.offset, ..UringOptions::default() };
+            return Ok(Arc::new(UringDevice::open(path, &options)?));
+        }
+        if read_only && self.backend == Backend::Auto {
+            return Ok(Arc::new(MappedDevice::open(path, self.offset)?));
+        }
+        let options = FileOptions { read_only, offset: self.offset, ..FileOptions::default() };
+        Ok(Arc::new(FileDevice::open(path, &options)?))
+    }
+
+    /// Creates the image file `path`, which must not exist, with `size` bytes.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn create(&self, path: &Path, size: u64) -> Result<Arc<dyn BlockDevice>> {
+        let options = FileOptions { create: Some(size), ..FileOptions::default() };
+        let device = FileDevice::open(path, &options)?;
+        if self.backend != Backend::Uring {
+            return Ok(Arc::new(device));
+        }
+        drop(device);
+        self.device(path, Access::Write)
+    }
+
+    fn uses_uring(&self, kind: TargetKind) -> bool {
+        match self.backend {
+            Backend::Auto => kind == TargetKind::BlockDevice,
+            Backend::File => false,
+            Backend::Uring => true,
+        }
+    }
+
+    /// The superblock of what is on `path`, as it stands there: without a mount, without recovery.
+    ///
+    /// # Errors
+    /// The host's; corrupt or unsupported where no file system that we know is there.
+    pub async fn superblock(&self, path: &Path) -> Result<Superblock> {
+        Ok(self.load(path).await?.superblock())
+    }
+
+    /// The opened metadata of what is on `path`, as it stands there: without a mount, without recovery.
+    ///
+    /// # Errors
+    /// As [`Opener::superblock`].
+    pub async fn load(&self, path: &Path) -> Result<Arc<SuperblockInfo>> {
+        let device = self.device(path, Access::Read)?;
+        SuperblockInfo::load(device, INSPECTION_CACHE, Arc::new(SystemEnvironment), true).await
+    }
+
+    /// Mounts what is on `path`.
+    ///
+    /// # Errors
+    /// The host's, the file system's, and `EROFS` with an explanation where the journal needs recovery and the image
+    /// cannot be written.
+    pub async fn mount(&self, path: &Path, access: Access) -> Result<Filesystem> {
+        let options =
+            MountOptions { read_only: access == Access::Read, cache: self.cache, ..MountOptions::default() };
+        let device = match access {
+            Access::Write => self.device(path, Access::Write)?,
+            Access::Read => self.device_for_reading(path).await?,
+        };
+        Filesystem::mount(device, options).await
+    }
+
+    async fn device_for_reading(&self, path: &Path) -> Result<Arc<dyn BlockDevice>> {
+        if !self.superblock(path).await?.features.incompat.contains(Incompat::RECOVER) {
+            return self.device(path, Access::Read);
+        }
+        self.device(path, Access::Write).map_err(|error| match error.errno() {
+            Errno::EACCES | Errno::EPERM | Errno::EROFS => Error::posix(
+                error.errno(),
+                format!(
+                    "{}: the journal needs recovery and the image cannot be written (recover a writable copy)",
+                    path.display()
+                ),
+            ),
+            _ => error,
+        })
+    }
+}
+
+/// Bytes of metadata cache to look at a superblock with.
+const INSPECTION_CACHE: usize = 4 << 20;
+
+/// An image on the host, by which two names of one image are known to be the same.
+///
+/// # Errors
+/// The host's.
+pub fn identity(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|source| Error::host("open", path.display().to_string(), &source))
+}

@@ -1,0 +1,215 @@
+//! How large a file system must be to hold a tree.
+//!
+//! The tree is measured first: blocks of data (holes not counted), of directories, extent trees, long symlinks and
+//! attributes. To that come what mkfs lays down, which depends on the size in turn, and a margin. The estimate errs
+//! on the large side: an image that turns out too small would have to be made again.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use ext4_core::format::inode::FileType;
+use ext4_core::types::BlockSize;
+
+use crate::copy::Node;
+use crate::copy::host_source::{HostTree, data_runs};
+
+/// What a tree needs besides the fixed metadata.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Need {
+    /// Blocks of data and of metadata that belongs to inodes.
+    pub blocks: u64,
+    /// Inodes, those not counted that every file system has.
+    pub inodes: u64,
+    /// Bytes of content, holes not counted: for a progress bar.
+    pub bytes: u64,
+    /// Names.
+    pub entries: u64,
+}
+
+/// Bytes of a 256-byte inode that attributes may take: less 128 fixed, 32 extra, 4 magic and 4 at the end.
+const XATTR_ROOM: usize = 256 - 128 - 32 - 8;
+/// The longest symlink target that lies in the inode, in bytes.
+const FAST_SYMLINK: usize = 59;
+/// Extents that fit in the inode.
+const INLINE_EXTENTS: u64 = 4;
+/// The longest extent, in blocks, while it is unwritten.
+const LONGEST_EXTENT: u64 = 32_767;
+/// Inodes 1 to 10 are reserved; 11 is lost+found.
+const RESERVED_INODES: u64 = 11;
+
+/// Measures `tree` for blocks of `block_size`.
+///
+/// # Errors
+/// The host's, with the path: also for a file that cannot be read, before anything is written.
+pub fn measure(tree: &HostTree, block_size: BlockSize) -> anyhow::Result<Need> {
+    let mut need = Need::default();
+    let mut seen = std::collections::HashSet::new();
+    let mut open: Vec<Directory> = Vec::new();
+    tree.scan(|depth, path, node, metadata| {
+        while open.len() > depth {
+            need.blocks += open.pop().map_or(0, |directory| directory.blocks(block_size));
+        }
+        if let Some(parent) = open.last_mut() {
+            parent.add(path.file_name().map_or(0, |name| name.len()));
+        }
+        need.entries += 1;
+        if node.file_type == FileType::Directory {
+            open.push(Directory::default());
+        } else if node.identity.is_some_and(|identity| !seen.insert(identity)) {
+            return Ok(());
+        }
+        need.inodes += 1;
+        let (blocks, bytes) = object_need(path, node, metadata, block_size)?;
+        need.blocks += blocks;
+        need.bytes += bytes;
+        Ok(())
+    })?;
+    for directory in open {
+        need.blocks += directory.blocks(block_size);
+    }
+    Ok(need)
+}
+
+/// Blocks and bytes of content of one object, a directory's entries not counted.
+fn object_need(
+    path: &Path,
+    node: &Node,
+    metadata: &Metadata,
+    block_size: BlockSize,
+) -> anyhow::Result<(u64, u64)> {
+    let mut blocks = 0;
+    let mut bytes = 0;
+    let in_inode: usize =
+        node.xattrs.iter().map(|(name, value)| 16 + align(name.len()) + align(value.len())).sum();
+    if in_inode > XATTR_ROOM {
+        blocks += 1;
+    }
+    match node.file_type {
+        FileType::Symlink if node.target.len() > FAST_SYMLINK => blocks += 1,
+        FileType::Regular if node.size > 0 => {
+            let whole = [(0, node.size)];
+            let sparse = metadata.blocks().saturating_mul(512) < node.size;
+            let runs = if sparse { data_runs(path, node.size)? } else { whole.to_vec() };
+            let mut extents = 0;
+            for (start, end) in &runs {
+                let size = u64::from(block_size.bytes());
+                let covered = end.div_ceil(size) - start / size;
+                blocks += covered;
+                bytes += end - start;
+                // One more for each run: it may be laid down in two pieces.
+                extents += covered.div_ceil(LONGEST_EXTENT) + u64::from(covered > 256);
+            }
+            if extents > INLINE_EXTENTS {
+                let per_block = u64::from(block_size.bytes() - 16) / 12;
+                // Leaves of a tree that grows at its end are full but for the last; half full is the worst.
+                blocks += (extents * 2).div_ceil(per_block) + 1;
+            }
+        }
+        _ => {}
+    }
+    Ok((blocks, bytes))
+}
+
+/// What stands in one directory.
+#[derive(Default)]
+struct Directory {
+    entries: u64,
+    bytes: u64,
+}
+
+impl Directory {
+    fn add(&mut self, name: usize) {
+        self.entries += 1;
+        self.bytes += (8 + align(name)) as u64;
+    }
+
+    /// The directory's blocks: one, or leaves that are half full, as they are after a split, with their index.
+    fn blocks(&self, block_size: BlockSize) -> u64 {
+        let room = u64::from(block_size.bytes()) - 12;
+        if self.bytes + 24 <= room {
+            return 1;
+        }
+        let average = self.bytes.div_ceil(self.entries.max(1)).max(1);
+        let leaves = self.entries.div_ceil((room / average / 2).max(1));
+        let index = leaves.div_ceil(room / 8 / 2);
+        // The directory's own extent tree.
+        1 + leaves + index + leaves.div_ceil(u64::from(block_size.bytes()) / 24) + 1
+    }
+}
+
+fn align(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+impl Need {
+    /// Inodes that a file system should have to hold the tree, with some to spare.
+    #[must_use]
+    pub fn inodes_count(&self) -> u64 {
+        self.inodes + self.inodes / 50 + RESERVED_INODES + 16
+    }
+
+    /// Blocks that should be free in a fresh file system for the tree to fit, with a margin: what writing reserves
+    /// before it knows how well extents merge.
+    #[must_use]
+    pub fn free_blocks(&self) -> u64 {
+        self.blocks + self.blocks / 20 + 256
+    }
+
+    /// A first guess of the size in bytes: rounded up to 1 MiB. `journal` is the log's size in blocks where it was
+    /// chosen.
+    #[must_use]
+    pub fn size(&self, block_size: BlockSize, journal: Option<u64>) -> u64 {
+        let block = u64::from(block_size.bytes());
+        let free = self.free_blocks();
+        let tables = self.inodes_count().div_ceil(block / 256);
+        let mut blocks = free + tables;
+        for _ in 0..4 {
+            let journal = journal.unwrap_or_else(|| default_journal_blocks(blocks));
+            let groups = blocks.div_ceil(block * 8).max(1);
+            // Bitmaps, a rounding loss in each inode table, descriptors with room to grow in a few groups.
+            let fixed = groups * 4 + (groups.div_ceil(block / 64) + block / 4) * 4 + 64;
+            blocks = free + tables + journal + fixed + blocks / 400;
+        }
+        (blocks * block).next_multiple_of(1 << 20)
+    }
+}
+
+/// The size of the log that mkfs chooses for a file system of `blocks`. Source: mke2fs(8), `-J size`.
+fn default_journal_blocks(blocks: u64) -> u64 {
+    match blocks {
+        ..32_768 => 1_024,
+        ..262_144 => 4_096,
+        ..524_288 => 8_192,
+        ..4_194_304 => 16_384,
+        ..8_388_608 => 32_768,
+        ..16_777_216 => 65_536,
+        ..33_554_432 => 131_072,
+        _ => 262_144,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_cost_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sparse");
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let need = measure(&HostTree::contents_of(directory.path()), BlockSize::KIB_4).unwrap();
+        assert_eq!((need.bytes, need.inodes), (0, 2));
+        assert!(need.blocks < 16, "{need:?}");
+    }
+
+    #[test]
+    fn further_names_cost_no_inode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("one");
+        std::fs::write(&path, vec![1; 5000]).unwrap();
+        std::fs::hard_link(&path, directory.path().join("two")).unwrap();
+        let need = measure(&HostTree::contents_of(directory.path()), BlockSize::KIB_1).unwrap();
+        assert_eq!(need, Need { blocks: 6, inodes: 2, bytes: 5000, entries: 3 });
+    }
+}
