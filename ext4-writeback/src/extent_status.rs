@@ -1,17 +1,453 @@
-//! The extent status tree.
+//! The extent status tree: what lies where in one file, as everybody in memory sees it.
+//!
+//! ```text
+//!   block  0        8      20            21                      2^32-1
+//!          [written][delay][ unwritten   ][hole …………………………………………………)      what is not in the tree is not known:
+//!                                                                             look on the device and add it
+//! ```
+//!
+//! Invariants:
+//! - Delayed blocks exist only here; they are never dropped to save memory. A delayed block has one promised block of
+//!   [`SuperblockInfo::reserve_blocks`](ext4_core::meta::SuperblockInfo::reserve_blocks) behind it.
+//! - A delayed block has a dirty block of the page cache above it: both come to be under the folio's lock with nothing
+//!   awaited in between, so that no dropped future can leave the one without the other.
+//! - What is taken from the device only fills gaps: where the tree knows something, the tree is right.
+//! - The sequence number grows with every change, under the lock. Who kept an answer compares; a false "changed" is
+//!   allowed, a false "unchanged" would write data into blocks that belong to another file by now.
+//!
+//! Locks: one mutex, a leaf. Changes of what is on the device hold the inode's lock (i_data_sem) for writing around
+//! both; writers of a hole hold `rwlock`, which keeps truncation and allocation of holes away.
 
-/// What lies where in one file.
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ext4_core::meta::extent_tree::{Mapping, MappingState};
+use ext4_core::{BlockNumber, Result};
+use parking_lot::Mutex;
+
+/// What lies at a run of blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Status {
+    /// Nothing.
+    Hole,
+    /// Dirty data without blocks, for which space is promised.
+    Delayed,
+    /// Allocated blocks without data, from this one on.
+    Unwritten(BlockNumber),
+    /// Data, from this block on.
+    Written(BlockNumber),
+}
+
+impl Status {
+    /// The status `count` blocks further on in the same run.
+    pub fn advance(self, count: u32) -> Self {
+        match self {
+            Self::Hole => Self::Hole,
+            Self::Delayed => Self::Delayed,
+            Self::Unwritten(block) => Self::Unwritten(block.offset(u64::from(count))),
+            Self::Written(block) => Self::Written(block.offset(u64::from(count))),
+        }
+    }
+}
+
+impl From<MappingState> for Status {
+    fn from(state: MappingState) -> Self {
+        match state {
+            MappingState::Hole => Self::Hole,
+            MappingState::Written(block) => Self::Written(block),
+            MappingState::Unwritten(block) => Self::Unwritten(block),
+        }
+    }
+}
+
+/// An answer of the tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    /// The first block.
+    pub start: u32,
+    /// The block behind the last.
+    pub end: u32,
+    /// What is there.
+    pub status: Status,
+    /// The sequence number it is true at.
+    pub sequence: u64,
+}
+
+/// What [`ExtentStatusTree::reserve`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reservation {
+    /// Every block of the range is delayed or allocated now.
+    Done,
+    /// This block is not known: load it and ask again. Nothing was changed.
+    NotCached(u32),
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct ExtentStatusTree {}
+struct Tree {
+    extents: BTreeMap<u32, (u32, Status)>,
+    delayed_blocks: u64,
+    delayed_extents: usize,
+}
+
+/// How many extents that could be read again one tree may hold.
+const MAX_RECLAIMABLE: usize = 8192;
+
+impl Tree {
+    fn insert(&mut self, start: u32, end: u32, status: Status) {
+        if start < end {
+            if status == Status::Delayed {
+                self.delayed_blocks += u64::from(end - start);
+                self.delayed_extents += 1;
+            }
+            self.extents.insert(start, (end, status));
+        }
+    }
+
+    fn take(&mut self, start: u32) -> Option<(u32, Status)> {
+        let (end, status) = self.extents.remove(&start)?;
+        if status == Status::Delayed {
+            self.delayed_blocks -= u64::from(end - start);
+            self.delayed_extents -= 1;
+        }
+        Some((end, status))
+    }
+
+    fn covering(&self, block: u32) -> Option<(u32, u32, Status)> {
+        let (start, (end, status)) = self.extents.range(..=block).next_back()?;
+        (*end > block).then_some((*start, *end, *status))
+    }
+
+    /// Forgets what is known of `range`; returns how many delayed blocks that were.
+    fn carve(&mut self, range: Range<u32>) -> u64 {
+        let mut delayed = 0;
+        if let Some((start, end, status)) = self.covering(range.start)
+            && start < range.start
+        {
+            self.take(start);
+            self.insert(start, range.start, status);
+            self.insert(range.start, end, status.advance(range.start - start));
+        }
+        while let Some(start) = self.extents.range(range.clone()).next().map(|(start, _)| *start) {
+            let Some((end, status)) = self.take(start) else { break };
+            let stop = end.min(range.end);
+            if status == Status::Delayed {
+                delayed += u64::from(stop - start);
+            }
+            self.insert(stop, end, status.advance(stop - start));
+        }
+        delayed
+    }
+
+    /// Adds an extent where nothing is known; joins it with its neighbours.
+    fn put(&mut self, mut start: u32, mut end: u32, mut status: Status) {
+        if start >= end {
+            return;
+        }
+        if let Some((before, (before_end, before_status))) =
+            self.extents.range(..start).next_back().map(|(k, v)| (*k, *v))
+            && before_end == start
+            && before_status.advance(start - before) == status
+        {
+            self.take(before);
+            start = before;
+            status = before_status;
+        }
+        if let Some((after_end, after_status)) = self.extents.get(&end).copied()
+            && status.advance(end - start) == after_status
+        {
+            self.take(end);
+            end = after_end;
+        }
+        self.insert(start, end, status);
+    }
+
+    /// Keeps the tree within its bound; `keep` stays.
+    fn prune(&mut self, keep: u32) {
+        if self.extents.len() - self.delayed_extents <= MAX_RECLAIMABLE {
+            return;
+        }
+        // Everything goes at once: it comes back by one read of a cached leaf each. A clock hand would be one more
+        // word in each extent.
+        self.extents
+            .retain(|start, (end, status)| *status == Status::Delayed || (*start..*end).contains(&keep));
+    }
+}
+
+/// What lies where in one file. See the module.
+#[derive(Debug, Default)]
+pub(crate) struct ExtentStatusTree {
+    tree: Mutex<Tree>,
+    sequence: AtomicU64,
+}
 
 impl ExtentStatusTree {
-    /// An empty tree.
+    /// An empty tree: nothing is known.
     pub fn new() -> Self {
         Self::default()
     }
 
+    fn bump(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Release) + 1
+    }
+
+    /// Grows with every change.
+    pub fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Acquire)
+    }
+
     /// Blocks that are promised but not allocated.
     pub fn delayed_blocks(&self) -> u64 {
-        0
+        self.tree.lock().delayed_blocks
+    }
+
+    /// What is known of `block` and those behind it.
+    pub fn lookup(&self, block: u32) -> Option<Extent> {
+        let tree = self.tree.lock();
+        let (start, end, status) = tree.covering(block)?;
+        let status = status.advance(block - start);
+        Some(Extent { start: block, end, status, sequence: self.sequence() })
+    }
+
+    /// Adds what was found on the device, where nothing is known yet. The caller holds the inode's lock.
+    pub fn cache(&self, mapping: &Mapping) {
+        let end = mapping.logical.0.saturating_add(mapping.len);
+        let status = Status::from(mapping.state);
+        let mut tree = self.tree.lock();
+        let mut at = mapping.logical.0;
+        while at < end {
+            if let Some((_, known_end, _)) = tree.covering(at) {
+                at = known_end;
+                continue;
+            }
+            let gap_end = tree.extents.range(at..end).next().map_or(end, |(start, _)| *start);
+            tree.put(at, gap_end, status.advance(at - mapping.logical.0));
+            at = gap_end;
+        }
+        tree.prune(mapping.logical.0);
+        self.bump();
+    }
+
+    /// Makes the holes of `range` delayed, all or none. `promise` is asked for as many blocks as there are in holes.
+    /// The caller holds `rwlock` for writing and the lock of the folio that covers the range.
+    ///
+    /// # Errors
+    /// Those of `promise`; then nothing was changed.
+    pub fn reserve(&self, range: Range<u32>, promise: impl FnOnce(u64) -> Result<()>) -> Result<Reservation> {
+        let mut tree = self.tree.lock();
+        let (mut at, mut holes) = (range.start, 0);
+        while at < range.end {
+            let Some((_, end, status)) = tree.covering(at) else {
+                return Ok(Reservation::NotCached(at));
+            };
+            let stop = end.min(range.end);
+            if status == Status::Hole {
+                holes += u64::from(stop - at);
+            }
+            at = stop;
+        }
+        if holes == 0 {
+            return Ok(Reservation::Done);
+        }
+        promise(holes)?;
+        let mut at = range.start;
+        while at < range.end {
+            let Some((_, end, status)) = tree.covering(at) else { break };
+            let stop = end.min(range.end);
+            if status == Status::Hole {
+                tree.carve(at..stop);
+                tree.put(at, stop, Status::Delayed);
+            }
+            at = stop;
+        }
+        self.bump();
+        Ok(Reservation::Done)
+    }
+
+    /// `range` was allocated or converted: says what is there now, whatever was there before. Returns how many delayed
+    /// blocks were among it, and the new sequence number. The caller holds the inode's lock for writing.
+    pub fn set(&self, range: Range<u32>, status: Status) -> (u64, u64) {
+        let mut tree = self.tree.lock();
+        let delayed = tree.carve(range.clone());
+        tree.put(range.start, range.end, status);
+        tree.prune(range.start);
+        (delayed, self.bump())
+    }
+
+    /// The unwritten blocks of `range` are written now. The caller holds the inode's lock for writing.
+    pub fn set_written(&self, range: Range<u32>) {
+        let mut tree = self.tree.lock();
+        let mut at = range.start;
+        while at < range.end {
+            let Some((start, end, status)) = tree.covering(at) else {
+                at = tree.extents.range(at..range.end).next().map_or(range.end, |(start, _)| *start);
+                continue;
+            };
+            let stop = end.min(range.end);
+            if let Status::Unwritten(block) = status.advance(at - start) {
+                tree.carve(at..stop);
+                tree.put(at, stop, Status::Written(block));
+            }
+            at = stop;
+        }
+        self.bump();
+    }
+
+    /// Forgets `range`, its delayed blocks included; returns how many of those there were: the caller gives their
+    /// promise back.
+    pub fn remove(&self, range: Range<u32>) -> u64 {
+        let mut tree = self.tree.lock();
+        let delayed = tree.carve(range);
+        self.bump();
+        delayed
+    }
+
+    /// Forgets the delayed blocks of `range` only; returns how many there were.
+    pub fn remove_delayed(&self, range: Range<u32>) -> u64 {
+        let mut tree = self.tree.lock();
+        let (mut at, mut delayed) = (range.start, 0);
+        while at < range.end {
+            let Some((_, end, status)) = tree.covering(at) else {
+                at = tree.extents.range(at..range.end).next().map_or(range.end, |(start, _)| *start);
+                continue;
+            };
+            let stop = end.min(range.end);
+            if status == Status::Delayed {
+                delayed += tree.carve(at..stop);
+                tree.put(at, stop, Status::Hole);
+            }
+            at = stop;
+        }
+        self.bump();
+        delayed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ext4_core::LogicalBlock;
+
+    fn mapping(logical: u32, len: u32, state: MappingState) -> Mapping {
+        Mapping { logical: LogicalBlock(logical), len, state }
+    }
+
+    #[test]
+    fn agrees_with_a_vector_of_blocks() {
+        const BLOCKS: usize = 200;
+        let mut random = fastrand::Rng::with_seed(11);
+        let tree = ExtentStatusTree::new();
+        let mut model: Vec<Option<Status>> = vec![None; BLOCKS];
+        for _ in 0..20_000 {
+            let start = random.usize(0..BLOCKS);
+            let end = random.usize(start..=BLOCKS);
+            let range = start as u32..end as u32;
+            let physical = BlockNumber(random.u64(1000..1100));
+            let status = |i: usize, status: Status| status.advance((i - start) as u32);
+            match random.u8(0..5) {
+                0 => {
+                    let state = match random.u8(0..3) {
+                        0 => MappingState::Hole,
+                        1 => MappingState::Written(physical),
+                        _ => MappingState::Unwritten(physical),
+                    };
+                    tree.cache(&mapping(range.start, range.end - range.start, state));
+                    for (i, slot) in model.iter_mut().enumerate().take(end).skip(start) {
+                        slot.get_or_insert(status(i, state.into()));
+                    }
+                }
+                1 => {
+                    let holes = model[start..end].iter().filter(|s| **s == Some(Status::Hole)).count();
+                    let unknown = model[start..end].iter().position(Option::is_none);
+                    let mut promised = 0;
+                    let result = tree.reserve(range, |n| {
+                        promised = n;
+                        Ok(())
+                    });
+                    match unknown {
+                        Some(at) => {
+                            let at = (start + at) as u32;
+                            assert_eq!(result.expect("promised"), Reservation::NotCached(at));
+                        }
+                        None => {
+                            assert_eq!(promised, holes as u64);
+                            for slot in &mut model[start..end] {
+                                if *slot == Some(Status::Hole) {
+                                    *slot = Some(Status::Delayed);
+                                }
+                            }
+                        }
+                    }
+                }
+                2 => {
+                    let delayed = model[start..end].iter().filter(|s| **s == Some(Status::Delayed)).count();
+                    assert_eq!(tree.set(range, Status::Unwritten(physical)).0, delayed as u64);
+                    for (i, slot) in model.iter_mut().enumerate().take(end).skip(start) {
+                        *slot = Some(status(i, Status::Unwritten(physical)));
+                    }
+                }
+                3 => {
+                    tree.set_written(range);
+                    for slot in &mut model[start..end] {
+                        if let Some(Status::Unwritten(block)) = *slot {
+                            *slot = Some(Status::Written(block));
+                        }
+                    }
+                }
+                _ => {
+                    let delayed = model[start..end].iter().filter(|s| **s == Some(Status::Delayed)).count();
+                    if random.bool() {
+                        assert_eq!(tree.remove(range), delayed as u64);
+                        model[start..end].fill(None);
+                    } else {
+                        assert_eq!(tree.remove_delayed(range), delayed as u64);
+                        for slot in &mut model[start..end] {
+                            if *slot == Some(Status::Delayed) {
+                                *slot = Some(Status::Hole);
+                            }
+                        }
+                    }
+                }
+            }
+            for (i, expected) in model.iter().enumerate() {
+                assert_eq!(tree.lookup(i as u32).map(|extent| extent.status), *expected, "block {i}");
+            }
+            let delayed = model.iter().filter(|s| **s == Some(Status::Delayed)).count();
+            assert_eq!(tree.delayed_blocks(), delayed as u64);
+        }
+    }
+
+    #[test]
+    fn delayed_blocks_survive_the_bound() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, 10, MappingState::Hole));
+        tree.reserve(0..10, |_| Ok(())).expect("promised");
+        for i in 0..20_000 {
+            tree.cache(&mapping(100 + 2 * i, 1, MappingState::Written(BlockNumber(7))));
+        }
+        assert!(tree.tree.lock().extents.len() <= MAX_RECLAIMABLE + 1);
+        assert_eq!(tree.lookup(3).map(|extent| extent.status), Some(Status::Delayed));
+    }
+
+    #[test]
+    fn k_21_the_sequence_moves_with_every_change() {
+        let tree = std::sync::Arc::new(ExtentStatusTree::new());
+        let threads: Vec<_> = (0..4_u32)
+            .map(|thread| {
+                let tree = std::sync::Arc::clone(&tree);
+                std::thread::spawn(move || {
+                    for i in 0..1000 {
+                        let before = tree.sequence();
+                        let hole = MappingState::Hole;
+                        tree.cache(&mapping(thread * 1_000_000 + i * 2, 1, hole));
+                        assert!(tree.sequence() > before);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+        assert_eq!(tree.sequence(), 4000);
     }
 }

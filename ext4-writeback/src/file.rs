@@ -1,11 +1,20 @@
 //! An open file.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use ext4_core::meta::extent_tree::Mapping;
+use ext4_core::meta::block_map;
+use ext4_core::meta::extent_tree::{Mapping, MappingState};
+use ext4_core::{Errno, Error, LogicalBlock};
+use parking_lot::Mutex;
 
+use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
-use crate::{Attributes, Filesystem, Result};
+use crate::iomap::read::ReadAhead;
+use crate::iomap::{self, Kind, buffered_write};
+use crate::runtime::RunToEnd;
+use crate::writeback::{self, Mode};
+use crate::{Attributes, Filesystem, Result, truncate};
 
 /// An open regular file. Cloning is by `Arc` outside; every method takes `&self`.
 #[derive(Debug)]
@@ -13,7 +22,8 @@ pub struct File {
     pub(crate) filesystem: Filesystem,
     pub(crate) inode: Arc<InodeInfo>,
     /// How far this opener has seen the inode's write errors.
-    pub(crate) error_cursor: parking_lot::Mutex<u64>,
+    error_cursor: Mutex<u64>,
+    read_ahead: Mutex<ReadAhead>,
 }
 
 /// What [`File::seek`] looks for.
@@ -28,63 +38,226 @@ pub enum SeekTarget {
 impl File {
     /// Opens `inode`; the caller has counted it in `open_count`, and counts it off when the file is dropped.
     pub(crate) fn new(filesystem: Filesystem, inode: Arc<InodeInfo>) -> Self {
-        let error_cursor = parking_lot::Mutex::new(inode.write_errors.sample());
-        Self { filesystem, inode, error_cursor }
+        let error_cursor = Mutex::new(inode.write_errors.sample());
+        Self { filesystem, inode, error_cursor, read_ahead: Mutex::default() }
+    }
+
+    fn fs(&self) -> &Arc<FilesystemInner> {
+        &self.filesystem.inner
     }
 
     /// Reads at byte `offset` into `buffer`; returns how many bytes, fewer only at the end of the file.
-    pub async fn read_at(&self, _offset: u64, _buffer: &mut [u8]) -> Result<usize> {
-        todo!()
+    ///
+    /// # Errors
+    /// Those of the device and of what it holds.
+    pub async fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let read = iomap::read::read(self.fs(), &self.inode, offset, buffer, &self.read_ahead);
+        self.filesystem.observe("read", self.inode.number, read).await
     }
 
     /// Writes all of `data` at byte `offset`, into the page cache. Returns how many bytes; fewer only where an error
     /// came after some.
-    pub async fn write_at(&self, _offset: u64, _data: &[u8]) -> Result<usize> {
-        todo!()
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EFBIG`, `EROFS`; those of the device where a block is overwritten in part.
+    pub async fn write_at(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        let fs = self.fs();
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let limit = truncate::max_size(fs);
+        if offset >= limit {
+            return Err(Error::posix(Errno::EFBIG, format!("a write at {offset}: files end at {limit}")));
+        }
+        let room = usize::try_from(limit - offset).unwrap_or(usize::MAX);
+        let data = &data[..data.len().min(room)];
+        self.filesystem.observe("write", self.inode.number, self.write(offset, data)).await
+    }
+
+    async fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        let fs = self.fs();
+        let mounted = match fs.freeze.try_read() {
+            Ok(guard) => guard,
+            Err(_) => fs.freeze.read().await,
+        };
+        if !*mounted {
+            return Err(Error::posix(Errno::ENODEV, "unmounted"));
+        }
+        fs.check_writable()?;
+        crate::flusher::throttle(fs).await;
+        let _changing = match self.inode.rwlock.try_write() {
+            Ok(guard) => guard,
+            Err(_) => self.inode.rwlock.write().await,
+        };
+        self.inode.check_alive()?;
+        let written = buffered_write::write(fs, &self.inode, offset, data).await?;
+        let now = fs.info.environment.now();
+        let mut disk = match self.inode.inode.try_write() {
+            Ok(disk) => disk,
+            Err(_) => self.inode.inode.write().await,
+        };
+        disk.mtime = now;
+        disk.ctime = now;
+        drop(disk);
+        // Logged with the size, by fsync or by the flusher, which has the inode in its queue.
+        self.inode.pages.times_dirty.store(true, Ordering::Release);
+        Ok(written)
     }
 
     /// fsync: data, size and attributes are durable when it returns. Errors of earlier writeback are reported once.
+    ///
+    /// # Errors
+    /// Those of writeback since this file was opened or last asked, and of the journal.
     pub async fn sync_all(&self) -> Result<()> {
-        todo!()
+        self.sync(false).await
     }
 
     /// fdatasync: as [`File::sync_all`], without times.
+    ///
+    /// # Errors
+    /// As [`File::sync_all`].
     pub async fn sync_data(&self) -> Result<()> {
-        todo!()
+        self.sync(true).await
+    }
+
+    async fn sync(&self, datasync: bool) -> Result<()> {
+        let inode = Arc::clone(&self.inode);
+        if self.fs().options.read_only {
+            return Ok(());
+        }
+        let result = self
+            .filesystem
+            .run("fsync", inode.number, move |fs| async move { sync_inode(&fs, &inode, datasync).await })
+            .await;
+        let reported = self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock());
+        reported.and(result)
     }
 
     /// Truncates or extends (with a hole) to `size` bytes.
-    pub async fn set_len(&self, _size: u64) -> Result<()> {
-        todo!()
+    ///
+    /// # Errors
+    /// `EFBIG`, `EROFS`, those of the device.
+    pub async fn set_len(&self, size: u64) -> Result<()> {
+        let inode = Arc::clone(&self.inode);
+        self.filesystem
+            .run(
+                "truncate",
+                inode.number,
+                move |fs| async move { truncate::set_size(&fs, &inode, size).await },
+            )
+            .await
     }
 
     /// The size in bytes.
+    #[must_use]
     pub fn len(&self) -> u64 {
-        todo!()
+        self.inode.size()
     }
 
     /// True for a file of no bytes.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// What stat tells.
+    ///
+    /// # Errors
+    /// Those of [`Filesystem::attributes`].
     pub async fn attributes(&self) -> Result<Attributes> {
         self.filesystem.attributes(self.inode.number).await
     }
 
     /// SEEK_DATA and SEEK_HOLE; `None` where there is no data behind `offset`. `ENXIO` past the end.
-    pub async fn seek(&self, _offset: u64, _target: SeekTarget) -> Result<Option<u64>> {
-        todo!()
+    ///
+    /// Unwritten blocks are holes unless there is data above them in memory.
+    ///
+    /// # Errors
+    /// `ENXIO`; those of the device and of what it holds.
+    pub async fn seek(&self, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
+        let fs = self.fs();
+        let _steady = self.inode.invalidate_lock.read().await;
+        let size = self.inode.size();
+        if offset >= size {
+            return Err(Error::posix(Errno::ENXIO, format!("offset {offset} of a file of {size} bytes")));
+        }
+        let mut maps = iomap::Iterator::new(fs, &self.inode, offset, size);
+        while let Some(map) = maps.next().await? {
+            let end = map.offset + map.length;
+            let found = match (map.kind, target) {
+                (Kind::Mapped(_) | Kind::Delalloc, SeekTarget::Data) | (Kind::Hole, SeekTarget::Hole) => {
+                    Some(map.offset)
+                }
+                (Kind::Mapped(_) | Kind::Delalloc, SeekTarget::Hole) | (Kind::Hole, SeekTarget::Data) => None,
+                (Kind::Unwritten(_), target) => {
+                    self.inode.pages.seek(map.offset, end, target == SeekTarget::Data)
+                }
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok((target == SeekTarget::Hole).then_some(size))
     }
 
     /// Starts writing dirty data back, without waiting for it to be durable.
+    ///
+    /// # Errors
+    /// Those of mapping.
     pub async fn start_writeback(&self) -> Result<()> {
-        todo!()
+        let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
+        let runtime = Arc::clone(&fs.runtime);
+        let mode = Mode::Background { budget: u64::MAX };
+        RunToEnd::new(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
     }
 
     /// The mappings of the file, holes left out, delayed data written back first (fiemap).
+    ///
+    /// # Errors
+    /// Those of writeback, of the device and of what it holds.
     pub async fn extents(&self) -> Result<Vec<Mapping>> {
-        todo!()
+        let fs = self.fs();
+        if self.inode.pages.is_dirty_folios() || self.inode.extent_status.delayed_blocks() > 0 {
+            let (shared, inode) = (Arc::clone(fs), Arc::clone(&self.inode));
+            RunToEnd::new(&fs.runtime, async move { writeback::sync_inode_data(&shared, &inode).await })
+                .await?;
+        }
+        let disk = self.inode.inode.read().await;
+        let mut mappings: Vec<Mapping> = Vec::new();
+        let mut at = LogicalBlock(0);
+        while at <= LogicalBlock::MAX {
+            let mapping = block_map::lookup(&fs.info, &disk, at).await?;
+            if mapping.state != MappingState::Hole {
+                mappings.push(mapping);
+            }
+            let Some(next) = at.0.checked_add(mapping.len.max(1)) else { break };
+            at = LogicalBlock(next);
+        }
+        Ok(mappings)
     }
+}
+
+/// What fsync does, but for reporting errors of the past.
+///
+/// # Errors
+/// Those of writeback, of the journal and of the device.
+pub(crate) async fn sync_inode(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    datasync: bool,
+) -> Result<()> {
+    writeback::sync_inode_data(fs, inode).await?;
+    // Asked for after the wait: the conversions have noted their transactions by now.
+    let flushed = match (&fs.journal, inode.last_transaction(datasync)) {
+        (Some(journal), Some(id)) => journal.commit(id).await?,
+        (Some(_), None) => false,
+        (None, _) => {
+            fs.write_dirty_blocks().await?;
+            false
+        }
+    };
+    if !flushed && fs.options.barrier {
+        fs.info.device().flush().await?;
+    }
+    Ok(())
 }

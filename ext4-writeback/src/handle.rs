@@ -10,24 +10,33 @@ use ext4_core::meta::{Buffer, DirectTransaction, Transaction};
 use ext4_core::{BlockNumber, Result, TransactionId};
 use tokio::sync::OwnedRwLockReadGuard;
 
+use crate::lock_order::HandleToken;
+
 /// One operation's part in a transaction, whichever kind of file system it is.
 #[derive(Debug)]
 pub(crate) enum Handle {
     /// With a journal.
-    Journal(ext4_journal::Handle),
+    Journal {
+        /// The journal's own.
+        handle: ext4_journal::Handle,
+        /// For the check of the lock order.
+        _token: HandleToken,
+    },
     /// Without.
     Direct {
         /// Changes go to the dirty list of the buffer cache.
         transaction: DirectTransaction,
         /// Keeps the dirty blocks from being written meanwhile.
         _no_writeback: OwnedRwLockReadGuard<()>,
+        /// For the check of the lock order.
+        _token: HandleToken,
     },
 }
 
 impl Handle {
     fn transaction(&self) -> &dyn Transaction {
         match self {
-            Self::Journal(handle) => handle,
+            Self::Journal { handle, .. } => handle,
             Self::Direct { transaction, .. } => transaction,
         }
     }

@@ -8,11 +8,12 @@
 //! lock is held at a time, but for that of an inode that is being made and that nobody has found yet.
 //!
 //! Invariant: whoever changed `inode` logs it before giving its lock back, so an inode that nobody holds can be
-//! dropped from memory and read again.
+//! dropped from memory and read again. Times changed by a write are the exception: `pages.times_dirty` is set then, and
+//! the flusher's queue holds the inode until they are logged.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::{Errno, Error, InodeNumber, Result, TransactionId};
 use tokio::sync::RwLock;
 
@@ -49,6 +50,8 @@ pub(crate) struct InodeInfo {
     pub completion: CompletionQueue,
     /// Failed writebacks.
     pub write_errors: ErrorSequence,
+    /// Mapped by indirect blocks, not by extents.
+    pub indirect: bool,
     /// How many [`crate::File`]s are open.
     pub open_count: AtomicU32,
     /// It has no links: it goes when the last file is closed. Set under `inode`.
@@ -72,6 +75,7 @@ impl InodeInfo {
             extent_status: ExtentStatusTree::new(),
             completion: CompletionQueue::new(disk_size),
             write_errors: ErrorSequence::new(),
+            indirect: !inode.flags.contains(InodeFlags::EXTENTS),
             open_count: AtomicU32::new(0),
             unlinked: AtomicBool::new(inode.links_count == 0),
             freed: AtomicBool::new(false),
@@ -82,6 +86,11 @@ impl InodeInfo {
     /// i_size in bytes.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// i_size is at least `size` bytes. The caller holds `rwlock` for writing and the folio's lock.
+    pub fn raise_size(&self, size: u64) {
+        self.size.fetch_max(size, Ordering::SeqCst);
     }
 
     /// Remembers that `transaction` changed the inode; `datasync`: something that fdatasync must make durable.

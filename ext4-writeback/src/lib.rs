@@ -3,14 +3,19 @@
 
 pub mod attributes;
 mod completion;
+pub mod counters;
 mod error_policy;
 mod extent_status;
 pub mod file;
 pub mod filesystem;
 mod flusher;
+mod folio;
 mod handle;
 mod inode_cache;
 mod inode_info;
+mod ioend;
+mod iomap;
+mod lock_order;
 pub mod namespace;
 pub mod options;
 mod page_cache;
@@ -21,6 +26,7 @@ mod writeback;
 mod xattr;
 
 pub use attributes::{Attributes, Credentials, SetAttributes, StatFs};
+pub use counters::Counters;
 pub use ext4_core::meta::xattr::SetMode;
 pub use ext4_core::{Error, Result};
 pub use file::File;

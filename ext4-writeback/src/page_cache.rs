@@ -1,12 +1,202 @@
-//! The page cache of one inode.
+//! The page cache of one inode: its folios in the order of the file, which of them are dirty, and the record of write
+//! errors.
+//!
+//! Invariants:
+//! - Folios do not overlap. Whoever locked a folio checks that it was not removed meanwhile.
+//! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's lock.
+//! - A dirty folio is never reclaimed.
+//!
+//! Locks: the tree's mutex is a leaf but for the folios' state mutex.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
+use ext4_core::{BlockSize, Error, Result};
 use parking_lot::Mutex;
 
-use ext4_core::{Error, Result};
+use crate::folio::{Folio, FolioGuard};
 
-/// The folios of one inode.
 #[derive(Debug, Default)]
-pub(crate) struct PageCache {}
+struct Tree {
+    folios: BTreeMap<u64, Arc<Folio>>,
+    dirty: BTreeSet<u64>,
+    /// The folio that was found last: a stream of small writes finds it again without a walk.
+    recent: Option<Arc<Folio>>,
+}
+
+/// The folios of one inode; apart from the inode so that reclaim can reach it without keeping the inode.
+#[derive(Debug, Default)]
+pub(crate) struct AddressSpace {
+    tree: Mutex<Tree>,
+}
+
+impl AddressSpace {
+    /// The folio that holds byte `position`.
+    pub fn find(&self, position: u64) -> Option<Arc<Folio>> {
+        let mut tree = self.tree.lock();
+        if let Some(recent) = &tree.recent
+            && (recent.start()..recent.end()).contains(&position)
+        {
+            return Some(Arc::clone(recent));
+        }
+        let (_, folio) = tree.folios.range(..=position).next_back()?;
+        if folio.end() <= position {
+            return None;
+        }
+        let folio = Arc::clone(folio);
+        tree.recent = Some(Arc::clone(&folio));
+        Some(folio)
+    }
+
+    /// The first folio that ends behind `position`.
+    pub fn first_from(&self, position: u64) -> Option<Arc<Folio>> {
+        let tree = self.tree.lock();
+        if let Some((_, folio)) = tree.folios.range(..=position).next_back()
+            && folio.end() > position
+        {
+            return Some(Arc::clone(folio));
+        }
+        tree.folios.range(position..).next().map(|(_, folio)| Arc::clone(folio))
+    }
+
+    /// Where the free room around `position` starts and ends.
+    fn room(&self, position: u64) -> (u64, u64) {
+        let tree = self.tree.lock();
+        let low = tree.folios.range(..=position).next_back().map_or(0, |(_, folio)| folio.end());
+        let high = tree.folios.range(position..).next().map_or(u64::MAX, |(start, _)| *start);
+        (low, high)
+    }
+
+    /// Adds `folio`; false where another one is in the way.
+    pub fn insert(&self, folio: &Arc<Folio>) -> bool {
+        let mut tree = self.tree.lock();
+        let overlaps = tree
+            .folios
+            .range(..folio.end())
+            .next_back()
+            .is_some_and(|(_, other)| other.end() > folio.start());
+        if !overlaps {
+            tree.folios.insert(folio.start(), Arc::clone(folio));
+            tree.recent = Some(Arc::clone(folio));
+        }
+        !overlaps
+    }
+
+    /// Takes a locked folio out. True when it was dirty.
+    pub fn remove(&self, folio: &FolioGuard) -> bool {
+        let mut tree = self.tree.lock();
+        tree.folios.remove(&folio.start());
+        tree.dirty.remove(&folio.start());
+        if tree.recent.as_ref().is_some_and(|recent| Arc::ptr_eq(recent, folio)) {
+            tree.recent = None;
+        }
+        drop(tree);
+        folio.set_removed()
+    }
+
+    /// The locked folio has dirty blocks now.
+    pub fn note_dirty(&self, folio: &FolioGuard) {
+        self.tree.lock().dirty.insert(folio.start());
+    }
+
+    /// The locked folio has none any more.
+    pub fn note_clean(&self, folio: &FolioGuard) {
+        self.tree.lock().dirty.remove(&folio.start());
+    }
+
+    /// The first dirty folio that starts at or behind `position`.
+    pub fn next_dirty(&self, position: u64) -> Option<Arc<Folio>> {
+        let tree = self.tree.lock();
+        let start = tree.dirty.range(position..).next()?;
+        tree.folios.get(start).map(Arc::clone)
+    }
+
+    /// True where the block at byte `position` is dirty.
+    pub fn is_block_dirty(&self, position: u64) -> bool {
+        self.find(position).is_some_and(|folio| {
+            let block = folio.blocks_touched(position, position + 1).start;
+            folio.is_block_dirty(block)
+        })
+    }
+
+    /// True where a block at or behind that of byte `position` is dirty.
+    pub fn is_dirty_from(&self, position: u64) -> bool {
+        let mut at = position;
+        if let Some(folio) = self.find(position) {
+            if folio.next_dirty(folio.blocks_touched(position, folio.end())).is_some() {
+                return true;
+            }
+            at = folio.end();
+        }
+        self.tree.lock().dirty.range(at..).next().is_some()
+    }
+
+    /// True where a folio is dirty.
+    pub fn is_dirty_folios(&self) -> bool {
+        !self.tree.lock().dirty.is_empty()
+    }
+
+    /// The first byte of `from..end`, which is allocated but not written, with data above it in memory (`data`), or
+    /// without.
+    pub fn seek(&self, from: u64, end: u64, data: bool) -> Option<u64> {
+        let mut at = from;
+        while at < end {
+            let Some(folio) = self.first_from(at).filter(|folio| folio.start() < end) else {
+                return (!data).then_some(at);
+            };
+            if folio.start() > at {
+                if !data {
+                    return Some(at);
+                }
+                at = folio.start();
+            }
+            let blocks = folio.blocks_touched(at, end);
+            let block_len = folio.len() as u64 / u64::from(folio.blocks());
+            let byte = |block: u32| folio.start() + u64::from(block) * block_len;
+            // What is on its way to the device is data too, block by block or not.
+            let run =
+                if folio.is_under_writeback() { Some(blocks.clone()) } else { folio.next_dirty(blocks) };
+            match (run, data) {
+                (Some(run), true) => return Some(byte(run.start).max(at)),
+                (None, true) => at = folio.end(),
+                (None, false) => return Some(at),
+                (Some(run), false) if byte(run.start) > at => return Some(at),
+                (Some(run), false) => at = byte(run.end),
+            }
+        }
+        None
+    }
+
+    #[cfg(test)]
+    pub fn folio_sizes(&self) -> Vec<usize> {
+        self.tree.lock().folios.values().map(|folio| folio.len()).collect()
+    }
+}
+
+/// The folios of one inode, and what else its data path remembers.
+#[derive(Debug, Default)]
+pub(crate) struct PageCache {
+    space: Arc<AddressSpace>,
+    /// The inode is in the flusher's queue.
+    pub queued: AtomicBool,
+    /// mtime and ctime were changed and not logged.
+    pub times_dirty: AtomicBool,
+    /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
+    /// file.
+    pub writeback_lock: tokio::sync::Mutex<()>,
+    /// Where the last write ended.
+    last_write_end: AtomicU64,
+}
+
+impl std::ops::Deref for PageCache {
+    type Target = AddressSpace;
+
+    fn deref(&self) -> &AddressSpace {
+        &self.space
+    }
+}
 
 impl PageCache {
     /// An empty cache.
@@ -14,9 +204,56 @@ impl PageCache {
         Self::default()
     }
 
+    /// The folios, for reclaim.
+    pub fn space(&self) -> Weak<AddressSpace> {
+        Arc::downgrade(&self.space)
+    }
+
     /// True where something has to be written back or logged before the inode may be forgotten.
     pub fn is_dirty(&self) -> bool {
-        false
+        self.space.is_dirty_folios() || self.times_dirty.load(Ordering::Acquire)
+    }
+
+    /// Notes that a write ended at `end`.
+    pub fn note_write(&self, end: u64) {
+        self.last_write_end.store(end, Ordering::Relaxed);
+    }
+
+    /// Where a new folio that holds `position` starts, and how long it is, for an access of `len` bytes from
+    /// `position` on. A stream of small accesses gets folios twice as long each time, as its offsets are aligned.
+    pub fn placement(
+        &self,
+        position: u64,
+        len: u64,
+        sequential: bool,
+        block_size: BlockSize,
+        limit: usize,
+    ) -> (u64, usize) {
+        let least = PAGE_SIZE.max(block_size.len()) as u64;
+        let (low, high) = self.room(position);
+        let start = position & !(least - 1);
+        let mut want = (position - start) + len;
+        if sequential && start > 0 {
+            let before = self.find(start - 1).map_or(0, |folio| folio.len() as u64);
+            want = want.max(2 * before);
+        }
+        let most = (limit as u64).clamp(least, MAX_FOLIO_SIZE as u64);
+        let mut size = least;
+        while size * 2 <= most
+            && size < want
+            && start.is_multiple_of(size * 2)
+            && (size * 2 <= want.next_multiple_of(least) || sequential)
+            && start + size * 2 <= high
+        {
+            size *= 2;
+        }
+        debug_assert!(low <= start || size == least, "folios are no smaller than a block");
+        (start, size as usize)
+    }
+
+    /// True where a write at `position` follows the last one.
+    pub fn is_sequential(&self, position: u64) -> bool {
+        position != 0 && self.last_write_end.load(Ordering::Relaxed) == position
     }
 }
 
@@ -52,5 +289,65 @@ impl ErrorSequence {
         }
         *cursor = last.0;
         last.1.clone().map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ext4_core::Errno;
+    use ext4_core::device::MemoryPool;
+
+    fn fill(cache: &PageCache, pool: &Arc<MemoryPool>, writes: impl Iterator<Item = (u64, u64)>) {
+        for (position, len) in writes {
+            let mut at = position;
+            while at < position + len {
+                if let Some(folio) = cache.find(at) {
+                    at = folio.end();
+                    continue;
+                }
+                let sequential = cache.is_sequential(position);
+                let (start, size) =
+                    cache.placement(at, position + len - at, sequential, BlockSize::KIB_4, MAX_FOLIO_SIZE);
+                let memory = Arc::new(pool.allocate(size).expect("pool").expect("room"));
+                assert!(cache.insert(&Folio::new(memory, start, BlockSize::KIB_4)));
+                at = start + size as u64;
+            }
+            cache.note_write(position + len);
+        }
+    }
+
+    #[test]
+    fn a_stream_of_small_writes_gets_large_folios() {
+        let pool = MemoryPool::new(64 << 20);
+        let cache = PageCache::new();
+        fill(&cache, &pool, (0..2048).map(|i| (i * 4096, 4096)));
+        let sizes = cache.folio_sizes();
+        assert_eq!(sizes[..4], [4096, 4096, 8192, 16384]);
+        assert_eq!(*sizes.last().expect("one"), 2 << 20);
+        assert!(sizes.len() < 16);
+    }
+
+    #[test]
+    fn a_long_write_gets_large_folios_and_a_small_file_none() {
+        let pool = MemoryPool::new(64 << 20);
+        let cache = PageCache::new();
+        fill(&cache, &pool, std::iter::once((0, 5 << 20)));
+        assert_eq!(cache.folio_sizes(), [2 << 20, 2 << 20, 1 << 20]);
+        let cache = PageCache::new();
+        fill(&cache, &pool, std::iter::once((0, 10_000)));
+        assert_eq!(cache.folio_sizes(), [8192, 4096]);
+    }
+
+    #[test]
+    fn an_error_is_reported_once_to_every_opener() {
+        let errors = ErrorSequence::new();
+        let (mut first, mut second) = (errors.sample(), errors.sample());
+        errors.record(&Error::io("write", "bytes 0..4096", Errno::EIO));
+        assert!(errors.check_and_advance(&mut first).is_err());
+        assert!(errors.check_and_advance(&mut first).is_ok());
+        assert!(errors.check_and_advance(&mut second).is_err());
+        let mut late = errors.sample();
+        assert!(errors.check_and_advance(&mut late).is_ok());
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use ext4_core::environment::{BoxFuture, Runtime};
 
+use crate::lock_order::Scoped;
+
 /// Tasks and timers of the tokio runtime it was made in.
 #[derive(Debug)]
 pub struct TokioRuntime {
@@ -46,7 +48,7 @@ impl Runtime for TokioRuntime {
 /// Every operation that opens a handle goes through this. Were it dropped between two changes of metadata, the
 /// transaction would commit half an operation.
 pub struct RunToEnd<T: Send + 'static> {
-    operation: Option<BoxFuture<'static, T>>,
+    operation: Option<Scoped<BoxFuture<'static, T>>>,
     polled: bool,
     runtime: Arc<dyn Runtime>,
 }
@@ -54,7 +56,11 @@ pub struct RunToEnd<T: Send + 'static> {
 impl<T: Send + 'static> RunToEnd<T> {
     /// Wraps `operation`.
     pub fn new(runtime: &Arc<dyn Runtime>, operation: impl Future<Output = T> + Send + 'static) -> Self {
-        Self { operation: Some(Box::pin(operation)), polled: false, runtime: Arc::clone(runtime) }
+        Self {
+            operation: Some(Scoped::new(Box::pin(operation))),
+            polled: false,
+            runtime: Arc::clone(runtime),
+        }
     }
 }
 
@@ -66,7 +72,7 @@ impl<T: Send + 'static> Future for RunToEnd<T> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         self.polled = true;
         let operation = self.operation.as_mut().expect("a finished operation is not polled again");
-        let result = operation.as_mut().poll(context);
+        let result = Pin::new(operation).poll(context);
         if result.is_ready() {
             self.operation = None;
         }
@@ -85,7 +91,7 @@ impl<T: Send + 'static> Drop for RunToEnd<T> {
     }
 }
 
-fn into_unit<T: Send + 'static>(operation: BoxFuture<'static, T>) -> BoxFuture<'static, ()> {
+fn into_unit<T: Send + 'static>(operation: Scoped<BoxFuture<'static, T>>) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let _ = operation.await;
     })

@@ -1,23 +1,181 @@
-//! Truncation.
+//! Truncation: changing a file's size, and freeing what lies behind it.
+//!
+//! ```text
+//!   down:  handle { orphan, i_size = i_disksize = new, log } → drop folios behind (waits for their writeback)
+//!          → zero the rest of the last block → handles { free from the end towards the start } → handle { no orphan }
+//!   up:    zero the rest of the old last block → i_size = new → handle { i_disksize, where all before it is written }
+//! ```
+//!
+//! Invariants:
+//! - From the first commit of a truncation on, either it is finished or the inode is an orphan, and recovery finishes
+//!   it. The size is the new one all the time.
+//! - The page cache behind the new size is gone before the first block is freed, and stays away (`rwlock`,
+//!   `invalidate_lock`): no I/O goes to a block that may belong to another file.
+//! - The inode's lock is given up between transactions: others that hold a handle wait for it.
+//! - No folio is locked under a handle.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::Result;
+use ext4_core::meta::extent_tree::Removal;
+use ext4_core::meta::{block_map, credits};
+use ext4_core::{Error, LogicalBlock, Result};
+
+use crate::completion;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
+use crate::iomap::zero::zero_block_tail;
+use crate::writeback;
 
-/// Sets the size of a regular file. Takes `rwlock` itself.
-pub(crate) async fn set_size(_fs: &Arc<FilesystemInner>, _inode: &Arc<InodeInfo>, _size: u64) -> Result<()> {
-    todo!()
+const ORPHAN_CREDITS: u32 = credits::ORPHAN + credits::INODE;
+const FREE_CREDITS: u32 = credits::FREE_STEP + ORPHAN_CREDITS;
+
+/// Sets the size of a regular file. Takes `rwlock` itself. The caller runs it to its end.
+///
+/// # Errors
+/// `EFBIG`, those of the journal and of the device.
+pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    let limit = max_size(fs);
+    if size > limit {
+        return Err(Error::posix(ext4_core::Errno::EFBIG, format!("{size} bytes: at most {limit}")));
+    }
+    let _changing = inode.rwlock.write().await;
+    inode.check_alive()?;
+    if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
+}
+
+/// The largest size a file can have: 2^32 - 1 blocks (kernel: `ext4_max_size`).
+pub(crate) fn max_size(fs: &FilesystemInner) -> u64 {
+    u64::from(u32::MAX) << fs.info.block_size().bits()
+}
+
+fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
+    let now = fs.info.environment.now();
+    disk.mtime = now;
+    disk.ctime = now;
+}
+
+async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    fs.check_writable()?;
+    zero_block_tail(fs, inode, inode.size()).await?;
+    let handle = fs.begin(credits::INODE, "truncate").await?;
+    let mut disk = inode.inode.write().await;
+    // i_size first: a completion that is under way looks at it last, and takes i_disksize along.
+    inode.size.store(size, Ordering::SeqCst);
+    let floor = disk.size & !(u64::from(fs.info.block_size().bytes()) - 1);
+    if !inode.completion.is_in_flight_from(floor)
+        && !inode.completion.has_failed_tail()
+        && !inode.pages.is_dirty_from(floor)
+    {
+        disk.size = size;
+        inode.completion.set_disk_size(size);
+    }
+    touch(fs, &mut disk);
+    fs.log_inode(&handle, inode, &disk, true).await
+}
+
+async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    let _dropping = inode.invalidate_lock.write().await;
+    {
+        let handle = fs.begin(ORPHAN_CREDITS, "truncate").await?;
+        let mut disk = inode.inode.write().await;
+        fs.orphans.add(&fs.info, &handle, &mut disk).await?;
+        inode.size.store(size, Ordering::SeqCst);
+        disk.size = size.min(disk.size);
+        inode.completion.set_disk_size(disk.size);
+        touch(fs, &mut disk);
+        fs.log_inode(&handle, inode, &disk, true).await?;
+    }
+    inode.completion.forget_failed_tail();
+    drop_folios(fs, inode, size).await;
+    zero_block_tail(fs, inode, size).await?;
+    free_behind(fs, inode, size, true).await
+}
+
+/// Drops the page cache from byte `size` on: whole folios and, of the one that holds `size`, the blocks behind it.
+async fn drop_folios(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) {
+    let mut at = size;
+    while let Some(folio) = inode.pages.first_from(at) {
+        // What was parked behind data that is cut off now has to be looked at again.
+        completion::schedule(fs, inode);
+        writeback::wait_for_folio(fs, &folio).await;
+        let guard = folio.lock().await;
+        if guard.is_removed() {
+            continue;
+        }
+        if guard.is_under_writeback() {
+            continue;
+        }
+        if guard.start() >= size {
+            if inode.pages.remove(&guard) {
+                fs.writeback.note_clean(guard.len());
+            }
+        } else {
+            let blocks = guard.blocks_covered(size, guard.end());
+            if guard.discard_blocks(blocks) {
+                inode.pages.note_clean(&guard);
+                fs.writeback.note_clean(guard.len());
+            }
+        }
+        at = guard.end();
+    }
+}
+
+/// Frees all blocks from byte `size` on, in as many transactions as it takes, and takes the inode off the orphans
+/// where `finish`. The page cache there is gone and stays away.
+async fn free_behind(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    size: u64,
+    finish: bool,
+) -> Result<()> {
+    let first = fs.info.block_size().blocks_for(size);
+    let first = u32::try_from(first).unwrap_or(u32::MAX);
+    loop {
+        let handle = fs.begin(FREE_CREDITS, "truncate").await?;
+        let mut disk = inode.inode.write().await;
+        // Between two transactions somebody may have looked at what was not freed yet.
+        let promised = inode.extent_status.remove(first..u32::MAX);
+        fs.info.release_reserved_blocks(promised);
+        let removal = if first < u32::MAX {
+            block_map::remove(&fs.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX).await?
+        } else {
+            Removal::Done
+        };
+        if removal == Removal::Done && finish {
+            fs.orphans.remove(&fs.info, &handle, &mut disk).await?;
+        }
+        fs.log_inode(&handle, inode, &disk, true).await?;
+        if removal == Removal::Done {
+            return Ok(());
+        }
+    }
 }
 
 /// Drops the page cache and frees all blocks of an inode that is being deleted and that nobody uses any more. The
 /// inode is on the orphan list; it stays there.
-pub(crate) async fn free_all_blocks(_fs: &Arc<FilesystemInner>, _inode: &Arc<InodeInfo>) -> Result<()> {
-    todo!()
+///
+/// # Errors
+/// Those of the journal and of the device.
+pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    let _dropping = inode.invalidate_lock.write().await;
+    inode.size.store(0, Ordering::SeqCst);
+    {
+        let mut disk = inode.inode.write().await;
+        disk.size = 0;
+        inode.completion.set_disk_size(0);
+    }
+    inode.pages.times_dirty.store(false, Ordering::Release);
+    drop_folios(fs, inode, 0).await;
+    free_behind(fs, inode, 0, false).await
 }
 
 /// Finishes a truncation that a crash interrupted: frees what lies past the size and takes the inode off the orphans.
-pub(crate) async fn resume(_fs: &Arc<FilesystemInner>, _inode: &Arc<InodeInfo>) -> Result<()> {
-    todo!()
+///
+/// # Errors
+/// As [`free_all_blocks`].
+pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    let _dropping = inode.invalidate_lock.write().await;
+    zero_block_tail(fs, inode, inode.size()).await?;
+    free_behind(fs, inode, inode.size(), true).await
 }

@@ -1,13 +1,391 @@
-//! Writing dirty folios back.
+//! Writepages: dirty folios of one inode, in the order of the file, mapped and added to ioends.
+//!
+//! ```text
+//!   folio locked → dirty bits taken, under writeback → i_size sampled, bytes behind it zeroed
+//!     per dirty run:  kept mapping, while its sequence holds
+//!                     else what the extent status tree knows, or the device (no handle)
+//!                     delayed: handle → inode lock → look again → allocate unwritten → tree → log → stop
+//!     → ioend → plug
+//!   folio unlocked; the writeback ends when its ioends have
+//! ```
+//!
+//! Invariants:
+//! - A pass holds the inode's writeback lock and goes from the start of the file to its end, so what lies behind
+//!   i_disksize is submitted in order; a pass that may not wait stops at the first folio it would have to skip. The
+//!   completion relies on it.
+//! - i_size is sampled after the dirty bits are taken: what is appended later makes the block dirty again.
+//! - Blocks allocated here are unwritten: a crash before their data is on the device shows zeros, never what another
+//!   file left there.
+//! - Before waiting for anything that may depend on our own I/O, the plug goes out.
+//! - What cannot be mapped is lost and reported: its delayed blocks give their promise back.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::Result;
+use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
+use ext4_core::meta::{block_map, credits, extent_tree};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
+
+use crate::completion;
+use crate::counters::LiveCounters;
+use crate::extent_status::{Extent, Status};
 use crate::filesystem::FilesystemInner;
+use crate::flusher;
+use crate::folio::{Folio, FolioGuard};
 use crate::inode_info::InodeInfo;
+use crate::ioend::Gather;
+use crate::iomap;
+
+/// The most blocks one allocation asks for (the kernel's MAX_WRITEPAGES_EXTENT_LEN).
+pub(crate) const MAX_EXTENT_BLOCKS: u32 = 2048;
+/// Credits to allocate a run and insert its extent.
+pub(crate) const ALLOCATE_CREDITS: u32 = credits::ALLOCATE_BLOCKS + credits::EXTENT + credits::INODE;
+/// How often an allocation is tried again after a commit that may free blocks.
+pub(crate) const ENOSPC_RETRIES: u32 = 3;
+
+/// What a pass is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// Everything that is dirty now; waits for folios that are under writeback already.
+    Sync,
+    /// About so many bytes; stops at what is busy.
+    Background {
+        /// Bytes.
+        budget: u64,
+    },
+}
+
+/// One pass over an inode: what it maps with.
+struct WritepageContext<'a> {
+    fs: &'a Arc<FilesystemInner>,
+    inode: &'a Arc<InodeInfo>,
+    mapping: Option<Extent>,
+}
+
+/// Writes dirty folios of `inode` into `gather`. The caller holds the inode's writeback lock, and submits.
+///
+/// # Errors
+/// The first; errors are recorded in the inode too. [`Mode::Sync`] goes on behind an error.
+pub(crate) async fn writepages(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    gather: &mut Gather,
+    mode: Mode,
+) -> Result<()> {
+    gather.set_sync(mode == Mode::Sync);
+    let mut context = WritepageContext { fs, inode, mapping: None };
+    let mut result = Ok(());
+    let (mut position, mut written) = (0, 0);
+    // Folios that become dirty behind this point by an append that races with us are the next pass's.
+    let end = inode.size();
+    while position < end
+        && let Some(folio) = inode.pages.next_dirty(position)
+    {
+        let guard = match folio.try_lock() {
+            Some(guard) => guard,
+            None => {
+                gather.submit();
+                folio.lock().await
+            }
+        };
+        if guard.is_removed() || !guard.is_dirty() {
+            position = guard.start() + 1;
+            continue;
+        }
+        if guard.is_under_writeback() {
+            drop(guard);
+            gather.submit();
+            if mode != Mode::Sync {
+                break;
+            }
+            flusher::wait_for_progress(fs, || !folio.is_under_writeback()).await;
+            continue;
+        }
+        position = guard.end();
+        written += guard.len() as u64;
+        let outcome = context.writeback_folio(gather, &guard).await;
+        drop(guard);
+        if let Err(error) = outcome {
+            inode.write_errors.record(&error);
+            result = result.and(Err(error));
+        }
+        if let Mode::Background { budget } = mode
+            && (result.is_err() || written >= budget)
+        {
+            break;
+        }
+    }
+    gather.close();
+    tracing::debug!(inode = inode.number.0, written, ?mode, "ext4_writepages");
+    result
+}
+
+/// Writes back the folio that holds byte `position`, where it is dirty and not under writeback.
+pub(crate) async fn write_tail(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, position: u64) {
+    let Some(folio) = inode.pages.find(position) else { return };
+    let guard = folio.lock().await;
+    if guard.is_removed() || !guard.is_dirty() || guard.is_under_writeback() {
+        return;
+    }
+    let mut gather = Gather::new(fs);
+    let mut context = WritepageContext { fs, inode, mapping: None };
+    if let Err(error) = context.writeback_folio(&mut gather, &guard).await {
+        inode.write_errors.record(&error);
+    }
+    gather.submit();
+}
+
+impl WritepageContext<'_> {
+    /// One folio, locked and dirty.
+    async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let bits = fs.info.block_size().bits();
+        if folio.start() >= inode.size() {
+            // A truncation is about to drop it.
+            return Ok(());
+        }
+        let dirty = folio.start_writeback();
+        inode.pages.note_clean(folio);
+        fs.writeback.note_writeback(folio.len());
+        let size = inode.size();
+        if size < folio.end() {
+            let from = size.max(folio.start());
+            let block_end = size.next_multiple_of(1 << bits).min(folio.end());
+            folio.zero(from, block_end);
+        }
+        let end = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
+        let mut at = 0;
+        let mut result = Ok(());
+        while let Some(run) = dirty.next_run(at, end) {
+            match self.map(gather, folio.first_block() + run.start, run.end - run.start).await {
+                Ok(extent) => {
+                    let count = (extent.end - extent.start).min(run.end - run.start);
+                    let blocks = run.start..run.start + count;
+                    at = blocks.end;
+                    match extent.status {
+                        Status::Written(physical) => {
+                            gather.add(inode, folio, blocks, physical, false, size);
+                        }
+                        Status::Unwritten(physical) => {
+                            gather.add(inode, folio, blocks, physical, true, size);
+                        }
+                        Status::Hole | Status::Delayed => {
+                            // Only where the allocation of this run failed for an earlier folio.
+                            result = Err(Error::io(
+                                "map",
+                                format!("inode {} block {}", inode.number, extent.start),
+                                Errno::EIO,
+                            ));
+                        }
+                    }
+                }
+                Err(error) => {
+                    // The rest of the folio is lost.
+                    let first = folio.first_block();
+                    let freed = inode.extent_status.remove_delayed(first + run.start..first + folio.blocks());
+                    fs.info.release_reserved_blocks(freed);
+                    tracing::error!(inode = inode.number.0, block = first + run.start, %error,
+                        "no blocks for delayed data: it is lost");
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if folio.finish_piece() {
+            fs.writeback.end_writeback(folio.len());
+        }
+        result
+    }
+
+    /// What lies at `block`, allocated where it was delayed. `len`: how many blocks are wanted at least.
+    async fn map(&mut self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+        let es = &self.inode.extent_status;
+        if let Some(kept) = self.mapping
+            && kept.sequence == es.sequence()
+            && (kept.start..kept.end).contains(&block)
+        {
+            let status = kept.status.advance(block - kept.start);
+            return Ok(Extent { start: block, status, ..kept });
+        }
+        let extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
+        let extent = if extent.status == Status::Delayed {
+            self.allocate_retrying(gather, block, len).await?
+        } else {
+            extent
+        };
+        self.mapping = Some(extent);
+        Ok(extent)
+    }
+
+    async fn allocate_retrying(&self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+        let mut retries = 0;
+        loop {
+            let wanted = len.max(MAX_EXTENT_BLOCKS);
+            match allocate_delayed(self.fs, self.inode, block, wanted).await {
+                Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
+                    let Some(journal) = &self.fs.journal else { return Err(error) };
+                    // Blocks that were freed are free after the commit. It never needs this folio.
+                    retries += 1;
+                    gather.submit();
+                    journal.force_commit().await?;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Allocates blocks for the delayed ones at `block`, up to `len`, as unwritten; whatever else lies there by now is
+/// returned as it is. The caller holds the folio's lock.
+async fn allocate_delayed(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    block: u32,
+    len: u32,
+) -> Result<Extent> {
+    let handle = fs.begin(ALLOCATE_CREDITS, "writepages").await?;
+    let mut disk = inode.inode.write().await;
+    let es = &inode.extent_status;
+    // Truncation and a new write may have come between the two looks.
+    let extent = match es.lookup(block) {
+        Some(extent) => extent,
+        None => {
+            let mapping = block_map::lookup(&fs.info, &disk, LogicalBlock(block)).await?;
+            let status = Status::from(mapping.state);
+            Extent { start: block, end: block + mapping.len, status, sequence: es.sequence() }
+        }
+    };
+    if extent.status != Status::Delayed {
+        return Ok(extent);
+    }
+    let request = AllocationRequest {
+        goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(block)).await?,
+        inode: inode.number,
+        len: (extent.end - block).min(len).min(MAX_EXTENT_BLOCKS),
+        reserved: true,
+        metadata: false,
+    };
+    let (physical, got) = allocate_blocks(&fs.info, &handle, &request).await?;
+    let inserted =
+        extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(block), physical, got, true).await;
+    if let Err(error) = inserted {
+        free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
+        fs.log_inode(&handle, inode, &disk, false).await?;
+        // The allocation used the promise up.
+        if fs.info.reserve_blocks(u64::from(got)).is_err() {
+            es.set(block..block + got, Status::Hole);
+        }
+        return Err(error);
+    }
+    let (_, sequence) = es.set(block..block + got, Status::Unwritten(physical));
+    fs.log_inode(&handle, inode, &disk, false).await?;
+    let counters = &fs.writeback.counters;
+    LiveCounters::add(&counters.allocations, 1);
+    LiveCounters::add(&counters.blocks_allocated, u64::from(got));
+    tracing::debug!(inode = inode.number.0, block, got, physical = physical.0, "ext4_da_write_pages_extent");
+    Ok(Extent { start: block, end: block + got, status: Status::Unwritten(physical), sequence })
+}
+
+/// Allocates, as unwritten, the holes among `blocks`: a write without delayed allocation. Runs before any folio is
+/// locked.
+///
+/// # Errors
+/// `ENOSPC`; unsupported where the file is not mapped by extents.
+pub(crate) async fn allocate_holes(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    blocks: Range<u32>,
+) -> Result<()> {
+    let mut at = blocks.start;
+    while at < blocks.end {
+        let extent = iomap::lookup(fs, inode, at).await?;
+        if extent.status != Status::Hole {
+            at = extent.end;
+            continue;
+        }
+        let handle = fs.begin(ALLOCATE_CREDITS, "write").await?;
+        let mut disk = inode.inode.write().await;
+        iomap::check_can_allocate(&disk)?;
+        let request = AllocationRequest {
+            goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
+            inode: inode.number,
+            len: (extent.end.min(blocks.end) - at).min(MAX_EXTENT_BLOCKS),
+            reserved: false,
+            metadata: false,
+        };
+        let (physical, got) = allocate_blocks(&fs.info, &handle, &request).await?;
+        let inserted =
+            extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, got, true).await;
+        if let Err(error) = inserted {
+            free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
+            fs.log_inode(&handle, inode, &disk, false).await?;
+            return Err(error);
+        }
+        inode.extent_status.set(at..at + got, Status::Unwritten(physical));
+        fs.log_inode(&handle, inode, &disk, false).await?;
+        LiveCounters::add(&fs.writeback.counters.allocations, 1);
+        LiveCounters::add(&fs.writeback.counters.blocks_allocated, u64::from(got));
+        at += got;
+    }
+    Ok(())
+}
+
+/// Logs mtime and ctime where a write changed them and nothing else logged them since.
+pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    let handle = fs.begin(credits::INODE, "times").await?;
+    let disk = inode.inode.write().await;
+    if inode.pages.times_dirty.swap(false, Ordering::AcqRel) {
+        fs.log_inode(&handle, inode, &disk, false).await?;
+    }
+    Ok(())
+}
+
+/// After the writeback of everything: the size and the times follow.
+pub(crate) async fn settle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    if inode.size() > inode.completion.disk_size() && fs.check_writable().is_ok() {
+        completion::process(fs, vec![Arc::clone(inode)]).await;
+    }
+    if inode.pages.times_dirty.load(Ordering::Acquire) {
+        log_times(fs, inode).await?;
+    }
+    Ok(())
+}
+
+/// Starts writing the dirty data of `inode` back.
+///
+/// # Errors
+/// Those of mapping; recorded in the inode too.
+pub(crate) async fn start_inode_data(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    mode: Mode,
+) -> Result<()> {
+    let _pass = inode.pages.writeback_lock.lock().await;
+    let mut gather = Gather::new(fs);
+    let result = writepages(fs, inode, &mut gather, mode).await;
+    gather.submit();
+    result
+}
 
 /// Writes all dirty data of `inode` back and waits for it: I/O, conversions, size and times are in transactions when
 /// it returns; nothing is committed.
-pub(crate) async fn sync_inode_data(_fs: &Arc<FilesystemInner>, _inode: &Arc<InodeInfo>) -> Result<()> {
-    todo!()
+///
+/// # Errors
+/// Those of mapping and of the journal. A failed write is only in the inode's error sequence.
+pub(crate) async fn sync_inode_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    let result = start_inode_data(fs, inode, Mode::Sync).await;
+    wait_for_inode(fs, inode).await;
+    result.and(settle(fs, inode).await)
+}
+
+/// Waits until the ioends of `inode` that are in flight now are finished.
+pub(crate) async fn wait_for_inode(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+    let until = fs.writeback.next_ioend();
+    flusher::wait_for_progress(fs, || inode.completion.is_finished_below(until)).await;
+}
+
+/// Waits for the writeback of one folio.
+pub(crate) async fn wait_for_folio(fs: &Arc<FilesystemInner>, folio: &Folio) {
+    flusher::wait_for_progress(fs, || !folio.is_under_writeback()).await;
 }

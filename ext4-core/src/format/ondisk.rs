@@ -10,7 +10,6 @@ use super::directory::{RawEntry, RawTail};
 use super::extent::{RawExtent, RawExtentHeader, RawExtentIndex, RawExtentTail};
 use super::group_descriptor::RawGroupDescriptor;
 use super::inode::{RawInode, RawInodeExtra};
-use super::orphan_file::RawOrphanTail;
 use super::superblock::RawSuperblock;
 use super::xattr::{RawHeader, RawXattrEntry};
 
@@ -254,5 +253,3 @@ layout!(RawXattrEntry, 16, {
     e_value_size: 8,
     e_hash: 12,
 });
-
-layout!(RawOrphanTail, 8, { ob_magic: 0, ob_checksum: 4 });

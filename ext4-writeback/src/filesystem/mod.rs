@@ -36,6 +36,7 @@ use crate::error_policy::ErrorPolicy;
 use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
 use crate::inode_info::InodeInfo;
+use crate::lock_order::HandleToken;
 use crate::runtime::RunToEnd;
 use crate::{File, MountOptions, Result};
 
@@ -113,9 +114,11 @@ impl FilesystemInner {
             return Ok(Handle::Direct {
                 _no_writeback: Arc::clone(&self.direct).read_owned().await,
                 transaction: DirectTransaction::new(Arc::clone(&self.info.cache)),
+                _token: HandleToken::new(),
             });
         };
-        Ok(Handle::Journal(journal.start(credits, operation).await?))
+        let handle = journal.start(credits, operation).await?;
+        Ok(Handle::Journal { handle, _token: HandleToken::new() })
     }
 
     /// Without a journal: writes the metadata that changed, with every handle kept out (see [`crate::handle`]).

@@ -130,10 +130,7 @@ impl FilesystemInner {
                 record(superblock, findings);
             }
             superblock.features.incompat.remove(Incompat::RECOVER);
-            // An orphan that could not be deleted is for the next mount, or for a checker.
-            if self.orphans.file_is_empty() {
-                superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
-            }
+            superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
         })
         .await
     }

@@ -32,6 +32,8 @@ mod edit;
 mod insert;
 mod path;
 mod remove;
+#[cfg(test)]
+mod tests;
 
 use super::SuperblockInfo;
 use crate::error::{Errno, Error, Result};

@@ -1,0 +1,70 @@
+//! What the data path did, counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::Filesystem;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// What the data path did since the mount.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        /// The counters as they are counted.
+        #[derive(Debug, Default)]
+        pub(crate) struct LiveCounters {
+            $(pub $name: AtomicU64,)+
+        }
+
+        impl LiveCounters {
+            /// The figures now.
+            pub fn snapshot(&self) -> Counters {
+                Counters { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Runs of blocks allocated at writeback or for a write without delayed allocation.
+    allocations,
+    /// Blocks in them.
+    blocks_allocated,
+    /// Ioends submitted.
+    ioends,
+    /// Bios they went out as.
+    bios,
+    /// Bytes they wrote.
+    bytes,
+    /// Runs of unwritten blocks made written.
+    conversions,
+    /// Ioends that another one's conversion took along.
+    merges,
+    /// Handles opened for conversions and sizes.
+    completion_handles,
+    /// Ioends that waited for earlier data before the size could pass them.
+    parked,
+    /// Writers that waited for the dirty limit, for memory or for I/O on a block they change.
+    stalls,
+    /// Folios given up to make room.
+    reclaimed_folios,
+    /// Bios of reads.
+    read_bios,
+}
+
+impl LiveCounters {
+    /// Counts.
+    pub fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl Filesystem {
+    /// What the data path did since the mount.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.inner.writeback.counters.snapshot()
+    }
+}

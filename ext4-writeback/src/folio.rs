@@ -1,0 +1,532 @@
+//! Folios: naturally aligned, power-of-two pieces of a file in memory, 4 KiB to 2 MiB, with state per block.
+//!
+//! ```text
+//!   block        0   1   2   3   4 …
+//!   uptodate     1   1   1   0   0      memory holds the block's content
+//!   dirty        0   1   1   0   0      … which the device does not have
+//!   in flight   [----)                  blocks a device is reading from this memory now
+//! ```
+//!
+//! Invariants:
+//! - A dirty block is uptodate. Setting bits rounds outwards, to every block touched; clearing dirty bits rounds
+//!   inwards, to blocks wholly covered. Were it otherwise, dropping part of a block would lose the rest of it.
+//! - Dirty bits, `removed` and `writeback` are set, and dirty bits cleared, only under the folio's lock.
+//! - Blocks in flight are not changed: a writer waits for the I/O (not for the conversion after it). So what is on the
+//!   device is what one moment's memory held, and an append never shows half of itself after a crash.
+//! - `writeback` is cleared last of all: after the transaction that converted the folio's blocks and moved the size
+//!   has been joined and left. Who waits for it (truncate, fsync) knows that the metadata is in a transaction.
+//!
+//! Locks: the folio lock is async and may be held across I/O; the state mutex is a leaf.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ext4_core::device::PoolMemory;
+use ext4_core::{BlockSize, Error};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::lock_order::assert_no_handle;
+
+/// A set of a folio's blocks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum BlockSet {
+    /// Up to 64 blocks.
+    Word(u64),
+    /// More.
+    Words(Box<[u64]>),
+}
+
+impl BlockSet {
+    /// The empty set for `blocks` blocks.
+    pub fn empty(blocks: u32) -> Self {
+        if blocks <= 64 {
+            Self::Word(0)
+        } else {
+            Self::Words(vec![0; (blocks as usize).div_ceil(64)].into_boxed_slice())
+        }
+    }
+
+    fn words(&self) -> &[u64] {
+        match self {
+            Self::Word(word) => std::slice::from_ref(word),
+            Self::Words(words) => words,
+        }
+    }
+
+    fn words_mut(&mut self) -> &mut [u64] {
+        match self {
+            Self::Word(word) => std::slice::from_mut(word),
+            Self::Words(words) => words,
+        }
+    }
+
+    fn for_each_word(range: Range<u32>, mut f: impl FnMut(usize, u64)) {
+        let mut at = range.start;
+        while at < range.end {
+            let word = at / 64;
+            let end = range.end.min((word + 1) * 64);
+            let count = end - at;
+            let mask = if count == 64 { u64::MAX } else { ((1_u64 << count) - 1) << (at % 64) };
+            f(word as usize, mask);
+            at = end;
+        }
+    }
+
+    /// Adds `range`.
+    pub fn insert(&mut self, range: Range<u32>) {
+        let words = self.words_mut();
+        Self::for_each_word(range, |word, mask| words[word] |= mask);
+    }
+
+    /// Takes `range` out.
+    pub fn remove(&mut self, range: Range<u32>) {
+        let words = self.words_mut();
+        Self::for_each_word(range, |word, mask| words[word] &= !mask);
+    }
+
+    /// True when all of `range` is in.
+    pub fn contains(&self, range: Range<u32>) -> bool {
+        let words = self.words();
+        let mut all = true;
+        Self::for_each_word(range, |word, mask| all &= words[word] & mask == mask);
+        all
+    }
+
+    /// True when nothing is in.
+    pub fn is_empty(&self) -> bool {
+        self.words().iter().all(|word| *word == 0)
+    }
+
+    /// The first block at or after `from`, below `end`, that is in (`wanted`) or is not.
+    fn next(&self, from: u32, end: u32, wanted: bool) -> Option<u32> {
+        let words = self.words();
+        let mut at = from;
+        while at < end {
+            let word = words[(at / 64) as usize];
+            let word = if wanted { word } else { !word } >> (at % 64);
+            if word != 0 {
+                return Some(at + word.trailing_zeros()).filter(|found| *found < end);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
+    /// The first run of blocks that are in, within `from..end`.
+    pub fn next_run(&self, from: u32, end: u32) -> Option<Range<u32>> {
+        let start = self.next(from, end, true)?;
+        Some(start..self.next(start, end, false).unwrap_or(end))
+    }
+
+    /// The first run of blocks that are not in, within `from..end`.
+    pub fn next_gap(&self, from: u32, end: u32) -> Option<Range<u32>> {
+        let start = self.next(from, end, false)?;
+        Some(start..self.next(start, end, true).unwrap_or(end))
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    locked: bool,
+    removed: bool,
+    writeback: bool,
+    /// Somebody waits for a change.
+    waited_for: bool,
+    /// Pieces in ioends that are not finished, and one while the folio is being written back.
+    pieces: u32,
+    /// Pieces whose I/O has not ended, and the blocks from the first to the last of them.
+    pieces_in_flight: u32,
+    in_flight: Range<u32>,
+    uptodate: BlockSet,
+    dirty: BlockSet,
+    read_error: Option<Error>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Folio {
+    memory: Arc<PoolMemory>,
+    start: u64,
+    block_size: BlockSize,
+    blocks: u32,
+    referenced: AtomicBool,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl Folio {
+    /// A folio at byte `start` of the file over `memory`, nothing of it uptodate.
+    pub fn new(memory: Arc<PoolMemory>, start: u64, block_size: BlockSize) -> Arc<Self> {
+        debug_assert!(start.is_multiple_of(memory.len() as u64), "folios are naturally aligned");
+        let blocks = (memory.len() >> block_size.bits()) as u32;
+        let state = State {
+            locked: false,
+            removed: false,
+            writeback: false,
+            waited_for: false,
+            pieces: 0,
+            pieces_in_flight: 0,
+            in_flight: 0..0,
+            uptodate: BlockSet::empty(blocks),
+            dirty: BlockSet::empty(blocks),
+            read_error: None,
+        };
+        Arc::new(Self {
+            memory,
+            start,
+            block_size,
+            blocks,
+            referenced: AtomicBool::new(true),
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The memory, for a bio.
+    pub fn memory(&self) -> &Arc<PoolMemory> {
+        &self.memory
+    }
+
+    /// The first byte of the file in it.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The byte behind the last.
+    pub fn end(&self) -> u64 {
+        self.start + self.memory.len() as u64
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// How many blocks it has.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The first logical block.
+    pub fn first_block(&self) -> u32 {
+        (self.start >> self.block_size.bits()) as u32
+    }
+
+    /// The blocks of the folio that bytes `from..to` of the file touch, within it.
+    pub fn blocks_touched(&self, from: u64, to: u64) -> Range<u32> {
+        let from = from.max(self.start) - self.start;
+        let to = to.min(self.end()).saturating_sub(self.start);
+        let first = (from >> self.block_size.bits()) as u32;
+        let last = to.div_ceil(u64::from(self.block_size.bytes())) as u32;
+        first..last.max(first)
+    }
+
+    /// The blocks of the folio that lie wholly in bytes `from..to` of the file.
+    pub fn blocks_covered(&self, from: u64, to: u64) -> Range<u32> {
+        let from = from.max(self.start) - self.start;
+        let to = to.min(self.end()).saturating_sub(self.start);
+        let first = from.div_ceil(u64::from(self.block_size.bytes())) as u32;
+        let last = (to >> self.block_size.bits()) as u32;
+        first..last.max(first)
+    }
+
+    /// Notes a use, for reclaim.
+    pub fn touch(&self) {
+        if !self.referenced.load(Ordering::Relaxed) {
+            self.referenced.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes back the note of a use.
+    pub fn take_referenced(&self) -> bool {
+        self.referenced.swap(false, Ordering::Relaxed)
+    }
+
+    /// Locks the folio where nobody has it locked.
+    pub fn try_lock(self: &Arc<Self>) -> Option<FolioGuard> {
+        let mut state = self.state.lock();
+        if state.locked {
+            return None;
+        }
+        state.locked = true;
+        drop(state);
+        Some(FolioGuard(Arc::clone(self)))
+    }
+
+    /// Locks the folio. The caller checks [`Folio::is_removed`] then.
+    pub async fn lock(self: &Arc<Self>) -> FolioGuard {
+        assert_no_handle("asking for a folio lock");
+        if let Some(guard) = self.try_lock() {
+            return guard;
+        }
+        self.wait_until(|state| {
+            if state.locked {
+                return None;
+            }
+            state.locked = true;
+            Some(())
+        })
+        .await;
+        FolioGuard(Arc::clone(self))
+    }
+
+    async fn wait_until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
+        loop {
+            let notified = self.changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            {
+                let mut state = self.state.lock();
+                if let Some(value) = ready(&mut state) {
+                    return value;
+                }
+                state.waited_for = true;
+            }
+            notified.await;
+        }
+    }
+
+    fn change<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        let result = f(&mut state);
+        let wake = std::mem::take(&mut state.waited_for);
+        drop(state);
+        if wake {
+            self.changed.notify_waiters();
+        }
+        result
+    }
+
+    /// True once the folio is no part of the file any more: look it up again.
+    pub fn is_removed(&self) -> bool {
+        self.state.lock().removed
+    }
+
+    /// True between the start of a writeback and the end of its conversions.
+    pub fn is_under_writeback(&self) -> bool {
+        self.state.lock().writeback
+    }
+
+    /// True where a block of it has to be written.
+    pub fn is_dirty(&self) -> bool {
+        !self.state.lock().dirty.is_empty()
+    }
+
+    /// Waits until no device reads the memory of `blocks`.
+    pub async fn wait_for_io(&self, blocks: &Range<u32>) {
+        assert_no_handle("waiting for data I/O");
+        self.wait_until(|state| {
+            (state.in_flight.start >= blocks.end || blocks.start >= state.in_flight.end).then_some(())
+        })
+        .await;
+    }
+
+    /// True where a device may be reading the memory of one of `blocks`.
+    pub fn is_in_flight(&self, blocks: &Range<u32>) -> bool {
+        let state = self.state.lock();
+        state.in_flight.start < blocks.end && blocks.start < state.in_flight.end
+    }
+
+    /// True where the content of all `blocks` is in memory.
+    pub fn is_uptodate(&self, blocks: Range<u32>) -> bool {
+        self.state.lock().uptodate.contains(blocks)
+    }
+
+    /// The first of `blocks` whose content is not in memory, and those that follow it.
+    pub fn next_not_uptodate(&self, blocks: Range<u32>) -> Option<Range<u32>> {
+        self.state.lock().uptodate.next_gap(blocks.start, blocks.end)
+    }
+
+    /// The first run of `blocks` that is dirty.
+    pub fn next_dirty(&self, blocks: Range<u32>) -> Option<Range<u32>> {
+        self.state.lock().dirty.next_run(blocks.start, blocks.end)
+    }
+
+    /// True where `block` is dirty.
+    pub fn is_block_dirty(&self, block: u32) -> bool {
+        self.state.lock().dirty.contains(block..block + 1)
+    }
+
+    /// The error of a read that failed since the last call.
+    pub fn take_read_error(&self) -> Option<Error> {
+        self.state.lock().read_error.take()
+    }
+
+    /// Part of one ioend finished: its I/O, its conversion and its size are done. True when that ended the folio's
+    /// writeback.
+    pub fn finish_piece(&self) -> bool {
+        self.change(|state| {
+            state.pieces -= 1;
+            if state.pieces == 0 {
+                state.writeback = false;
+            }
+            !state.writeback
+        })
+    }
+
+    /// The I/O of one piece ended.
+    pub fn end_piece_io(&self) {
+        self.change(|state| {
+            state.pieces_in_flight -= 1;
+            if state.pieces_in_flight == 0 {
+                state.in_flight = 0..0;
+            }
+        });
+    }
+
+    /// Calls `f` with bytes `from..to` of the file, which lie in the folio.
+    pub fn read<R>(&self, from: u64, to: u64, f: impl FnOnce(&[u8]) -> R) -> R {
+        self.memory.read((from - self.start) as u32, (to - from) as u32, f)
+    }
+
+    fn unlock(&self) {
+        self.change(|state| state.locked = false);
+    }
+}
+
+/// The folio is locked as long as this lives. What changes a folio is a method of its guard.
+#[derive(Debug)]
+pub(crate) struct FolioGuard(Arc<Folio>);
+
+impl std::ops::Deref for FolioGuard {
+    type Target = Arc<Folio>;
+
+    fn deref(&self) -> &Arc<Folio> {
+        &self.0
+    }
+}
+
+impl Drop for FolioGuard {
+    fn drop(&mut self) {
+        self.0.unlock();
+    }
+}
+
+impl FolioGuard {
+    /// Calls `f` with bytes `from..to` of the file, which lie in the folio, to change them.
+    pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.memory.write((from - self.start) as u32, (to - from) as u32, f)
+    }
+
+    /// Fills bytes `from..to` of the file, which lie in the folio, with zeros.
+    pub fn zero(&self, from: u64, to: u64) {
+        if from < to {
+            self.write(from, to, |bytes| bytes.fill(0));
+        }
+    }
+
+    /// `blocks` hold their content now.
+    pub fn set_uptodate(&self, blocks: Range<u32>) {
+        self.state.lock().uptodate.insert(blocks);
+    }
+
+    /// `blocks` were changed. True when the folio was clean before.
+    pub fn set_dirty(&self, blocks: Range<u32>) -> bool {
+        let mut state = self.state.lock();
+        let was_clean = state.dirty.is_empty();
+        state.uptodate.insert(blocks.clone());
+        state.dirty.insert(blocks);
+        was_clean
+    }
+
+    /// The content of `blocks` is dropped: neither dirty nor uptodate. True when that made the folio clean.
+    pub fn discard_blocks(&self, blocks: Range<u32>) -> bool {
+        let mut state = self.state.lock();
+        let was_dirty = !state.dirty.is_empty();
+        state.uptodate.remove(blocks.clone());
+        state.dirty.remove(blocks);
+        was_dirty && state.dirty.is_empty()
+    }
+
+    /// The folio leaves the file. True when it was dirty.
+    pub fn set_removed(&self) -> bool {
+        self.change(|state| {
+            state.removed = true;
+            let was_dirty = !state.dirty.is_empty();
+            let blocks = self.blocks;
+            state.dirty.remove(0..blocks);
+            was_dirty
+        })
+    }
+
+    /// Remembers the error of a read, for whoever waits for it.
+    pub fn set_read_error(&self, error: Error) {
+        self.state.lock().read_error = Some(error);
+    }
+
+    /// Begins a writeback: takes all dirty bits off and returns them. [`Folio::finish_piece`] is owed once for the
+    /// writeback itself.
+    pub fn start_writeback(&self) -> BlockSet {
+        let mut state = self.state.lock();
+        debug_assert!(!state.writeback, "one writeback at a time");
+        state.writeback = true;
+        state.pieces = 1;
+        let empty = BlockSet::empty(self.blocks);
+        std::mem::replace(&mut state.dirty, empty)
+    }
+
+    /// `blocks` became part of an ioend: [`Folio::end_piece_io`] and [`Folio::finish_piece`] are owed once each.
+    pub fn add_piece(&self, blocks: Range<u32>) {
+        let mut state = self.state.lock();
+        debug_assert!(state.writeback, "a piece is part of a writeback");
+        state.pieces += 1;
+        state.pieces_in_flight += 1;
+        state.in_flight = if state.in_flight.is_empty() {
+            blocks
+        } else {
+            state.in_flight.start.min(blocks.start)..state.in_flight.end.max(blocks.end)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ext4_core::device::MemoryPool;
+
+    #[test]
+    fn block_sets_agree_with_a_vector() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for blocks in [1_u32, 4, 63, 64, 65, 512, 2048] {
+            let mut set = BlockSet::empty(blocks);
+            let mut model = vec![false; blocks as usize];
+            for _ in 0..300 {
+                let start = random.u32(0..=blocks);
+                let end = random.u32(start..=blocks);
+                let value = random.bool();
+                if value {
+                    set.insert(start..end)
+                } else {
+                    set.remove(start..end)
+                }
+                model[start as usize..end as usize].fill(value);
+                let from = random.u32(0..=blocks);
+                let first = (from..blocks).find(|i| model[*i as usize]);
+                let run =
+                    first.map(|first| first..(first..blocks).find(|i| !model[*i as usize]).unwrap_or(blocks));
+                assert_eq!(set.next_run(from, blocks), run);
+                assert_eq!(set.contains(start..end), model[start as usize..end as usize].iter().all(|b| *b));
+                assert_eq!(set.is_empty(), model.iter().all(|b| !b));
+            }
+        }
+    }
+
+    #[test]
+    fn k_13_clearing_rounds_inwards_and_setting_outwards() {
+        let pool = MemoryPool::new(2 << 20);
+        let memory = Arc::new(pool.allocate(8192).expect("pool").expect("room"));
+        let folio = Folio::new(memory, 8192, BlockSize::KIB_1);
+        assert_eq!(folio.blocks_touched(8192 + 1000, 8192 + 1025), 0..2);
+        assert_eq!(folio.blocks_covered(8192 + 1000, 8192 + 3100), 1..3);
+        assert_eq!(folio.blocks_covered(8192 + 1000, 8192 + 1025), 1..1);
+        let guard = folio.try_lock().expect("free");
+        assert!(folio.try_lock().is_none());
+        assert!(guard.set_dirty(0..8));
+        let covered = folio.blocks_covered(8192 + 500, 8192 + 2500);
+        assert!(!guard.discard_blocks(covered));
+        assert_eq!(folio.next_dirty(0..8), Some(0..1));
+        assert_eq!(folio.next_dirty(1..8), Some(2..8));
+    }
+}

@@ -1,0 +1,212 @@
+//! Buffered writes: from the caller's memory into folios.
+//!
+//! Per folio: find or make it, lock it, wait for I/O on the blocks that change, read what is overwritten in part, know
+//! what lies below. Then, with nothing awaited in between: promise space for the holes, copy, mark dirty, raise
+//! i_size. A future that is dropped before leaves nothing; after, everything. So there is no reservation without
+//! dirty data above it, and nothing to take back when a copy fails.
+//!
+//! Without delayed allocation (asked for, or when space is low) the holes are allocated first, as unwritten blocks,
+//! under a handle that is stopped before any folio is locked.
+//!
+//! Invariants:
+//! - `rwlock` is held for writing: nobody truncates, and nobody else fills holes.
+//! - A block that is overwritten in part is uptodate first, or zeroed around the copy where nothing written lies below.
+//! - Bytes between the old end of the file and the start of the write are zeros before the size passes them.
+//! - Throttling comes before any folio lock.
+
+use std::sync::Arc;
+
+use ext4_core::{Errno, Error, Result};
+
+use super::read::{find_or_create, read_blocks};
+use super::zero::{mark_dirty, zero_block_tail};
+use crate::counters::LiveCounters;
+use crate::extent_status::{Reservation, Status};
+use crate::filesystem::FilesystemInner;
+use crate::flusher;
+use crate::inode_info::InodeInfo;
+use crate::iomap;
+use crate::runtime::RunToEnd;
+use crate::writeback::{self, ENOSPC_RETRIES};
+
+/// Free blocks below which writes allocate at once: what metadata may need on the way to the device.
+const LOW_SPACE_MARGIN: u64 = 64;
+/// How much is copied between two looks at the dirty limit.
+const THROTTLE_STEP: u64 = 4 << 20;
+
+/// How one write gets its blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Allocation {
+    Delayed,
+    AtOnce,
+}
+
+/// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
+fn allocation_mode(fs: &FilesystemInner) -> Allocation {
+    if !fs.options.delayed_allocation {
+        return Allocation::AtOnce;
+    }
+    let (free, promised) = fs.info.free_and_reserved_blocks();
+    if promised > 0 && free < 2 * promised {
+        fs.writeback.kick();
+    }
+    if 2 * free < 3 * promised || free < promised + LOW_SPACE_MARGIN {
+        return Allocation::AtOnce;
+    }
+    Allocation::Delayed
+}
+
+/// Writes `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes; fewer only where
+/// an error came after some.
+///
+/// # Errors
+/// `ENOSPC`, `EFBIG`, those of the device; unsupported for a hole of a file that is mapped by indirect blocks.
+pub(crate) async fn write(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    data: &[u8],
+) -> Result<usize> {
+    let size = inode.size();
+    if position > size {
+        zero_block_tail(fs, inode, size).await?;
+    }
+    let mode = allocation_mode(fs);
+    let mut done = 0;
+    let mut retries = 0;
+    let mut throttled = 0;
+    while done < data.len() {
+        let at = position + done as u64;
+        if at - position >= throttled {
+            flusher::throttle(fs).await;
+            throttled = at - position + THROTTLE_STEP;
+        }
+        match write_folio(fs, inode, at, &data[done..], mode).await {
+            Ok(count) => done += count,
+            Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
+                retries += 1;
+                if !free_space(fs, retries).await? {
+                    return partial(done, error);
+                }
+            }
+            Err(error) => return partial(done, error),
+        }
+    }
+    Ok(done)
+}
+
+fn partial(done: usize, error: Error) -> Result<usize> {
+    if done > 0 { Ok(done) } else { Err(error) }
+}
+
+/// Tries to get blocks back: those that were freed are free after the commit; data that is delayed may need fewer
+/// than was promised.
+async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
+    let Some(journal) = fs.journal.clone() else { return Ok(false) };
+    let shared = Arc::clone(fs);
+    RunToEnd::new(&fs.runtime, async move {
+        if attempt == 1 {
+            // Errors are recorded in the inodes they belong to.
+            let _ = flusher::sync_all_data(&shared).await;
+        }
+        journal.force_commit().await
+    })
+    .await?;
+    Ok(true)
+}
+
+/// Writes as much of `data` as goes into the folio that holds `position`.
+async fn write_folio(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    data: &[u8],
+    mode: Allocation,
+) -> Result<usize> {
+    let bits = fs.info.block_size().bits();
+    let wanted = data.len() as u64;
+    let sequential = inode.pages.is_sequential(position);
+    let mut folio = find_or_create(fs, inode, position, wanted, sequential).await?;
+    loop {
+        if folio.is_removed() {
+            drop(folio);
+            folio = find_or_create(fs, inode, position, wanted, sequential).await?;
+            continue;
+        }
+        let end = folio.end().min(position + wanted);
+        let touched = folio.blocks_touched(position, end);
+        if folio.is_in_flight(&touched) {
+            LiveCounters::add(&fs.writeback.counters.stalls, 1);
+            folio.wait_for_io(&touched).await;
+        }
+        // The blocks at the edges, where they are overwritten in part and not in memory.
+        let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
+        let covered = folio.blocks_covered(position, end);
+        let mut read = None;
+        if covered != touched {
+            let size = inode.size();
+            for block in [touched.start, touched.end - 1] {
+                if covered.contains(&block) || folio.is_uptodate(block..block + 1) {
+                    continue;
+                }
+                let written = start_of(block) < size && {
+                    let extent = iomap::lookup(fs, inode, folio.first_block() + block).await?;
+                    matches!(extent.status, Status::Written(_))
+                };
+                if written {
+                    read = Some(block..block + 1);
+                    break;
+                }
+            }
+        }
+        if let Some(blocks) = read {
+            folio = read_blocks(fs, inode, folio, blocks).await?;
+            continue;
+        }
+        let first = folio.first_block();
+        let range = first + touched.start..first + touched.end;
+        let mut hole = false;
+        let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
+            if mode == Allocation::Delayed && !inode.indirect {
+                return fs.info.reserve_blocks(blocks);
+            }
+            hole = true;
+            Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))
+        });
+        match reserved {
+            Ok(Reservation::Done) => {}
+            Ok(Reservation::NotCached(block)) => {
+                iomap::lookup(fs, inode, block).await?;
+                continue;
+            }
+            Err(_) if hole => {
+                drop(folio);
+                let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
+                // As much as this call writes, at once.
+                let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
+                let range = range.start..last.max(range.end);
+                RunToEnd::new(
+                    &fs.runtime,
+                    async move { writeback::allocate_holes(&shared, &owned, range).await },
+                )
+                .await?;
+                folio = find_or_create(fs, inode, position, wanted, sequential).await?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        // From here on nothing is awaited.
+        for block in [touched.start, touched.end - 1] {
+            if !covered.contains(&block) && !folio.is_uptodate(block..block + 1) {
+                folio.zero(start_of(block), start_of(block + 1));
+                folio.set_uptodate(block..block + 1);
+            }
+        }
+        let count = (end - position) as usize;
+        folio.write(position, end, |bytes| bytes.copy_from_slice(&data[..count]));
+        mark_dirty(fs, inode, &folio, touched);
+        inode.raise_size(end);
+        inode.pages.note_write(end);
+        return Ok(count);
+    }
+}

@@ -1,0 +1,151 @@
+//! Mapping: what lies at an offset of a file, how far the answer reaches, and which sequence number proves it fresh.
+//!
+//! Reads, buffered writes, zeroing, writeback, SEEK_DATA/SEEK_HOLE and fiemap ask here. The answer comes from the
+//! extent status tree; what it does not know is read from the device's tree and added.
+//!
+//! Who asks holds one of: the inode's `rwlock`, its `invalidate_lock`, or the lock of a folio over the range. Who
+//! holds a folio's lock only (writeback) adds nothing beyond what he asked for: a truncation may be removing what lies
+//! behind, and what was added would outlive it.
+//!
+//! Reads and writes ask under the folio's lock and use the answer there, so it needs no second look; writeback keeps
+//! an answer from folio to folio and compares sequence numbers each time.
+
+pub(crate) mod buffered_write;
+pub(crate) mod read;
+pub(crate) mod zero;
+
+use ext4_core::format::inode::{Inode, InodeFlags};
+use ext4_core::meta::block_map;
+use ext4_core::{BlockNumber, Error, LogicalBlock, Result};
+
+use crate::extent_status::{Extent, Status};
+use crate::filesystem::FilesystemInner;
+use crate::inode_info::InodeInfo;
+
+/// What lies at a range of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Nothing.
+    Hole,
+    /// Dirty data for which space is promised.
+    Delalloc,
+    /// Data at this byte of the device.
+    Mapped(u64),
+    /// Blocks without data, at this byte of the device.
+    Unwritten(u64),
+}
+
+/// A range of a file and what lies there, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Iomap {
+    /// The first byte: the one asked for.
+    pub offset: u64,
+    /// For how many bytes it holds.
+    pub length: u64,
+    /// What is there.
+    pub kind: Kind,
+}
+
+/// Walks bytes `position..end` of a file, mapping by mapping.
+pub(crate) struct Iterator<'a> {
+    fs: &'a FilesystemInner,
+    inode: &'a InodeInfo,
+    position: u64,
+    end: u64,
+}
+
+impl<'a> Iterator<'a> {
+    /// The caller holds one of the locks the module names.
+    pub fn new(fs: &'a FilesystemInner, inode: &'a InodeInfo, position: u64, end: u64) -> Self {
+        Self { fs, inode, position, end }
+    }
+
+    /// The next mapping; `None` at the end.
+    ///
+    /// # Errors
+    /// Those of the device and of what it holds.
+    pub async fn next(&mut self) -> Result<Option<Iomap>> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        let bits = self.fs.info.block_size().bits();
+        let first = (self.position >> bits) as u32;
+        let extent = lookup(self.fs, self.inode, first).await?;
+        let within = self.position - (u64::from(first) << bits);
+        let stop = (u64::from(extent.end) << bits).min(self.end);
+        let byte = |block: BlockNumber| (block.0 << bits) + within;
+        let map = Iomap {
+            offset: self.position,
+            length: stop - self.position,
+            kind: match extent.status {
+                Status::Hole => Kind::Hole,
+                Status::Delayed => Kind::Delalloc,
+                Status::Written(block) => Kind::Mapped(byte(block)),
+                Status::Unwritten(block) => Kind::Unwritten(byte(block)),
+            },
+        };
+        self.position = stop;
+        Ok(Some(map))
+    }
+}
+
+/// What lies at `block`. The caller holds one of the locks the module names, and not the inode's.
+///
+/// # Errors
+/// Those of the device and of what it holds.
+pub(crate) async fn lookup(fs: &FilesystemInner, inode: &InodeInfo, block: u32) -> Result<Extent> {
+    if let Some(extent) = inode.extent_status.lookup(block) {
+        return Ok(extent);
+    }
+    load(fs, inode, block, u32::MAX).await
+}
+
+/// As [`lookup`], for who holds nothing but the lock of a folio that covers `len` blocks from `block` on.
+///
+/// # Errors
+/// As [`lookup`].
+pub(crate) async fn lookup_under_folio(
+    fs: &FilesystemInner,
+    inode: &InodeInfo,
+    block: u32,
+    len: u32,
+) -> Result<Extent> {
+    if let Some(extent) = inode.extent_status.lookup(block) {
+        return Ok(extent);
+    }
+    load(fs, inode, block, len).await
+}
+
+async fn load(fs: &FilesystemInner, inode: &InodeInfo, block: u32, len: u32) -> Result<Extent> {
+    let disk = inode.inode.read().await;
+    if let Some(extent) = inode.extent_status.lookup(block) {
+        return Ok(extent);
+    }
+    let mut mapping = block_map::lookup(&fs.info, &disk, LogicalBlock(block)).await?;
+    if mapping.logical.0 != block || mapping.len == 0 {
+        return Err(Error::corrupt(
+            format!("inode {} block {block}", inode.number),
+            format!("the block map answers for {} blocks at {}", mapping.len, mapping.logical),
+        ));
+    }
+    mapping.len = mapping.len.min(len);
+    inode.extent_status.cache(&mapping);
+    // Still under the inode's lock: nobody can have taken it out.
+    inode.extent_status.lookup(block).ok_or_else(|| {
+        Error::corrupt(format!("inode {} block {block}", inode.number), "its mapping does not stay cached")
+    })
+}
+
+/// Fails where no block can be added: files mapped by indirect blocks are read, overwritten and truncated only.
+///
+/// # Errors
+/// Unsupported.
+pub(crate) fn check_can_allocate(inode: &Inode) -> Result<()> {
+    if inode.flags.contains(InodeFlags::EXTENTS) {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "inode {} is mapped by indirect blocks: a write into a hole or past its end",
+        inode.number
+    )))
+}
