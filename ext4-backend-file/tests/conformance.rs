@@ -1,4 +1,5 @@
 //! The suite that every backend runs, on files, on a map and on a loop device.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

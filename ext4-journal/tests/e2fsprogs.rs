@@ -250,11 +250,11 @@ async fn images_that_the_kernel_left_in_mid_flight() {
     let directory = match std::env::var_os("EXT4_KERNEL_CORPUS") {
         Some(directory) => PathBuf::from(directory),
         None => {
-            if !nix_is_root() || !Path::new("/dev/loop-control").exists() {
+            if !is_root() || !Path::new("/dev/loop-control").exists() {
                 return;
             }
             let script = corpus.join("make_kernel_corpus.sh");
-            let names = "^(dirty-csum-v1|dirty-wrap-1k|dirty-orphan-1k)$";
+            let names = "^(dirty-csum-v1|dirty-wrap-1k|fc-full-commit)$";
             must("bash", &[script.to_str().unwrap(), made.path().to_str().unwrap(), names]);
             made.path().to_owned()
         }
@@ -263,20 +263,44 @@ async fn images_that_the_kernel_left_in_mid_flight() {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let stale_fast_commits = name == "fc-full-commit";
         let dirty = name.starts_with("dirty-") || name.starts_with("dj-");
-        if !dirty || path.extension().is_none_or(|extension| extension != "img") {
+        if !(dirty || stale_fast_commits) || path.extension().is_none_or(|extension| extension != "img") {
             continue;
         }
         let ext4 = Ext4::load(&path);
         let (ours, report) = ext4.recover().await.unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(ext4.differences(&ours, &debugfs_replay(&ext4.content)), Vec::<usize>::new(), "{name}");
+        let mut differing = ext4.differences(&ours, &debugfs_replay(&ext4.content));
+        // debugfs also brings the backups up to date when it ends.
+        let backups = backups(&path);
+        differing.retain(|block| !backups.contains(block));
+        assert_eq!(differing, Vec::<usize>::new(), "{name}");
         println!("{name}: {report:?}");
         recovered += 1;
     }
     assert!(recovered > 0);
 }
 
-fn nix_is_root() -> bool {
+/// The blocks that hold copies of the superblock and of group descriptors.
+fn backups(image: &Path) -> Vec<usize> {
+    let said = must("dumpe2fs", &[image.to_str().unwrap()]);
+    let places = |line: &str| -> Vec<usize> {
+        line.split(" at ")
+            .skip(1)
+            .filter_map(|place| {
+                let digits: String = place.chars().take_while(char::is_ascii_digit).collect();
+                digits.parse().ok()
+            })
+            .collect()
+    };
+    said.lines()
+        .filter(|line| line.contains("Group descriptor at") || line.contains("Backup superblock at"))
+        .filter(|line| !line.contains("Primary"))
+        .flat_map(places)
+        .collect()
+}
+
+fn is_root() -> bool {
     tool("id", &["-u"]).1.trim() == "0"
 }
 

@@ -11,11 +11,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
 use super::Geometry;
 use crate::error::{Errno, Error, Result};
+
+/// How often, and after which pause, a busy block device is asked again.
+const BUSY_TRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// How to open a [`HostFile`].
 #[derive(Clone, Debug, Default)]
@@ -175,6 +180,13 @@ impl HostFile {
     }
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // A ring of io_uring may hold the file for a moment more; the lock ends here.
+        let _ = self.file.unlock();
+    }
+}
+
 /// Opens the file itself; tells whether `O_DIRECT` was had.
 fn open_file(path: &Path, options: &HostOptions, block_device: bool) -> Result<(File, bool)> {
     let open = |direct: bool| {
@@ -185,11 +197,22 @@ fn open_file(path: &Path, options: &HostOptions, block_device: bool) -> Result<(
     };
     let mut direct = options.direct;
     let mut opened = open(direct);
-    if direct && opened.as_ref().is_err_and(|source| source.raw_os_error() == Some(Errno::EINVAL as i32)) {
+    let is = |opened: &std::io::Result<File>, errno: Errno| {
+        opened.as_ref().is_err_and(|source| source.raw_os_error() == Some(errno as i32))
+    };
+    if direct && is(&opened, Errno::EINVAL) {
         // The host's file system has no direct I/O.
         tracing::info!(path = %path.display(), "no O_DIRECT: through the host's page cache");
         direct = false;
         opened = open(false);
+    }
+    // A block device that was just closed is released a moment later, so is one that udev looks at.
+    for _ in 0..BUSY_TRIES {
+        if !block_device || !is(&opened, Errno::EBUSY) {
+            break;
+        }
+        std::thread::sleep(BUSY_PAUSE);
+        opened = open(direct);
     }
     match opened {
         Ok(file) => Ok((file, direct)),

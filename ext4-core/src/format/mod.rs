@@ -18,5 +18,6 @@ pub mod hash;
 pub mod indirect;
 pub mod inode;
 mod ondisk;
+pub mod orphan_file;
 pub mod superblock;
 pub mod xattr;

@@ -10,6 +10,7 @@ use super::directory::{RawEntry, RawTail};
 use super::extent::{RawExtent, RawExtentHeader, RawExtentIndex, RawExtentTail};
 use super::group_descriptor::RawGroupDescriptor;
 use super::inode::{RawInode, RawInodeExtra};
+use super::orphan_file::RawOrphanTail;
 use super::superblock::RawSuperblock;
 use super::xattr::{RawHeader, RawXattrEntry};
 
@@ -253,3 +254,5 @@ layout!(RawXattrEntry, 16, {
     e_value_size: 8,
     e_hash: 12,
 });
+
+layout!(RawOrphanTail, 8, { ob_magic: 0, ob_checksum: 4 });

@@ -63,8 +63,34 @@ pub async fn write_inode(info: &SuperblockInfo, transaction: &dyn Transaction, i
         announce_large_files(info, transaction).await?;
     }
     let buffer = read_table_block(info, inode.number, block).await?;
-    buffer
-        .modify(transaction, |bytes| inode.serialize(bytes.get_mut(offset..).unwrap_or_default(), &layout))?
+    buffer.modify(transaction, |bytes| {
+        let slot = bytes.get_mut(offset..).unwrap_or_default();
+        // See `super::orphan`: while an inode is on the list of orphans its copy does not decide the link.
+        match info.orphan_links.dtime(inode.number) {
+            Some(dtime) if dtime != inode.dtime => Inode { dtime, ..inode.clone() }.serialize(slot, &layout),
+            _ => inode.serialize(slot, &layout),
+        }
+    })?
+}
+
+/// Changes the `dtime` of an inode in its slot, whoever holds a copy of it: a link of the list of orphans.
+///
+/// # Errors
+/// Corrupt, those of the device and the transaction.
+pub(super) async fn write_dtime(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: InodeNumber,
+    dtime: u32,
+) -> Result<()> {
+    let (block, offset) = info.inode_location(number).await?;
+    let layout = info.inode_layout();
+    let buffer = read_table_block(info, number, block).await?;
+    buffer.modify(transaction, |bytes| {
+        let slot = bytes.get_mut(offset..).unwrap_or_default();
+        let inode = Inode::parse(slot, number, &layout)?;
+        Inode { dtime, ..inode }.serialize(slot, &layout)
+    })?
 }
 
 /// The first file over 2 GiB in a file system that was made without `large_file`.

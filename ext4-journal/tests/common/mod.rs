@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
@@ -12,6 +12,7 @@ use ext4_core::environment::{BoxFuture, FixedEnvironment, Runtime};
 use ext4_core::meta::{BlockKind, Buffer, BufferCache};
 use ext4_core::{BlockNumber, BlockSize, Result, Timestamp};
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
+use tokio::time::Instant;
 
 /// Tasks and timers of the tokio runtime around the test.
 pub struct TestRuntime(pub Instant);
@@ -131,12 +132,19 @@ pub fn debugfs(image: &Path, request: &str) -> String {
     must("debugfs", &["-R", request, image.to_str().unwrap()])
 }
 
-/// The blocks of a file, as debugfs lists them.
+/// The blocks of a file in order, as debugfs lists them; those of its map or extent tree left out.
 pub fn blocks_of(image: &Path, file: &str) -> Vec<u64> {
-    let said = debugfs(image, &format!("blocks {file}"));
-    let numbers =
-        |line: &str| line.split_whitespace().map(|block| block.parse().ok()).collect::<Option<Vec<_>>>();
-    said.lines().filter_map(numbers).find(|blocks| !blocks.is_empty()).unwrap_or_else(|| panic!("{said}"))
+    let said = debugfs(image, &format!("stat {file}"));
+    let (_, list) = said.split_once("BLOCKS:").or_else(|| said.split_once("EXTENTS:")).unwrap();
+    let range = |text: &str| -> Option<std::ops::RangeInclusive<u64>> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    let piece = |piece: &str| {
+        let (logical, physical) = piece.trim().strip_prefix('(')?.split_once("):")?;
+        range(logical).and(range(physical))
+    };
+    list.split([',', '\n']).filter_map(piece).flatten().collect()
 }
 
 /// An ext4 image in memory, with what a test must know of it. Read with our own eyes from the superblock: the rooms

@@ -75,6 +75,16 @@ impl FilesystemInner {
                 self.report(&error, number, "process orphan").await;
             }
         }
+        if self.orphans.is_damaged()
+            && let Err(error) = self.mend_orphan_list().await
+        {
+            tracing::warn!(%error, "the list of orphans could not be mended");
+        }
+    }
+
+    async fn mend_orphan_list(&self) -> Result<()> {
+        let handle = self.begin(credits::ORPHAN, "mend orphan list").await?;
+        self.orphans.mend(&self.info, &handle).await
     }
 
     async fn process_orphan(self: &Arc<Self>, number: InodeNumber) -> Result<()> {

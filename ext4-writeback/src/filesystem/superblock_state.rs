@@ -130,7 +130,10 @@ impl FilesystemInner {
                 record(superblock, findings);
             }
             superblock.features.incompat.remove(Incompat::RECOVER);
-            superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+            // An orphan that could not be deleted is for the next mount, or for a checker.
+            if self.orphans.file_is_empty() {
+                superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+            }
         })
         .await
     }

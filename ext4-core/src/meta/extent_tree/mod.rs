@@ -32,8 +32,6 @@ mod edit;
 mod insert;
 mod path;
 mod remove;
-#[cfg(test)]
-mod tests;
 
 use super::SuperblockInfo;
 use crate::error::{Errno, Error, Result};

@@ -7,6 +7,7 @@ use crate::device::AlignedBuffer;
 use crate::error::Errno;
 use crate::format::features::{Compat, Incompat};
 use crate::meta::BlockKind;
+use crate::meta::orphan::OrphanLinks;
 
 /// How much of the descriptor table is read at a time.
 const READ_AHEAD: u64 = 1 << 20;
@@ -128,6 +129,7 @@ impl SuperblockInfo {
             directories: AtomicU32::new(directories),
             longest_run: Arc::new(AtomicU64::new(u64::MAX)),
             next_top_level: AtomicU32::new(0),
+            orphan_links: OrphanLinks::default(),
             loaded: Mutex::default(),
             bad_groups: Mutex::new(bad),
             fixed: superblock,

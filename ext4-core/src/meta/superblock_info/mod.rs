@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use super::orphan::OrphanLinks;
 use super::{Buffer, BufferCache, DirectTransaction, Transaction};
 use crate::device::BlockDevice;
 use crate::environment::Environment;
@@ -71,6 +72,8 @@ pub struct SuperblockInfo {
     pub(crate) longest_run: Arc<AtomicU64>,
     /// Where the search for a group for the next top-level directory begins.
     pub(crate) next_top_level: AtomicU32,
+    /// What links the inodes on the list of orphans.
+    pub(crate) orphan_links: OrphanLinks,
     loaded: Mutex<VecDeque<GroupNumber>>,
     bad_groups: Mutex<Vec<(GroupNumber, Error)>>,
 }
