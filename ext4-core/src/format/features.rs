@@ -196,7 +196,8 @@ const READABLE: Incompat = Incompat::FILETYPE
     .union(Incompat::BIT64)
     .union(Incompat::MMP)
     .union(Incompat::FLEX_BG)
-    .union(Incompat::CSUM_SEED);
+    .union(Incompat::CSUM_SEED)
+    .union(Incompat::LARGEDIR);
 
 /// What of [`READABLE`] must not be set on one that it writes. Multiple mount protection: nobody here renews the
 /// heartbeat that keeps other hosts away.

@@ -100,7 +100,7 @@ pub struct Key {
 /// What the root says of the index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RootInfo {
-    /// How names are hashed; the variant for unsigned bytes may still depend on the superblock.
+    /// How names are hashed; whether bytes are signed is said by the superblock.
     pub hash_version: HashVersion,
     /// Levels of nodes between root and leaves.
     pub levels: u8,

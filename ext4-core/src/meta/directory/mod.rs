@@ -25,9 +25,6 @@ mod linear;
 mod read;
 mod split;
 
-#[cfg(test)]
-mod tests;
-
 pub use read::{DirectoryEntry, is_empty, read};
 
 use super::{Buffer, SuperblockInfo, Transaction};
@@ -70,7 +67,7 @@ impl<'a> Directory<'a> {
 
     /// The hasher of a directory whose root says `version`.
     fn hasher(&self, version: HashVersion) -> Hasher {
-        let superblock = self.info.superblock();
+        let superblock = &self.info.fixed;
         let unsigned = superblock.flags & FLAG_UNSIGNED_HASH != 0;
         Hasher::new(version.with_unsigned(unsigned), superblock.hash_seed)
     }

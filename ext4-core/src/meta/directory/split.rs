@@ -33,8 +33,8 @@ impl Directory<'_> {
         let parent = first
             .read(|block| self.layout.check_first_leaf(block, inode.number.0))
             .map_err(|problem| self.corrupt_block(inode, &first, problem))?;
-        let version = HashVersion::from_byte(self.info.superblock().def_hash_version)
-            .map(|version| self.hasher(version).version())
+        // As the superblock has it: whether bytes are signed is said there alone, e2fsck knows no other numbers here.
+        let version = HashVersion::from_byte(self.info.fixed.def_hash_version)
             .ok_or_else(|| Error::Unsupported("the superblock's default directory hash".into()))?;
         let (leaf, buffer) = self.append(transaction, inode).await?;
         let image = first.image();

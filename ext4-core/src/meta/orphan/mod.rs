@@ -26,9 +26,6 @@
 
 mod file;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
