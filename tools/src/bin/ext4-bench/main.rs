@@ -1,1 +1,121 @@
-fn main() {}
+//! `ext4-bench`: speed, side by side in one run: ours, the raw device (fio, the limit), the kernel's ext4 (what a user
+//! would take instead). The figures of one machine on one day mean little; the ratios are the claim.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `guard.rs` | refusing to write over what is in use |
+//! | `workload.rs` | what is measured |
+//! | `backend.rs` | suite `backend`: the devices alone |
+//! | `data.rs` | suite `data`: the whole stack |
+//! | `fio.rs` | the yardstick |
+//! | `report.rs` | rounds, medians, ratios, table and JSON |
+#![forbid(unsafe_code)]
+
+mod backend;
+mod data;
+mod fio;
+mod guard;
+mod report;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ext4_tools::size::parse_size;
+
+use crate::report::Report;
+
+const EXAMPLES: &str = "\
+Examples:
+  ext4-bench run --suite backend --device /dev/nvme1n1          the device through each backend, beside fio
+  ext4-bench run --suite data --device /dev/loop7 --json        the whole stack, beside the kernel's ext4 and fio
+  ext4-bench run --suite data --device /dev/loop7 --only write-fsync --size 256M
+
+The device is written over. One that holds a file system or a partition table is refused without --force, one that is
+mounted always. fio (Debian: apt install fio) is the yardstick; the kernel's ext4 is measured when run as root.";
+
+/// Measures the backends and the whole stack against the raw device and the kernel's ext4.
+#[derive(Parser, Debug)]
+#[command(name = "ext4-bench", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a suite
+    #[command(after_help = EXAMPLES)]
+    Run(RunArguments),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Suite {
+    /// The devices alone: sequential and random transfers through each backend
+    Backend,
+    /// The whole stack: writing a file, cached and durable
+    Data,
+}
+
+#[derive(Args, Debug)]
+struct RunArguments {
+    /// What is measured
+    #[arg(long, value_enum)]
+    suite: Suite,
+    /// The block device or image file, which is written over
+    #[arg(long, value_name = "DEV")]
+    device: PathBuf,
+    /// How many bytes each workload covers
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "1G")]
+    size: u64,
+    /// How often everything is measured; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Only workloads whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// A list of JSON objects instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Write over a file system or partition table
+    #[arg(long)]
+    force: bool,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let Command::Run(arguments) = Cli::parse().command;
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ext4-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &RunArguments) -> anyhow::Result<()> {
+    fio::check()?;
+    let available = guard::check(&arguments.device, arguments.force)?;
+    let unit = 4 << 20;
+    let size = arguments.size.min(available) / unit * unit;
+    anyhow::ensure!(size >= unit, "{} holds less than 4 MiB", arguments.device.display());
+    let target = workload::Target { device: arguments.device.clone(), size, available };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let only = |name: &str| arguments.only.as_ref().is_none_or(|text| name.contains(text.as_str()));
+    let mut report = Report::new(!arguments.json);
+    match arguments.suite {
+        Suite::Backend => backend::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
+        Suite::Data => data::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
+    }
+    report.print(arguments.json)
+}

@@ -1,0 +1,239 @@
+//! Suite `backend`: the devices alone, through our backends and through fio.
+//!
+//! Ours is driven as the engine drives it: a few submitters, each with a plug of bios in flight and one wake-up when
+//! all of the plug are done.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::Context;
+use ext4_backend_file::{FileDevice, FileOptions};
+use ext4_backend_uring::{UringDevice, UringOptions};
+use ext4_core::device::memory::{MAX_FOLIO_SIZE, MemoryPool};
+use ext4_core::device::{Bio, BioFlags, BlockDevice, Completion, Operation, PoolMemory, Segment};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::fio;
+use crate::report::{Report, Subject};
+use crate::workload::{Measurement, Stopwatch, Target, Workload};
+
+/// Runs the suite.
+///
+/// # Errors
+/// Those of the devices and of fio.
+pub fn run(
+    runtime: &Runtime,
+    target: &Target,
+    rounds: u32,
+    only: &dyn Fn(&str) -> bool,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    fill(runtime, target)?;
+    for workload in workloads(target).iter().filter(|workload| only(&workload.name)) {
+        let subjects = [Subject::OursUring, Subject::OursFile, Subject::Raw];
+        report.measure("backend", workload, &subjects, rounds, |subject| match subject {
+            Subject::Raw | Subject::Kernel => fio::raw(&target.device, workload),
+            ours => {
+                drop_cache(&target.device)?;
+                runtime.block_on(drive(ours, &target.device, target.size, workload))
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn workloads(target: &Target) -> Vec<Workload> {
+    let sequential =
+        [(1 << 20, 8, "1m"), (128 << 10, 32, "128k")].into_iter().flat_map(|(block_size, depth, name)| {
+            [true, false].map(|write| Workload {
+                name: format!("sequential-{}-{name}", if write { "write" } else { "read" }),
+                block_size,
+                depth,
+                write,
+                random: false,
+                bytes: target.size,
+                durable: write,
+            })
+        });
+    let random = [1, 32, 128].into_iter().flat_map(|depth| {
+        [true, false].map(|write| Workload {
+            name: format!("random-{}-depth-{depth}", if write { "write" } else { "read" }),
+            block_size: 4096,
+            depth,
+            write,
+            random: true,
+            // One at a time takes long.
+            bytes: if depth == 1 { target.size / 16 } else { target.size },
+            durable: write,
+        })
+    });
+    sequential.chain(random).collect()
+}
+
+/// Writes all of the range once, so that no one's first touch is measured.
+fn fill(runtime: &Runtime, target: &Target) -> anyhow::Result<()> {
+    let workload = Workload {
+        name: "fill".into(),
+        block_size: 1 << 20,
+        depth: 8,
+        write: true,
+        random: false,
+        bytes: target.size,
+        durable: true,
+    };
+    runtime.block_on(drive(Subject::OursUring, &target.device, target.size, &workload)).map(drop)
+}
+
+/// Drops what the host has of the device in its page cache.
+fn drop_cache(path: &Path) -> anyhow::Result<()> {
+    let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).context("drop the host's cache")?;
+    Ok(())
+}
+
+async fn drive(subject: Subject, path: &Path, size: u64, workload: &Workload) -> anyhow::Result<Measurement> {
+    let device: Arc<dyn BlockDevice> = match subject {
+        Subject::OursFile => Arc::new(FileDevice::open(path, &FileOptions::default())?),
+        _ => Arc::new(UringDevice::open(path, &UringOptions::default())?),
+    };
+    let depth = u64::from(workload.depth);
+    let lanes = depth.min(4);
+    let share = workload.operations() / lanes;
+    let rest = workload.operations() % lanes;
+    let block = usize::try_from(workload.block_size).context("a block fits in memory")?;
+    let pool = MemoryPool::new((block * usize::try_from(depth)?).max(MAX_FOLIO_SIZE));
+    let mut tasks = Vec::new();
+    let shared = Arc::new(AtomicUsize::new(0));
+    for number in 0..lanes {
+        let memory = (0..depth / lanes).map(|_| memory(&pool, block)).collect::<anyhow::Result<Vec<_>>>()?;
+        tasks.push(Lane {
+            device: Arc::clone(&device),
+            workload: workload.clone(),
+            memory,
+            blocks: size / workload.block_size,
+            operations: share + u64::from(number < rest),
+            next: Arc::clone(&shared),
+            random: Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995),
+        });
+    }
+    // The first transfers pin the memory; that is paid once in the life of a file system.
+    warm(&device, &tasks).await?;
+    let watch = Stopwatch::start();
+    let tasks: Vec<_> = tasks.into_iter().map(|lane| tokio::spawn(lane.run())).collect();
+    for task in tasks {
+        task.await.context("a submitter")??;
+    }
+    if workload.durable {
+        device.flush().await?;
+    }
+    Ok(watch.stop())
+}
+
+fn memory(pool: &Arc<MemoryPool>, len: usize) -> anyhow::Result<Arc<PoolMemory>> {
+    let memory = pool.allocate(len)?.context("the pool is large enough")?;
+    let len = u32::try_from(len)?;
+    memory.write(0, len, |bytes| {
+        for (number, word) in bytes.chunks_mut(8).enumerate() {
+            let value = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+            word.copy_from_slice(&value[..word.len()]);
+        }
+    });
+    Ok(Arc::new(memory))
+}
+
+async fn warm(device: &Arc<dyn BlockDevice>, lanes: &[Lane]) -> anyhow::Result<()> {
+    for memory in lanes.iter().flat_map(|lane| &lane.memory) {
+        let len = u32::try_from(memory.len())?;
+        let segment = Segment::Pool { memory: Arc::clone(memory), offset: 0, len };
+        device
+            .submit_and_wait(Operation::Read, BioFlags::empty(), 0, len.into(), vec![segment])
+            .await
+            .result?;
+    }
+    Ok(())
+}
+
+/// One submitter.
+struct Lane {
+    device: Arc<dyn BlockDevice>,
+    workload: Workload,
+    memory: Vec<Arc<PoolMemory>>,
+    /// Blocks of the workload's size in the range.
+    blocks: u64,
+    operations: u64,
+    /// The next block of a sequential workload, for all lanes together.
+    next: Arc<AtomicUsize>,
+    random: Random,
+}
+
+impl Lane {
+    async fn run(mut self) -> anyhow::Result<()> {
+        while self.operations > 0 {
+            let count = self.operations.min(self.memory.len() as u64);
+            self.operations -= count;
+            let count = usize::try_from(count)?;
+            let first = if self.workload.random { 0 } else { self.next.fetch_add(count, Ordering::Relaxed) };
+            let (done, wait) = oneshot::channel();
+            let plug_end = Arc::new(PlugEnd {
+                left: AtomicUsize::new(count),
+                failed: AtomicBool::new(false),
+                done: parking_lot::Mutex::new(Some(done)),
+            });
+            let mut plug = Vec::with_capacity(count);
+            for number in 0..count {
+                let block = if self.workload.random { self.random.next() } else { (first + number) as u64 }
+                    % self.blocks;
+                let memory = Arc::clone(&self.memory[number]);
+                let len = u32::try_from(self.workload.block_size)?;
+                let operation = if self.workload.write { Operation::Write } else { Operation::Read };
+                let end = Arc::clone(&plug_end);
+                plug.push(Bio::new(
+                    operation,
+                    BioFlags::SYNC,
+                    block * self.workload.block_size,
+                    vec![Segment::Pool { memory, offset: 0, len }],
+                    Box::new(move |completion| end.one(&completion)),
+                ));
+            }
+            self.device.submit(plug);
+            wait.await.context("a plug was lost")?;
+            anyhow::ensure!(!plug_end.failed.load(Ordering::Relaxed), "a transfer failed");
+        }
+        Ok(())
+    }
+}
+
+/// Counts the bios of a plug down; the last one wakes the submitter.
+struct PlugEnd {
+    left: AtomicUsize,
+    failed: AtomicBool,
+    done: parking_lot::Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl PlugEnd {
+    fn one(&self, completion: &Completion) {
+        if completion.result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(done) = self.done.lock().take()
+        {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// xorshift64*: places, not secrets.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}

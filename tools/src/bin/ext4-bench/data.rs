@@ -1,0 +1,144 @@
+//! Suite `data`, first form: writing one file through the whole stack, through the kernel's ext4 on the same device,
+//! and on the raw device.
+//!
+//! Every run begins with a fresh file system. What is timed is the writing, with the fsync where the workload has one;
+//! not mkfs, mount and unmount. The cache is large enough for the file, as the kernel's is on a machine with memory to
+//! spare, so that `cached-write` measures the way into the cache on both sides.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use ext4_backend_uring::{UringDevice, UringOptions};
+use ext4_core::InodeNumber;
+use ext4_core::device::BlockDevice;
+use ext4_core::environment::SystemEnvironment;
+use ext4_core::meta::mkfs::MkfsOptions;
+use ext4_writeback::{Credentials, Filesystem, MountOptions};
+use tokio::runtime::Runtime;
+
+use crate::fio;
+use crate::report::{Report, Subject};
+use crate::workload::{Measurement, Stopwatch, Target, Workload};
+
+/// Runs the suite.
+///
+/// # Errors
+/// Those of the file systems, of the tools for the kernel's, and of fio.
+pub fn run(
+    runtime: &Runtime,
+    target: &Target,
+    rounds: u32,
+    only: &dyn Fn(&str) -> bool,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let needed = target.size + target.size / 4 + (64 << 20);
+    ensure!(
+        needed <= target.available,
+        "{} holds {} bytes; {} in a file need {needed}",
+        target.device.display(),
+        target.available,
+        target.size
+    );
+    let mut subjects = vec![Subject::OursUring, Subject::Kernel, Subject::Raw];
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("ext4-bench: the kernel's ext4 is left out: only root can mount it");
+        subjects.retain(|subject| *subject != Subject::Kernel);
+    }
+    for workload in workloads(target).iter().filter(|workload| only(&workload.name)) {
+        report.measure("data", workload, &subjects, rounds, |subject| match subject {
+            Subject::Raw => fio::raw(&target.device, workload),
+            Subject::Kernel => kernel(&target.device, workload),
+            Subject::OursUring | Subject::OursFile => runtime.block_on(ours(&target.device, workload)),
+        })?;
+    }
+    Ok(())
+}
+
+fn workloads(target: &Target) -> Vec<Workload> {
+    let forms = [("cached-write", false), ("write-fsync", true)];
+    let blocks = [(4096, "4k", 32), (1 << 20, "1m", 8)];
+    forms
+        .into_iter()
+        .flat_map(|(name, durable)| {
+            blocks.map(|(block_size, block, depth)| Workload {
+                name: format!("{name}-{block}"),
+                block_size,
+                // Of the raw device; a file is written by one program, one call after the other.
+                depth,
+                write: true,
+                random: false,
+                bytes: target.size,
+                durable,
+            })
+        })
+        .collect()
+}
+
+async fn ours(path: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
+    let device: Arc<dyn BlockDevice> = Arc::new(UringDevice::open(path, &UringOptions::default())?);
+    ext4_writeback::filesystem::mkfs(Arc::clone(&device), &MkfsOptions::default(), &SystemEnvironment)
+        .await
+        .context("mkfs")?;
+    let cache = usize::try_from(workload.bytes + workload.bytes / 4 + (64 << 20))?;
+    let options = MountOptions { cache, ..MountOptions::default() };
+    let filesystem = Filesystem::mount(device, options).await.context("mount")?;
+    let owner = Credentials { uid: 0, gid: 0, mode: 0o644 };
+    let inode = filesystem.create(InodeNumber::ROOT, b"file", owner).await.context("create")?;
+    let file = filesystem.open(inode).await.context("open")?;
+    let mut data = vec![0_u8; usize::try_from(workload.block_size)?];
+    for (number, byte) in data.iter_mut().enumerate() {
+        *byte = number.to_le_bytes()[0] ^ number.to_le_bytes()[1];
+    }
+    // On a task of its own: the thread that blocks on the runtime is none of its workers.
+    let (block_size, operations, durable) = (workload.block_size, workload.operations(), workload.durable);
+    let task = tokio::spawn(async move {
+        let watch = Stopwatch::start();
+        for number in 0..operations {
+            let written = file.write_at(number * block_size, &data).await.context("write")?;
+            ensure!(written == data.len(), "a short write");
+        }
+        if durable {
+            file.sync_all().await.context("fsync")?;
+        }
+        Ok(watch.stop())
+    });
+    let measured = task.await.context("the writer")??;
+    filesystem.unmount().await.context("unmount")?;
+    Ok(measured)
+}
+
+/// A mounted file system of the kernel; unmounted when dropped.
+struct Mounted(tempfile::TempDir);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+fn kernel(device: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
+    // Nothing is left for the kernel to initialize while it is measured.
+    tool(
+        Command::new("mkfs.ext4")
+            .args(["-F", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+            .arg(device),
+    )?;
+    let directory =
+        tempfile::Builder::new().prefix("ext4-bench").tempdir().context("a directory to mount on")?;
+    tool(Command::new("mount").args(["-t", "ext4"]).arg(device).arg(directory.path()))?;
+    let mounted = Mounted(directory);
+    let measured = fio::file(&mounted.0.path().join("file"), workload);
+    drop(mounted);
+    measured
+}
+
+fn tool(command: &mut Command) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("run {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! fio, the yardstick: what the device can do, and what the kernel's ext4 makes of it.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::workload::{Measurement, Workload};
+
+/// # Errors
+/// Where fio is not there.
+pub fn check() -> anyhow::Result<()> {
+    match Command::new("fio").arg("--version").stdout(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        _ => bail!("fio is not installed; it is the yardstick (Debian: apt install fio)"),
+    }
+}
+
+/// Runs a workload on the raw device, with io_uring in its best form: registered buffers and file, and at depth the
+/// faster of one submission for each transfer and one for a quarter of the depth (each round takes both).
+///
+/// # Errors
+/// Those of fio.
+pub fn raw(device: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
+    let common = ["--ioengine=io_uring", "--fixedbufs", "--registerfiles", "--direct=1"].map(String::from);
+    let plain = run(device, workload, &common)?;
+    if workload.depth < 8 {
+        return Ok(plain);
+    }
+    let batch = workload.depth / 4;
+    let batched = run(
+        device,
+        workload,
+        &[
+            &common[..],
+            &[format!("--iodepth_batch_submit={batch}"), format!("--iodepth_batch_complete_min={batch}")],
+        ]
+        .concat(),
+    )?;
+    Ok(if batched.seconds < plain.seconds { batched } else { plain })
+}
+
+/// Writes a file as a program does: one `pwrite` after the other, an `fsync` at the end where the workload asks.
+///
+/// # Errors
+/// Those of fio.
+pub fn file(path: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
+    run(path, workload, &["--ioengine=psync".into(), "--fallocate=none".into()])
+}
+
+fn run(path: &Path, workload: &Workload, engine: &[String]) -> anyhow::Result<Measurement> {
+    let kind = match (workload.random, workload.write) {
+        (false, false) => "read",
+        (false, true) => "write",
+        (true, false) => "randread",
+        (true, true) => "randwrite",
+    };
+    let mut name = OsString::from("--filename=");
+    // fio takes a colon for a separator of names.
+    name.push(path.to_string_lossy().replace(':', "\\:"));
+    let output = Command::new("fio")
+        .args(["--name=bench", "--thread", "--output-format=json", "--randrepeat=0", "--norandommap"])
+        .args(["--randseed=1", "--invalidate=1", "--zero_buffers=0", "--refill_buffers=0"])
+        .arg(name)
+        .arg(format!("--rw={kind}"))
+        .arg(format!("--bs={}", workload.block_size))
+        .arg(format!("--iodepth={}", workload.depth))
+        .arg(format!("--size={}", workload.bytes))
+        .arg(format!("--end_fsync={}", u8::from(workload.durable)))
+        .args(engine)
+        .output()
+        .context("run fio")?;
+    if !output.status.success() {
+        bail!("fio failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    // Warnings may stand before the object.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let start = text.find('{').unwrap_or(0);
+    let parsed: Value = serde_json::from_str(text[start..].trim()).context("read fio's report")?;
+    measurement(&parsed, workload)
+}
+
+fn measurement(parsed: &Value, workload: &Workload) -> anyhow::Result<Measurement> {
+    let job = &parsed["jobs"][0];
+    let side = &job[if workload.write { "write" } else { "read" }];
+    let number = |value: &Value| value.as_f64().context("a number in fio's report is missing");
+    let bytes = number(&side["io_bytes"])?;
+    if job["error"].as_i64() != Some(0) || (bytes - workload.bytes as f64).abs() > 0.5 {
+        bail!("fio transferred {bytes} of {} bytes, error {}", workload.bytes, job["error"]);
+    }
+    // Milliseconds, the fsync at the end included (`job_runtime`).
+    let seconds = number(&job["job_runtime"])?.max(number(&side["runtime"])?).max(1.0) / 1000.0;
+    let share = (number(&job["usr_cpu"])? + number(&job["sys_cpu"])?) / 100.0;
+    Ok(Measurement { seconds, cpu_seconds: share * seconds })
+}

@@ -1,0 +1,190 @@
+//! Rounds, medians, ratios; a table for people, JSON for programs.
+
+use serde::Serialize;
+
+use crate::workload::{Measurement, Workload};
+
+/// Who carried a workload out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Subject {
+    /// Our io_uring backend.
+    OursUring,
+    /// Our file backend.
+    OursFile,
+    /// fio on the raw device.
+    Raw,
+    /// The kernel's ext4.
+    Kernel,
+}
+
+impl Subject {
+    fn name(self) -> &'static str {
+        match self {
+            Self::OursUring => "ours-uring",
+            Self::OursFile => "ours-file",
+            Self::Raw => "raw",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    suite: &'static str,
+    workload: String,
+    /// Bytes of one transfer.
+    block_size: u64,
+    subject: &'static str,
+    /// The median of the rounds.
+    seconds: f64,
+    bytes: u64,
+    ops: u64,
+    cpu_seconds: f64,
+    /// How many times as fast as the raw device: the median of the rounds' ratios, so that both sides saw the same
+    /// machine.
+    ratio_to_raw: Option<f64>,
+    /// How many times as fast as the kernel's ext4.
+    ratio_to_kernel: Option<f64>,
+}
+
+/// What has been measured.
+#[derive(Debug)]
+pub struct Report {
+    rows: Vec<Row>,
+    progress: bool,
+}
+
+impl Report {
+    /// Nothing yet. `progress`: each workload's name on standard error as it begins.
+    pub fn new(progress: bool) -> Self {
+        Self { rows: Vec::new(), progress }
+    }
+
+    /// Measures one workload: `rounds` rounds, in each round every subject once, one after the other.
+    ///
+    /// # Errors
+    /// Those of `measure`.
+    pub fn measure(
+        &mut self,
+        suite: &'static str,
+        workload: &Workload,
+        subjects: &[Subject],
+        rounds: u32,
+        mut measure: impl FnMut(Subject) -> anyhow::Result<Measurement>,
+    ) -> anyhow::Result<()> {
+        if self.progress {
+            eprintln!("{} ({rounds} rounds)", workload.name);
+        }
+        let mut measured = vec![Vec::new(); subjects.len()];
+        for round in 0..rounds as usize {
+            // Each round begins with another subject, so that none is always the first.
+            for number in 0..subjects.len() {
+                let turn = (number + round) % subjects.len();
+                measured[turn].push(measure(subjects[turn])?);
+            }
+        }
+        let of = |subject: Subject| {
+            subjects.iter().position(|other| *other == subject).map(|number| measured[number].as_slice())
+        };
+        for (subject, rounds) in subjects.iter().zip(&measured) {
+            let ratio = |base: Option<&[Measurement]>| {
+                let base = base?;
+                Some(median(base.iter().zip(rounds).map(|(base, own)| base.seconds / own.seconds)))
+            };
+            self.rows.push(Row {
+                suite,
+                workload: workload.name.clone(),
+                block_size: workload.block_size,
+                subject: subject.name(),
+                seconds: median(rounds.iter().map(|round| round.seconds)),
+                bytes: workload.bytes,
+                ops: workload.operations(),
+                cpu_seconds: median(rounds.iter().map(|round| round.cpu_seconds)),
+                ratio_to_raw: ratio(of(Subject::Raw)),
+                ratio_to_kernel: ratio(of(Subject::Kernel)),
+            });
+        }
+        Ok(())
+    }
+
+    /// Prints everything on standard output.
+    ///
+    /// # Errors
+    /// None but those of JSON.
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(&self.rows)?);
+            return Ok(());
+        }
+        println!(
+            "{:24} {:>9} {:11} {:>9} {:>9} {:>9} {:>8} {:>7} {:>9}",
+            "workload", "block", "subject", "seconds", "MB/s", "kIOPS", "cpu s", "of raw", "of kernel"
+        );
+        let mut last = "";
+        for row in &self.rows {
+            if !last.is_empty() && last != row.workload {
+                println!();
+            }
+            last = &row.workload;
+            let ratio =
+                |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+            println!(
+                "{:24} {:>9} {:11} {:>9.3} {:>9.0} {:>9.1} {:>8.2} {:>7} {:>9}",
+                row.workload,
+                row.block_size,
+                row.subject,
+                row.seconds,
+                row.bytes as f64 / row.seconds / 1e6,
+                row.ops as f64 / row.seconds / 1e3,
+                row.cpu_seconds,
+                ratio(row.ratio_to_raw),
+                ratio(row.ratio_to_kernel)
+            );
+        }
+        Ok(())
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let workload = Workload {
+            name: "w".into(),
+            block_size: 4096,
+            depth: 1,
+            write: true,
+            random: false,
+            bytes: 8192,
+            durable: false,
+        };
+        let mut report = Report::new(false);
+        let mut turn = 0.0;
+        let measure = |subject| {
+            // Every round the machine is slower, for both; ours takes twice as long.
+            turn += 1.0;
+            let slow = f64::floor((turn - 1.0) / 2.0) + 1.0;
+            let seconds = if subject == Subject::Raw { slow } else { 2.0 * slow };
+            Ok(Measurement { seconds, cpu_seconds: 0.0 })
+        };
+        report.measure("backend", &workload, &[Subject::OursUring, Subject::Raw], 3, measure).unwrap();
+        assert_eq!(report.rows[0].ratio_to_raw, Some(0.5));
+        assert_eq!((report.rows[0].seconds, report.rows[1].seconds), (4.0, 2.0));
+        assert_eq!(report.rows[0].ratio_to_kernel, None);
+        assert_eq!(report.rows[0].ops, 2);
+    }
+}
