@@ -245,7 +245,7 @@ async fn try_group(
 }
 
 /// Writes the block bitmap of a group that never had one.
-async fn initialise_block_bitmap(
+pub(super) async fn initialise_block_bitmap(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
     number: GroupNumber,

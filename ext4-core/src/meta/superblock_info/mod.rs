@@ -33,6 +33,7 @@ use crate::format::group_descriptor::{ChecksumContext, GroupDescriptor};
 use crate::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
 use group::Group;
+pub(crate) use load::context;
 use space::Space;
 use zones::SystemZones;
 
