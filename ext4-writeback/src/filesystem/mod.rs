@@ -146,10 +146,13 @@ impl FilesystemInner {
         if self.options.read_only {
             return Err(Error::posix(Errno::EROFS, "mounted read-only"));
         }
-        if let Some(error) = self.journal.as_ref().and_then(|journal| journal.aborted()) {
-            return Err(error);
+        self.errors.check()?;
+        match self.journal.as_ref().and_then(|journal| journal.aborted()) {
+            // The error that stopped it was reported when it struck; what it means from now on is EROFS.
+            Some(Error::Aborted(cause)) => Err(Error::Aborted(cause)),
+            Some(cause) => Err(Error::Aborted(cause.to_string())),
+            None => Ok(()),
         }
-        self.errors.check()
     }
 
     /// The inode `number`, read where it is not in memory.
