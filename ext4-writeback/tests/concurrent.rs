@@ -44,9 +44,7 @@ async fn quarrel(filesystem: Filesystem, directories: Arc<Vec<InodeNumber>>, see
                 let flags = RenameFlags { exchange: true, no_replace: false };
                 filesystem.rename((from.0, &from.1), (to.0, &to.1), flags).await
             }
-            _ => {
-                filesystem.rename((from.0, &from.1), (to.0, &to.1), RenameFlags::default()).await
-            }
+            _ => filesystem.rename((from.0, &from.1), (to.0, &to.1), RenameFlags::default()).await,
         };
         if let Err(error) = result {
             assert!(!error.is_corrupt(), "seed {seed}: {error}");

@@ -123,7 +123,7 @@ async fn open(
     drop(info);
     let info = load().await?;
     if options.read_only {
-        mark_recovered(&info, options, &former, journal_error).await?;
+        mark_recovered(&info, &former, journal_error).await?;
     }
     Ok(Opened { info, journal: Some(journal), former, journal_error })
 }

@@ -6,11 +6,9 @@
 //!   away committed changes.
 //! - The error state never goes by itself: only a check clears it.
 
-use std::sync::Arc;
-
 use ext4_core::format::features::{Compat, Incompat, RoCompat};
 use ext4_core::format::superblock::{ErrorRecord, STATE_ERROR, STATE_ORPHANS, STATE_VALID, Superblock};
-use ext4_core::meta::{DirectTransaction, SuperblockInfo, credits};
+use ext4_core::meta::{SuperblockInfo, credits};
 use ext4_core::{Error, Result};
 
 use super::FilesystemInner;
@@ -19,24 +17,6 @@ use crate::error_policy::{Finding, Findings};
 
 /// `EXT4_ERR_EFSCORRUPTED`: the kind of error that the kernel records for a contradiction on the device.
 const CODE_CORRUPTED: u8 = 8;
-
-/// Changes the superblock on the device itself, beside any journal, and waits until it is durable. Only while no
-/// transaction runs, or when none will ever commit.
-pub(super) async fn change_in_place(
-    info: &SuperblockInfo,
-    barrier: bool,
-    change: &mut (dyn FnMut(&mut Superblock) + Send),
-) -> Result<()> {
-    let transaction = DirectTransaction::new(Arc::clone(&info.cache));
-    let now = info.environment.now().seconds;
-    info.modify_superblock(&transaction, &mut |superblock| {
-        superblock.wtime = now;
-        change(superblock);
-    })
-    .await?;
-    info.cache.write_dirty().await?;
-    if barrier { info.device().flush().await } else { Ok(()) }
-}
 
 /// What the superblock said of errors before the journal was replayed over it.
 pub(super) struct FormerErrors {
@@ -75,7 +55,7 @@ pub(super) async fn mark_mounted(
     journal_error: bool,
 ) -> Result<()> {
     let now = info.environment.now().seconds;
-    change_in_place(info, options.barrier, &mut |superblock| {
+    info.write_superblock(&mut |superblock| {
         former.restore(superblock);
         if journal_error {
             superblock.state |= STATE_ERROR;
@@ -105,11 +85,10 @@ pub(super) async fn mark_mounted(
 /// The superblock after recovery, for a mount that will write nothing more.
 pub(super) async fn mark_recovered(
     info: &SuperblockInfo,
-    options: &MountOptions,
     former: &FormerErrors,
     journal_error: bool,
 ) -> Result<()> {
-    change_in_place(info, options.barrier, &mut |superblock| {
+    info.write_superblock(&mut |superblock| {
         former.restore(superblock);
         if journal_error {
             superblock.state |= STATE_ERROR;
@@ -124,18 +103,19 @@ impl FilesystemInner {
     pub(super) async fn mark_clean(&self) -> Result<()> {
         let findings = self.errors.take();
         let found_state = self.found_state;
-        change_in_place(&self.info, self.options.barrier, &mut |superblock| {
-            superblock.state = (found_state & !STATE_ORPHANS) | (superblock.state & STATE_ERROR);
-            if let Some(findings) = &findings {
-                record(superblock, findings);
-            }
-            superblock.features.incompat.remove(Incompat::RECOVER);
-            // An orphan that could not be deleted is for the next mount, or for a checker.
-            if self.orphans.file_is_empty() {
-                superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
-            }
-        })
-        .await
+        self.info
+            .write_superblock(&mut |superblock| {
+                superblock.state = (found_state & !STATE_ORPHANS) | (superblock.state & STATE_ERROR);
+                if let Some(findings) = &findings {
+                    record(superblock, findings);
+                }
+                superblock.features.incompat.remove(Incompat::RECOVER);
+                // An orphan that could not be deleted is for the next mount, or for a checker.
+                if self.orphans.file_is_empty() {
+                    superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+                }
+            })
+            .await
     }
 
     /// Puts findings into the superblock, in a transaction of the running file system.
@@ -151,8 +131,7 @@ impl FilesystemInner {
             journal.abort(error);
         }
         let Some(findings) = self.errors.take() else { return Ok(()) };
-        change_in_place(&self.info, self.options.barrier, &mut |superblock| record(superblock, &findings))
-            .await
+        self.info.write_superblock(&mut |superblock| record(superblock, &findings)).await
     }
 }
 
