@@ -301,30 +301,30 @@ async fn model_test(arguments: &[&str], data: bool, seed: u64) {
 
 #[tokio::test]
 async fn default_features() {
-    model_test(&[], false, 1).await;
+    model_test(&[], true, 1).await;
 }
 
 #[tokio::test]
 async fn blocks_of_1_kib() {
-    model_test(&["-b", "1024"], false, 2).await;
+    model_test(&["-b", "1024"], true, 2).await;
 }
 
 #[tokio::test]
 async fn blocks_of_2_kib_without_orphan_file() {
-    model_test(&["-b", "2048", "-O", "^orphan_file"], false, 3).await;
+    model_test(&["-b", "2048", "-O", "^orphan_file"], true, 3).await;
 }
 
 #[tokio::test]
 async fn with_orphan_file() {
-    model_test(&["-O", "orphan_file"], false, 4).await;
+    model_test(&["-O", "orphan_file"], true, 4).await;
 }
 
 #[tokio::test]
 async fn without_journal() {
-    model_test(&["-b", "1024", "-O", "^has_journal"], false, 5).await;
+    model_test(&["-b", "1024", "-O", "^has_journal"], true, 5).await;
 }
 
 #[tokio::test]
 async fn inodes_of_128_bytes_without_checksums() {
-    model_test(&["-b", "1024", "-I", "128", "-O", "^metadata_csum,^64bit,uninit_bg"], false, 6).await;
+    model_test(&["-b", "1024", "-I", "128", "-O", "^metadata_csum,^64bit,uninit_bg"], true, 6).await;
 }

@@ -177,6 +177,10 @@ fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inod
     let times = new.times.unwrap_or(super::Times { atime: now, mtime: now, ctime: now, crtime: None });
     (inode.atime, inode.mtime, inode.ctime) = (times.atime, times.mtime, times.ctime);
     inode.crtime = inode.crtime.map(|now| times.crtime.unwrap_or(now));
+    let extents = info.features().incompat.contains(Incompat::EXTENTS);
+    if extents && matches!(new.file_type, FileType::Regular | FileType::Directory) {
+        extent_tree::initialize(&mut inode);
+    }
     if matches!(new.file_type, FileType::CharacterDevice | FileType::BlockDevice) {
         check_device(new.device)?;
         inode.set_device_number(new.device.0, new.device.1);
@@ -194,13 +198,8 @@ async fn fill(
     xattrs: &[(Vec<u8>, Vec<u8>)],
 ) -> Result<()> {
     let info = &fs.info;
-    let extents = info.features().incompat.contains(Incompat::EXTENTS);
     match new.file_type {
-        FileType::Regular if extents => extent_tree::initialize(inode),
         FileType::Directory => {
-            if extents {
-                extent_tree::initialize(inode);
-            }
             inode.links_count = 2;
             directory::initialize(info, handle, inode, parent.number).await?;
         }

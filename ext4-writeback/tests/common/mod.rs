@@ -156,7 +156,15 @@ impl KernelMount {
 
     /// Unmounts; what the kernel left.
     pub fn unmount(mut self) -> Image {
-        run_ok("umount", &[self.path().to_str().unwrap()]);
+        // Another test's child may have inherited a file for the moment before it runs its program.
+        let unmounted = (0..100).any(|_| {
+            let done = run("umount", &[self.path().to_str().unwrap()]).status.success();
+            if !done {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            done
+        });
+        assert!(unmounted, "{} is busy", self.path().display());
         self.mounted = false;
         Image::from_file(&self.directory.path().join("image")).unwrap()
     }
