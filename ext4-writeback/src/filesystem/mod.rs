@@ -28,7 +28,7 @@ use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::mkfs::MkfsOptions;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo, Transaction as _, inode_table};
-use ext4_core::{Errno, Error, InodeNumber};
+use ext4_core::{Errno, Error, InodeNumber, Timestamp};
 use ext4_journal::Journal;
 use tokio::sync::{Mutex, RwLock};
 
@@ -281,6 +281,12 @@ impl Filesystem {
     /// The superblock as it is now.
     pub fn superblock(&self) -> Superblock {
         self.inner.info.superblock()
+    }
+
+    /// The present time of the environment it was mounted with: what is stamped into inodes.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.inner.info.environment.now()
     }
 
     /// Opens a regular file.
