@@ -2,6 +2,7 @@
 //! judged by e2fsck and debugfs.
 
 mod images;
+mod loop_mount;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -21,6 +22,7 @@ use ext4_core::meta::{
 };
 use ext4_core::{BlockNumber, Errno, InodeNumber, LogicalBlock, Result, Timestamp, TransactionId};
 use images::{e2fsck, mke2fs, run};
+use loop_mount::Mounted;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
@@ -634,4 +636,71 @@ async fn a_node_of_another_inode_is_refused_by_its_checksum() {
     assert!(error.to_string().contains("checksum"), "{error}");
     let nodes = extent_tree::node_blocks(&info, &bench.inode).await.unwrap();
     assert_eq!(nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn the_kernel_reads_and_changes_a_tree_of_ours() {
+    let Some(content) = SMALL.clone() else { return };
+    let mut bench = Bench::new(content, 12_000).await;
+    let mut random = fastrand::Rng::with_seed(21);
+    let mut model = Model::new();
+    // Two levels below the root, with pieces missing and in both states.
+    for n in 0..40 {
+        let logical = 200 * random.u32(0..40);
+        let (unwritten, backwards) = (n % 2 == 0, n % 3 == 0);
+        carry_out(&mut bench, &mut model, &Action::Alternate { logical, count: 100, backwards, unwritten })
+            .await;
+        let (logical, len) = (random.u32(0..9000), 50);
+        carry_out(&mut bench, &mut model, &Action::Convert { logical, len, unwritten: !unwritten }).await;
+        carry_out(&mut bench, &mut model, &Action::Remove { logical: random.u32(0..9000), len: 20 }).await;
+    }
+    assert!(extent_tree::node_blocks(&bench.info, &bench.inode).await.unwrap().len() > 20);
+    bench.check("before the kernel").await;
+    let mut content = bench.device.content();
+    let at = |block: u64| block as usize * 1024..(block as usize + 1) * 1024;
+    for (logical, (block, _)) in &model {
+        content[at(*block)].copy_from_slice(&logical.to_le_bytes().repeat(256));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    std::fs::write(&image, content).unwrap();
+    let Some(mounted) = Mounted::new(&image) else { return };
+    let path = mounted.path("file");
+    let seen = std::fs::read(&path).unwrap();
+    for logical in 0..12_000 {
+        let expected = match model.get(&logical) {
+            Some((_, false)) => logical,
+            _ => 0,
+        };
+        assert_eq!(seen[at(u64::from(logical))], expected.to_le_bytes().repeat(256), "block {logical}");
+    }
+    for arguments in [
+        ["-p", "-o", "1000K", "-l", "777K"],
+        ["-z", "-o", "3000K", "-l", "500K"],
+        ["-x", "-o", "5001K", "-l", "900K"],
+    ] {
+        run(Command::new("fallocate").args(arguments).arg(&path));
+    }
+    run(Command::new("truncate").args(["-s", "7654321"]).arg(&path));
+    let seen = std::fs::read(&path).unwrap();
+    drop(mounted);
+    // What the kernel made of it, read by us; then removed by us.
+    let content = std::fs::read(&image).unwrap();
+    e2fsck(&content, "after the kernel");
+    bench.device = Arc::new(MemoryDevice::from_content(content.clone()));
+    (bench.info, bench.transaction) = open(&bench.device).await;
+    bench.inode = inode_table::read_inode(&bench.info, bench.inode.number).await.unwrap();
+    let mut ours = vec![0; seen.len().next_multiple_of(1024)];
+    for (logical, len, physical, unwritten) in bench.extents().await {
+        for n in 0..u64::from(len) {
+            if !unwritten && let Some(to) = ours.get_mut(at(u64::from(logical) + n)) {
+                to.copy_from_slice(&content[at(physical + n)]);
+            }
+        }
+    }
+    assert!(ours[..seen.len()] == seen);
+    bench.remove(4000, 6000).await;
+    bench.check("punched by us").await;
+    bench.remove(0, u32::MAX).await;
+    bench.check("emptied by us").await;
 }

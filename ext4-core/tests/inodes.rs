@@ -2,6 +2,7 @@
 //! read is what the kernel shows, what we write back is the same bytes, and nothing in a damaged image does harm.
 
 mod images;
+mod loop_mount;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
@@ -19,6 +20,7 @@ use ext4_core::meta::extent_tree::{self, MappingState, Removal};
 use ext4_core::meta::{DirectTransaction, SuperblockInfo, block_map, inode_table};
 use ext4_core::{BlockNumber, Errno, InodeNumber, LogicalBlock, Result, Timestamp};
 use images::{e2fsck, mke2fs, run};
+use loop_mount::Mounted;
 
 async fn open(content: Vec<u8>, read_only: bool) -> Result<(Arc<MemoryDevice>, Arc<SuperblockInfo>)> {
     let device = Arc::new(MemoryDevice::from_content(content));
@@ -32,44 +34,6 @@ async fn slot(device: &MemoryDevice, info: &SuperblockInfo, number: InodeNumber)
     let (block, offset) = info.inode_location(number).await.unwrap();
     let start = usize::try_from(block.byte(info.block_size()).unwrap()).unwrap() + offset;
     device.content()[start..start + usize::from(info.inode_size())].to_vec()
-}
-
-/// A loop mount that ends with the value.
-struct Mounted {
-    directory: tempfile::TempDir,
-}
-
-impl Mounted {
-    /// `None` where this host cannot mount, except in CI.
-    fn new(image: &Path) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let output = Command::new("mount")
-            .args(["-t", "ext4", "-o", "loop"])
-            .arg(image)
-            .arg(directory.path())
-            .output();
-        match output {
-            Ok(output) if output.status.success() => Some(Self { directory }),
-            other => {
-                assert!(std::env::var_os("CI").is_none(), "mount: {other:?}");
-                eprintln!("mount: {other:?}, skipped");
-                None
-            }
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.directory.path()).status();
-        if !std::thread::panicking() {
-            assert!(status.unwrap().success());
-        }
-    }
 }
 
 /// Writes blocks of a file, each with its number, and gives them back in order.

@@ -890,6 +890,22 @@ mod tests {
         assert!(inode.i_block.starts_with(&[0, 0, 0, 0, 3, 3, 1, 0]));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..1100),
+            bits in 7..11_u32,
+            linux in proptest::prelude::any::<bool>(),
+        ) {
+            let layout = InodeLayout { linux, hurd: !linux, ..layout(1 << bits) };
+            if let Ok(inode) = Inode::parse(&bytes, InodeNumber(12), &layout) {
+                let mut slot = bytes;
+                let _ = inode.serialize(&mut slot, &layout);
+                let _ = (inode.device_number(), inode.is_fast_symlink(&layout), inode.is_free());
+            }
+        }
+    }
+
     #[test]
     fn fast_symlinks_are_told_by_their_blocks() {
         let layout = layout(256);

@@ -107,12 +107,13 @@ async fn announce_large_files(info: &SuperblockInfo, transaction: &dyn Transacti
 /// The block of the table that holds `number`; a miss reads its neighbours too, which whoever walks a directory will ask
 /// for next.
 async fn read_table_block(info: &SuperblockInfo, number: InodeNumber, block: BlockNumber) -> Result<Buffer> {
-    if info.cache.cached(block).is_none() {
-        let (before, behind) = neighbours(info, number);
-        let first = BlockNumber(block.0.saturating_sub(before));
-        info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
-        info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
+    if let Some(buffer) = info.cache.cached(block) {
+        return Ok(buffer);
     }
+    let (before, behind) = neighbours(info, number);
+    let first = BlockNumber(block.0.saturating_sub(before));
+    info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
+    info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
     info.cache.read(block, BlockKind::InodeTable, |_| Ok(())).await
 }
 
