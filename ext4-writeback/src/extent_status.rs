@@ -418,6 +418,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_of_small_reservations_is_one_delayed_extent() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, u32::MAX, MappingState::Hole));
+        for block in 0..1000 {
+            tree.reserve(block..block + 1, |_| Ok(())).expect("promised");
+        }
+        let extent = tree.lookup(3).expect("known");
+        assert_eq!((extent.start, extent.end, extent.status), (3, 1000, Status::Delayed));
+        assert_eq!(tree.tree.lock().extents.len(), 2);
+    }
+
+    #[test]
     fn delayed_blocks_survive_the_bound() {
         let tree = ExtentStatusTree::new();
         tree.cache(&mapping(0, 10, MappingState::Hole));

@@ -11,6 +11,7 @@
 //! dropped from memory and read again. Times changed by a write are the exception: `pages.times_dirty` is set then, and
 //! the flusher's queue holds the inode until they are logged.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
@@ -50,8 +51,8 @@ pub(crate) struct InodeInfo {
     pub completion: CompletionQueue,
     /// Failed writebacks.
     pub write_errors: ErrorSequence,
-    /// Mapped by indirect blocks, not by extents.
-    pub indirect: bool,
+    /// Mapped by indirect blocks, not by extents; see [`InodeInfo::is_indirect`].
+    indirect: OnceLock<bool>,
     /// How many [`crate::File`]s are open.
     pub open_count: AtomicU32,
     /// It has no links: it goes when the last file is closed. Set under `inode`.
@@ -75,7 +76,7 @@ impl InodeInfo {
             extent_status: ExtentStatusTree::new(),
             completion: CompletionQueue::new(disk_size),
             write_errors: ErrorSequence::new(),
-            indirect: !inode.flags.contains(InodeFlags::EXTENTS),
+            indirect: OnceLock::new(),
             open_count: AtomicU32::new(0),
             unlinked: AtomicBool::new(inode.links_count == 0),
             freed: AtomicBool::new(false),
@@ -86,6 +87,15 @@ impl InodeInfo {
     /// i_size in bytes.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// True for a file that is mapped by indirect blocks, not by extents. That does not change once it is written to.
+    pub async fn is_indirect(&self) -> bool {
+        if let Some(indirect) = self.indirect.get() {
+            return *indirect;
+        }
+        let indirect = !self.inode.read().await.flags.contains(InodeFlags::EXTENTS);
+        *self.indirect.get_or_init(|| indirect)
     }
 
     /// i_size is at least `size` bytes. The caller holds `rwlock` for writing and the folio's lock.

@@ -71,7 +71,8 @@ pub(crate) async fn write(
     if position > size {
         zero_block_tail(fs, inode, size).await?;
     }
-    let mode = allocation_mode(fs);
+    // Where blocks come from indirect maps, the holes are asked for at once, and refused there.
+    let mode = if inode.is_indirect().await { Allocation::AtOnce } else { allocation_mode(fs) };
     let mut done = 0;
     let mut retries = 0;
     let mut throttled = 0;
@@ -167,7 +168,7 @@ async fn write_folio(
         let range = first + touched.start..first + touched.end;
         let mut hole = false;
         let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
-            if mode == Allocation::Delayed && !inode.indirect {
+            if mode == Allocation::Delayed {
                 return fs.info.reserve_blocks(blocks);
             }
             hole = true;
