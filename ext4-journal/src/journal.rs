@@ -524,7 +524,7 @@ impl Journal {
 }
 
 async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn Runtime>) {
-    let _ended = Ended(Arc::clone(&wake));
+    let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
     loop {
         let deadline = {
             let Some(journal) = journal.upgrade() else { return };
@@ -554,7 +554,7 @@ async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn R
 }
 
 async fn checkpoint_task(journal: Weak<Journal>, wake: Arc<Wake>) {
-    let _ended = Ended(Arc::clone(&wake));
+    let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
     loop {
         {
             let Some(journal) = journal.upgrade() else { return };
@@ -569,12 +569,21 @@ async fn checkpoint_task(journal: Weak<Journal>, wake: Arc<Wake>) {
     }
 }
 
-/// Says that a task is gone, however it ends.
-struct Ended(Arc<Wake>);
+/// Says that a task is gone, however it ends. One that panicked takes the journal with it: nobody would do its work,
+/// and whoever waits for that would wait for ever.
+struct Ended {
+    wake: Arc<Wake>,
+    journal: Weak<Journal>,
+}
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.tasks.fetch_sub(1, Ordering::AcqRel);
-        self.0.ended.notify_waiters();
+        if std::thread::panicking()
+            && let Some(journal) = self.journal.upgrade()
+        {
+            journal.abort(&Error::posix(Errno::EIO, "a task of the journal panicked"));
+        }
+        self.wake.tasks.fetch_sub(1, Ordering::AcqRel);
+        self.wake.ended.notify_waiters();
     }
 }

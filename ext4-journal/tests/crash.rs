@@ -248,6 +248,45 @@ async fn the_log_wraps_around_many_times() {
     assert!(statistics.checkpointed_blocks > 0, "{statistics:?}");
 }
 
+/// Transactions as large as they can be: each is written over what the last checkpoint has just freed.
+#[tokio::test]
+async fn the_log_is_written_over_only_after_its_tail_has_moved() {
+    let faulty = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::from_image(base_image()))));
+    faulty.reorder(3);
+    let recorder = Arc::new(RecordingDevice::around(Arc::clone(&faulty) as _, base_image()));
+    let driver = tokio::spawn(async move { faulty.drive().await });
+    let device: Arc<dyn BlockDevice> = Arc::clone(&recorder) as _;
+    let (journal, cache) = run(&device, options()).await;
+    for round in 1..=14_u8 {
+        let handle = journal.start(250, "a large operation").await.unwrap();
+        for block in HIGH..HIGH + 250 {
+            let buffer = common::buffer(&cache, block).await;
+            buffer.modify(&handle, |bytes| bytes.fill(round)).unwrap();
+        }
+        drop(handle);
+        journal.force_commit().await.unwrap();
+        recorder.mark(format!("durable {round}"));
+    }
+    drop((journal, cache));
+    driver.abort();
+    let recording = recorder.recording();
+    for cut in recording.cuts() {
+        let durable = durable(&cut);
+        for image in [cut.with_none(), cut.with_all(), cut.variant(0), cut.variant(1), cut.variant(2)] {
+            let recovered = recovered(image).await.unwrap();
+            let first = block_of(&recovered, HIGH)[0];
+            assert!(u32::from(first) >= durable, "{}: {durable} was durable, not {first}", cut.position());
+            for block in HIGH..HIGH + 250 {
+                assert!(
+                    block_of(&recovered, block) == vec![first; 1024],
+                    "{}: block {block}",
+                    cut.position()
+                );
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_cut_during_recovery_changes_nothing() {
     let recorded = record(5, FEW, 150, false).await;

@@ -10,7 +10,7 @@ use common::{
     DEVICE_BLOCKS, HIGH, LOG, base_image, block_of, buffer, location, open_with, options, recovered, run,
 };
 use ext4_core::device::simulated::{Event, FaultyDevice, RecordingDevice};
-use ext4_core::device::{BioFlags, BlockDevice, MemoryDevice, Operation};
+use ext4_core::device::{BioFlags, BlockDevice, MemoryDevice, Operation, Plug};
 use ext4_core::meta::{BufferCache, Transaction};
 use ext4_core::{BlockNumber, BlockSize, Errno, Error, TransactionId};
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
@@ -372,6 +372,83 @@ async fn nothing_is_written_before_there_is_something_to_write() {
         _ => None,
     });
     assert!(flags.unwrap().contains(BioFlags::PREFLUSH | BioFlags::FUA));
+}
+
+/// Holds back writes that touch a range until it is told to let them go.
+#[derive(Debug)]
+struct HoldingDevice {
+    inner: Arc<dyn BlockDevice>,
+    range: std::ops::Range<u64>,
+    held: parking_lot::Mutex<Option<Plug>>,
+}
+
+impl HoldingDevice {
+    fn release(&self) {
+        let held = self.held.lock().take();
+        self.inner.submit(held.unwrap_or_default());
+    }
+
+    fn holds(&self) -> usize {
+        self.held.lock().as_ref().map_or(0, Vec::len)
+    }
+}
+
+impl BlockDevice for HoldingDevice {
+    fn geometry(&self) -> &ext4_core::device::Geometry {
+        self.inner.geometry()
+    }
+
+    fn submit(&self, plug: Plug) {
+        let touches = |bio: &ext4_core::device::Bio| {
+            bio.operation == Operation::Write
+                && bio.offset < self.range.end
+                && self.range.start < bio.offset + bio.len
+        };
+        let (mut held, passed): (Plug, Plug) = plug.into_iter().partition(touches);
+        if let Some(holding) = &mut *self.held.lock() {
+            holding.append(&mut held);
+        }
+        self.inner.submit(passed);
+        self.inner.submit(held);
+    }
+}
+
+/// A block that is being checkpointed while the transaction that frees it commits: it must not be handed out before
+/// the write has landed, or that would land on what it is used for next.
+#[tokio::test]
+async fn a_freed_block_waits_for_its_checkpoint_in_flight() {
+    let (_, memory) = memory();
+    let range = HIGH * 1024..(HIGH + 1) * 1024;
+    let holding =
+        Arc::new(HoldingDevice { inner: memory, range, held: parking_lot::Mutex::new(Some(Vec::new())) });
+    let device: Arc<dyn BlockDevice> = Arc::clone(&holding) as _;
+    let (journal, cache) = run(&device, options()).await;
+    change(&journal, &cache, HIGH, 1).await;
+    let flush = tokio::spawn({
+        let journal = Arc::clone(&journal);
+        async move { journal.flush().await }
+    });
+    while holding.holds() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let freed = Arc::new(AtomicU32::new(0));
+    let handle = journal.start(2, "free it").await.unwrap();
+    cache.forget(&handle, BlockNumber(HIGH)).unwrap();
+    let told = Arc::clone(&freed);
+    handle.on_commit(Box::new(move || told.store(1, Ordering::SeqCst)));
+    drop(handle);
+    let commit = tokio::spawn({
+        let journal = Arc::clone(&journal);
+        async move { journal.force_commit().await }
+    });
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(freed.load(Ordering::SeqCst), 0, "the old content is still on its way");
+    holding.release();
+    commit.await.unwrap().unwrap();
+    assert_eq!(freed.load(Ordering::SeqCst), 1);
+    flush.await.unwrap().unwrap();
 }
 
 /// Any single bit of the log flipped: an error, or the state after one of the transactions, and nothing else changed.
