@@ -258,8 +258,8 @@ async fn the_log_is_written_over_only_after_its_tail_has_moved() {
     let device: Arc<dyn BlockDevice> = Arc::clone(&recorder) as _;
     let (journal, cache) = run(&device, options()).await;
     for round in 1..=14_u8 {
-        let handle = journal.start(250, "a large operation").await.unwrap();
-        for block in HIGH..HIGH + 250 {
+        let handle = journal.start(256, "a large operation").await.unwrap();
+        for block in HIGH..HIGH + 256 {
             let buffer = common::buffer(&cache, block).await;
             buffer.modify(&handle, |bytes| bytes.fill(round)).unwrap();
         }
@@ -276,7 +276,7 @@ async fn the_log_is_written_over_only_after_its_tail_has_moved() {
             let recovered = recovered(image).await.unwrap();
             let first = block_of(&recovered, HIGH)[0];
             assert!(u32::from(first) >= durable, "{}: {durable} was durable, not {first}", cut.position());
-            for block in HIGH..HIGH + 250 {
+            for block in HIGH..HIGH + 256 {
                 assert!(
                     block_of(&recovered, block) == vec![first; 1024],
                     "{}: block {block}",

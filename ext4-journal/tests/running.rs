@@ -413,6 +413,44 @@ impl BlockDevice for HoldingDevice {
     }
 }
 
+/// While the superblock is being told that the log is empty nothing may be committed: its last word would be lost.
+#[tokio::test]
+async fn a_commit_waits_while_the_log_is_marked_empty() {
+    let (memory, inner) = memory();
+    let range = LOG[0].0 * 1024..(LOG[0].0 + 1) * 1024;
+    let holding = Arc::new(HoldingDevice { inner, range, held: parking_lot::Mutex::default() });
+    let device: Arc<dyn BlockDevice> = Arc::clone(&holding) as _;
+    let (journal, cache) = run(&device, options()).await;
+    change(&journal, &cache, HIGH, 1).await;
+    journal.force_commit().await.unwrap();
+    // The tail moves on with one write, the next says that the log is empty.
+    *holding.held.lock() = Some(Vec::new());
+    let flush = tokio::spawn({
+        let journal = Arc::clone(&journal);
+        async move { journal.flush().await }
+    });
+    while holding.holds() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let tail_move = holding.held.lock().replace(Vec::new());
+    holding.inner.submit(tail_move.unwrap());
+    while holding.holds() == 0 {
+        tokio::task::yield_now().await;
+    }
+    change(&journal, &cache, HIGH, 2).await;
+    let commit = tokio::spawn({
+        let journal = Arc::clone(&journal);
+        async move { journal.force_commit().await }
+    });
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    holding.release();
+    commit.await.unwrap().unwrap();
+    flush.await.unwrap().unwrap();
+    assert_eq!(block_of(&recovered(memory.image()).await.unwrap(), HIGH), vec![2; 1024]);
+}
+
 /// A block that is being checkpointed while the transaction that frees it commits: it must not be handed out before
 /// the write has landed, or that would land on what it is used for next.
 #[tokio::test]
