@@ -81,7 +81,22 @@ pub async fn remove(
     if inode.uses_extents() {
         return extent_tree::remove(info, transaction, inode, first, last).await;
     }
-    let mut to = Some(last.min(LogicalBlock::MAX));
+    let before = (inode.i_block, inode.sectors);
+    let result = remove_indirect(info, transaction, inode, first, last.min(LogicalBlock::MAX)).await;
+    if result.is_err() && before != (inode.i_block, inode.sectors) {
+        super::inode_table::write_inode(info, transaction, inode).await?;
+    }
+    result
+}
+
+async fn remove_indirect(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    inode: &mut Inode,
+    first: LogicalBlock,
+    last: LogicalBlock,
+) -> Result<Removal> {
+    let mut to = Some(last);
     while let Some(last) = to.filter(|last| *last >= first) {
         let Some(path) = BlockPath::new(info.block_size(), last) else {
             to = Some(last_reachable(info));

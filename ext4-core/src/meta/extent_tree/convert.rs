@@ -31,7 +31,7 @@ pub enum Conversion {
 ///
 /// # Errors
 /// `ENOSPC` where a split needs a node and there is no block for it: that extent, and those behind it, are as they
-/// were. `ENOSPC` too where the range has so many pieces that the transaction has no room for them.
+/// were; those before it are converted, and the inode must be logged as after a success. `ENOSPC` too where the range has so many pieces that the transaction has no room for them.
 pub async fn convert_to_written(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

@@ -8,7 +8,7 @@ use super::{Removal, holds_metadata};
 use crate::error::Result;
 use crate::format::extent::Extent;
 use crate::format::inode::Inode;
-use crate::meta::{SuperblockInfo, Transaction, block_allocator};
+use crate::meta::{SuperblockInfo, Transaction, block_allocator, inode_table};
 use crate::types::{BlockNumber, GroupNumber, LogicalBlock};
 
 /// Unmaps and frees the blocks of `first..=last`, from the end of the range towards its start, so that an interrupted
@@ -17,6 +17,7 @@ use crate::types::{BlockNumber, GroupNumber, LogicalBlock};
 /// Works with [`crate::meta::credits::FREE_STEP`] credits and asks for more as long as the transaction has room.
 ///
 /// # Errors
+/// Where something was changed before, the inode has been logged: blocks that it no longer names may be free already.
 /// `ENOSPC` where a hole in the middle of an extent needs a node and there is no block for it; corrupt; the device's.
 pub async fn remove(
     info: &SuperblockInfo,
@@ -25,11 +26,22 @@ pub async fn remove(
     first: LogicalBlock,
     last: LogicalBlock,
 ) -> Result<Removal> {
-    let last = last.min(LogicalBlock::MAX);
-    loop {
-        if last < first {
-            break;
-        }
+    let before = (inode.i_block, inode.sectors);
+    let result = remove_steps(info, transaction, inode, first, last.min(LogicalBlock::MAX)).await;
+    if result.is_err() && before != (inode.i_block, inode.sectors) {
+        inode_table::write_inode(info, transaction, inode).await?;
+    }
+    result
+}
+
+async fn remove_steps(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    inode: &mut Inode,
+    first: LogicalBlock,
+    last: LogicalBlock,
+) -> Result<Removal> {
+    while first <= last {
         let mut edit = Edit::find(info, transaction, inode, last).await?;
         match step(&mut edit, first, last.offset(1)).await? {
             Step::Freed => {}
