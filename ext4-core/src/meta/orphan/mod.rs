@@ -62,6 +62,14 @@ impl OrphanLinks {
     }
 }
 
+impl SuperblockInfo {
+    /// What links the inodes on the list of orphans.
+    #[must_use]
+    pub fn orphan_links(&self) -> &OrphanLinks {
+        &self.orphan_links
+    }
+}
+
 /// The list, its links apart.
 #[derive(Debug, Default)]
 struct List {

@@ -1,18 +1,15 @@
 //! Directories on file systems that mke2fs made: against a model, to the limits of the index, damaged; judged by
 //! e2fsck and debugfs.
 
-mod fixture;
-mod images;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::fixture::Fixture;
+use crate::images::{mke2fs, run};
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::meta::directory::{self, add, is_empty, lookup, read, remove, replace};
 use ext4_core::{Errno, InodeNumber};
-use fixture::Fixture;
-use images::{mke2fs, run};
 
 /// The most links a file can have.
 const MAX_LINKS: u16 = 65_000;

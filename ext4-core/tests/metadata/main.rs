@@ -1,0 +1,9 @@
+//! Directories, extended attributes and orphans on file systems that mke2fs and the kernel made.
+
+mod attributes;
+mod directories;
+mod fixture;
+#[path = "../images/mod.rs"]
+mod images;
+mod kernel;
+mod orphans;
