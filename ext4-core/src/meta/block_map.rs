@@ -162,6 +162,30 @@ struct Pointers {
     end: u32,
 }
 
+/// Reads a block of pointers of `inode` and verifies that each names a block a file may have.
+pub(super) async fn read_pointers(
+    info: &SuperblockInfo,
+    inode: &Inode,
+    block: BlockNumber,
+) -> Result<Buffer> {
+    if !info.is_data_range(block, 1) {
+        return Err(wild_pointer(inode, block));
+    }
+    let verify = |bytes: &[u8]| {
+        let wild = (0..pointers_per_block(info.block_size()))
+            .map(|at| pointer(bytes, at))
+            .find(|pointer| pointer.0 != 0 && !info.is_data_range(*pointer, 1));
+        match wild {
+            Some(wild) => Err(Error::corrupt(
+                format!("inode {}: block {block} of pointers", inode.number),
+                format!("points to block {wild}, no place for a file"),
+            )),
+            None => Ok(()),
+        }
+    };
+    info.cache.read(block, BlockKind::Indirect, verify).await
+}
+
 impl Pointers {
     fn root(_inode: &Inode, path: &BlockPath) -> Self {
         let at = path.pointers[0];
@@ -170,24 +194,8 @@ impl Pointers {
 
     /// Reads a block of pointers.
     async fn read(info: &SuperblockInfo, inode: &Inode, block: BlockNumber, at: u32) -> Result<Self> {
-        if !info.is_data_range(block, 1) {
-            return Err(wild_pointer(inode, block));
-        }
-        let end = pointers_per_block(info.block_size());
-        let verify = |bytes: &[u8]| {
-            let wild = (0..end)
-                .map(|at| pointer(bytes, at))
-                .find(|pointer| pointer.0 != 0 && !info.is_data_range(*pointer, 1));
-            match wild {
-                Some(wild) => Err(Error::corrupt(
-                    format!("inode {}: block {block} of pointers", inode.number),
-                    format!("points to block {wild}, no place for a file"),
-                )),
-                None => Ok(()),
-            }
-        };
-        let buffer = info.cache.read(block, BlockKind::Indirect, verify).await?;
-        Ok(Self { buffer: Some(buffer), at, end })
+        let buffer = read_pointers(info, inode, block).await?;
+        Ok(Self { buffer: Some(buffer), at, end: pointers_per_block(info.block_size()) })
     }
 
     fn look<R>(&self, inode: &Inode, f: impl FnOnce(&[u8]) -> R) -> R {

@@ -391,25 +391,33 @@ async fn a_full_device_leaves_a_whole_directory() {
 }
 
 #[tokio::test]
-async fn directories_without_extents_grow_within_their_direct_blocks() {
-    let Some(fixture) = Fixture::new("8M", &["-b", "1024", "-O", "^extents,^64bit"]).await else { return };
-    let mut directory = fixture.make_directory(b"old").await;
-    let mut inode = fixture.new_inode(FileType::Regular).await;
-    let mut count = 0_u32;
-    let error = loop {
-        let name = format!("{count:0100}").into_bytes();
-        let kind = FileType::Regular;
-        match add(&fixture.info, &fixture.transaction, &mut directory, &name, inode.number, kind).await {
-            Ok(()) => count += 1,
-            Err(error) => break error,
+async fn directories_without_extents_grow_through_blocks_of_pointers() {
+    for (size, options) in [("16M", "^extents,^64bit"), ("3M", "^extents,^64bit,^has_journal")] {
+        let Some(fixture) = Fixture::new(size, &["-b", "1024", "-m", "0", "-O", options]).await else {
+            return;
+        };
+        let mut directory = fixture.make_directory(b"old").await;
+        let mut inode = fixture.new_inode(FileType::Regular).await;
+        let mut count = 0_u32;
+        // 12 blocks in the inode, 256 below one pointer, then blocks of blocks of pointers.
+        while count < 20_000 {
+            let name = format!("{count:0200}").into_bytes();
+            let kind = FileType::Regular;
+            match add(&fixture.info, &fixture.transaction, &mut directory, &name, inode.number, kind).await {
+                Ok(()) => count += 1,
+                Err(error) => {
+                    assert_eq!((error.errno(), size), (Errno::ENOSPC, "3M"), "{error}");
+                    break;
+                }
+            }
         }
-    };
-    assert_eq!(error.errno(), Errno::EOPNOTSUPP, "{error}");
-    inode.links_count = u16::try_from(count).unwrap();
-    fixture.write_inode(&inode).await;
-    fixture.write_inode(&directory).await;
-    fixture.check("direct blocks").await;
-    assert_eq!(list(&fixture, &directory, 100).await.len(), count as usize + 2);
+        assert!(directory.size > 300 << 10);
+        inode.links_count = u16::try_from(count).unwrap();
+        fixture.write_inode(&inode).await;
+        fixture.write_inode(&directory).await;
+        fixture.check(&format!("{count} names in blocks of pointers")).await;
+        assert_eq!(list(&fixture, &directory, 100).await.len(), count as usize + 2);
+    }
 }
 
 #[tokio::test]

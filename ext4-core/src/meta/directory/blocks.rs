@@ -3,12 +3,12 @@
 //! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled before
 //! the function that appended it returns to the caller of this room.
 
-use super::Directory;
+use super::{Directory, block_mapped};
 use crate::error::{Errno, Error, Result};
 use crate::format::directory::index::IndexKind;
 use crate::format::directory::{Layout, Problem};
 use crate::format::features::Incompat;
-use crate::format::inode::{Inode, InodeFlags};
+use crate::format::inode::Inode;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
 use crate::meta::extent_tree::{self, MappingState};
 use crate::meta::{BlockKind, Buffer, Transaction, block_map};
@@ -26,9 +26,6 @@ pub(super) enum Expect {
     /// Whatever lies there, to be walked over as entries.
     Any,
 }
-
-/// The number of direct block pointers in an inode that has no extents.
-const DIRECT_BLOCKS: u32 = 12;
 
 impl Directory<'_> {
     /// How many blocks the directory has.
@@ -122,13 +119,6 @@ impl Directory<'_> {
             let context = format!("directory {} has reached its largest size", inode.number);
             return Err(Error::posix(Errno::ENOSPC, context));
         }
-        let extents = inode.flags.contains(InodeFlags::EXTENTS);
-        if !extents && logical >= DIRECT_BLOCKS {
-            return Err(Error::Unsupported(format!(
-                "directory {}: growing a block-mapped directory past {DIRECT_BLOCKS} blocks",
-                inode.number
-            )));
-        }
         let request = AllocationRequest {
             goal: self.goal(inode, logical).await?,
             inode: inode.number,
@@ -137,11 +127,11 @@ impl Directory<'_> {
             metadata: false,
         };
         let (physical, _) = allocate_blocks(self.info, transaction, &request).await?;
-        let mapped = if extents {
+        let mapped = if inode.uses_extents() {
             extent_tree::insert(self.info, transaction, inode, LogicalBlock(logical), physical, 1, false)
                 .await
         } else {
-            map_direct(inode, logical, physical, self.layout.block_size.sectors())
+            block_mapped::map_block(self.info, transaction, inode, LogicalBlock(logical), physical).await
         };
         if let Err(error) = mapped {
             free_blocks(self.info, transaction, physical, 1, true).await?;
@@ -177,16 +167,4 @@ impl Directory<'_> {
             })?
             .map_err(|problem: Problem| Error::corrupt(format!("block {}", buffer.block()), problem))
     }
-}
-
-/// Puts a block into one of the direct pointers of an inode without extents.
-fn map_direct(inode: &mut Inode, logical: u32, physical: BlockNumber, sectors: u64) -> Result<()> {
-    let Ok(pointer) = u32::try_from(physical.0) else {
-        let context = format!("block {physical} for block-mapped directory {}", inode.number);
-        return Err(Error::posix(Errno::ENOSPC, context));
-    };
-    let at = logical as usize * 4;
-    inode.i_block[at..at + 4].copy_from_slice(&pointer.to_le_bytes());
-    inode.sectors += sectors;
-    Ok(())
 }
