@@ -1,5 +1,6 @@
 //! Extent trees on file systems that mke2fs made: against a model, to the last block, with few credits and with damage;
 //! judged by e2fsck and debugfs.
+#![allow(clippy::unwrap_used)]
 
 mod images;
 mod loop_mount;

@@ -1,5 +1,6 @@
 //! Inodes and block maps that others wrote: the kernel's, on a loop device, and those of a collection of images. What we
 //! read is what the kernel shows, what we write back is the same bytes, and nothing in a damaged image does harm.
+#![allow(clippy::unwrap_used)]
 
 mod images;
 mod loop_mount;

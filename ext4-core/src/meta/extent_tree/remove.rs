@@ -41,7 +41,10 @@ async fn remove_steps(
     first: LogicalBlock,
     last: LogicalBlock,
 ) -> Result<Removal> {
-    while first <= last {
+    if last < first {
+        return Ok(Removal::Done);
+    }
+    loop {
         let mut edit = Edit::find(info, transaction, inode, last).await?;
         match step(&mut edit, first, last.offset(1)).await? {
             Step::Freed => {}
