@@ -154,6 +154,7 @@ impl BlockSize {
 
     /// The size in bytes, to index memory with.
     #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "no block size is zero")]
     pub fn len(self) -> usize {
         1 << self.0
     }

@@ -1,5 +1,7 @@
 //! Directories, extended attributes and orphans on file systems that mke2fs and the kernel made.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod attributes;
 mod directories;
 mod fixture;
