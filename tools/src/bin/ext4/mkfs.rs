@@ -38,21 +38,20 @@ impl Mkfs {
         let mut options = self.creation.mkfs_options()?;
         let (environment, _) = self.creation.environment()?;
         let destination = Destination::choose(context, &self.target, self.creation.force).await?;
-        let size = match (self.size, destination.limit(), target_kind(&self.target)?) {
+        let kind = target_kind(&self.target)?;
+        if matches!((&destination, kind), (Destination::Image(_), TargetKind::File(_)))
+            && !self.creation.force
+            && context.opener.superblock(&self.target).await.is_ok()
+        {
+            anyhow::bail!("{} holds an ext4 file system (use --force to write over it)", self.target.display());
+        }
+        let size = match (self.size, destination.limit(), kind) {
             (Some(size), Some(limit), _) if size > limit => {
                 anyhow::bail!("{}: has only {limit} bytes, not {size}", self.target.display());
             }
             (Some(size), ..) => size,
             (None, Some(limit), _) => limit,
-            (None, None, TargetKind::File(size)) => {
-                if !self.creation.force && context.opener.superblock(&self.target).await.is_ok() {
-                    anyhow::bail!(
-                        "{} holds an ext4 file system (use --force to write over it)",
-                        self.target.display()
-                    );
-                }
-                size
-            }
+            (None, None, TargetKind::File(size)) => size,
             (None, None, _) => {
                 return Err(usage(format!("{}: how large? give a SIZE", self.target.display())));
             }

@@ -1,0 +1,118 @@
+//! Killed in the middle of copying a tree into an image: the kernel's recovery and ours both bring back a clean file
+//! system in which every file that was reported durable is whole.
+//!
+//! The kill takes the process away at any system call; what it had written stays in the image file, as after a crash
+//! of the program (power cuts, where the device loses what it had not flushed, are simulated elsewhere). The moments
+//! follow from a seed that is printed; `EXT4_TEST_SEED` repeats them.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::tree;
+use support::{Mount, check, ext4, have_kernel, inside, long, mke2fs, program, run};
+
+/// A tree large enough that copying it with an fsync for each file takes a while.
+fn source(root: &Path, random: &mut fastrand::Rng) {
+    for directory in 0..8 {
+        let directory = root.join(format!("directory-{directory}"));
+        fs::create_dir_all(&directory).unwrap();
+        for number in 0..40 {
+            let size = match number % 8 {
+                0 => random.usize(500_000..2_000_000),
+                1..=3 => random.usize(4_000..100_000),
+                _ => random.usize(0..5_000),
+            };
+            tree::file(&directory.join(format!("file-{number}")), size, random);
+        }
+    }
+}
+
+/// Copies the tree into the image and kills the copy after `delay`; gives the files that were reported durable.
+fn killed_copy(source: &Path, image: &Path, delay: Duration, cache: &str) -> Vec<String> {
+    let mut command = program();
+    command.args(["--cache", cache, "cp", "-r", "--report-durable"]);
+    command.arg(source).arg(inside(image, "/tree")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let output = child.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        lines.filter_map(|line| line.strip_prefix("durable ").map(String::from)).collect::<Vec<_>>()
+    });
+    std::thread::sleep(delay);
+    let _ = child.kill();
+    let status = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&status.stderr);
+    assert!(text.is_empty(), "the copy failed by itself: {text}");
+    let mut durable = reader.join().unwrap();
+    // The pipe may have been cut in the middle of a line.
+    durable.retain(|path| Path::new(path).is_file());
+    durable
+}
+
+#[track_caller]
+fn assert_whole(source: &Path, durable: &[String], copy: &Path) {
+    for path in durable {
+        let name = Path::new(path).strip_prefix(source).unwrap();
+        let (left, right) = (fs::read(path).unwrap(), fs::read(copy.join(name)));
+        assert!(right.is_ok_and(|right| left == right), "{} was reported durable and is not whole", name.display());
+    }
+}
+
+#[test]
+fn a_killed_copy_leaves_what_it_reported() {
+    if !have_kernel() {
+        return;
+    }
+    let seed = std::env::var("EXT4_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("EXT4_TEST_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let work = tempfile::tempdir().unwrap();
+    let source_tree = work.path().join("in");
+    fs::create_dir(&source_tree).unwrap();
+    source(&source_tree, &mut random);
+    let moments = if long() { 20 } else { 4 };
+    for block_size in ["1024", "4096"] {
+        let fresh = work.path().join("fresh.img");
+        mke2fs(&fresh, 256 << 20, &["-b", block_size]);
+        for moment in 0..moments {
+            let image = work.path().join("disk.img");
+            copy_sparse(&fresh, &image);
+            let delay = Duration::from_millis(random.u64(5..1500));
+            let durable = killed_copy(&source_tree, &image, delay, ["256M", "16M"][moment % 2]);
+            eprintln!("{block_size}-byte blocks, killed after {delay:?}: {} files durable", durable.len());
+
+            let theirs = work.path().join("theirs.img");
+            copy_sparse(&image, &theirs);
+            {
+                let mount = Mount::new(&theirs, "rw");
+                assert_whole(&source_tree, &durable, &mount.directory.join("tree"));
+            }
+            check(&theirs);
+
+            // Our recovery: any command that mounts.
+            ext4(["df".as_ref(), image.as_os_str()]).ok();
+            check(&image);
+            let out = work.path().join("out");
+            if !durable.is_empty() {
+                ext4(["cp", "-r", &inside(&image, "/tree"), out.to_str().unwrap()]).ok();
+                assert_whole(&source_tree, &durable, &out);
+                fs::remove_dir_all(&out).unwrap();
+            }
+            // And the file system goes on: the whole copy works on top of what was left.
+            ext4(["cp", "-r", &format!("{}/.", source_tree.display()), &inside(&image, "/")]).ok();
+            check(&image);
+        }
+    }
+}
+
+fn copy_sparse(from: &Path, to: &Path) {
+    let mut command = Command::new("cp");
+    command.arg("--sparse=always").arg(from).arg(to);
+    run(command).ok();
+}

@@ -1,0 +1,157 @@
+//! The kernel's ext4 and ours on the same image: what one writes the other reads, and in turn.
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use support::tree::{self, Ignore, assert_equal, assert_same};
+use support::{Mount, check, ext4, have, have_kernel, inside, mke2fs, run, system};
+
+const IGNORE: Ignore = Ignore { owners: false, lost_and_found: true };
+
+/// Feature sets and block sizes that mkfs.ext4 makes and we support.
+const KINDS: &[&[&str]] = &[
+    &["-b", "1024"],
+    &["-b", "4096"],
+    &["-b", "2048", "-O", "^has_journal"],
+    &["-b", "4096", "-O", "orphan_file,metadata_csum_seed"],
+    &["-b", "1024", "-O", "^metadata_csum,uninit_bg"],
+    &["-b", "4096", "-O", "^64bit,^flex_bg,^metadata_csum", "-I", "256"],
+    &["-b", "4096", "-O", "^dir_index,^resize_inode"],
+];
+
+#[test]
+fn what_the_kernel_wrote_is_unpacked_listed_and_read() {
+    if !have_kernel() {
+        return;
+    }
+    for kind in KINDS {
+        let work = tempfile::tempdir().unwrap();
+        let image = work.path().join("disk.img");
+        mke2fs(&image, 256 << 20, kind);
+        let before = {
+            let mount = Mount::new(&image, "rw");
+            tree::make(&mount.directory, 11);
+            tree::describe(&mount.directory, IGNORE)
+        };
+        check(&image);
+        let out = work.path().join("out");
+        ext4(["unpack".as_ref(), image.as_os_str(), out.as_os_str()]).ok();
+        assert_equal(&before, &tree::describe(&out, IGNORE));
+        let listed = ext4(["ls", "-R", &inside(&image, "/wide")]).ok();
+        assert_eq!(listed.lines().filter(|line| line.starts_with("a-name-that")).count(), 1500, "{kind:?}");
+        let content = support::run({
+            let mut command = support::program();
+            command.args(["cat", &inside(&image, "/sizes/5242880")]);
+            command
+        });
+        assert!(content.stdout == fs::read(out.join("sizes/5242880")).unwrap(), "{kind:?}");
+        check(&image);
+    }
+}
+
+#[test]
+fn both_write_in_turn() {
+    if !have_kernel() {
+        return;
+    }
+    for kind in KINDS {
+        let work = tempfile::tempdir().unwrap();
+        let image = work.path().join("disk.img");
+        let source = work.path().join("in");
+        fs::create_dir(&source).unwrap();
+        tree::make(&source, 21);
+        mke2fs(&image, 512 << 20, kind);
+        for round in 0..3 {
+            // We: a tree into a directory of its own, a tree taken away, names moved.
+            let ours = inside(&image, &format!("/ours-{round}"));
+            ext4(["cp", "-a", source.to_str().unwrap(), &ours]).ok();
+            check(&image);
+            // The kernel: the same, from its side.
+            let mount = Mount::new(&image, "rw");
+            assert_same(&source, &mount.directory.join(format!("ours-{round}")), IGNORE);
+            let theirs = mount.directory.join(format!("theirs-{round}"));
+            let mut copy = Command::new("cp");
+            copy.arg("-a").arg(mount.directory.join(format!("ours-{round}"))).arg(&theirs);
+            run(copy).ok();
+            if round > 0 {
+                fs::remove_dir_all(mount.directory.join(format!("ours-{}", round - 1))).unwrap();
+            }
+            drop(mount);
+            check(&image);
+            let out = work.path().join(format!("out-{round}"));
+            ext4(["cp", "-a", &inside(&image, &format!("/theirs-{round}")), out.to_str().unwrap()]).ok();
+            assert_same(&source, &out, IGNORE);
+            if round > 0 {
+                ext4(["rm", "-r", &inside(&image, &format!("/theirs-{}", round - 1))]).ok();
+            }
+            ext4(["mv", &ours, &inside(&image, &format!("/ours-{round}-moved"))]).ok();
+            ext4(["mv", &inside(&image, &format!("/ours-{round}-moved")), &ours]).ok();
+            check(&image);
+        }
+    }
+}
+
+#[test]
+fn info_says_what_dumpe2fs_says() {
+    if !have("dumpe2fs") || !have("mkfs.ext4") {
+        return;
+    }
+    let more: &[&[&str]] = &[
+        &["-L", "a label", "-M", "/mnt", "-m", "1", "-e", "remount-ro", "-E", "stride=16,stripe-width=64"],
+        &["-O", "bigalloc"],
+        &["-O", "quota,project,mmp"],
+        &["-O", "^extents,^64bit,^metadata_csum,^flex_bg,^has_journal", "-I", "128"],
+    ];
+    for kind in KINDS.iter().chain(more) {
+        let work = tempfile::tempdir().unwrap();
+        let image = work.path().join("disk.img");
+        mke2fs(&image, 64 << 20, kind);
+        let mut command = system("dumpe2fs");
+        command.arg("-h").arg(&image);
+        let expected = run(command).ok();
+        // The block of multiple mount protection is no key of the header.
+        let expected = expected.split("MMP_block:").next().unwrap_or_default();
+        let found = ext4(["info".as_ref(), image.as_os_str()]);
+        if kind.contains(&"bigalloc") || kind.contains(&"quota,project,mmp") {
+            // Features that are not supported may be refused by name; if not, what is said must be right.
+            if found.code == Some(1) {
+                continue;
+            }
+        }
+        let found = found.ok();
+        let lines = |text: &str| text.lines().map(|line| line.trim_end().to_string()).collect::<Vec<_>>();
+        let (expected, found) = (lines(expected.trim_end()), lines(found.trim_end()));
+        for (expected, found) in expected.iter().zip(&found) {
+            assert_eq!(expected, found, "{kind:?}");
+        }
+        assert_eq!(expected.len(), found.len(), "{kind:?}");
+        ext4(["info".as_ref(), "--json".as_ref(), image.as_os_str()]).ok();
+    }
+}
+
+#[test]
+fn an_unclean_image_is_recovered_also_by_a_command_that_only_reads() {
+    if !have_kernel() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let image = work.path().join("disk.img");
+    let dirty = work.path().join("dirty.img");
+    mke2fs(&image, 64 << 20, &[]);
+    {
+        let mount = Mount::new(&image, "rw");
+        fs::write(mount.directory.join("file"), "synced before the crash").unwrap();
+        let mut sync = Command::new("sync");
+        sync.arg(mount.directory.join("file"));
+        run(sync).ok();
+        // What is on the device at this moment is what a crash would leave.
+        let mut copy = Command::new("cp");
+        copy.args(["--sparse=always"]).arg(&image).arg(&dirty);
+        run(copy).ok();
+    }
+    let text = ext4(["cat", &inside(&dirty, "/file")]).ok();
+    assert_eq!(text, "synced before the crash");
+    check(&dirty);
+}
