@@ -73,7 +73,10 @@ fn listings_show_what_is_there() {
     assert_eq!(ext4(["ls", &image.at("/directory")]).ok(), "");
     assert_eq!(ext4(["ls", "-a", &image.at("/directory")]).ok(), ".\n..\n.hidden\n");
     let long = ext4(["ls", "-l", &image.at("/")]).ok();
-    assert!(long.lines().any(|line| line.starts_with("lrwxrwxrwx ") && line.ends_with(" link -> target")), "{long}");
+    assert!(
+        long.lines().any(|line| line.starts_with("lrwxrwxrwx ") && line.ends_with(" link -> target")),
+        "{long}"
+    );
     assert!(long.lines().any(|line| line.starts_with("drwxr-xr-x 2 1 2 ")), "{long}");
     let recursive = ext4(["ls", "-aR", &image.at("/directory")]).ok();
     assert!(recursive.ends_with("/directory:\n.\n..\n.hidden\n"), "{recursive}");
@@ -81,11 +84,12 @@ fn listings_show_what_is_there() {
         serde_json::from_str(&ext4(["ls", "-a", "--json", &image.at("/directory")]).ok()).unwrap();
     let entry = &json[0]["entries"][2];
     assert_eq!(entry["name"], ".hidden");
-    assert_eq!((entry["size"].as_u64(), entry["uid"].as_u64(), entry["gid"].as_u64()), (Some(5), Some(3), Some(4)));
-    let df: serde_json::Value = serde_json::from_str(
-        &ext4(["df".as_ref(), "--json".as_ref(), image.path.as_os_str()]).ok(),
-    )
-    .unwrap();
+    assert_eq!(
+        (entry["size"].as_u64(), entry["uid"].as_u64(), entry["gid"].as_u64()),
+        (Some(5), Some(3), Some(4))
+    );
+    let df: serde_json::Value =
+        serde_json::from_str(&ext4(["df".as_ref(), "--json".as_ref(), image.path.as_os_str()]).ok()).unwrap();
     assert!(df["free_bytes"].as_u64().unwrap() > 50 << 20, "{df}");
     assert!(ext4(["df".as_ref(), image.path.as_os_str()]).ok().contains("1K-blocks"));
     check(&image.path);
@@ -173,7 +177,8 @@ fn extents_are_those_that_debugfs_sees() {
     }
     drop(content);
     ext4(["cp", file.to_str().unwrap(), &image.at("/file")]).ok();
-    let json: serde_json::Value = serde_json::from_str(&ext4(["extents", "--json", &image.at("/file")]).ok()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&ext4(["extents", "--json", &image.at("/file")]).ok()).unwrap();
     let extents = json["extents"].as_array().unwrap();
     assert_eq!(extents.len(), 6, "{json}");
     let block_size = json["block_size"].as_u64().unwrap();

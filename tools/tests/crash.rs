@@ -59,7 +59,11 @@ fn assert_whole(source: &Path, durable: &[String], copy: &Path) {
     for path in durable {
         let name = Path::new(path).strip_prefix(source).unwrap();
         let (left, right) = (fs::read(path).unwrap(), fs::read(copy.join(name)));
-        assert!(right.is_ok_and(|right| left == right), "{} was reported durable and is not whole", name.display());
+        assert!(
+            right.is_ok_and(|right| left == right),
+            "{} was reported durable and is not whole",
+            name.display()
+        );
     }
 }
 

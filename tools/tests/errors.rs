@@ -55,7 +55,8 @@ fn wrong_usage_is_exit_code_2() {
 fn every_command_explains_itself() {
     let help = ext4(["--help"]).ok();
     for command in [
-        "mkfs", "pack", "unpack", "info", "ls", "stat", "cat", "cp", "mkdir", "rm", "mv", "ln", "df", "extents",
+        "mkfs", "pack", "unpack", "info", "ls", "stat", "cat", "cp", "mkdir", "rm", "mv", "ln", "df",
+        "extents",
     ] {
         assert!(help.contains(&format!("  {command} ")), "{command} in {help}");
         let text = ext4([command, "--help"]).ok();

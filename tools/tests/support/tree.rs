@@ -26,7 +26,9 @@ pub fn make(root: &Path, seed: u64) {
     };
 
     let sizes = directory("sizes");
-    for size in [0, 1, 59, 60, 1023, 1024, 1025, 4095, 4096, 4097, 65535, 65536, 65537, (1 << 20) + 1, 5 << 20] {
+    for size in
+        [0, 1, 59, 60, 1023, 1024, 1025, 4095, 4096, 4097, 65535, 65536, 65537, (1 << 20) + 1, 5 << 20]
+    {
         file(&sizes.join(format!("{size}")), size, &mut random);
     }
 
@@ -40,7 +42,16 @@ pub fn make(root: &Path, seed: u64) {
 
     let names = directory("names");
     file(&names.join(OsStr::from_bytes(&[b'x'; 255])), 10, &mut random);
-    for name in [&b"\xff\xfe"[..], b"new\nline", b" space ", b"\x01\x7f", "é→𝄞".as_bytes(), b"-rf", b"a:b", b".hidden"] {
+    for name in [
+        &b"\xff\xfe"[..],
+        b"new\nline",
+        b" space ",
+        b"\x01\x7f",
+        "é→𝄞".as_bytes(),
+        b"-rf",
+        b"a:b",
+        b".hidden",
+    ] {
         file(&names.join(OsStr::from_bytes(name)), 3, &mut random);
     }
 
@@ -195,8 +206,11 @@ fn owners(directory: &Path, random: &mut fastrand::Rng) {
 }
 
 fn times(directory: &Path, random: &mut fastrand::Rng) {
-    let moments = [(0, 0), (1, 1), (-1, 999_999_999), (-2_000_000_000, 5), (2_147_483_647, 0), (2_147_483_648, 7)];
-    for (seconds, nanoseconds) in moments.into_iter().chain([(4_294_967_296, 999_999_999), (15_000_000_000, 42)]) {
+    let moments =
+        [(0, 0), (1, 1), (-1, 999_999_999), (-2_000_000_000, 5), (2_147_483_647, 0), (2_147_483_648, 7)];
+    for (seconds, nanoseconds) in
+        moments.into_iter().chain([(4_294_967_296, 999_999_999), (15_000_000_000, 42)])
+    {
         let path = directory.join(format!("{seconds}"));
         file(&path, 10, random);
         set_time(&path, seconds, nanoseconds);

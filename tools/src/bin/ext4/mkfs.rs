@@ -43,7 +43,10 @@ impl Mkfs {
             && !self.creation.force
             && context.opener.superblock(&self.target).await.is_ok()
         {
-            anyhow::bail!("{} holds an ext4 file system (use --force to write over it)", self.target.display());
+            anyhow::bail!(
+                "{} holds an ext4 file system (use --force to write over it)",
+                self.target.display()
+            );
         }
         let size = match (self.size, destination.limit(), kind) {
             (Some(size), Some(limit), _) if size > limit => {
