@@ -136,7 +136,11 @@ impl Filesystem {
     /// `EPERM` for an immutable inode, `EISDIR` and `EINVAL` for the size of what is no regular file, `EFBIG`,
     /// `ENOSPC`, `ENOENT`.
     pub async fn set_attributes(&self, inode: InodeNumber, changes: &SetAttributes) -> Result<()> {
-        let changes = *changes;
+        let changes = SetAttributes {
+            atime: changes.atime.map(|time| self.inner.keepable(time)),
+            mtime: changes.mtime.map(|time| self.inner.keepable(time)),
+            ..*changes
+        };
         self.run("setattr", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
             info.check_alive()?;
@@ -151,7 +155,7 @@ impl Filesystem {
             info.check_alive()?;
             let handle = fs.begin(credits::INODE, "setattr").await?;
             let mut raw = info.inode.write().await;
-            apply(&mut raw, &changes, fs.info.environment.now());
+            apply(&mut raw, &changes, fs.now());
             fs.log_inode(&handle, &info, &raw, false).await
         })
         .await
@@ -168,7 +172,9 @@ impl Filesystem {
             let handle = fs.begin(credits::INODE, "restore times").await?;
             let mut raw = info.inode.write().await;
             info.check_alive()?;
-            (raw.atime, raw.mtime, raw.ctime) = (times.atime, times.mtime, times.ctime);
+            raw.atime = fs.keepable(times.atime);
+            raw.mtime = fs.keepable(times.mtime);
+            raw.ctime = fs.keepable(times.ctime);
             if times.crtime.is_some() && raw.crtime.is_some() {
                 raw.crtime = times.crtime;
             }
@@ -184,7 +190,7 @@ impl Filesystem {
         if !fs.options.access_times || fs.check_writable().is_err() {
             return Ok(());
         }
-        let now = fs.info.environment.now();
+        let now = fs.now();
         {
             let raw = info.inode.read().await;
             let old = raw.atime <= raw.mtime || raw.atime <= raw.ctime;

@@ -91,7 +91,7 @@ impl File {
         };
         self.inode.check_alive()?;
         let written = buffered_write::write(fs, &self.inode, offset, data).await?;
-        let now = fs.info.environment.now();
+        let now = fs.now();
         let mut disk = match self.inode.inode.try_write() {
             Ok(disk) => disk,
             Err(_) => self.inode.inode.write().await,

@@ -50,7 +50,7 @@ pub(crate) fn max_size(fs: &FilesystemInner) -> u64 {
 }
 
 fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
-    let now = fs.info.environment.now();
+    let now = fs.now();
     disk.mtime = now;
     disk.ctime = now;
 }

@@ -91,7 +91,7 @@ pub(crate) async fn set(
         }
         let result = xattr::set(&fs.info, &handle, &mut raw, name, value, mode).await;
         if touch && result.is_ok() {
-            raw.ctime = fs.info.environment.now();
+            raw.ctime = fs.now();
         }
         fs.log_inode(&handle, info, &raw, false).await?;
         result

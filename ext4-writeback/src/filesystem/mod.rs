@@ -178,6 +178,21 @@ impl FilesystemInner {
         inode_table::read_inode(&self.info, number).await
     }
 
+    /// The time to stamp into inodes.
+    pub fn now(&self) -> Timestamp {
+        self.keepable(self.info.environment.now())
+    }
+
+    /// `time` as inodes of this size can keep it: those of 128 bytes have whole seconds from 1901 to 2038. Were more
+    /// of it shown, it would change when the inode leaves memory.
+    pub fn keepable(&self, time: Timestamp) -> Timestamp {
+        if self.inode_layout.inode_size > 128 {
+            return time;
+        }
+        let seconds = time.seconds.clamp(i64::from(i32::MIN), i64::from(i32::MAX));
+        Timestamp { seconds, nanoseconds: 0 }
+    }
+
     /// The inode that the entry `name` of `directory` points to. Where no file can be there, the directory is wrong.
     pub async fn inode_of_entry(
         self: &Arc<Self>,

@@ -161,7 +161,7 @@ fn credits_for(new: &NewInode, xattrs: usize) -> u32 {
 /// The new inode but for its number and content.
 fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inode> {
     let info = &fs.info;
-    let now = info.environment.now();
+    let now = fs.now();
     let (mode, gid) = mode_and_group(new, parent);
     let mut inode = Inode::new(InodeNumber(0), mode, &fs.inode_layout, fs.extra_isize, now);
     inode.links_count = 1;
@@ -175,7 +175,9 @@ fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inod
         0
     };
     let times = new.times.unwrap_or(super::Times { atime: now, mtime: now, ctime: now, crtime: None });
-    (inode.atime, inode.mtime, inode.ctime) = (times.atime, times.mtime, times.ctime);
+    inode.atime = fs.keepable(times.atime);
+    inode.mtime = fs.keepable(times.mtime);
+    inode.ctime = fs.keepable(times.ctime);
     inode.crtime = inode.crtime.map(|now| times.crtime.unwrap_or(now));
     let extents = info.features().incompat.contains(Incompat::EXTENTS);
     if extents && matches!(new.file_type, FileType::Regular | FileType::Directory) {
@@ -224,7 +226,7 @@ async fn add_name(
     let mut directory = parent.inode.write().await;
     let added = directory::add(&fs.info, handle, &mut directory, name, inode.number, file_type).await;
     if added.is_ok() {
-        names_changed(&mut directory, fs.info.environment.now());
+        names_changed(&mut directory, fs.now());
         if file_type == FileType::Directory {
             links::add_subdirectory(&mut directory);
         }

@@ -71,7 +71,7 @@ async fn link(
         inode.file_type().unwrap_or(FileType::Regular)
     };
     let handle = fs.begin(credits::ADD_NAME + 2 * credits::INODE, "link").await?;
-    let now = fs.info.environment.now();
+    let now = fs.now();
     let added = {
         let mut directory = parent.inode.write().await;
         let added = directory::add(&fs.info, &handle, &mut directory, name, number, file_type).await;

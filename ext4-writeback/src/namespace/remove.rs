@@ -63,7 +63,7 @@ async fn remove(
 
         let credits = credits::REMOVE_NAME + 2 * credits::INODE + credits::ORPHAN;
         let handle = fs.begin(credits, if expect_directory { "rmdir" } else { "unlink" }).await?;
-        let now = fs.info.environment.now();
+        let now = fs.now();
         {
             let mut raw = parent.inode.write().await;
             directory::remove(&fs.info, &handle, &raw, name).await?;

@@ -338,7 +338,7 @@ struct Step<'a> {
 impl Step<'_> {
     async fn move_name(&self, target: Option<&InodeInfo>, types: Types) -> Result<()> {
         let (info, request) = (&self.fs.info, self.request);
-        let now = info.environment.now();
+        let now = self.fs.now();
         let is_directory = types.source == FileType::Directory;
         {
             let mut to = self.to.inode.write().await;
@@ -378,7 +378,7 @@ impl Step<'_> {
 
     async fn exchange(&self, target: &InodeInfo, types: Types) -> Result<()> {
         let (info, request) = (&self.fs.info, self.request);
-        let now = info.environment.now();
+        let now = self.fs.now();
         let target_type = types.target.unwrap_or(types.source);
         let is_directory = |file_type| file_type == FileType::Directory;
         let ends = [
