@@ -1,1 +1,345 @@
-//! To come.
+//! Power cuts at every moment: what a file shows after recovery.
+//!
+//! The device is full of 0xaa before mke2fs, and everything written is odd: a byte 0xaa in a file is another file's.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use super::common::*;
+use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevice};
+use ext4_core::device::{BlockDevice, MemoryDevice};
+use ext4_writeback::{File, Filesystem, MountOptions};
+
+const STALE: u8 = 0xaa;
+
+/// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at all the
+/// writers would write back themselves.)
+fn quiet() -> MountOptions {
+    let hour = std::time::Duration::from_secs(3600);
+    MountOptions { commit_interval: Some(hour), ..options() }
+}
+
+/// Runs `work` on a recorded device over `image`, which reorders what is in flight, and drops the file system as a
+/// crash would.
+async fn record<F: Future<Output = ()>>(
+    image: Image,
+    seed: Option<u64>,
+    options: MountOptions,
+    work: impl FnOnce(Arc<RecordingDevice>, Filesystem) -> F,
+) -> Recording {
+    let memory: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(image.clone()));
+    let faulty = Arc::new(FaultyDevice::new(memory));
+    if let Some(seed) = seed {
+        faulty.reorder(seed);
+    }
+    let driver = tokio::spawn({
+        let faulty = Arc::clone(&faulty);
+        async move { faulty.drive().await }
+    });
+    let device = Arc::new(RecordingDevice::around(faulty, image));
+    let fs = mount(Arc::clone(&device) as _, options).await;
+    work(Arc::clone(&device), fs).await;
+    driver.abort();
+    device.recording()
+}
+
+/// Recovers `image` and hands its file to `check`; e2fsck judges what is left.
+async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)) {
+    let (device, fs) = mount_image(image, options()).await;
+    match fs.lookup(ext4_core::InodeNumber::ROOT, name.as_bytes()).await {
+        Ok(number) => {
+            let file = fs.open(number).await.expect("opens");
+            let bytes = content(&file).await;
+            drop(file);
+            check(Some(bytes));
+        }
+        Err(_) => check(None),
+    }
+    finish(&device, fs).await;
+}
+
+/// Every `step`th cut, in several variants.
+async fn at_every_cut(
+    recording: &Recording,
+    cuts: usize,
+    name: &str,
+    check: impl Fn(&dyn Fn(&str) -> bool, Option<Vec<u8>>),
+) {
+    let step = (recording.cuts().count() / cuts).max(1);
+    for cut in recording.cuts().step_by(step) {
+        let images = [cut.with_all(), cut.with_none(), cut.variant(1), cut.variant(2)];
+        let different = if cut.uncertain() == 0 { 1 } else { images.len() };
+        for image in images.into_iter().take(different) {
+            recovered(image, name, |bytes| check(&|mark| cut.has_passed(mark), bytes)).await;
+        }
+    }
+}
+
+fn blank() -> Image {
+    make_image(16, 4096, &["-J", "size=4"], STALE)
+}
+
+#[tokio::test]
+async fn g_3_g_11_appended_and_synced_data_is_there_without_a_gap() {
+    if !have_tools() {
+        return;
+    }
+    let mut random = fastrand::Rng::with_seed(3);
+    let lengths: Vec<usize> = (0..25).map(|_| random.usize(1..20_000)).collect();
+    let ends: Vec<usize> = lengths
+        .iter()
+        .scan(0, |end, len| {
+            *end += len;
+            Some(*end)
+        })
+        .collect();
+    let work = {
+        let (lengths, ends) = (lengths.clone(), ends.clone());
+        |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            let file = create(&fs, "file").await;
+            file.sync_all().await.expect("syncs");
+            for (i, (len, end)) in lengths.iter().zip(&ends).enumerate() {
+                let start = end - len;
+                file.write_at(start as u64, &pattern(3, start as u64, *len)).await.expect("writes");
+                match i % 3 {
+                    0 => file.sync_all().await.expect("syncs"),
+                    1 => file.sync_data().await.expect("syncs"),
+                    _ => {
+                        file.start_writeback().await.expect("starts");
+                        continue;
+                    }
+                }
+                device.mark(format!("{end}"));
+            }
+        }
+    };
+    let recording = record(blank(), Some(5), quiet(), work).await;
+    at_every_cut(&recording, 60, "file", |passed, bytes| {
+        let durable = ends.iter().copied().filter(|end| passed(&end.to_string())).max().unwrap_or(0);
+        let bytes = bytes.unwrap_or_default();
+        assert!(bytes.len() >= durable, "{} bytes of {durable}", bytes.len());
+        assert!(bytes == pattern(3, 0, bytes.len()), "a gap or something stale below {}", bytes.len());
+    })
+    .await;
+}
+
+/// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device.
+async fn with_planted_tail() -> Image {
+    let (device, fs) = mount_image(blank(), quiet()).await;
+    let file = create(&fs, "file").await;
+    file.write_at(0, &pattern(7, 0, 2000)).await.expect("writes");
+    file.sync_all().await.expect("syncs");
+    let extents = file.extents().await.expect("maps");
+    let ext4_core::meta::extent_tree::MappingState::Written(block) = extents[0].state else {
+        panic!("{extents:?}");
+    };
+    drop(file);
+    let mut image = finish(&device, fs).await;
+    image.fill(block.0 * 4096 + 2000, 2096, STALE);
+    image
+}
+
+#[tokio::test]
+async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
+    if !have_tools() {
+        return;
+    }
+    let planted = with_planted_tail().await;
+    for case in 0..6 {
+        for seed in [11, 12] {
+            let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
+                let file = open(&fs, "file").await;
+                let write = |at: u64, len: usize| {
+                    let file = &file;
+                    async move { file.write_at(at, &pattern(7, at, len)).await.expect("writes") }
+                };
+                match case {
+                    // A gap inside the block.
+                    0 => drop(write(3000, 10).await),
+                    // Gaps past it, written back in between.
+                    1 => {
+                        for at in [6000, 10_000, 14_000] {
+                            write(at, 1).await;
+                            file.start_writeback().await.expect("starts");
+                        }
+                    }
+                    // Contiguous over the block's end.
+                    2 => drop(write(2000, 6000).await),
+                    3 => file.set_len(3000).await.expect("extends"),
+                    4 => {
+                        file.set_len(9000).await.expect("extends");
+                        write(20_000, 100).await;
+                    }
+                    _ => {
+                        file.set_len(1000).await.expect("cuts");
+                        file.set_len(5000).await.expect("extends");
+                        write(2000, 1).await;
+                    }
+                }
+                file.start_writeback().await.expect("starts");
+                write(30_000, 50).await;
+                fs.sync().await.expect("syncs");
+            };
+            let recording = record(planted.clone(), Some(seed), quiet(), work).await;
+            at_every_cut(&recording, 25, "file", |_, bytes| {
+                let bytes = bytes.expect("it was there before");
+                for (at, byte) in bytes.iter().enumerate() {
+                    let own = pattern(7, at as u64, 1)[0];
+                    assert!(*byte == 0 || *byte == own, "case {case}: {byte:#x} at {at} of {}", bytes.len());
+                    assert!(at >= 1000 || *byte == own, "case {case}: lost {at}");
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn g_7_g_8_what_was_cut_off_never_comes_back() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(blank(), quiet()).await;
+    let file = create(&fs, "file").await;
+    // Many extents, so that freeing takes several steps.
+    for i in (0..400).rev() {
+        file.write_at(i * 8192, &pattern(9, i * 8192, 4096)).await.expect("writes");
+        if i % 20 == 0 {
+            file.sync_all().await.expect("syncs");
+        }
+    }
+    drop(file);
+    let image = finish(&device, fs).await;
+    let full = 399 * 8192 + 4096;
+    let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
+        let file = open(&fs, "file").await;
+        file.set_len(100_500).await.expect("cuts");
+        file.set_len(full as u64).await.expect("extends");
+        file.sync_all().await.expect("syncs");
+        file.set_len(8192).await.expect("cuts");
+        fs.sync().await.expect("syncs");
+    };
+    let recording = record(image, Some(1), quiet(), work).await;
+    at_every_cut(&recording, 40, "file", |_, bytes| {
+        let bytes = bytes.expect("it was there before");
+        assert!([full as usize, 100_500, 8192].contains(&bytes.len()), "{}", bytes.len());
+        let expected = |at: usize| if at / 4096 % 2 == 0 { pattern(9, at as u64, 1)[0] } else { 0 };
+        let tail = bytes.get(100_500..).unwrap_or_default();
+        // The rest of the block of the cut is zeroed on the device before the new size is there, as in the kernel.
+        let block = tail.len().min(102_400 - 100_500);
+        let cut = tail[block..].iter().all(|byte| *byte == 0);
+        let whole = tail.iter().enumerate().skip(block).all(|(i, byte)| *byte == expected(100_500 + i));
+        assert!(cut || whole, "part of what was cut off");
+        assert!(
+            tail[..block].iter().enumerate().all(|(i, byte)| *byte == 0 || *byte == expected(100_500 + i))
+        );
+        assert!(bytes.iter().take(100_500).enumerate().all(|(at, byte)| *byte == expected(at)));
+    })
+    .await;
+}
+
+async fn random_workload(seed: u64, delayed_allocation: bool) {
+    println!("seed {seed}");
+    let options = MountOptions { delayed_allocation, ..quiet() };
+    let mut history: Vec<HashSet<u8>> = vec![HashSet::from([0]); 300_000];
+    let mut random = fastrand::Rng::with_seed(seed);
+    // Chosen before, so that the check knows them.
+    let steps: Vec<(u8, u64, usize)> =
+        (0..80).map(|_| (random.u8(0..12), random.u64(0..200_000), random.usize(1..40_000))).collect();
+    let mut synced: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut model: Vec<u8> = Vec::new();
+    for (i, (kind, at, len)) in steps.iter().enumerate() {
+        match kind {
+            0..7 => {
+                let start = if *kind < 3 { model.len().min(200_000) } else { *at as usize };
+                let data = pattern(i as u64, start as u64, *len);
+                model.resize(model.len().max(start + len), 0);
+                model[start..start + len].copy_from_slice(&data);
+                data.iter().zip(&mut history[start..]).for_each(|(byte, seen)| drop(seen.insert(*byte)));
+            }
+            7 => model.resize(*at as usize, 0),
+            8 | 9 => synced.push((format!("sync {i}"), model.clone())),
+            _ => {}
+        }
+    }
+    let work = {
+        let steps = steps.clone();
+        |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            let file: File = create(&fs, "file").await;
+            for (i, (kind, at, len)) in steps.iter().enumerate() {
+                match kind {
+                    0..7 => {
+                        let start = if *kind < 3 { file.len().min(200_000) } else { *at };
+                        let data = pattern(i as u64, start, *len);
+                        file.write_at(start, &data).await.expect("writes");
+                    }
+                    7 => file.set_len(*at).await.expect("truncates"),
+                    8 | 9 => {
+                        file.sync_data().await.expect("syncs");
+                        device.mark(format!("sync {i}"));
+                    }
+                    10 => file.start_writeback().await.expect("starts"),
+                    // Somebody else's commit.
+                    _ => create(&fs, &format!("other{i}")).await.sync_all().await.expect("syncs"),
+                }
+                device.mark(format!("done {i}"));
+            }
+        }
+    };
+    let image = make_image(16, 1024, &["-J", "size=4"], STALE);
+    let recording = record(image, Some(seed), options, work).await;
+    let step_after = |name: &str| {
+        let i: usize = name.trim_start_matches("sync ").parse().expect("a number");
+        format!("done {}", i + 1)
+    };
+    at_every_cut(&recording, 60, "file", |passed, bytes| {
+        let bytes = bytes.unwrap_or_default();
+        for (at, byte) in bytes.iter().enumerate() {
+            assert!(history[at].contains(byte), "{byte:#x} at {at} of {} was never written", bytes.len());
+        }
+        if let Some((name, model)) = synced.iter().rev().find(|(name, _)| passed(name))
+            && !passed(&step_after(name))
+            && steps.get(name[5..].parse::<usize>().expect("a number") + 1).is_none_or(|(kind, ..)| *kind > 7)
+        {
+            assert!(bytes == *model, "not what was synced at {name}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn g_1_every_byte_is_zero_or_was_written_there() {
+    if !have_tools() {
+        return;
+    }
+    for seed in [21, 22] {
+        random_workload(seed, true).await;
+    }
+}
+
+#[tokio::test]
+async fn g_17_the_same_without_delayed_allocation() {
+    if !have_tools() {
+        return;
+    }
+    random_workload(23, false).await;
+}
+
+#[tokio::test]
+async fn an_append_and_fsync_takes_two_flushes_at_most() {
+    if !have_tools() {
+        return;
+    }
+    let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+        let file = create(&fs, "file").await;
+        file.sync_all().await.expect("syncs");
+        let before = device.recording().flushes();
+        for i in 0..10 {
+            file.write_at(i * 4096, &pattern(1, 0, 4096)).await.expect("writes");
+            file.sync_all().await.expect("syncs");
+        }
+        assert!(device.recording().flushes() - before <= 20, "{}", device.recording().flushes() - before);
+    };
+    record(blank(), None, quiet(), work).await;
+}
