@@ -27,13 +27,27 @@ pub fn crc16(seed: u16, data: &[u8]) -> u16 {
 #[must_use]
 pub fn crc32_be(seed: u32, data: &[u8]) -> u32 {
     data.iter().fold(seed, |crc, byte| {
-        let mut crc = crc ^ (u32::from(*byte) << 24);
-        for _ in 0..8 {
-            crc = if crc & 0x8000_0000 == 0 { crc << 1 } else { (crc << 1) ^ 0x04c1_1db7 };
-        }
-        crc
+        let index = (crc >> 24) as u8 ^ byte;
+        (crc << 8) ^ CRC32_BE[usize::from(index)]
     })
 }
+
+/// What each value of the top byte adds, so that a whole log can be summed at the speed of the device.
+const CRC32_BE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut value = 0;
+    while value < 256 {
+        let mut crc = (value as u32) << 24;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000_0000 == 0 { crc << 1 } else { (crc << 1) ^ 0x04c1_1db7 };
+            bit += 1;
+        }
+        table[value] = crc;
+        value += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

@@ -232,8 +232,11 @@ impl Superblock {
             return Err(corrupt(format!("{fast} fast-commit blocks in a log of {max_len} blocks")));
         }
         let (first, start) = (raw.first.get(), raw.start.get());
-        if first == 0 || first >= superblock.last() || superblock.last().abs_diff(first) < MIN_BLOCKS / 2 {
-            return Err(corrupt(format!("first block {first} of a log of {max_len} blocks")));
+        if first == 0 || superblock.last().saturating_add(1) < first.saturating_add(MIN_BLOCKS) {
+            let last = superblock.last();
+            return Err(corrupt(format!(
+                "the log proper, blocks {first}..{last}, is shorter than {MIN_BLOCKS}"
+            )));
         }
         if start != 0 && !(first..superblock.last()).contains(&start) {
             return Err(corrupt(format!("start {start} is outside {first}..{}", superblock.last())));
