@@ -13,7 +13,6 @@
 //! under writeback its blocks are not changed. Were this wrong, a half-copied write could reach the disk.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -122,7 +121,7 @@ pub const MAX_FOLIO_SIZE: usize = 2 << 20;
 pub const REGION_SIZE: usize = 32 << 20;
 
 const MAX_ORDER: usize = (MAX_FOLIO_SIZE / PAGE_SIZE).trailing_zeros() as usize;
-const REGION_PAGES: u32 = (REGION_SIZE / PAGE_SIZE) as u32;
+const REGION_PAGES: usize = REGION_SIZE / PAGE_SIZE;
 const _: () = assert!(REGION_SIZE.is_multiple_of(MAX_FOLIO_SIZE));
 
 /// One mapping of the host's memory that a pool cuts up.
@@ -175,11 +174,55 @@ impl Region {
     }
 }
 
+/// The free pieces of one order: a bit for each place where one can start, over all regions. Lowest first, so that
+/// what was touched before is used again, and high regions become whole.
+#[derive(Default)]
+struct FreeList {
+    words: Vec<u64>,
+    /// No word before this one has a bit.
+    hint: usize,
+    count: usize,
+}
+
+impl FreeList {
+    fn insert(&mut self, index: usize) {
+        let word = index / 64;
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        self.words[word] |= 1 << (index % 64);
+        self.hint = self.hint.min(word);
+        self.count += 1;
+    }
+
+    /// Takes the piece `index` out; false where it is not free.
+    fn remove(&mut self, index: usize) -> bool {
+        let Some(word) = self.words.get_mut(index / 64) else { return false };
+        let bit = 1 << (index % 64);
+        let found = *word & bit != 0;
+        *word &= !bit;
+        self.count -= usize::from(found);
+        found
+    }
+
+    fn pop_first(&mut self) -> Option<usize> {
+        if self.count == 0 {
+            return None;
+        }
+        let word = self.hint + self.words[self.hint..].iter().position(|word| *word != 0)?;
+        self.hint = word;
+        let bit = self.words[word].trailing_zeros() as usize;
+        self.words[word] &= self.words[word] - 1;
+        self.count -= 1;
+        Some(word * 64 + bit)
+    }
+}
+
 #[derive(Default)]
 struct Buddies {
     regions: Vec<Arc<Region>>,
-    /// For each order the free pieces: (region, first page).
-    free: [BTreeSet<(u32, u32)>; MAX_ORDER + 1],
+    /// By order. A piece is named by its first page, counted through all regions, over its pages.
+    free: [FreeList; MAX_ORDER + 1],
     used: usize,
 }
 
@@ -196,7 +239,8 @@ impl fmt::Debug for MemoryPool {
 }
 
 impl MemoryPool {
-    /// A pool of at most `capacity` bytes in use at a time. It takes memory from the host as it is needed.
+    /// A pool of at most `capacity` bytes in use at a time. It takes memory from the host as it is needed, and never
+    /// more than `capacity` in whole regions, however the pieces lie.
     #[must_use]
     pub fn new(capacity: usize) -> Arc<Self> {
         let capacity = capacity.max(MAX_FOLIO_SIZE);
@@ -216,7 +260,8 @@ impl MemoryPool {
     }
 
     /// A piece of `len` bytes: a power of two from 4 KiB to 2 MiB. Its content is whatever was there before.
-    /// `None` when the pool is exhausted: give something back first.
+    /// `None` when the pool is exhausted, or has no piece that long left in one: give something back first, or ask for
+    /// less.
     ///
     /// # Errors
     /// The host's refusal to map memory.
@@ -230,44 +275,58 @@ impl MemoryPool {
         if buddies.used + len > self.capacity {
             return Ok(None);
         }
-        let Some(found) = (order..=MAX_ORDER).find(|order| !buddies.free[*order].is_empty()) else {
-            let region = Arc::new(Region::new()?);
-            let number = u32::try_from(buddies.regions.len()).expect("fewer than 2^32 regions");
-            buddies.regions.push(region);
-            let step = 1 << MAX_ORDER;
-            for page in (0..REGION_PAGES).step_by(step) {
-                buddies.free[MAX_ORDER].insert((number, page));
+        let found = match buddies.smallest_free(order) {
+            Some(found) => found,
+            None if buddies.regions.len() >= self.capacity.div_ceil(REGION_SIZE) => return Ok(None),
+            None => {
+                buddies.add_region()?;
+                MAX_ORDER
             }
-            drop(buddies);
-            return self.allocate(len);
         };
-        let (region, page) = buddies.free[found].pop_first().expect("the order was found not empty");
+        let Some(mut index) = buddies.free[found].pop_first() else { return Ok(None) };
         for split in (order..found).rev() {
-            buddies.free[split].insert((region, page + (1 << split)));
+            index *= 2;
+            buddies.free[split].insert(index + 1);
         }
         buddies.used += len;
+        let first = index << order;
+        let region = Arc::clone(&buddies.regions[first / REGION_PAGES]);
+        drop(buddies);
         Ok(Some(PoolMemory {
             pool: Arc::clone(self),
-            region: Arc::clone(&buddies.regions[region as usize]),
-            region_number: region,
-            page,
+            region,
+            offset: first % REGION_PAGES * PAGE_SIZE,
+            index,
             order,
             lock: RwLock::new(()),
         }))
     }
 
-    fn free(&self, region: u32, mut page: u32, mut order: usize) {
+    fn free(&self, mut index: usize, mut order: usize) {
         let mut buddies = self.buddies.lock();
         buddies.used -= PAGE_SIZE << order;
-        while order < MAX_ORDER {
-            let buddy = page ^ (1 << order);
-            if !buddies.free[order].remove(&(region, buddy)) {
-                break;
-            }
-            page &= !(1 << order);
+        while order < MAX_ORDER && buddies.free[order].remove(index ^ 1) {
+            index /= 2;
             order += 1;
         }
-        buddies.free[order].insert((region, page));
+        buddies.free[order].insert(index);
+    }
+}
+
+impl Buddies {
+    fn smallest_free(&self, least: usize) -> Option<usize> {
+        (least..=MAX_ORDER).find(|order| self.free[*order].count > 0)
+    }
+
+    fn add_region(&mut self) -> Result<()> {
+        let region = Arc::new(Region::new()?);
+        let pieces = REGION_PAGES >> MAX_ORDER;
+        let first = self.regions.len() * pieces;
+        self.regions.push(region);
+        for index in first..first + pieces {
+            self.free[MAX_ORDER].insert(index);
+        }
+        Ok(())
     }
 }
 
@@ -275,8 +334,10 @@ impl MemoryPool {
 pub struct PoolMemory {
     pool: Arc<MemoryPool>,
     region: Arc<Region>,
-    region_number: u32,
-    page: u32,
+    /// Where it starts in the region, in bytes.
+    offset: usize,
+    /// Its name among the free pieces of its order.
+    index: usize,
     order: usize,
     lock: RwLock<()>,
 }
@@ -303,13 +364,13 @@ impl PoolMemory {
     /// The region it was cut from, and the byte in it where it starts.
     #[must_use]
     pub fn region(&self) -> (&Arc<Region>, usize) {
-        (&self.region, self.page as usize * PAGE_SIZE)
+        (&self.region, self.offset)
     }
 
     /// The piece's address, for a device. Whoever uses it keeps to the invariant of this module.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.region.base.wrapping_add(self.page as usize * PAGE_SIZE)
+        self.region.base.wrapping_add(self.offset)
     }
 
     /// Calls `f` with bytes `offset..offset + len`.
@@ -339,7 +400,7 @@ impl PoolMemory {
 
 impl Drop for PoolMemory {
     fn drop(&mut self) {
-        self.pool.free(self.region_number, self.page, self.order);
+        self.pool.free(self.index, self.order);
     }
 }
 
@@ -370,7 +431,50 @@ mod tests {
         assert_eq!(pool.buddies.lock().regions.len(), 1);
         drop(large);
         assert_eq!(pool.used(), 0);
-        assert_eq!(pool.buddies.lock().free[MAX_ORDER].len(), REGION_SIZE / MAX_FOLIO_SIZE);
+        assert_eq!(pool.buddies.lock().free[MAX_ORDER].count, REGION_SIZE / MAX_FOLIO_SIZE);
+    }
+
+    #[test]
+    fn scattered_pieces_do_not_make_the_pool_grow() {
+        let pool = MemoryPool::new(REGION_SIZE);
+        let mut small: Vec<_> =
+            (0..REGION_PAGES).map(|_| pool.allocate(PAGE_SIZE).unwrap().unwrap()).collect();
+        // One page in every 2 MiB stays.
+        let mut number = 0;
+        small.retain(|_| {
+            number += 1;
+            number % (1 << MAX_ORDER) == 0
+        });
+        assert!(pool.allocate(MAX_FOLIO_SIZE).unwrap().is_none());
+        assert!(pool.allocate(MAX_FOLIO_SIZE / 2).unwrap().is_some());
+        assert_eq!(pool.buddies.lock().regions.len(), 1);
+        drop(small);
+        assert!(pool.allocate(MAX_FOLIO_SIZE).unwrap().is_some());
+    }
+
+    #[test]
+    fn random_pieces_come_and_go_and_nothing_is_lost() {
+        let pool = MemoryPool::new(2 * REGION_SIZE);
+        let mut held: Vec<PoolMemory> = Vec::new();
+        fastrand::seed(11);
+        for _ in 0..20_000 {
+            if held.is_empty() || fastrand::u8(..) < 140 {
+                if let Some(piece) = pool.allocate(PAGE_SIZE << fastrand::usize(0..=MAX_ORDER)).unwrap() {
+                    let start = piece.as_ptr().addr();
+                    assert!(start.is_multiple_of(PAGE_SIZE));
+                    held.push(piece);
+                }
+            } else {
+                held.swap_remove(fastrand::usize(..held.len()));
+            }
+        }
+        let mut ranges: Vec<_> = held.iter().map(|piece| (piece.as_ptr().addr(), piece.len())).collect();
+        ranges.sort_unstable();
+        assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+        assert_eq!(pool.used(), held.iter().map(PoolMemory::len).sum::<usize>());
+        held.clear();
+        let buddies = pool.buddies.lock();
+        assert_eq!(buddies.free[MAX_ORDER].count, buddies.regions.len() * (REGION_PAGES >> MAX_ORDER));
     }
 
     #[test]

@@ -41,14 +41,15 @@ pub fn run(
         target.available,
         target.size
     );
-    let mut subjects = vec![Subject::OursUring, Subject::Kernel, Subject::Raw];
+    let mut subjects = vec![Subject::OursUring, Subject::Kernel, Subject::Raw, Subject::RawBatched];
     if !nix::unistd::geteuid().is_root() {
         eprintln!("ext4-bench: the kernel's ext4 is left out: only root can mount it");
         subjects.retain(|subject| *subject != Subject::Kernel);
     }
     for workload in workloads(target).iter().filter(|workload| only(&workload.name)) {
         report.measure("data", workload, &subjects, rounds, |subject| match subject {
-            Subject::Raw => fio::raw(&target.device, workload),
+            Subject::Raw => fio::raw(&target.device, workload, false),
+            Subject::RawBatched => fio::raw(&target.device, workload, true),
             Subject::Kernel => kernel(&target.device, workload),
             Subject::OursUring | Subject::OursFile => runtime.block_on(ours(&target.device, workload)),
         })?;

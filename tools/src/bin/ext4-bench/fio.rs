@@ -18,28 +18,20 @@ pub fn check() -> anyhow::Result<()> {
     }
 }
 
-/// Runs a workload on the raw device, with io_uring in its best form: registered buffers and file, and at depth the
-/// faster of one submission for each transfer and one for a quarter of the depth (each round takes both).
+/// Runs a workload on the raw device, with io_uring, registered buffers and a registered file. `batched`: a quarter of
+/// the depth in one submission and waited for together, instead of one after the other.
 ///
 /// # Errors
 /// Those of fio.
-pub fn raw(device: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
-    let common = ["--ioengine=io_uring", "--fixedbufs", "--registerfiles", "--direct=1"].map(String::from);
-    let plain = run(device, workload, &common)?;
-    if workload.depth < 8 {
-        return Ok(plain);
+pub fn raw(device: &Path, workload: &Workload, batched: bool) -> anyhow::Result<Measurement> {
+    let mut engine =
+        ["--ioengine=io_uring", "--fixedbufs", "--registerfiles", "--direct=1"].map(String::from).to_vec();
+    if batched {
+        let batch = workload.depth.div_ceil(4);
+        engine.push(format!("--iodepth_batch_submit={batch}"));
+        engine.push(format!("--iodepth_batch_complete_min={batch}"));
     }
-    let batch = workload.depth / 4;
-    let batched = run(
-        device,
-        workload,
-        &[
-            &common[..],
-            &[format!("--iodepth_batch_submit={batch}"), format!("--iodepth_batch_complete_min={batch}")],
-        ]
-        .concat(),
-    )?;
-    Ok(if batched.seconds < plain.seconds { batched } else { plain })
+    run(device, workload, &engine)
 }
 
 /// Writes a file as a program does: one `pwrite` after the other, an `fsync` at the end where the workload asks.
