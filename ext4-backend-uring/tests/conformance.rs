@@ -110,3 +110,11 @@ fn without_a_runtime_there_is_an_error_and_no_panic() {
     let path = image(directory.path(), MIN_SIZE);
     assert!(UringDevice::open(&path, &UringOptions::default()).unwrap_err().to_string().contains("runtime"));
 }
+
+/// For a machine with a disk to spare, whose content is written over: `EXT4_TEST_DEVICE=/dev/nvme0n1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_given_device_conforms() {
+    let Some(path) = std::env::var_os("EXT4_TEST_DEVICE") else { return };
+    run(Path::new(&path), 0, 0).await;
+    run(Path::new(&path), 3, 1 << 20).await;
+}
