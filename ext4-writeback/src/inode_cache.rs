@@ -149,3 +149,79 @@ impl InodeCache {
         self.released.lock().pop()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ext4_core::format::inode::{Inode, InodeLayout};
+    use ext4_core::{BlockSize, Error, Timestamp};
+
+    use super::*;
+
+    fn inode(number: u32) -> InodeInfo {
+        let layout = InodeLayout {
+            features: ext4_core::format::features::Features::default(),
+            inode_size: 256,
+            block_size: BlockSize::KIB_4,
+            cluster_sectors: 8,
+            checksum_seed: 0,
+            linux: true,
+            hurd: false,
+        };
+        InodeInfo::new(Inode::new(InodeNumber(number), 0o100_644, &layout, 32, Timestamp::default()))
+    }
+
+    #[tokio::test]
+    async fn what_is_held_stays_however_much_comes() {
+        let cache = InodeCache::new(64);
+        let mut held = Vec::new();
+        for number in 1..=1000 {
+            held.push(cache.get(InodeNumber(number), async { Ok(inode(number)) }).await.unwrap());
+        }
+        for number in 1001..5000 {
+            cache.get(InodeNumber(number), async { Ok(inode(number)) }).await.unwrap();
+        }
+        for inode in &held {
+            let again = cache.get(inode.number, async { panic!("it was evicted") }).await.unwrap();
+            assert!(Arc::ptr_eq(inode, &again));
+        }
+        drop(held);
+        for number in 5000..8000 {
+            cache.get(InodeNumber(number), async { Ok(inode(number)) }).await.unwrap();
+        }
+        assert!(cache.inodes.len() <= 64, "{} inodes are kept", cache.inodes.len());
+    }
+
+    #[tokio::test]
+    async fn one_of_many_loads_and_a_failure_is_not_kept() {
+        let cache = InodeCache::new(64);
+        let failed = cache.get(InodeNumber(9), async { Err(Error::corrupt("inode 9", "damaged")) }).await;
+        assert!(failed.unwrap_err().is_corrupt());
+        let loads = AtomicUsize::new(0);
+        let load = || {
+            cache.get(InodeNumber(9), async {
+                loads.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                Ok(inode(9))
+            })
+        };
+        let (a, b, c) = tokio::join!(load(), load(), load());
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+        let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
+        assert!(Arc::ptr_eq(&a, &b) && Arc::ptr_eq(&b, &c));
+    }
+
+    #[tokio::test]
+    async fn the_last_transaction_survives_eviction() {
+        let cache = InodeCache::new(64);
+        let changed = cache.get(InodeNumber(1), async { Ok(inode(1)) }).await.unwrap();
+        changed.note_transaction(TransactionId(77), false);
+        drop(changed);
+        for number in 2..2000 {
+            cache.get(InodeNumber(number), async { Ok(inode(number)) }).await.unwrap();
+        }
+        assert!(cache.inodes.peek(&1).is_none(), "the test needs it evicted");
+        let again = cache.get(InodeNumber(1), async { Ok(inode(1)) }).await.unwrap();
+        let last = again.last_transaction(true).unwrap();
+        assert!(last.is_at_or_after(TransactionId(77)));
+    }
+}
