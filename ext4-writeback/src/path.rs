@@ -47,18 +47,18 @@ impl Filesystem {
                 Error::Posix { errno, .. } => Error::posix(errno, shown(path)),
                 error => error,
             })?;
-            if !pending.is_empty() || follow {
-                if let Some(target) = self.target_if_symlink(found).await? {
-                    symlinks += 1;
-                    if symlinks > MAX_SYMLINKS {
-                        return Err(Error::posix(Errno::ELOOP, shown(path)));
-                    }
-                    if target.starts_with(b"/") {
-                        current = InodeNumber::ROOT;
-                    }
-                    push_components(&target, &mut pending);
-                    continue;
+            if (!pending.is_empty() || follow)
+                && let Some(target) = self.target_if_symlink(found).await?
+            {
+                symlinks += 1;
+                if symlinks > MAX_SYMLINKS {
+                    return Err(Error::posix(Errno::ELOOP, shown(path)));
                 }
+                if target.starts_with(b"/") {
+                    current = InodeNumber::ROOT;
+                }
+                push_components(&target, &mut pending);
+                continue;
             }
             current = found;
         }

@@ -1,4 +1,5 @@
 //! The kernel's ext4 as the judge: what we wrote, as it reads it; what it wrote, as we do; and both in turn.
+#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
 mod common;
 #[path = "common/tree.rs"]

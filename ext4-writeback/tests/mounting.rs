@@ -1,4 +1,5 @@
 //! Mounting and unmounting: what the superblock says, what is refused and how, what a crash leaves to the next mount.
+#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
 mod common;
 
