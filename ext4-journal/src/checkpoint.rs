@@ -217,7 +217,7 @@ impl Journal {
             let State { checkpoints, .. } = &mut *state;
             let short = free < ring / 4 || checkpoints.wanted > free;
             let empty = checkpoints.empty;
-            if !short && !empty || checkpoints.is_empty() && !empty {
+            if !empty && (!short || checkpoints.is_empty()) {
                 checkpoints.wanted = 0;
                 return false;
             }

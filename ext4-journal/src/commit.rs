@@ -36,6 +36,16 @@ pub(crate) struct Frozen {
     pub(crate) buffer: Buffer,
 }
 
+/// What a locked transaction commits, taken out of the reach of the next one.
+struct Content {
+    /// In the order of their blocks.
+    frozen: Vec<Frozen>,
+    /// In order.
+    revoked: Vec<BlockNumber>,
+    /// The form of the log's blocks.
+    layout: Layout,
+}
+
 impl State {
     /// Ends a running transaction that nobody has anything in: its id is used by the next. The callbacks are to be
     /// called without the lock.
@@ -80,9 +90,10 @@ impl Journal {
 
     async fn commit_locked(&self, id: TransactionId) -> Result<()> {
         self.drain().await?;
-        let Some((frozen, revoked, layout)) = self.freeze()? else { return Ok(()) };
+        let Some(content) = self.freeze()? else { return Ok(()) };
         let extent = self.take_log_space(id).await?;
-        let (blocks, commit_block) = self.log_content(id, &layout, &frozen, &revoked)?;
+        let (blocks, commit_block) = self.log_content(id, &content)?;
+        let Content { frozen, revoked, .. } = content;
         assert_eq!(blocks.len() + 1, extent.count as usize, "the transaction was counted as it is written");
         Counters::add(&self.counters.log_blocks, blocks.len() + 1);
         Counters::add(&self.counters.logged_blocks, frozen.len());
@@ -124,7 +135,7 @@ impl Journal {
     }
 
     /// Clones the images of the locked transaction and lets the next one run. `None`: there was nothing in it.
-    fn freeze(&self) -> Result<Option<(Vec<Frozen>, Vec<BlockNumber>, Layout)>> {
+    fn freeze(&self) -> Result<Option<Content>> {
         let (buffers, layout) = {
             let mut state = self.state.lock();
             state.check()?;
@@ -159,7 +170,7 @@ impl Journal {
             state.committing = Some(Committing { transaction, wanted, extent: None });
         }
         self.wake.room.notify_waiters();
-        Ok(Some((frozen, revoked, layout)))
+        Ok(Some(Content { frozen, revoked, layout }))
     }
 
     /// Gives the committing transaction its part of the log. Handles only start where there is room, so it waits only
@@ -195,13 +206,8 @@ impl Journal {
     }
 
     /// The blocks that go to the log, in order, and the commit block.
-    fn log_content(
-        &self,
-        id: TransactionId,
-        layout: &Layout,
-        frozen: &[Frozen],
-        revoked: &[BlockNumber],
-    ) -> Result<(Vec<Segment>, AlignedBuffer)> {
+    fn log_content(&self, id: TransactionId, content: &Content) -> Result<(Vec<Segment>, AlignedBuffer)> {
+        let Content { frozen, revoked, layout } = content;
         let size = layout.block_size.len();
         let mut blocks: Vec<Segment> =
             revoke_blocks(layout, id, revoked)?.into_iter().map(Segment::Owned).collect();

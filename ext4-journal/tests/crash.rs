@@ -1,6 +1,8 @@
 //! Power cuts at every moment of random workloads: recovery brings back the state after some operation, never one
 //! older than what had been reported durable, and never old metadata over a file's data.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::collections::BTreeMap;

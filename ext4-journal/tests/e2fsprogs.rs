@@ -1,6 +1,8 @@
 //! e2fsprogs as the judge, both ways: logs that debugfs wrote are replayed by us as by e2fsck, byte for byte; logs
 //! that we wrote are read by debugfs and replayed by e2fsck as by us.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::path::{Path, PathBuf};
@@ -366,8 +368,8 @@ async fn writes_what_e2fsck_replays(arguments: &[&str]) {
             last[index] = round;
         }
         if round == 5 {
-            for index in 0..30 {
-                cache.forget(&handle, BlockNumber(blocks[index])).unwrap();
+            for block in &blocks[..30] {
+                cache.forget(&handle, BlockNumber(*block)).unwrap();
             }
         }
         drop(handle);

@@ -1,5 +1,7 @@
 //! The running journal: handles, credits, shared commits, the timer, the log short of space, abort, close.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::sync::Arc;

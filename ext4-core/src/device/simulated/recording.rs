@@ -313,9 +313,7 @@ impl Recording {
 
     /// True where the bio submitted at `submitted` had completed well before the event at `before`.
     fn completed_between(&self, submitted: usize, before: usize) -> bool {
-        self.events[submitted..before]
-            .iter()
-            .any(|event| *event == Event::Completed { submitted, success: true })
+        self.events[submitted..before].contains(&Event::Completed { submitted, success: true })
     }
 
     fn change(&self, submitted: usize) -> &Change {
