@@ -167,12 +167,21 @@ impl Need {
         for _ in 0..4 {
             let journal = journal.unwrap_or_else(|| default_journal_blocks(blocks));
             let groups = blocks.div_ceil(block * 8).max(1);
-            // Bitmaps, a rounding loss in each inode table, descriptors with room to grow in a few groups.
-            let fixed = groups * 4 + (groups.div_ceil(block / 64) + block / 4) * 4 + 64;
+            // Descriptors, and room for those of a file system 1,024 times as large, in each group with a copy.
+            let descriptors =
+                groups.div_ceil(block / 64) + (groups * 1024).div_ceil(block / 64).min(block / 4);
+            // Bitmaps, and what rounding loses in each inode table.
+            let fixed = groups * 4 + descriptors * copies(groups) + 64;
             blocks = free + tables + journal + fixed + blocks / 400;
         }
         (blocks * block).next_multiple_of(1 << 20)
     }
+}
+
+/// Groups that hold a copy of superblock and descriptors: 0, 1 and the powers of 3, 5 and 7.
+fn copies(groups: u64) -> u64 {
+    let powers = [3_u64, 5, 7].map(|base| groups.saturating_sub(1).checked_ilog(base).unwrap_or(0));
+    2 + powers.iter().map(|count| u64::from(*count)).sum::<u64>()
 }
 
 /// The size of the log that mkfs chooses for a file system of `blocks`. Source: mke2fs(8), `-J size`.

@@ -156,8 +156,9 @@ fn metadata_is_kept_when_asked_for() {
     let at = nix::fcntl::AT_FDCWD;
     let flags = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
     nix::sys::stat::utimensat(at, &file, &moment, &moment, flags).unwrap();
-    ext4(["cp", file.to_str().unwrap(), &image.at("/plain")]).ok();
+    // First the copy that keeps the access time: reading for the other one changes it.
     ext4(["cp", "-p", file.to_str().unwrap(), &image.at("/kept")]).ok();
+    ext4(["cp", file.to_str().unwrap(), &image.at("/plain")]).ok();
     let stat = |path: &str| ext4(["stat", "--json", &image.at(path)]).ok();
     assert!(!stat("/plain").contains("1000000000.123456789"));
     assert!(stat("/kept").contains("\"mtime\": \"1000000000.123456789\""), "{}", stat("/kept"));
@@ -187,9 +188,10 @@ fn extents_are_those_that_debugfs_sees() {
         assert_eq!(extent["length"].as_u64().unwrap() * block_size, 8192);
     }
     if support::have("debugfs") {
-        let blocks = support::debugfs(&image.path, "blocks /file");
-        let first = extents[0]["physical"].as_u64().unwrap().to_string();
-        assert_eq!(blocks.split_whitespace().next(), Some(first.as_str()));
+        for extent in extents {
+            let block = support::debugfs(&image.path, &format!("bmap /file {}", extent["logical"]));
+            assert_eq!(block.trim(), extent["physical"].to_string());
+        }
     }
     let table = ext4(["extents", &image.at("/file")]).ok();
     assert!(table.contains("last"), "{table}");

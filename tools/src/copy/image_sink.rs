@@ -119,7 +119,8 @@ impl ImageSink {
         if node.file_type == FileType::Symlink {
             changes.mode = None;
         }
-        if self.options.preserve.owner {
+        // What stood there before a copy keeps its owner; in a fresh file system that is mkfs's root directory.
+        if self.options.preserve.owner || self.options.fresh {
             (changes.uid, changes.gid) = (Some(uid), Some(gid));
         }
         if self.options.preserve.times {
