@@ -246,17 +246,18 @@ async fn a_group_with_a_wrong_bitmap_is_passed_by() {
 
 #[tokio::test]
 async fn one_flipped_bit_in_the_descriptors_never_panics() {
-    let Some(content) = mke2fs("8M", &["-b", "1024", "-O", "^metadata_csum,^uninit_bg", "-g", "1024"]) else {
+    let Some(content) = mke2fs("2M", &["-b", "1024", "-O", "^metadata_csum,^uninit_bg", "-g", "512"]) else {
         return;
     };
-    for bit in 0..1024 * 8 {
+    // Four descriptors of 64 bytes behind the superblock.
+    for bit in 0..4 * 64 * 8 {
         let mut content = content.clone();
         content[2048 + bit / 8] ^= 1 << (bit % 8);
         let device = Arc::new(MemoryDevice::from_content(content));
         let environment = Arc::new(FixedEnvironment::new(Timestamp::default(), 7));
         let Ok(info) = SuperblockInfo::load(device, 1 << 20, environment, false).await else { continue };
         let transaction = DirectTransaction::new(Arc::clone(&info.cache));
-        for goal in (0..8).map(|group| BlockNumber(group * 1024 + 700)) {
+        for goal in (0..4).map(|group| BlockNumber(group * 512 + 300)) {
             let wanted = AllocationRequest { goal: Some(goal), ..request(5) };
             let _ = allocate_blocks(&info, &transaction, &wanted).await;
         }

@@ -24,7 +24,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quick_cache::Lifecycle;
 use quick_cache::sync::{Cache, GuardResult};
-use rustc_hash::FxBuildHasher;
 
 use super::Transaction;
 use crate::device::{
@@ -134,7 +133,35 @@ impl Lifecycle<u64, Buffer> for KeepHeld {
     }
 }
 
-type Blocks = Cache<u64, Buffer, quick_cache::UnitWeighter, FxBuildHasher, KeepHeld>;
+/// Hashes block numbers. The cache takes a shard from bits in the middle of a hash, and metadata lies at multiples of
+/// large powers of two: with a hash that only multiplies, every group's bitmap would be in one shard, whose few places
+/// are then looked through for something to evict.
+#[derive(Default, Clone, Copy)]
+struct BlockHasher(u64);
+
+type BlockHash = std::hash::BuildHasherDefault<BlockHasher>;
+
+impl std::hash::Hasher for BlockHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        // The finalizer of splitmix64: every bit of the value reaches every bit of the hash.
+        let mut z = (self.0 ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.0 = z ^ (z >> 31);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Blocks = Cache<u64, Buffer, quick_cache::UnitWeighter, BlockHash, KeepHeld>;
 
 /// Metadata blocks of one device, read once and shared.
 pub struct BufferCache {
@@ -156,7 +183,8 @@ impl BufferCache {
     #[must_use]
     pub fn new(device: Arc<dyn BlockDevice>, block_size: BlockSize, capacity: usize) -> Arc<Self> {
         let items = (capacity / block_size.len()).max(64);
-        let blocks = Cache::with(items, items as u64, quick_cache::UnitWeighter, FxBuildHasher, KeepHeld);
+        let blocks =
+            Cache::with(items, items as u64, quick_cache::UnitWeighter, BlockHash::default(), KeepHeld);
         Arc::new(Self { device, block_size, blocks, dirty: Mutex::default() })
     }
 

@@ -48,7 +48,11 @@ pub(super) async fn write(
     let superblock = &plan.superblock;
     erase_signatures(&*device, superblock).await?;
     let zeroed = zero_inode_tables(&*device, superblock, layout).await?;
-    let cache = BufferCache::new(device, superblock.block_size, CACHE);
+    // The descriptor table stays in memory to the end: a cache that cannot evict it must have room for it.
+    let table = usize::try_from(superblock.descriptor_blocks() << superblock.block_size.bits())
+        .map_err(|_| Error::posix(Errno::ENOMEM, "group descriptors"))?;
+    let capacity = CACHE + table;
+    let cache = BufferCache::new(device, superblock.block_size, capacity);
     let transaction = DirectTransaction::new(Arc::clone(&cache));
     let mut seed = [0; 8];
     environment.random(&mut seed);
@@ -63,7 +67,16 @@ pub(super) async fn write(
         })
         .collect();
     create_descriptor_table(&cache, &transaction, superblock, &descriptors)?;
-    let info = SuperblockInfo::assemble(cache, frozen, superblock.clone(), &descriptors, Vec::new()).await?;
+    let info = SuperblockInfo::assemble(
+        cache,
+        frozen,
+        superblock.clone(),
+        &descriptors,
+        Vec::new(),
+        capacity,
+        false,
+    )
+    .await?;
     let maker = Maker { info, transaction, options, plan };
     maker.initialise_groups(layout).await?;
     let changes = inodes::create(&maker, journal_superblock).await?;

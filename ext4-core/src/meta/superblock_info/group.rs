@@ -29,9 +29,6 @@ use crate::format::group_descriptor::{GroupDescriptor, GroupFlags};
 use crate::meta::{BlockKind, Buffer, Transaction};
 use crate::types::{BlockNumber, GroupNumber};
 
-/// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed.
-const MOST_LOADED: usize = 4096;
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -425,7 +422,7 @@ impl SuperblockInfo {
     fn loaded(&self, number: GroupNumber) {
         let mut loaded = self.loaded.lock();
         loaded.push_back(number);
-        if loaded.len() <= MOST_LOADED {
+        if loaded.len() <= self.most_loaded {
             return;
         }
         let Some(oldest) = loaded.pop_front() else { return };

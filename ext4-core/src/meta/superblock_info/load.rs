@@ -9,6 +9,10 @@ use crate::format::features::{Compat, Incompat};
 use crate::meta::BlockKind;
 use crate::meta::orphan::OrphanLinks;
 
+/// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed. Fewer where
+/// the cache is small: it cannot evict what is held, so that must stay a small part of it.
+const MOST_LOADED: usize = 4096;
+
 /// How much of the descriptor table is read at a time.
 const READ_AHEAD: u64 = 1 << 20;
 
@@ -59,7 +63,8 @@ impl SuperblockInfo {
                 Err(error) => return Err(error),
             }
         }
-        let info = Self::assemble(cache, environment, superblock, &descriptors, bad).await?;
+        let info = Self::assemble(cache, environment, superblock, &descriptors, bad, cache_capacity, lenient)
+            .await?;
         Ok(Arc::new(info))
     }
 
@@ -80,13 +85,15 @@ impl SuperblockInfo {
         Ok(superblock)
     }
 
-    /// Puts the parts together. `None` among the descriptors: a bad one.
+    /// Puts the parts together. `None` among the descriptors: a bad one. `lenient`: structures may overlap.
     pub(crate) async fn assemble(
         cache: Arc<BufferCache>,
         environment: Arc<dyn Environment>,
         superblock: Superblock,
         descriptors: &[Option<GroupDescriptor>],
         bad: Vec<(GroupNumber, Error)>,
+        cache_capacity: usize,
+        lenient: bool,
     ) -> Result<Self> {
         let mut free_blocks = 0;
         let mut free_inodes = 0;
@@ -106,9 +113,14 @@ impl SuperblockInfo {
             }
             groups.push(Group::new(descriptor.unwrap_or_default(), descriptor.is_none()));
         }
-        let zones = SystemZones::new(fixed_metadata(&superblock, descriptors)).map_err(|overlap| {
-            Error::corrupt(format!("block {}", overlap.0), "two structures of fixed metadata claim it")
-        })?;
+        let (zones, overlap) = SystemZones::new(fixed_metadata(&superblock, descriptors));
+        if let Some(block) = overlap {
+            let error = Error::corrupt(format!("block {block}"), "two structures of fixed metadata claim it");
+            if !lenient {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the file system can only be read");
+        }
         let superblock_buffer =
             cache.read(superblock.superblock_block(), BlockKind::Superblock, |_| Ok(())).await?;
         let table_blocks = usize::try_from(superblock.descriptor_blocks())
@@ -131,6 +143,7 @@ impl SuperblockInfo {
             next_top_level: AtomicU32::new(0),
             orphan_links: OrphanLinks::default(),
             loaded: Mutex::default(),
+            most_loaded: (cache_capacity >> superblock.block_size.bits() >> 3).clamp(16, MOST_LOADED),
             bad_groups: Mutex::new(bad),
             fixed: superblock,
         })

@@ -75,7 +75,9 @@ pub struct SuperblockInfo {
     pub(crate) next_top_level: AtomicU32,
     /// What links the inodes on the list of orphans.
     pub(crate) orphan_links: OrphanLinks,
+    /// Groups whose bitmaps are in memory, oldest first.
     loaded: Mutex<VecDeque<GroupNumber>>,
+    most_loaded: usize,
     bad_groups: Mutex<Vec<(GroupNumber, Error)>>,
 }
 
@@ -194,6 +196,12 @@ impl SuperblockInfo {
     /// True where a group begins with a copy of the superblock.
     pub fn has_super(&self, group: GroupNumber) -> bool {
         self.fixed.has_super(group)
+    }
+
+    /// The superblock as it was when the file system was opened: for what does not change (sizes, hash seed, UUID …),
+    /// without a copy or a lock.
+    pub fn opened_superblock(&self) -> &Superblock {
+        &self.fixed
     }
 
     /// A copy of the superblock as it is now; the free counts are up to date.

@@ -14,26 +14,25 @@ pub(super) struct SystemZones {
     zones: Box<[Range<u64>]>,
 }
 
-/// A zone that overlaps another when neither says that this is fine.
-pub(super) struct Overlap(pub BlockNumber);
-
 impl SystemZones {
-    /// From ranges in any order.
-    ///
-    /// # Errors
-    /// The first block that two ranges claim.
-    pub fn new(mut ranges: Vec<Range<u64>>) -> Result<Self, Overlap> {
+    /// From ranges in any order; also the first block that two ranges claim.
+    pub fn new(mut ranges: Vec<Range<u64>>) -> (Self, Option<BlockNumber>) {
         ranges.retain(|range| !range.is_empty());
         ranges.sort_unstable_by_key(|range| range.start);
         let mut zones: Vec<Range<u64>> = Vec::new();
+        let mut overlap = None;
         for range in ranges {
             match zones.last_mut() {
-                Some(last) if range.start < last.end => return Err(Overlap(BlockNumber(range.start))),
-                Some(last) if range.start == last.end => last.end = range.end,
+                Some(last) if range.start <= last.end => {
+                    if range.start < last.end {
+                        overlap.get_or_insert(BlockNumber(range.start));
+                    }
+                    last.end = last.end.max(range.end);
+                }
                 _ => zones.push(range),
             }
         }
-        Ok(Self { zones: zones.into() })
+        (Self { zones: zones.into() }, overlap)
     }
 
     /// The zones that have blocks in `range`, whole.
@@ -49,15 +48,16 @@ mod tests {
 
     #[test]
     fn ranges_are_joined_and_found() {
-        let Ok(zones) = SystemZones::new(vec![10..20, 0..2, 20..30, 40..40, 50..51]) else {
-            panic!("overlap")
-        };
+        let (zones, overlap) = SystemZones::new(vec![10..20, 0..2, 20..30, 40..40, 50..51]);
+        assert_eq!(overlap, None);
         assert_eq!(&*zones.zones, [0..2, 10..30, 50..51]);
         let found = |range| zones.overlapping(range).cloned().collect::<Vec<_>>();
         assert_eq!(found(2..10), []);
         assert_eq!(found(1..11), [0..2, 10..30]);
         assert_eq!(found(29..51), [10..30, 50..51]);
         assert_eq!(found(51..u64::MAX), []);
-        assert!(SystemZones::new(vec![0..5, 4..6]).is_err_and(|overlap| overlap.0 == BlockNumber(4)));
+        let (zones, overlap) = SystemZones::new(vec![0..5, 4..6, 5..6]);
+        assert_eq!(&*zones.zones, std::slice::from_ref(&(0..6)));
+        assert_eq!(overlap, Some(BlockNumber(4)));
     }
 }
