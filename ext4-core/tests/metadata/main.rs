@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod attributes;
+mod corpus;
 mod directories;
 mod fixture;
 #[path = "../images/mod.rs"]

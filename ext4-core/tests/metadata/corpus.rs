@@ -1,0 +1,183 @@
+//! Images that others made: those of e2fsprogs, most of them damaged on purpose, and syzkaller's. As they are, they are
+//! walked over without a panic or a loop; as e2fsck repaired them, names and attributes are those the kernel saw.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ext4_core::format::inode::FileType;
+use ext4_core::meta::orphan::Orphans;
+use ext4_core::meta::{directory, inode_table, xattr};
+use ext4_core::{InodeNumber, Result};
+
+use crate::fixture::Fixture;
+
+/// Inodes a walk visits at most: a damaged tree may have circles.
+const MAX_INODES: usize = 20_000;
+/// Entries a walk looks at in one directory at most.
+const MAX_ENTRIES: usize = 100_000;
+/// Names a walk looks up in one directory at most.
+const MAX_LOOKUPS: usize = 1000;
+
+/// What a walk finds at a path.
+#[derive(PartialEq, Eq, Debug)]
+struct Found {
+    inode: u64,
+    attributes: BTreeMap<String, String>,
+}
+
+/// The images and where the references' findings about them lie.
+fn images() -> Vec<(PathBuf, PathBuf)> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
+    assert!(corpus.is_dir() || std::env::var_os("CI").is_none(), "{} is not there", corpus.display());
+    let mut images = Vec::new();
+    for part in ["e2fsprogs", "syzkaller/seeds", "syzkaller/repros"] {
+        let Ok(entries) = std::fs::read_dir(corpus.join(part).join("images")) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_owned();
+            images.push((path, corpus.join(part).join("expected").join(name)));
+        }
+    }
+    images.sort();
+    images
+}
+
+fn unpack(path: &Path) -> Vec<u8> {
+    let tool = if path.extension().is_some_and(|kind| kind == "bz2") { "bzip2" } else { "gzip" };
+    let output = Command::new(tool).arg("-dc").arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", path.display());
+    output.stdout
+}
+
+/// As the lists of the corpus escape paths and names.
+fn escape(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| match byte {
+        0x21..=0x7e if *byte != b'%' => text + &char::from(*byte).to_string(),
+        byte => text + &format!("%{byte:02X}"),
+    })
+}
+
+/// All attributes of an inode, values in hexadecimal digits.
+async fn attributes(fixture: &Fixture, number: InodeNumber) -> Result<BTreeMap<String, String>> {
+    let inode = inode_table::read_inode(&fixture.info, number).await?;
+    let mut attributes = BTreeMap::new();
+    for name in xattr::list(&fixture.info, &inode).await? {
+        let value = xattr::get(&fixture.info, &inode, &name).await?.unwrap();
+        attributes.insert(escape(&name), value.iter().map(|byte| format!("{byte:02x}")).collect());
+    }
+    Ok(attributes)
+}
+
+/// Everything below the root, errors passed over.
+async fn walk(fixture: &Fixture) -> BTreeMap<String, Found> {
+    let mut tree = BTreeMap::new();
+    let mut seen = BTreeSet::from([InodeNumber::ROOT]);
+    let mut directories = vec![(Vec::new(), InodeNumber::ROOT)];
+    while let Some((path, number)) = directories.pop() {
+        let Ok(inode) = inode_table::read_inode(&fixture.info, number).await else { continue };
+        let _ = directory::is_empty(&fixture.info, &inode).await;
+        let (mut position, mut count, mut looked_up) = (0, 0, 0);
+        while let Ok(entries) = directory::read(&fixture.info, &inode, position, 200).await {
+            let Some(last) = entries.last() else { break };
+            assert!(last.next > position, "a position goes on");
+            position = last.next;
+            count += entries.len();
+            for entry in entries {
+                if matches!(entry.name.as_slice(), b"." | b"..") {
+                    continue;
+                }
+                // One of these directories has 24,000 names and no index: most are only listed.
+                looked_up += 1;
+                let found = if looked_up < MAX_LOOKUPS {
+                    directory::lookup(&fixture.info, &inode, &entry.name).await
+                } else {
+                    Ok(Some((entry.inode, entry.file_type)))
+                };
+                let mut path: Vec<u8> = path.clone();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&entry.name);
+                if let (Ok(Some((number, _))), Ok(attributes)) =
+                    (found, attributes(fixture, entry.inode).await)
+                {
+                    tree.insert(escape(&path), Found { inode: u64::from(number), attributes });
+                }
+                let child = inode_table::read_inode(&fixture.info, entry.inode).await;
+                let is_directory = child.is_ok_and(|child| child.file_type() == Some(FileType::Directory));
+                if is_directory && seen.len() < MAX_INODES && seen.insert(entry.inode) {
+                    directories.push((path, entry.inode));
+                }
+            }
+            if count > MAX_ENTRIES {
+                break;
+            }
+        }
+    }
+    tree
+}
+
+#[tokio::test]
+async fn damaged_images_are_walked_over() {
+    let mut opened = 0;
+    for (path, _) in images() {
+        let Ok(fixture) = Fixture::try_open(unpack(&path), true).await else { continue };
+        opened += 1;
+        let _ = Orphans::load(&fixture.info).await;
+        let _ = walk(&fixture).await;
+        for number in 1..=fixture.info.inodes_count().min(200) {
+            let _ = attributes(&fixture, InodeNumber(number)).await;
+        }
+    }
+    println!("{opened} images could be opened");
+}
+
+#[tokio::test]
+async fn repaired_images_hold_what_the_kernel_sees() {
+    let (mut compared, mut paths) = (0, 0);
+    for (path, expected) in images() {
+        let text = std::fs::read_to_string(expected.with_extension("json"));
+        let facts: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
+        // Clusters (bigalloc) are not read yet.
+        let clusters =
+            facts["features"].as_array().is_some_and(|all| all.iter().any(|one| one == "bigalloc"));
+        if facts["tree_by"] != "kernel" || clusters {
+            continue;
+        }
+        let Some(content) = repaired(&unpack(&path)) else { return };
+        let Ok(fixture) = Fixture::try_open(content, true).await else { continue };
+        let tree = walk(&fixture).await;
+        let list = unpack(&expected.with_extension("tree.jsonl.gz"));
+        for line in String::from_utf8(list).unwrap().lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let place = line["path"].as_str().unwrap();
+            if place == "." || line["error"].is_object() {
+                continue;
+            }
+            let attributes = line["xattrs"].as_object().into_iter().flatten();
+            let attributes =
+                attributes.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect();
+            let found = Found { inode: line["ino"].as_u64().unwrap(), attributes };
+            assert_eq!(tree.get(place), Some(&found), "{}: {place}", path.display());
+            paths += 1;
+        }
+        compared += 1;
+    }
+    println!("{compared} images with {paths} paths");
+}
+
+/// An image after `e2fsck -fy`, as often as it takes; `None` where that is absent, except in CI.
+fn repaired(content: &[u8]) -> Option<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), content).unwrap();
+    for _ in 0..3 {
+        match Command::new("e2fsck").arg("-fy").arg(file.path()).output() {
+            Ok(output) if output.status.success() => break,
+            Ok(_) => {}
+            Err(_) if std::env::var_os("CI").is_none() => return None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    Some(std::fs::read(file.path()).unwrap())
+}
