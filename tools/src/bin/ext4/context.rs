@@ -54,7 +54,7 @@ impl Context {
         work: impl AsyncFnOnce(&Filesystem) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let filesystem = self.mount(image, access).await?;
-        let result = work(&filesystem).await;
+        let result = work(&filesystem).await.map_err(|error| naming(image, error));
         finish(filesystem, image, result).await
     }
 
@@ -62,15 +62,15 @@ impl Context {
     pub async fn mount(&self, image: &Path, access: Access) -> anyhow::Result<Filesystem> {
         match self.opener.mount(image, access).await {
             Ok(filesystem) => Ok(filesystem),
-            Err(error) => Err(naming(image, error)),
+            Err(error) => Err(naming(image, error.into())),
         }
     }
 }
 
 /// Puts the image's name before an error that does not say it.
-pub fn naming(image: &Path, error: ext4_core::Error) -> anyhow::Error {
+pub fn naming(image: &Path, error: anyhow::Error) -> anyhow::Error {
     let name = image.display().to_string();
-    if error.to_string().contains(&name) { error.into() } else { anyhow::Error::new(error).context(name) }
+    if format!("{error:#}").contains(&name) || error.is::<Usage>() { error } else { error.context(name) }
 }
 
 /// Unmounts after some work; the work's own error comes first.

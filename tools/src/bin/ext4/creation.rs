@@ -197,7 +197,7 @@ impl Destination {
         // Opened for writing and closed again: the clear error for a mounted or read-only device comes first.
         let size = {
             let device =
-                context.opener.device(target, Access::Write).map_err(|error| naming(target, error))?;
+                context.opener.device(target, Access::Write).map_err(|error| naming(target, error.into()))?;
             let found = if force { None } else { signature(&device).await? };
             if let Some(found) = found {
                 anyhow::bail!("{} holds {found} (use --force to write over it)", target.display());
@@ -231,7 +231,7 @@ impl Destination {
                 Ok((device, Some(temporary)))
             }
             Self::InPlace(path, _) => {
-                Ok((opener.device(path, Access::Write).map_err(|error| naming(path, error))?, None))
+                Ok((opener.device(path, Access::Write).map_err(|error| naming(path, error.into()))?, None))
             }
         }
     }

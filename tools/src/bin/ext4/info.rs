@@ -48,7 +48,8 @@ impl Lines {
 
 impl Info {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let info = context.opener.load(&self.image).await.map_err(|error| naming(&self.image, error))?;
+        let info =
+            context.opener.load(&self.image).await.map_err(|error| naming(&self.image, error.into()))?;
         let superblock = info.superblock();
         let mut lines = Lines::default();
         identity(&mut lines, &superblock);
@@ -59,7 +60,7 @@ impl Info {
         extras(&mut lines, &superblock);
         if superblock.features.compat.contains(Compat::HAS_JOURNAL) && superblock.journal_inum != 0 {
             let header = journal_header(&info, superblock.journal_inum).await;
-            journal(&mut lines, &header.map_err(|error| naming(&self.image, error))?);
+            journal(&mut lines, &header.map_err(|error| naming(&self.image, error.into()))?);
         }
         if self.json { print_json(&json(&lines)) } else { print(&lines) }
     }

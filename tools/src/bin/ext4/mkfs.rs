@@ -75,7 +75,9 @@ impl Mkfs {
         }
         interruptible(async {
             let (device, temporary) = destination.open(&context.opener, size)?;
-            mkfs(device, &options, &*environment).await.map_err(|error| naming(&self.target, error))?;
+            mkfs(device, &options, &*environment)
+                .await
+                .map_err(|error| naming(&self.target, error.into()))?;
             if let Some(temporary) = temporary {
                 temporary.persist()?;
             }

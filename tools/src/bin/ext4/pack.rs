@@ -178,7 +178,9 @@ impl Pack {
     ) -> anyhow::Result<Totals> {
         let (environment, epoch) = self.creation.environment()?;
         let (device, temporary) = destination.open(&context.opener, size)?;
-        mkfs(device.clone(), options, &*environment).await.map_err(|error| naming(&self.target, error))?;
+        mkfs(device.clone(), options, &*environment)
+            .await
+            .map_err(|error| naming(&self.target, error.into()))?;
         let reproducible = epoch.is_some();
         let mount = MountOptions {
             cache: if reproducible {
@@ -193,8 +195,9 @@ impl Pack {
             environment,
             ..MountOptions::default()
         };
-        let filesystem =
-            Filesystem::mount(device.clone(), mount).await.map_err(|error| naming(&self.target, error))?;
+        let filesystem = Filesystem::mount(device.clone(), mount)
+            .await
+            .map_err(|error| naming(&self.target, error.into()))?;
         if must_fit {
             let space = filesystem.statfs();
             if space.free_blocks < need.free_blocks() || space.free_inodes < need.inodes {
