@@ -1,4 +1,5 @@
 //! mkfs beside mke2fs: the same sizes and options must give the same header, and e2fsck must find nothing.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod images;
 

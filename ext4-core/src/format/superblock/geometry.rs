@@ -30,6 +30,17 @@ impl Superblock {
         }
     }
 
+    /// The bits of a block bitmap that stand for blocks (clusters) of a whole group: at most a block's. Without bigalloc
+    /// `s_clusters_per_group` means nothing, as in the kernel.
+    #[must_use]
+    pub fn block_bitmap_bits(&self) -> u32 {
+        if self.features.ro_compat.contains(RoCompat::BIGALLOC) {
+            self.clusters_per_group
+        } else {
+            self.blocks_per_group
+        }
+    }
+
     /// Inodes in one block of the inode table. At least 1.
     #[must_use]
     pub fn inodes_per_block(&self) -> u32 {

@@ -200,7 +200,7 @@ impl SuperblockInfo {
 
     /// The bytes of a block bitmap that its checksum covers.
     pub(crate) fn block_bitmap_bytes(&self) -> usize {
-        (self.fixed.clusters_per_group / 8) as usize
+        (self.fixed.block_bitmap_bits() / 8) as usize
     }
 
     /// The bytes of an inode bitmap that its checksum covers.
