@@ -11,14 +11,16 @@ use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::group_descriptor::GroupFlags;
 use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
 use ext4_core::meta::inode_allocator::{allocate_inode, free_inode};
-use ext4_core::meta::{DirectTransaction, SuperblockInfo};
-use ext4_core::{BlockNumber, Errno, GroupNumber, InodeNumber, Timestamp};
+use ext4_core::meta::transaction::OnCommit;
+use ext4_core::meta::{Buffer, DirectTransaction, SuperblockInfo, Transaction};
+use ext4_core::{BlockNumber, Errno, GroupNumber, InodeNumber, Result, Timestamp, TransactionId};
 use images::{e2fsck, mke2fs};
 
 async fn open(device: &Arc<MemoryDevice>) -> (Arc<SuperblockInfo>, DirectTransaction) {
     let environment =
         Arc::new(FixedEnvironment::new(Timestamp { seconds: 1_700_000_000, nanoseconds: 0 }, 7));
-    let info = SuperblockInfo::load(Arc::clone(device) as _, 8 << 20, environment, false).await.unwrap();
+    // So little that bitmaps have to be let go of and read again.
+    let info = SuperblockInfo::load(Arc::clone(device) as _, 256 << 10, environment, false).await.unwrap();
     let transaction = DirectTransaction::new(Arc::clone(&info.cache));
     (info, transaction)
 }
@@ -140,6 +142,67 @@ async fn space_ends_exactly_and_root_keeps_its_share() {
     }
     close(&info).await;
     e2fsck(&device.content(), "after being full");
+}
+
+/// A transaction that commits when it is told to.
+struct Deferred {
+    direct: DirectTransaction,
+    callbacks: std::sync::Mutex<Vec<OnCommit>>,
+}
+
+#[async_trait::async_trait]
+impl Transaction for Deferred {
+    fn id(&self) -> TransactionId {
+        TransactionId(1)
+    }
+    fn get_write_access(&self, buffer: &Buffer) -> Result<()> {
+        self.direct.get_write_access(buffer)
+    }
+    fn get_create_access(&self, buffer: &Buffer) -> Result<()> {
+        self.direct.get_create_access(buffer)
+    }
+    fn dirty_metadata(&self, buffer: &Buffer) -> Result<()> {
+        self.direct.dirty_metadata(buffer)
+    }
+    fn forget(&self, block: BlockNumber, buffer: Option<&Buffer>) -> Result<()> {
+        self.direct.forget(block, buffer)
+    }
+    fn credits(&self) -> u32 {
+        u32::MAX
+    }
+    fn extend(&self, _credits: u32) -> Result<bool> {
+        Ok(true)
+    }
+    async fn restart(&self, _credits: u32) -> Result<()> {
+        Ok(())
+    }
+    fn on_commit(&self, callback: OnCommit) {
+        self.callbacks.lock().unwrap().push(callback);
+    }
+}
+
+#[tokio::test]
+async fn freed_blocks_come_back_when_their_transaction_has_committed() {
+    let Some(content) = mke2fs("16M", &["-b", "1024"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, direct) = open(&device).await;
+    let transaction = Deferred { direct, callbacks: std::sync::Mutex::default() };
+    let mut runs = Vec::new();
+    let all = AllocationRequest { metadata: true, ..request(1000) };
+    while let Ok(run) = allocate_blocks(&info, &transaction, &all).await {
+        runs.push(run);
+    }
+    let (first, len) = runs[3];
+    free_blocks(&info, &transaction, first, u64::from(len), false).await.unwrap();
+    assert_eq!(info.free_and_reserved_blocks().0, u64::from(len));
+    assert_eq!(info.blocks_awaiting_commit(), u64::from(len));
+    assert_eq!(allocate_blocks(&info, &transaction, &all).await.unwrap_err().errno(), Errno::ENOSPC);
+    assert!(free_blocks(&info, &transaction, first, 1, false).await.unwrap_err().is_corrupt());
+    for callback in std::mem::take(&mut *transaction.callbacks.lock().unwrap()) {
+        callback();
+    }
+    assert_eq!(info.blocks_awaiting_commit(), 0);
+    assert_eq!(allocate_blocks(&info, &transaction, &all).await.unwrap(), (first, len));
 }
 
 #[tokio::test]
