@@ -141,11 +141,14 @@ unsafe impl Sync for Region {}
 impl Region {
     fn new() -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let mut map = memmap2::MmapMut::map_anon(REGION_SIZE)
+        // Room to start on a 2 MiB boundary, so that the largest folios can be huge pages; what is not touched costs
+        // addresses only.
+        let mut map = memmap2::MmapMut::map_anon(REGION_SIZE + MAX_FOLIO_SIZE)
             .map_err(|source| Error::host("map", format!("{REGION_SIZE} bytes of memory"), &source))?;
         // Huge pages halve the cost of the first touch; a host without them does as well, more slowly.
         let _ = map.advise(memmap2::Advice::HugePage);
         let base = map.as_mut_ptr();
+        let base = base.wrapping_add(base.align_offset(MAX_FOLIO_SIZE));
         Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), base, _map: map })
     }
 
@@ -461,7 +464,7 @@ mod tests {
             if held.is_empty() || fastrand::u8(..) < 140 {
                 if let Some(piece) = pool.allocate(PAGE_SIZE << fastrand::usize(0..=MAX_ORDER)).unwrap() {
                     let start = piece.as_ptr().addr();
-                    assert!(start.is_multiple_of(PAGE_SIZE));
+                    assert!(start.is_multiple_of(piece.len()), "a folio lies on a multiple of its size");
                     held.push(piece);
                 }
             } else {
