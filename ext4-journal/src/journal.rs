@@ -457,6 +457,9 @@ impl Journal {
     /// The error that stopped the journal.
     #[must_use]
     pub fn aborted(&self) -> Option<Error> {
+        if !self.stopped.load(Ordering::Acquire) {
+            return None;
+        }
         self.state.lock().aborted.clone()
     }
 

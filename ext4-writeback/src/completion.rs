@@ -510,7 +510,6 @@ async fn process_groups(
         changed = true;
     }
     if changed && let Some(handle) = &batch.handle {
-        inode.pages.times_dirty.store(false, Ordering::Release);
         fs.log_inode(handle, inode, &disk, true).await?;
     }
     Ok(all)

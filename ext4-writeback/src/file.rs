@@ -91,17 +91,25 @@ impl File {
         };
         self.inode.check_alive()?;
         let written = buffered_write::write(fs, &self.inode, offset, data).await?;
-        let now = fs.now();
+        self.note_times().await;
+        Ok(written)
+    }
+
+    /// A write changes mtime and ctime, in steps of the kernel's clock ticks. They are logged with the size, by fsync
+    /// or by the flusher, which has the inode in its queue.
+    async fn note_times(&self) {
+        let now = self.fs().now();
+        let pages = &self.inode.pages;
+        if pages.is_same_tick(now) && pages.times_dirty.load(Ordering::Acquire) {
+            return;
+        }
         let mut disk = match self.inode.inode.try_write() {
             Ok(disk) => disk,
             Err(_) => self.inode.inode.write().await,
         };
         disk.mtime = now;
         disk.ctime = now;
-        drop(disk);
-        // Logged with the size, by fsync or by the flusher, which has the inode in its queue.
-        self.inode.pages.times_dirty.store(true, Ordering::Release);
-        Ok(written)
+        pages.times_dirty.store(true, Ordering::Release);
     }
 
     /// fsync: data, size and attributes are durable when it returns. Errors of earlier writeback are reported once.
@@ -246,7 +254,7 @@ pub(crate) async fn sync_inode(
     inode: &Arc<InodeInfo>,
     datasync: bool,
 ) -> Result<()> {
-    writeback::sync_inode_data(fs, inode).await?;
+    writeback::sync_data(fs, inode, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
     let flushed = match (&fs.journal, inode.last_transaction(datasync)) {
         (Some(journal), Some(id)) => journal.commit(id).await?,

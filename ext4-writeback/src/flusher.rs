@@ -459,7 +459,7 @@ pub(crate) async fn sync_all_data(fs: &Arc<FilesystemInner>) -> Result<()> {
     gather.submit();
     wait_for_ioends(fs).await;
     for inode in inodes {
-        result = result.and(writeback::settle(fs, &inode).await);
+        result = result.and(writeback::settle(fs, &inode, true).await);
         if inode.pages.is_dirty() && fs.check_writable().is_ok() {
             control.enqueue(fs, &inode);
         }

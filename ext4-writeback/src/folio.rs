@@ -246,13 +246,7 @@ impl Folio {
 
     /// Locks the folio where nobody has it locked.
     pub fn try_lock(self: &Arc<Self>) -> Option<FolioGuard> {
-        let mut state = self.state.lock();
-        if state.locked {
-            return None;
-        }
-        state.locked = true;
-        drop(state);
-        Some(FolioGuard(Arc::clone(self)))
+        FolioGuard::try_new(Arc::clone(self)).ok()
     }
 
     /// Locks the folio. The caller checks [`Folio::is_removed`] then.
@@ -404,7 +398,40 @@ impl Drop for FolioGuard {
     }
 }
 
+/// What a write wants to know of the blocks it changes, all at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WriteState {
+    /// The folio is no part of the file any more.
+    pub removed: bool,
+    /// A device may be reading one of the blocks.
+    pub in_flight: bool,
+    /// All of them are dirty: what lies below is known to be there or promised.
+    pub dirty: bool,
+}
+
 impl FolioGuard {
+    /// Locks `folio` where nobody has it locked; gives it back otherwise.
+    pub fn try_new(folio: Arc<Folio>) -> Result<Self, Arc<Folio>> {
+        let mut state = folio.state.lock();
+        if state.locked {
+            drop(state);
+            return Err(folio);
+        }
+        state.locked = true;
+        drop(state);
+        Ok(Self(folio))
+    }
+
+    /// What a write to `blocks` has to know.
+    pub fn write_state(&self, blocks: &Range<u32>) -> WriteState {
+        let state = self.state.lock();
+        WriteState {
+            removed: state.removed,
+            in_flight: state.in_flight.start < blocks.end && blocks.start < state.in_flight.end,
+            dirty: state.dirty.contains(blocks.clone()),
+        }
+    }
+
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio, to change them.
     pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> R {
         self.memory.write((from - self.start) as u32, (to - from) as u32, f)

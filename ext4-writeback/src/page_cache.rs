@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
-use ext4_core::{BlockSize, Error, Result};
+use ext4_core::{BlockSize, Error, Result, Timestamp};
 use parking_lot::Mutex;
 
 use crate::folio::{Folio, FolioGuard};
@@ -188,6 +188,8 @@ pub(crate) struct PageCache {
     pub writeback_lock: tokio::sync::Mutex<()>,
     /// Where the last write ended.
     last_write_end: AtomicU64,
+    /// The clock tick of the last write.
+    last_tick: AtomicU64,
 }
 
 impl std::ops::Deref for PageCache {
@@ -212,6 +214,12 @@ impl PageCache {
     /// True where something has to be written back or logged before the inode may be forgotten.
     pub fn is_dirty(&self) -> bool {
         self.space.is_dirty_folios() || self.times_dirty.load(Ordering::Acquire)
+    }
+
+    /// True where the last write asked in the same clock tick (4 ms).
+    pub fn is_same_tick(&self, now: Timestamp) -> bool {
+        let tick = (now.seconds as u64).wrapping_mul(250) + u64::from(now.nanoseconds / 4_000_000) + 1;
+        self.last_tick.swap(tick, Ordering::Relaxed) == tick
     }
 
     /// Notes that a write ended at `end`.

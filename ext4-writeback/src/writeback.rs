@@ -335,18 +335,18 @@ pub(crate) async fn allocate_holes(
 pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = fs.begin(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
-    if inode.pages.times_dirty.swap(false, Ordering::AcqRel) {
+    if inode.pages.times_dirty.load(Ordering::Acquire) {
         fs.log_inode(&handle, inode, &disk, false).await?;
     }
     Ok(())
 }
 
-/// After the writeback of everything: the size and the times follow.
-pub(crate) async fn settle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+/// After the writeback of everything: the size follows, and the times where asked for.
+pub(crate) async fn settle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
     if inode.size() > inode.completion.disk_size() && fs.check_writable().is_ok() {
         completion::process(fs, vec![Arc::clone(inode)]).await;
     }
-    if inode.pages.times_dirty.load(Ordering::Acquire) {
+    if times && inode.pages.times_dirty.load(Ordering::Acquire) {
         log_times(fs, inode).await?;
     }
     Ok(())
@@ -374,9 +374,17 @@ pub(crate) async fn start_inode_data(
 /// # Errors
 /// Those of mapping and of the journal. A failed write is only in the inode's error sequence.
 pub(crate) async fn sync_inode_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    sync_data(fs, inode, true).await
+}
+
+/// As [`sync_inode_data`]; times only where asked for (fdatasync does not).
+///
+/// # Errors
+/// As [`sync_inode_data`].
+pub(crate) async fn sync_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
     let result = start_inode_data(fs, inode, Mode::Sync).await;
     wait_for_inode(fs, inode).await;
-    result.and(settle(fs, inode).await)
+    result.and(settle(fs, inode, times).await)
 }
 
 /// Waits until the ioends of `inode` that are in flight now are finished.

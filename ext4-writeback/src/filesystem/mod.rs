@@ -138,6 +138,7 @@ impl FilesystemInner {
     ) -> Result<()> {
         inode_table::write_inode(&self.info, handle, inode).await?;
         info.note_transaction(handle.id(), datasync);
+        info.pages.times_dirty.store(false, Ordering::Release);
         Ok(())
     }
 

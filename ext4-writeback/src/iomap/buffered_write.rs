@@ -14,6 +14,7 @@
 //! - Bytes between the old end of the file and the start of the write are zeros before the size passes them.
 //! - Throttling comes before any folio lock.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::{Errno, Error, Result};
@@ -24,6 +25,7 @@ use crate::counters::LiveCounters;
 use crate::extent_status::{Reservation, Status};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
+use crate::folio::FolioGuard;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::RunToEnd;
@@ -75,7 +77,8 @@ pub(crate) async fn write(
     let mode = if inode.is_indirect().await { Allocation::AtOnce } else { allocation_mode(fs) };
     let mut done = 0;
     let mut retries = 0;
-    let mut throttled = 0;
+    // The caller has looked at the dirty limit.
+    let mut throttled = THROTTLE_STEP;
     while done < data.len() {
         let at = position + done as u64;
         if at - position >= throttled {
@@ -129,16 +132,22 @@ async fn write_folio(
     let sequential = inode.pages.is_sequential(position);
     let mut folio = find_or_create(fs, inode, position, wanted, sequential).await?;
     loop {
-        if folio.is_removed() {
+        let end = folio.end().min(position + wanted);
+        let touched = folio.blocks_touched(position, end);
+        let state = folio.write_state(&touched);
+        if state.removed {
             drop(folio);
             folio = find_or_create(fs, inode, position, wanted, sequential).await?;
             continue;
         }
-        let end = folio.end().min(position + wanted);
-        let touched = folio.blocks_touched(position, end);
-        if folio.is_in_flight(&touched) {
+        if state.in_flight {
             LiveCounters::add(&fs.writeback.counters.stalls, 1);
             folio.wait_for_io(&touched).await;
+            continue;
+        }
+        if state.dirty {
+            // Uptodate, and what lies below is known.
+            return Ok(copy(fs, inode, &folio, position, &data[..(end - position) as usize], touched));
         }
         // The blocks at the edges, where they are overwritten in part and not in memory.
         let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
@@ -203,11 +212,23 @@ async fn write_folio(
                 folio.set_uptodate(block..block + 1);
             }
         }
-        let count = (end - position) as usize;
-        folio.write(position, end, |bytes| bytes.copy_from_slice(&data[..count]));
-        mark_dirty(fs, inode, &folio, touched);
-        inode.raise_size(end);
-        inode.pages.note_write(end);
-        return Ok(count);
+        return Ok(copy(fs, inode, &folio, position, &data[..(end - position) as usize], touched));
     }
+}
+
+/// Copies `data` to byte `position` of the locked folio, whose blocks `touched` are ready for it.
+fn copy(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    folio: &FolioGuard,
+    position: u64,
+    data: &[u8],
+    touched: Range<u32>,
+) -> usize {
+    let end = position + data.len() as u64;
+    folio.write(position, end, |bytes| bytes.copy_from_slice(data));
+    mark_dirty(fs, inode, folio, touched);
+    inode.raise_size(end);
+    inode.pages.note_write(end);
+    data.len()
 }

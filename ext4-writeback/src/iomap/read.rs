@@ -48,6 +48,20 @@ impl ReadAhead {
         self.ahead = end.max(position + self.window);
         self.ahead
     }
+
+    /// Takes note that a read of `position..end` found everything; returns the range to start reading now, where half
+    /// of what was read ahead is used up.
+    fn advance(&mut self, position: u64, end: u64, size: u64, limit: u64) -> Option<(u64, u64)> {
+        let sequential = position == self.next;
+        self.next = end;
+        let start = self.ahead;
+        if !sequential || self.window == 0 || start < end || start >= size || end + self.window / 2 < start {
+            return None;
+        }
+        self.window = (self.window * 2).min(LAST_WINDOW.min(limit).max(FIRST_WINDOW));
+        self.ahead = start + self.window;
+        Some((start, self.ahead))
+    }
 }
 
 /// Reads at `position` into `buffer`; fewer bytes only at the end of the file.
@@ -61,6 +75,7 @@ pub(crate) async fn read(
     buffer: &mut [u8],
     read_ahead: &Mutex<ReadAhead>,
 ) -> Result<usize> {
+    let limit = fs.writeback.capacity() as u64 / 8;
     let mut done = 0;
     while done < buffer.len() {
         let at = position + done as u64;
@@ -80,20 +95,25 @@ pub(crate) async fn read(
                 continue;
             }
         }
-        let window = read_ahead.lock().window(at, end, fs.writeback.capacity() as u64 / 8);
-        fill(fs, inode, at, end, window).await?;
+        let window = read_ahead.lock().window(at, end, limit);
+        fill(fs, inode, at, end, window, true).await?;
     }
-    read_ahead.lock().next = position + done as u64;
+    let next = read_ahead.lock().advance(position, position + done as u64, inode.size(), limit);
+    if let Some((start, end)) = next {
+        // Whoever reads there gets the error.
+        let _ = fill(fs, inode, start, start, end, false).await;
+    }
     Ok(done)
 }
 
-/// Makes byte `position` readable, starts reading up to `end`, and perhaps up to `window`.
+/// Starts reading at `position` up to `end`, and perhaps up to `window`; waits for the first folio where `wait`.
 async fn fill(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     position: u64,
     end: u64,
     window: u64,
+    wait: bool,
 ) -> Result<()> {
     let _filling = inode.invalidate_lock.read().await;
     let size = inode.size();
@@ -125,6 +145,9 @@ async fn fill(
         }
     }
     reader.submit();
+    if !wait {
+        return Ok(());
+    }
     let guard = first.lock().await;
     match guard.take_read_error() {
         Some(error) => Err(error),
@@ -158,9 +181,9 @@ pub(crate) async fn find_or_create(
                 }
             }
         };
-        let guard = match folio.try_lock() {
-            Some(guard) => guard,
-            None => folio.lock().await,
+        let guard = match FolioGuard::try_new(folio) {
+            Ok(guard) => guard,
+            Err(folio) => folio.lock().await,
         };
         if !guard.is_removed() {
             guard.touch();

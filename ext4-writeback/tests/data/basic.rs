@@ -189,3 +189,64 @@ async fn many_small_files_share_handles() {
     }
     finish(&device, fs).await;
 }
+
+#[tokio::test]
+async fn a_file_of_indirect_blocks_is_read_overwritten_and_cut() {
+    if !have_tools() {
+        return;
+    }
+    let image = make_image(32, 1024, &["-O", "^extent,^64bit"], 0);
+    let host = tempfile::NamedTempFile::new().expect("a temporary file");
+    // Behind the double indirect block's start, with a hole.
+    let mut data = pattern(6, 0, 700_000);
+    data[100 * 1024..150 * 1024].fill(0);
+    std::fs::write(host.path(), &data).expect("room");
+    let path = tempfile::NamedTempFile::new().expect("a temporary file");
+    image.to_file(path.path()).expect("room");
+    let request = format!("write {} file", host.path().display());
+    let status = std::process::Command::new("debugfs").args(["-w", "-R", &request]).arg(path.path()).output();
+    assert!(status.expect("debugfs runs").status.success());
+    let image = ext4_core::device::simulated::Image::from_file(path.path()).expect("the image");
+    let (device, fs) = mount_image(image, options()).await;
+    let file = open(&fs, "file").await;
+    assert!(content(&file).await == data);
+    file.write_at(200_000, &pattern(8, 200_000, 5000)).await.expect("overwrites");
+    data[200_000..205_000].copy_from_slice(&pattern(8, 200_000, 5000));
+    let error = file.write_at(120 * 1024, b"x").await.expect_err("into a hole");
+    assert_eq!(error.errno(), Errno::EOPNOTSUPP);
+    file.sync_all().await.expect("syncs");
+    file.set_len(300_001).await.expect("cuts");
+    data.truncate(300_001);
+    assert!(content(&file).await == data);
+    drop(file);
+    let image = finish(&device, fs).await;
+    let (device, fs) = mount_image(image, options()).await;
+    let file = open(&fs, "file").await;
+    assert!(content(&file).await == data);
+    file.set_len(0).await.expect("cuts");
+    drop(file);
+    finish(&device, fs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sequential_reads_are_read_ahead_in_large_bios() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(make_image(64, 4096, &[], 0), options()).await;
+    let file = create(&fs, "file").await;
+    let data = pattern(9, 0, 8 << 20);
+    file.write_at(0, &data).await.expect("writes");
+    drop(file);
+    let image = finish(&device, fs).await;
+    let (device, fs) = mount_image(image, options()).await;
+    let file = open(&fs, "file").await;
+    let mut bytes = vec![0; 4096];
+    for at in (0..data.len()).step_by(4096) {
+        file.read_at(at as u64, &mut bytes).await.expect("reads");
+        assert!(bytes == data[at..at + 4096]);
+    }
+    assert!(fs.counters().read_bios < 20, "{:?}", fs.counters());
+    drop(file);
+    finish(&device, fs).await;
+}

@@ -224,7 +224,8 @@ async fn g_7_g_8_what_was_cut_off_never_comes_back() {
     at_every_cut(&recording, 40, "file", |_, bytes| {
         let bytes = bytes.expect("it was there before");
         assert!([full as usize, 100_500, 8192].contains(&bytes.len()), "{}", bytes.len());
-        let expected = |at: usize| if at / 4096 % 2 == 0 { pattern(9, at as u64, 1)[0] } else { 0 };
+        let expected =
+            |at: usize| if (at / 4096).is_multiple_of(2) { pattern(9, at as u64, 1)[0] } else { 0 };
         let tail = bytes.get(100_500..).unwrap_or_default();
         // The rest of the block of the cut is zeroed on the device before the new size is there, as in the kernel.
         let block = tail.len().min(102_400 - 100_500);
@@ -256,7 +257,9 @@ async fn random_workload(seed: u64, delayed_allocation: bool) {
                 let data = pattern(i as u64, start as u64, *len);
                 model.resize(model.len().max(start + len), 0);
                 model[start..start + len].copy_from_slice(&data);
-                data.iter().zip(&mut history[start..]).for_each(|(byte, seen)| drop(seen.insert(*byte)));
+                for (byte, seen) in data.iter().zip(&mut history[start..]) {
+                    seen.insert(*byte);
+                }
             }
             7 => model.resize(*at as usize, 0),
             8 | 9 => synced.push((format!("sync {i}"), model.clone())),

@@ -4,4 +4,5 @@ mod basic;
 mod common;
 mod crash;
 mod model;
+mod speed;
 mod stress;
