@@ -153,8 +153,12 @@ impl Filesystem {
             }
             let _content = info.rwlock.write().await;
             info.check_alive()?;
-            let handle = fs.begin(credits::INODE, "setattr").await?;
+            let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
+            let handle = fs.begin(credits::INODE + acl, "setattr").await?;
             let mut raw = info.inode.write().await;
+            if let Some(mode) = changes.mode {
+                crate::xattr::follow_mode(&fs.info, &handle, &mut raw, mode).await?;
+            }
             apply(&mut raw, &changes, fs.now());
             fs.log_inode(&handle, &info, &raw, false).await
         })

@@ -2,14 +2,39 @@
 
 use std::sync::Arc;
 
-use ext4_core::format::inode::InodeFlags;
+use ext4_core::format::inode::{Inode, InodeFlags};
+use ext4_core::format::xattr::acl::Acl;
+use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::xattr::SetMode;
 use ext4_core::meta::{credits, xattr};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use crate::Filesystem;
 use crate::filesystem::FilesystemInner;
+use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
+
+/// Who may what with an inode, beyond its permission bits.
+pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+/// What is made in a directory gets this as its own.
+pub(crate) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Has the access control list of `inode`, where there is one, follow new permission bits, as chmod does: were it not
+/// to, the bits would say one thing and the list another.
+pub(crate) async fn follow_mode(
+    info: &SuperblockInfo,
+    handle: &Handle,
+    inode: &mut Inode,
+    mode: u16,
+) -> Result<()> {
+    let Some(value) = xattr::get(info, inode, ACCESS_ACL).await? else { return Ok(()) };
+    let number = inode.number;
+    let acl = Acl::from_call(&value)
+        .map_err(|problem| Error::corrupt(format!("inode {number}: access control list"), problem))?;
+    let Some(acl) = acl else { return Ok(()) };
+    let value = acl.with_mode(mode).to_call();
+    xattr::set(info, handle, inode, ACCESS_ACL, Some(&value), SetMode::Any).await
+}
 
 impl Filesystem {
     /// The value of an extended attribute, by its full name (`user.colour`).

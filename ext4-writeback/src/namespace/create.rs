@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::format::xattr::acl::Acl;
 use ext4_core::meta::{credits, directory, extent_tree, inode_allocator, xattr};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
@@ -15,6 +16,7 @@ use super::{check_may_add, check_name, links, names_changed, symlink};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::handle::Handle;
 use crate::inode_info::{InodeInfo, check_directory};
+use crate::xattr::{ACCESS_ACL, DEFAULT_ACL};
 use crate::{Credentials, SetMode};
 
 /// Attributes that go into the handle that makes the inode; more follow one by one.
@@ -26,7 +28,7 @@ impl Filesystem {
     /// # Errors
     /// As [`Filesystem::create_with`].
     pub async fn create(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
-        self.create_with(parent, name, NewInode::new(FileType::Regular, owner)).await
+        self.create_with(parent, name, inheriting(FileType::Regular, owner)).await
     }
 
     /// Makes a directory.
@@ -34,7 +36,7 @@ impl Filesystem {
     /// # Errors
     /// As [`Filesystem::create_with`].
     pub async fn mkdir(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
-        self.create_with(parent, name, NewInode::new(FileType::Directory, owner)).await
+        self.create_with(parent, name, inheriting(FileType::Directory, owner)).await
     }
 
     /// Makes a symlink to `target`.
@@ -67,7 +69,7 @@ impl Filesystem {
         if matches!(file_type, FileType::Directory | FileType::Symlink) {
             return Err(Error::posix(Errno::EINVAL, format!("mknod of a {file_type:?}")));
         }
-        self.create_with(parent, name, NewInode { device, ..NewInode::new(file_type, owner) }).await
+        self.create_with(parent, name, NewInode { device, ..inheriting(file_type, owner) }).await
     }
 
     /// Makes something with all its attributes, in one transaction and one write of its inode.
@@ -90,6 +92,11 @@ impl Filesystem {
         })
         .await
     }
+}
+
+/// What a program makes, not a tool that restores a tree.
+fn inheriting(file_type: FileType, owner: Credentials) -> NewInode {
+    NewInode { inherit_acl: true, ..NewInode::new(file_type, owner) }
 }
 
 async fn make(
@@ -154,7 +161,8 @@ fn credits_for(new: &NewInode, xattrs: usize) -> u32 {
         FileType::Directory | FileType::Symlink => credits::ALLOCATE_BLOCKS + credits::EXTENT + 1,
         _ => 0,
     };
-    let xattrs = credits::XATTR * u32::try_from(xattrs).unwrap_or(u32::MAX);
+    let inherited = if new.inherit_acl { 2 } else { 0 };
+    let xattrs = credits::XATTR * u32::try_from(xattrs + inherited).unwrap_or(u32::MAX);
     credits::ALLOCATE_INODE + content + xattrs + credits::ADD_NAME + credits::INODE + credits::ORPHAN
 }
 
@@ -208,8 +216,36 @@ async fn fill(
         FileType::Symlink => symlink::store_target(info, handle, inode, &new.target).await?,
         _ => {}
     }
+    if new.inherit_acl && new.file_type != FileType::Symlink {
+        inherit_acl(fs, handle, parent, inode).await?;
+    }
     for (name, value) in xattrs {
         xattr::set(info, handle, inode, name, Some(value), SetMode::Any).await?;
+    }
+    Ok(())
+}
+
+/// Gives the new inode what its directory's default access control list says, and a directory that list as well.
+async fn inherit_acl(
+    fs: &FilesystemInner,
+    handle: &Handle,
+    parent: &InodeInfo,
+    inode: &mut Inode,
+) -> Result<()> {
+    let info = &fs.info;
+    let Some(default) = xattr::get(info, &*parent.inode.read().await, DEFAULT_ACL).await? else {
+        return Ok(());
+    };
+    let acl = Acl::from_call(&default)
+        .map_err(|problem| Error::corrupt(format!("inode {}: default ACL", parent.number), problem))?;
+    let Some(acl) = acl else { return Ok(()) };
+    let (access, permissions) = acl.inherit(inode.mode);
+    inode.mode = (inode.mode & !0o777) | permissions;
+    if let Some(access) = access {
+        xattr::set(info, handle, inode, ACCESS_ACL, Some(&access.to_call()), SetMode::Any).await?;
+    }
+    if inode.is_dir() {
+        xattr::set(info, handle, inode, DEFAULT_ACL, Some(&default), SetMode::Any).await?;
     }
     Ok(())
 }

@@ -33,13 +33,24 @@ pub struct NewInode {
     pub times: Option<Times>,
     /// Its extended attributes: full names and values.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// It takes on its directory's default access control list, as what a program makes does; a tool that restores a
+    /// tree knows the list that each file had and leaves this off.
+    pub inherit_acl: bool,
 }
 
 impl NewInode {
     /// One of `file_type` with no attributes and the present time.
     #[must_use]
     pub fn new(file_type: FileType, credentials: Credentials) -> Self {
-        Self { file_type, credentials, device: (0, 0), target: Vec::new(), times: None, xattrs: Vec::new() }
+        Self {
+            file_type,
+            credentials,
+            device: (0, 0),
+            target: Vec::new(),
+            times: None,
+            xattrs: Vec::new(),
+            inherit_acl: false,
+        }
     }
 }
 
