@@ -5,8 +5,8 @@ mod common;
 
 use std::sync::Arc;
 
-use ext4_core::device::simulated::Image;
-use ext4_core::device::{BlockDevice, MemoryDevice};
+use ext4_core::device::simulated::{FaultyDevice, Image};
+use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::features::{Incompat, RoCompat};
 use ext4_core::format::inode::FileType;
@@ -396,4 +396,36 @@ async fn a_device_is_not_touched_by_a_mount_that_fails() {
         .await
         .unwrap_err();
     assert!(device.image().to_vec() == image.to_vec());
+}
+
+/// A device that refuses every write for a while: the journal stops, reads go on, and the next mount finds all that was
+/// durable, and says that there was an error.
+#[tokio::test]
+async fn a_failing_device_stops_writing_and_the_next_mount_recovers() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let memory = Arc::new(MemoryDevice::from_image(common::mke2fs(&[], "32M")));
+    let device = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
+    let filesystem = Filesystem::mount(Arc::clone(&device) as Arc<dyn BlockDevice>, MountOptions::default())
+        .await
+        .unwrap();
+    filesystem.write("/durable", vec![3; 20_000]).await.unwrap();
+    filesystem.sync().await.unwrap();
+    // All of the device but its superblock.
+    device.fail_range(Operation::Write, 8192..32 << 20);
+    filesystem.mkdir(InodeNumber::ROOT, b"lost", Credentials::default()).await.unwrap();
+    filesystem.sync().await.unwrap_err();
+    let error = filesystem.mkdir(InodeNumber::ROOT, b"late", Credentials::default()).await.unwrap_err();
+    assert_eq!(error.errno(), Errno::EROFS, "{error}");
+    assert_eq!(filesystem.read("/durable").await.unwrap(), vec![3; 20_000]);
+    device.heal();
+    filesystem.unmount().await.unwrap_err();
+
+    let mounted = common::mount(&memory.image()).await;
+    assert_eq!(mounted.filesystem.read("/durable").await.unwrap(), vec![3; 20_000]);
+    let error = mounted.filesystem.lookup(InodeNumber::ROOT, b"lost").await.unwrap_err();
+    assert_eq!(error.errno(), Errno::ENOENT);
+    mounted.filesystem.create(InodeNumber::ROOT, b"again", Credentials::default()).await.unwrap();
+    mounted.unmount_clean("after a failing device").await;
 }
