@@ -14,7 +14,6 @@
 //! - Bytes between the old end of the file and the start of the write are zeros before the size passes them.
 //! - Throttling comes before any folio lock.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::{Errno, Error, Result};
@@ -147,7 +146,7 @@ async fn write_folio(
         }
         if state.dirty {
             // Uptodate, and what lies below is known.
-            return Ok(copy(fs, inode, &folio, position, &data[..(end - position) as usize], touched));
+            return Ok(copy(inode, &folio, position, &data[..(end - position) as usize], || {}));
         }
         // The blocks at the edges, where they are overwritten in part and not in memory.
         let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
@@ -212,22 +211,17 @@ async fn write_folio(
                 folio.set_uptodate(block..block + 1);
             }
         }
-        return Ok(copy(fs, inode, &folio, position, &data[..(end - position) as usize], touched));
+        let data = &data[..(end - position) as usize];
+        return Ok(copy(inode, &folio, position, data, || mark_dirty(fs, inode, &folio, touched)));
     }
 }
 
-/// Copies `data` to byte `position` of the locked folio, whose blocks `touched` are ready for it.
-fn copy(
-    fs: &Arc<FilesystemInner>,
-    inode: &Arc<InodeInfo>,
-    folio: &FolioGuard,
-    position: u64,
-    data: &[u8],
-    touched: Range<u32>,
-) -> usize {
+/// Copies `data` to byte `position` of the locked folio, whose blocks are ready for it; `mark` makes them dirty.
+fn copy(inode: &InodeInfo, folio: &FolioGuard, position: u64, data: &[u8], mark: impl FnOnce()) -> usize {
     let end = position + data.len() as u64;
     folio.write(position, end, |bytes| bytes.copy_from_slice(data));
-    mark_dirty(fs, inode, folio, touched);
+    // Dirty first: a completion that saw the size and nothing dirty before it would take i_disksize along.
+    mark();
     inode.raise_size(end);
     inode.pages.note_write(end);
     data.len()
