@@ -7,7 +7,7 @@
 //! - Nothing that runs in the background holds the file system but weakly: dropping the last [`Filesystem`] is a
 //!   crash, after which nobody touches the device.
 //!
-//! Locks, outermost first: `freeze` → `rename` → the inodes' (see [`crate::inode_info`]).
+//! Locks, outermost first: `freeze` → `rename` → the inodes' (see `inode_info`).
 
 mod close;
 mod deletion;
