@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::tree;
 use support::{Mount, check, ext4, have_kernel, inside, long, mke2fs, program, run};
@@ -84,10 +84,16 @@ fn a_killed_copy_leaves_what_it_reported() {
     for block_size in ["1024", "4096"] {
         let fresh = work.path().join("fresh.img");
         mke2fs(&fresh, 256 << 20, &["-b", block_size]);
+        // How long a copy takes here and now: moments after its end would show nothing.
+        let whole = work.path().join("whole.img");
+        copy_sparse(&fresh, &whole);
+        let started = Instant::now();
+        ext4(["cp", "-r", "--sync", source_tree.to_str().unwrap(), &inside(&whole, "/tree")]).ok();
+        let most = u64::try_from(started.elapsed().as_micros()).unwrap();
         for moment in 0..moments {
             let image = work.path().join("disk.img");
             copy_sparse(&fresh, &image);
-            let delay = Duration::from_millis(random.u64(5..1500));
+            let delay = Duration::from_micros(random.u64(2_000..most.max(3_000)));
             let durable = killed_copy(&source_tree, &image, delay, ["256M", "16M"][moment % 2]);
             eprintln!("{block_size}-byte blocks, killed after {delay:?}: {} files durable", durable.len());
 

@@ -109,10 +109,16 @@ impl HostSink {
                 .map(File::from)
                 .map_err(|errno| failed("open", errno));
         }
-        self.clear(name)?;
-        openat(directory, name, common | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW, mode)
-            .map(File::from)
-            .map_err(|errno| failed("create", errno))
+        let make =
+            || openat(directory, name, common | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW, mode);
+        let made = match make() {
+            Err(Errno::EEXIST) => {
+                self.clear(name)?;
+                make()
+            }
+            made => made,
+        };
+        made.map(File::from).map_err(|errno| failed("create", errno))
     }
 
     /// Gives `name` in the current directory the attributes of `node`: owner first, which takes set-user-ID bits and
