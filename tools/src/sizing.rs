@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ext4_core::format::inode::FileType;
+use ext4_core::meta::mkfs::default_journal_blocks;
 use ext4_core::types::BlockSize;
 
 use crate::copy::Node;
@@ -165,7 +166,7 @@ impl Need {
         let tables = self.inodes_count().div_ceil(block / 256);
         let mut blocks = free + tables;
         for _ in 0..4 {
-            let journal = journal.unwrap_or_else(|| default_journal_blocks(blocks));
+            let journal = journal.unwrap_or_else(|| default_journal_blocks(blocks).into());
             let groups = blocks.div_ceil(block * 8).max(1);
             // Descriptors, and room for those of a file system 1,024 times as large, in each group with a copy.
             let descriptors =
@@ -182,20 +183,6 @@ impl Need {
 fn copies(groups: u64) -> u64 {
     let powers = [3_u64, 5, 7].map(|base| groups.saturating_sub(1).checked_ilog(base).unwrap_or(0));
     2 + powers.iter().map(|count| u64::from(*count)).sum::<u64>()
-}
-
-/// The size of the log that mkfs chooses for a file system of `blocks`. Source: mke2fs(8), `-J size`.
-fn default_journal_blocks(blocks: u64) -> u64 {
-    match blocks {
-        ..32_768 => 1_024,
-        ..262_144 => 4_096,
-        ..524_288 => 8_192,
-        ..4_194_304 => 16_384,
-        ..8_388_608 => 32_768,
-        ..16_777_216 => 65_536,
-        ..33_554_432 => 131_072,
-        _ => 262_144,
-    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,9 @@ pub struct ImageTree {
     pub number: u64,
 }
 
+/// A directory on the way: its inode, its path, the entries still to be visited.
+type Visited = (InodeNumber, Vec<u8>, Vec<(Vec<u8>, InodeNumber)>);
+
 impl ImageTree {
     /// Starts the walk. Needs a tokio runtime around it.
     #[must_use]
@@ -56,7 +59,7 @@ impl ImageTree {
         let readers = Arc::new(Semaphore::new(READERS));
         let mut seen = HashSet::new();
         // The way from the root to here: each directory and what is still to be visited in it, last first.
-        let mut stack: Vec<(InodeNumber, Vec<u8>, Vec<(Vec<u8>, InodeNumber)>)> = Vec::new();
+        let mut stack: Vec<Visited> = Vec::new();
         let mut next = Some((self.name.clone(), self.path.clone(), self.root));
         loop {
             let Some((name, path, inode)) = next.take() else {

@@ -78,7 +78,8 @@ fn usage(size: u64) -> (BlockSize, u64) {
 }
 
 /// A journal's size in blocks for a file system of so many. Source: e2fsprogs, `ext2fs_default_journal_size`.
-fn default_journal_blocks(blocks: u64) -> u32 {
+#[must_use]
+pub fn default_journal_blocks(blocks: u64) -> u32 {
     const KI: u64 = 1024;
     match blocks {
         0..2048 => 0,
