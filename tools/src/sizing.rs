@@ -11,9 +11,11 @@ use std::path::Path;
 use ext4_core::format::inode::FileType;
 use ext4_core::meta::mkfs::default_journal_blocks;
 use ext4_core::types::BlockSize;
+use ext4_core::{Errno, Error};
 
 use crate::copy::Node;
 use crate::copy::host_source::{HostTree, data_runs};
+use crate::display::escaped;
 
 /// What a tree needs besides the fixed metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Need {
 
 /// Bytes of a 256-byte inode that attributes may take: less 128 fixed, 32 extra, 4 magic and 4 at the end.
 const XATTR_ROOM: usize = 256 - 128 - 32 - 8;
+/// Bytes of an attribute block that are never value: its header, and the shortest entry.
+const XATTR_HEADERS: usize = 32 + 16;
 /// The longest symlink target that lies in the inode, in bytes.
 const FAST_SYMLINK: usize = 59;
 /// Extents that fit in the inode.
@@ -85,6 +89,12 @@ fn object_need(
         node.xattrs.iter().map(|(name, value)| 16 + align(name.len()) + align(value.len())).sum();
     if in_inode > XATTR_ROOM {
         blocks += 1;
+    }
+    let largest = node.xattrs.iter().max_by_key(|(_, value)| value.len());
+    if let Some((name, value)) = largest.filter(|(_, value)| value.len() > block_size.len() - XATTR_HEADERS) {
+        let what = format!("attribute {} of {} bytes", escaped(name), value.len());
+        let problem = format!("{}: {what} does not fit into a block", path.display());
+        return Err(Error::posix(Errno::E2BIG, problem).into());
     }
     match node.file_type {
         FileType::Symlink if node.target.len() > FAST_SYMLINK => blocks += 1,

@@ -4,6 +4,7 @@
 //! The kill takes the process away at any system call; what it had written stays in the image file, as after a crash
 //! of the program (power cuts, where the device loses what it had not flushed, are simulated elsewhere). The moments
 //! follow from a seed that is printed; `EXT4_TEST_SEED` repeats them.
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod support;
 

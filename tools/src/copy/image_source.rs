@@ -22,6 +22,14 @@ use crate::target::join;
 /// Entries asked for at a time.
 const READDIR_BATCH: usize = 1024;
 
+/// A directory on the way down.
+struct Level {
+    inode: InodeNumber,
+    path: Vec<u8>,
+    /// What is still to be visited in it, last first.
+    remaining: Vec<(Vec<u8>, InodeNumber)>,
+}
+
 /// What to walk, and how.
 #[derive(Clone, Debug)]
 pub struct ImageTree {
@@ -39,9 +47,6 @@ pub struct ImageTree {
     pub number: u64,
 }
 
-/// A directory on the way: its inode, its path, the entries still to be visited.
-type Visited = (InodeNumber, Vec<u8>, Vec<(Vec<u8>, InodeNumber)>);
-
 impl ImageTree {
     /// Starts the walk. Needs a tokio runtime around it.
     #[must_use]
@@ -58,14 +63,14 @@ impl ImageTree {
     async fn run(&self, sender: &mpsc::Sender<anyhow::Result<Event>>) -> anyhow::Result<()> {
         let readers = Arc::new(Semaphore::new(READERS));
         let mut seen = HashSet::new();
-        // The way from the root to here: each directory and what is still to be visited in it, last first.
-        let mut stack: Vec<Visited> = Vec::new();
+        // The way from the root to here.
+        let mut stack: Vec<Level> = Vec::new();
         let mut next = Some((self.name.clone(), self.path.clone(), self.root));
         loop {
             let Some((name, path, inode)) = next.take() else {
-                let Some((_, directory, entries)) = stack.last_mut() else { return Ok(()) };
-                match entries.pop() {
-                    Some((name, inode)) => next = Some((name.clone(), join(directory, &name), inode)),
+                let Some(level) = stack.last_mut() else { return Ok(()) };
+                match level.remaining.pop() {
+                    Some((name, inode)) => next = Some((name.clone(), join(&level.path, &name), inode)),
                     None => {
                         stack.pop();
                         send(sender, Event::Leave).await?;
@@ -77,14 +82,15 @@ impl ImageTree {
             let entry = Entry { name, path: path.clone(), node };
             match entry.node.file_type {
                 FileType::Directory => {
-                    if stack.iter().any(|(above, ..)| *above == inode) {
+                    if stack.iter().any(|above| above.inode == inode) {
                         let what = format!("directory inode {inode} at {}", escaped(&path));
                         return Err(Error::corrupt(what, "contains itself").into());
                     }
-                    let mut entries = list(&self.filesystem, inode).await.with_context(|| escaped(&path))?;
-                    entries.sort_by(|left, right| right.0.cmp(&left.0));
+                    let mut remaining =
+                        list(&self.filesystem, inode).await.with_context(|| escaped(&path))?;
+                    remaining.sort_by(|left, right| right.0.cmp(&left.0));
                     send(sender, Event::Enter(entry)).await?;
-                    stack.push((inode, path, entries));
+                    stack.push(Level { inode, path, remaining });
                 }
                 _ if entry.node.identity.is_some_and(|identity| !seen.insert(identity)) => {
                     send(sender, Event::Link(entry)).await?;

@@ -202,7 +202,7 @@ impl Cp {
                     return Ok(Destination { name, sink: Target::Host(path.clone()) });
                 }
                 let name =
-                    path.file_name().filter(|_| !several && !(ends_with_slash(path) && !self.recursive()));
+                    path.file_name().filter(|_| !several && (self.recursive() || !ends_with_slash(path)));
                 let name = name.ok_or_else(|| Error::posix(Errno::ENOTDIR, path.display().to_string()))?;
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 let directory = parent.unwrap_or(Path::new(".")).to_path_buf();

@@ -9,6 +9,7 @@ use ext4_writeback::filesystem::mkfs;
 
 use crate::context::{Context, interruptible, naming, usage};
 use crate::creation::{Creation, Destination, check_size};
+use crate::output::print_line;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,7 +85,6 @@ impl Mkfs {
             Ok(())
         })
         .await?;
-        println!("{}: ext4 file system of {}", self.target.display(), human_size(size));
-        Ok(())
+        print_line(&format!("{}: ext4 file system of {}", self.target.display(), human_size(size)))
     }
 }

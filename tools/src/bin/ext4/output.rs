@@ -19,6 +19,14 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints one line: what a command has done.
+pub fn print_line(line: &str) -> anyhow::Result<()> {
+    let mut out = stdout();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
 /// `name` as it is printed: as it is into a pipe or file, without control bytes on a terminal, which an image that
 /// nobody trusts could otherwise command.
 pub fn shown(name: &[u8]) -> Vec<u8> {

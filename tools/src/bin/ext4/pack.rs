@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::context::{Context, interruptible, naming, parse_owner, usage};
 use crate::creation::{Creation, Destination, check_size};
-use crate::output::print_json;
+use crate::output::{print_json, print_line};
 use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
@@ -88,7 +88,8 @@ impl Pack {
         tree.exclude = vec![self.target.clone()];
         let need = tokio::task::block_in_place(|| measure(&tree, block_size))?;
 
-        let work = self.make(context, &destination, tree, options, block_size, need);
+        let job = Job { pack: &self, context, destination, tree, need };
+        let work = job.make(options, block_size);
         let (totals, size) = interruptible(work).await?;
         let seconds = started.elapsed().as_secs_f64();
         if self.json {
@@ -102,7 +103,7 @@ impl Pack {
                 seconds,
             });
         }
-        println!(
+        print_line(&format!(
             "{}: {} files, {} directories, {} others, {} in {seconds:.2} s; image of {}",
             self.target.display(),
             totals.files,
@@ -110,26 +111,41 @@ impl Pack {
             totals.others,
             human_size(totals.bytes),
             human_size(size)
-        );
-        Ok(())
+        ))
     }
 
-    /// Makes the file system and fills it; larger again where one that was to fit does not.
-    async fn make(
-        &self,
-        context: &Context,
-        destination: &Destination,
-        tree: HostTree,
-        mut options: MkfsOptions,
-        block_size: BlockSize,
-        need: Need,
-    ) -> anyhow::Result<(Totals, u64)> {
-        let journal = self.creation.journal_blocks(block_size)?;
-        let given = self.size.or(destination.limit());
-        if let (Some(size), Some(limit)) = (self.size, destination.limit())
+    fn sink_options(&self, epoch: Option<Timestamp>) -> ImageSinkOptions {
+        ImageSinkOptions {
+            preserve: Preserve { owner: self.owner.is_none(), ..Preserve::ALL },
+            owner: self.owner.unwrap_or_default(),
+            umask: 0,
+            latest: epoch,
+            fresh: true,
+            durable: false,
+            sync_every: epoch.map(|_| SYNC_EVERY),
+        }
+    }
+}
+
+/// One tree on its way to one target.
+struct Job<'a> {
+    pack: &'a Pack,
+    context: &'a Context,
+    destination: Destination,
+    tree: HostTree,
+    need: Need,
+}
+
+impl Job<'_> {
+    /// Makes the file system and fills it; larger again where one that was to fit does not. Gives also its size.
+    async fn make(&self, mut options: MkfsOptions, block_size: BlockSize) -> anyhow::Result<(Totals, u64)> {
+        let Self { pack, destination, need, .. } = self;
+        let journal = pack.creation.journal_blocks(block_size)?;
+        let given = pack.size.or(destination.limit());
+        if let (Some(size), Some(limit)) = (pack.size, destination.limit())
             && size > limit
         {
-            anyhow::bail!("{}: has only {limit} bytes, not {size}", self.target.display());
+            anyhow::bail!("{}: has only {limit} bytes, not {size}", pack.target.display());
         }
         let mut size = given.unwrap_or_else(|| need.size(block_size, journal.map(u64::from)));
         check_size(size, Some(block_size))?;
@@ -145,7 +161,7 @@ impl Pack {
         let mut attempt = 1;
         loop {
             options.blocks_count = destination.limit().map(|_| size / u64::from(block_size.bytes()));
-            match self.fill(context, destination, tree.clone(), &options, size, need, given.is_none()).await {
+            match self.fill(&options, size, given.is_none()).await {
                 Err(error)
                     if given.is_none() && attempt < ATTEMPTS && errno_of(&error) == Some(Errno::ENOSPC) =>
                 {
@@ -156,7 +172,7 @@ impl Pack {
                 Err(error) if errno_of(&error) == Some(Errno::ENOSPC) => {
                     return Err(error.context(format!(
                         "{}: {} are too small for the tree",
-                        self.target.display(),
+                        pack.target.display(),
                         human_size(size)
                     )));
                 }
@@ -165,22 +181,14 @@ impl Pack {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one attempt's circumstances")]
-    async fn fill(
-        &self,
-        context: &Context,
-        destination: &Destination,
-        tree: HostTree,
-        options: &MkfsOptions,
-        size: u64,
-        need: Need,
-        must_fit: bool,
-    ) -> anyhow::Result<Totals> {
-        let (environment, epoch) = self.creation.environment()?;
+    /// Makes the file system with `size` bytes and fills it.
+    async fn fill(&self, options: &MkfsOptions, size: u64, must_fit: bool) -> anyhow::Result<Totals> {
+        let Self { pack, context, destination, need, .. } = self;
+        let (environment, epoch) = pack.creation.environment()?;
         let (device, temporary) = destination.open(&context.opener, size)?;
         mkfs(device.clone(), options, &*environment)
             .await
-            .map_err(|error| naming(&self.target, error.into()))?;
+            .map_err(|error| naming(&pack.target, error.into()))?;
         let reproducible = epoch.is_some();
         let mount = MountOptions {
             cache: if reproducible {
@@ -197,7 +205,7 @@ impl Pack {
         };
         let filesystem = Filesystem::mount(device.clone(), mount)
             .await
-            .map_err(|error| naming(&self.target, error.into()))?;
+            .map_err(|error| naming(&pack.target, error.into()))?;
         if must_fit {
             let space = filesystem.statfs();
             if space.free_blocks < need.free_blocks() || space.free_inodes < need.inodes {
@@ -206,9 +214,9 @@ impl Pack {
             }
         }
         let progress = Progress::with_total(need.bytes);
-        let mut tree = tree;
+        let mut tree = self.tree.clone();
         tree.exclude.extend(temporary.iter().map(|temporary| temporary.path().to_path_buf()));
-        let mut sink = ImageSink::new(filesystem.clone(), InodeNumber::ROOT, self.sink_options(epoch));
+        let mut sink = ImageSink::new(filesystem.clone(), InodeNumber::ROOT, pack.sink_options(epoch));
         let mut events = tree.walk();
         let totals = copy(&mut events, &mut sink, &progress).await?;
         drop(sink);
@@ -220,17 +228,5 @@ impl Pack {
             temporary.persist()?;
         }
         Ok(totals)
-    }
-
-    fn sink_options(&self, epoch: Option<Timestamp>) -> ImageSinkOptions {
-        ImageSinkOptions {
-            preserve: Preserve { owner: self.owner.is_none(), ..Preserve::ALL },
-            owner: self.owner.unwrap_or_default(),
-            umask: 0,
-            latest: epoch,
-            fresh: true,
-            durable: false,
-            sync_every: epoch.map(|_| SYNC_EVERY),
-        }
     }
 }

@@ -12,6 +12,7 @@ use ext4_tools::open::Access;
 use ext4_tools::size::human_size;
 
 use crate::context::{Context, umask};
+use crate::output::print_line;
 use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
@@ -53,7 +54,7 @@ impl Unpack {
             })
             .await?;
         drop(progress);
-        println!(
+        print_line(&format!(
             "{}: {} files, {} directories, {} others, {} in {:.2} s",
             self.directory.display(),
             totals.files,
@@ -61,7 +62,6 @@ impl Unpack {
             totals.others,
             human_size(totals.bytes),
             started.elapsed().as_secs_f64()
-        );
-        Ok(())
+        ))
     }
 }
