@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevice};
-use ext4_core::device::{BlockDevice, MemoryDevice};
+use ext4_core::device::{Bio, BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_writeback::{File, Filesystem, MountOptions};
 
 const STALE: u8 = 0xaa;
@@ -42,6 +42,15 @@ async fn record<F: Future<Output = ()>>(
     work(Arc::clone(&device), fs).await;
     driver.abort();
     device.recording()
+}
+
+/// Commits all the time, as other tasks' fsyncs would: whatever is in the running transaction becomes durable between
+/// the completions of the data.
+async fn commits(fs: &Filesystem) {
+    for i in 0.. {
+        drop(create(fs, &format!("other{i}")).await);
+        fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
+    }
 }
 
 /// Recovers `image` and hands its file to `check`; e2fsck judges what is left.
@@ -124,8 +133,111 @@ async fn g_3_g_11_appended_and_synced_data_is_there_without_a_gap() {
     .await;
 }
 
-/// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device.
-async fn with_planted_tail() -> Image {
+#[tokio::test]
+async fn g_4_strict_the_size_moves_over_completed_data_only() {
+    if !have_tools() {
+        return;
+    }
+    for seed in [31, 32, 33] {
+        let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            let file = create(&fs, "file").await;
+            // Every other block, so that each is an ioend.
+            for i in 0..40 {
+                file.write_at(i * 8192, &pattern(3, i * 8192, 4096)).await.expect("writes");
+            }
+            tokio::select! {
+                () = commits(&fs) => {}
+                result = file.sync_all() => result.expect("syncs"),
+            }
+            assert!(fs.counters().ioends >= 40, "{:?}", fs.counters());
+            assert!(fs.counters().parked > 0, "{:?}", fs.counters());
+        };
+        let recording = record(blank(), Some(seed), quiet(), work).await;
+        at_every_cut(&recording, 60, "file", |_, bytes| {
+            for (at, byte) in bytes.unwrap_or_default().iter().enumerate() {
+                let expected = if (at / 4096).is_multiple_of(2) { pattern(3, at as u64, 1)[0] } else { 0 };
+                assert_eq!(*byte, expected, "at {at}");
+            }
+        })
+        .await;
+    }
+}
+
+/// Holds writes to some bytes back until they are let go.
+#[derive(Debug)]
+struct Holding {
+    inner: Arc<MemoryDevice>,
+    range: std::ops::Range<u64>,
+    held: std::sync::Mutex<Option<Vec<Bio>>>,
+}
+
+impl Holding {
+    fn release(&self) {
+        let held = self.held.lock().expect("no panic").take().unwrap_or_default();
+        self.inner.submit(held);
+    }
+}
+
+impl BlockDevice for Holding {
+    fn geometry(&self) -> &Geometry {
+        self.inner.geometry()
+    }
+
+    fn submit(&self, plug: Plug) {
+        let mut held = self.held.lock().expect("no panic");
+        let (mut now, mut later) = (Plug::new(), Plug::new());
+        for bio in plug {
+            let touches = bio.operation == Operation::Write
+                && bio.offset < self.range.end
+                && self.range.start < bio.offset + bio.len;
+            if touches && held.is_some() { later.push(bio) } else { now.push(bio) }
+        }
+        if let Some(held) = held.as_mut() {
+            held.extend(later);
+        }
+        drop(held);
+        self.inner.submit(now);
+    }
+}
+
+#[tokio::test]
+async fn k_05_the_size_waits_for_the_zeroed_tail() {
+    if !have_tools() {
+        return;
+    }
+    let (image, tail) = with_planted_tail().await;
+    let memory = Arc::new(MemoryDevice::from_image(image));
+    let held = std::sync::Mutex::new(Some(Vec::new()));
+    let device = Arc::new(Holding { inner: Arc::clone(&memory), range: tail..tail + 4096, held });
+    let fs = mount(Arc::clone(&device) as _, quiet()).await;
+    let file = open(&fs, "file").await;
+    for at in [6000, 10_000, 20_000] {
+        file.write_at(at, &pattern(7, at, 4000)).await.expect("writes");
+        file.start_writeback().await.expect("starts");
+        // The data is on the device, its conversion waits; others commit.
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        drop(create(&fs, &format!("other{at}")).await);
+        fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
+        recovered(memory.image(), "file", |bytes| assert_eq!(bytes.expect("is there").len(), 2000)).await;
+    }
+    assert!(fs.counters().parked > 0);
+    device.release();
+    file.sync_all().await.expect("syncs");
+    recovered(memory.image(), "file", |bytes| {
+        let bytes = bytes.expect("is there");
+        assert_eq!(bytes.len(), 24_000);
+        assert!(bytes[2000..6000].iter().all(|byte| *byte == 0));
+    })
+    .await;
+    drop(file);
+    finish(&memory, fs).await;
+}
+
+/// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device; and the byte of the device
+/// where the block lies.
+async fn with_planted_tail() -> (Image, u64) {
     let (device, fs) = mount_image(blank(), quiet()).await;
     let file = create(&fs, "file").await;
     file.write_at(0, &pattern(7, 0, 2000)).await.expect("writes");
@@ -137,7 +249,7 @@ async fn with_planted_tail() -> Image {
     drop(file);
     let mut image = finish(&device, fs).await;
     image.fill(block.0 * 4096 + 2000, 2096, STALE);
-    image
+    (image, block.0 * 4096)
 }
 
 #[tokio::test]
@@ -145,9 +257,9 @@ async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
     if !have_tools() {
         return;
     }
-    let planted = with_planted_tail().await;
+    let (planted, _) = with_planted_tail().await;
     for case in 0..6 {
-        for seed in [11, 12] {
+        for seed in [11, 12, 13] {
             let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
                 let file = open(&fs, "file").await;
                 let write = |at: u64, len: usize| {
@@ -179,10 +291,13 @@ async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
                 }
                 file.start_writeback().await.expect("starts");
                 write(30_000, 50).await;
-                fs.sync().await.expect("syncs");
+                tokio::select! {
+                    () = commits(&fs) => {}
+                    result = file.sync_all() => result.expect("syncs"),
+                }
             };
             let recording = record(planted.clone(), Some(seed), quiet(), work).await;
-            at_every_cut(&recording, 25, "file", |_, bytes| {
+            at_every_cut(&recording, 40, "file", |_, bytes| {
                 let bytes = bytes.expect("it was there before");
                 for (at, byte) in bytes.iter().enumerate() {
                     let own = pattern(7, at as u64, 1)[0];
