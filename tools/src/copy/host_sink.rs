@@ -9,20 +9,21 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ext4_core::format::inode::FileType;
 use ext4_core::{Errno, Error, Timestamp};
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, makedev, mkdirat, mknodat,
-    utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, makedev,
+    mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 
 use super::{Content, Entry, Node, Preserve, Report, Sink};
 use crate::display::escaped;
@@ -36,7 +37,7 @@ pub struct HostSink {
     directories: Vec<Level>,
     links: HashMap<(u64, u64), PathBuf>,
     is_root: bool,
-    warned_of_owner: bool,
+    warned_of_owner: AtomicBool,
     /// The root is written in place where it exists, as cp does; below it, files are replaced.
     root_in_place: bool,
 }
@@ -69,7 +70,7 @@ impl HostSink {
             directories: vec![level],
             links: HashMap::new(),
             is_root: nix::unistd::geteuid().is_root(),
-            warned_of_owner: false,
+            warned_of_owner: AtomicBool::new(false),
             root_in_place,
         })
     }
@@ -121,51 +122,42 @@ impl HostSink {
         made.map(File::from).map_err(|errno| failed("create", errno))
     }
 
-    /// Gives `name` in the current directory the attributes of `node`: owner first, which takes set-user-ID bits and
-    /// capabilities away, then mode and extended attributes, times last.
-    fn apply(&mut self, name: &OsStr, node: &Node, report: &dyn Report) -> Result<(), Error> {
-        let level = self.directories.last().expect("the directory a sink was made for is never left");
+    /// Gives an object in the current directory the attributes of `node`. Owner first, which takes set-user-ID bits and
+    /// capabilities away; then extended attributes, while the mode still lets the owner set them; then the mode; times
+    /// last.
+    fn apply(&self, object: Object, name: &OsStr, node: &Node, report: &dyn Report) -> Result<(), Error> {
         let mut mode = self.permissions(node);
         if self.preserve.owner {
-            let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
-            match fchownat(&level.directory, name, owner.0, owner.1, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            match object.change_owner(node.uid, node.gid) {
                 Ok(()) => {}
                 Err(Errno::EPERM | Errno::EINVAL) => {
                     mode &= 0o1777;
-                    if !self.warned_of_owner {
-                        self.warned_of_owner = true;
+                    if !self.warned_of_owner.swap(true, Ordering::Relaxed) {
                         report.warning("owners are not kept: that needs root");
                     }
                 }
                 Err(errno) => return Err(failed("change the owner of", errno)),
             }
         }
-        if node.file_type != FileType::Symlink {
-            let bits = Mode::from_bits_truncate(u32::from(mode));
-            fchmodat(&level.directory, name, bits, FchmodatFlags::FollowSymlink)
-                .map_err(|errno| failed("change the mode of", errno))?;
-        }
         if self.preserve.xattrs {
-            let path = reachable(level, name);
-            for (attribute, value) in &node.xattrs {
-                if let Err(source) = xattr::set(&path, OsStr::from_bytes(attribute), value) {
+            // Access control lists last: they may take away the right to set the others.
+            let (lists, others): (Vec<_>, Vec<_>) =
+                node.xattrs.iter().partition(|(attribute, _)| attribute.starts_with(b"system."));
+            for (attribute, value) in others.into_iter().chain(lists) {
+                if let Err(source) = object.set_xattr(OsStr::from_bytes(attribute), value) {
                     report.warning(&format!(
                         "{}: attribute {} is not kept: {source}",
-                        level.path.join(name).display(),
+                        self.level().path.join(name).display(),
                         escaped(attribute)
                     ));
                 }
             }
         }
+        if node.file_type != FileType::Symlink {
+            object.change_mode(mode).map_err(|errno| failed("change the mode of", errno))?;
+        }
         if self.preserve.times {
-            utimensat(
-                &level.directory,
-                name,
-                &time_spec(node.atime),
-                &time_spec(node.mtime),
-                UtimensatFlags::NoFollowSymlink,
-            )
-            .map_err(|errno| failed("set the times of", errno))?;
+            object.set_times(node.atime, node.mtime).map_err(|errno| failed("set the times of", errno))?;
         }
         Ok(())
     }
@@ -186,7 +178,7 @@ impl HostSink {
             FileType::Symlink => {
                 symlinkat(OsStr::from_bytes(&node.target), directory, name)
                     .map_err(|errno| failed("create", errno))?;
-                self.apply(name, node, report)?;
+                self.apply_by_name(name, node, report)?;
                 self.remember(name, node);
                 return Ok(());
             }
@@ -207,7 +199,7 @@ impl HostSink {
             }
             Err(errno) => return Err(failed("create", errno)),
         }
-        self.apply(name, node, report)?;
+        self.apply_by_name(name, node, report)?;
         self.remember(name, node);
         Ok(())
     }
@@ -232,14 +224,64 @@ impl HostSink {
         Ok(())
     }
 
-    /// Attributes of the directory that is being left; by its own `.`, which nothing can have moved meanwhile.
+    /// Makes the directory that is being left what it is to be.
     fn leave_directory(&mut self, report: &dyn Report) -> Result<(), Error> {
-        let node = self.directories.last_mut().and_then(|level| level.node.take());
+        let Some(Level { directory, path, node }) = self.directories.pop() else { return Ok(()) };
         if let Some(node) = node {
-            self.apply(OsStr::new("."), &node, report)?;
+            let name = path.file_name().unwrap_or(OsStr::new("."));
+            self.apply(Object::Open(directory.as_fd()), name, &node, report)?;
         }
-        self.directories.pop();
         Ok(())
+    }
+
+    fn apply_by_name(&self, name: &OsStr, node: &Node, report: &dyn Report) -> Result<(), Error> {
+        let directory = self.level().directory.as_fd();
+        self.apply(Object::Named(directory, name), name, node, report)
+    }
+}
+
+/// What attributes are given to: an open file or directory, which no mode can lock us out of, or what cannot be opened.
+#[derive(Clone, Copy)]
+enum Object<'a> {
+    Open(BorrowedFd<'a>),
+    Named(BorrowedFd<'a>, &'a OsStr),
+}
+
+impl Object<'_> {
+    fn change_owner(self, uid: u32, gid: u32) -> Result<(), Errno> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        match self {
+            Self::Open(file) => fchown(file, uid, gid),
+            Self::Named(directory, name) => fchownat(directory, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW),
+        }
+    }
+
+    fn change_mode(self, mode: u16) -> Result<(), Errno> {
+        let mode = Mode::from_bits_truncate(mode.into());
+        match self {
+            Self::Open(file) => fchmod(file, mode),
+            Self::Named(directory, name) => fchmodat(directory, name, mode, FchmodatFlags::FollowSymlink),
+        }
+    }
+
+    fn set_times(self, atime: Timestamp, mtime: Timestamp) -> Result<(), Errno> {
+        let time = |time: Timestamp| TimeSpec::new(time.seconds, time.nanoseconds.into());
+        let (atime, mtime) = (time(atime), time(mtime));
+        match self {
+            Self::Open(file) => futimens(file, &atime, &mtime),
+            Self::Named(directory, name) => {
+                utimensat(directory, name, &atime, &mtime, UtimensatFlags::NoFollowSymlink)
+            }
+        }
+    }
+
+    fn set_xattr(self, name: &OsStr, value: &[u8]) -> std::io::Result<()> {
+        // The calls for attributes know no directory handles; by this path they reach what the handle means.
+        let handle = |file: BorrowedFd| Path::new("/proc/self/fd").join(file.as_raw_fd().to_string());
+        match self {
+            Self::Open(file) => xattr::set_deref(handle(file), name, value),
+            Self::Named(directory, file) => xattr::set(handle(directory).join(file), name, value),
+        }
     }
 }
 
@@ -275,9 +317,8 @@ impl Sink for HostSink {
                 file.set_len(entry.node.size)
                     .map_err(|source| Error::host("extend", entry_path(self, name), &source))?;
             }
-            drop(file);
             if regular {
-                self.apply(name, &entry.node, report)?;
+                self.apply(Object::Open(file.as_fd()), name, &entry.node, report)?;
             }
             self.remember(name, &entry.node);
             Ok::<_, Error>(())
@@ -305,15 +346,6 @@ impl Sink for HostSink {
 
 fn entry_path(sink: &HostSink, name: &OsStr) -> String {
     sink.level().path.join(name).display().to_string()
-}
-
-/// A path by which the attribute calls, which know no directory handles, reach `name` without following it.
-fn reachable(level: &Level, name: &OsStr) -> PathBuf {
-    Path::new("/proc/self/fd").join(level.directory.as_fd().as_raw_fd().to_string()).join(name)
-}
-
-fn time_spec(time: Timestamp) -> TimeSpec {
-    TimeSpec::new(time.seconds, time.nanoseconds.into())
 }
 
 fn failed(operation: &'static str, errno: Errno) -> Error {
