@@ -2,7 +2,7 @@
 //!
 //! | room | owns | never does |
 //! |---|---|---|
-//! | [`format`] | every on-disk structure, raw and checked | I/O |
+//! | [`mod@format`] | every on-disk structure, raw and checked | I/O |
 //! | [`device`] | bios, the [`device::BlockDevice`] trait, geometry, the folio memory pool, simulated devices | ext4 |
 //! | [`meta`] | the metadata plane: buffer cache, extent trees, directories, inode table, allocators, xattrs, orphans, `mkfs` | journaling, scheduling, file data |
 //!
