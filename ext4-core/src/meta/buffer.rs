@@ -17,6 +17,7 @@
 //! which must not touch other buffers.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quick_cache::Lifecycle;
 use quick_cache::sync::{Cache, GuardResult};
+use rustc_hash::FxHashMap;
 
 use super::Transaction;
 use crate::device::{
@@ -170,6 +172,16 @@ pub struct BufferCache {
     blocks: Blocks,
     /// Without a journal: what has to be written, in device order.
     dirty: Mutex<BTreeMap<BlockNumber, Buffer>>,
+    /// Blocks on their way into the cache that nobody has asked for since.
+    prefetched: Mutex<Prefetched>,
+}
+
+/// Reads ahead in flight, each with a number of its own. Whoever reads, creates or frees the block cancels its read
+/// ahead: the content that arrives may be older than what has been written since, and been evicted.
+#[derive(Default)]
+struct Prefetched {
+    next: u64,
+    blocks: FxHashMap<u64, u64>,
 }
 
 impl fmt::Debug for BufferCache {
@@ -185,7 +197,7 @@ impl BufferCache {
         let items = (capacity / block_size.len()).max(64);
         let blocks =
             Cache::with(items, items as u64, quick_cache::UnitWeighter, BlockHash::default(), KeepHeld);
-        Arc::new(Self { device, block_size, blocks, dirty: Mutex::default() })
+        Arc::new(Self { device, block_size, blocks, dirty: Mutex::default(), prefetched: Mutex::default() })
     }
 
     /// The size of every block.
@@ -223,6 +235,7 @@ impl BufferCache {
             None => match self.blocks.get_value_or_guard_async(&key).await {
                 Ok(buffer) => buffer,
                 Err(guard) => {
+                    self.cancel_prefetch(block);
                     let content = self.device.read_at(self.offset(block)?, self.block_size.len()).await?;
                     let buffer = Buffer::new(block, content.into(), None);
                     // The entry may have been replaced by `create` meanwhile; then that one is the truth.
@@ -251,6 +264,7 @@ impl BufferCache {
     /// `ENOMEM`, or those of the transaction.
     pub fn create(&self, transaction: &dyn Transaction, block: BlockNumber) -> Result<Buffer> {
         let buffer = Buffer::new(block, AlignedBuffer::zeroed(self.block_size.len())?.into(), None);
+        self.cancel_prefetch(block);
         self.blocks.insert(block.0, buffer.clone());
         transaction.get_create_access(&buffer)?;
         Ok(buffer)
@@ -267,6 +281,7 @@ impl BufferCache {
     /// # Errors
     /// Those of the transaction.
     pub fn forget(&self, transaction: &dyn Transaction, block: BlockNumber) -> Result<()> {
+        self.cancel_prefetch(block);
         let buffer = self.blocks.remove(&block.0).map(|(_, buffer)| buffer);
         transaction.forget(block, buffer.as_ref())
     }
@@ -283,20 +298,10 @@ impl BufferCache {
             else {
                 continue;
             };
+            let Some(number) = self.begin_prefetch(block) else { continue };
             let cache = Arc::clone(self);
-            let end_io: EndIo = Box::new(move |completion: Completion| {
-                if let (Ok(()), Some(Segment::Owned(content))) =
-                    (completion.result, completion.segments.into_iter().next())
-                {
-                    // Whoever read or created the block meanwhile has the newer content, and whoever is reading it
-                    // now must not be waited for in a completion: only an absent one is added.
-                    if let GuardResult::Guard(guard) =
-                        cache.blocks.get_value_or_guard(&block.0, Some(Duration::ZERO))
-                    {
-                        let _ = guard.insert(Buffer::new(block, content.into(), None));
-                    }
-                }
-            });
+            let end_io: EndIo =
+                Box::new(move |completion: Completion| cache.finish_prefetch(block, number, completion));
             plug.push(Bio::new(
                 Operation::Read,
                 BioFlags::META,
@@ -307,6 +312,41 @@ impl BufferCache {
         }
         if !plug.is_empty() {
             self.device.submit(plug);
+        }
+    }
+
+    /// The number of a new read ahead; `None` where the block is on its way already.
+    fn begin_prefetch(&self, block: BlockNumber) -> Option<u64> {
+        let mut prefetched = self.prefetched.lock();
+        let number = prefetched.next;
+        match prefetched.blocks.entry(block.0) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(entry) => entry.insert(number),
+        };
+        prefetched.next += 1;
+        Some(number)
+    }
+
+    fn cancel_prefetch(&self, block: BlockNumber) {
+        self.prefetched.lock().blocks.remove(&block.0);
+    }
+
+    /// A read ahead ended: its content becomes the block's, unless it was cancelled.
+    fn finish_prefetch(&self, block: BlockNumber, number: u64, completion: Completion) {
+        // Held to the end, so that nobody cancels between the look and the insertion.
+        let mut prefetched = self.prefetched.lock();
+        match prefetched.blocks.entry(block.0) {
+            Entry::Occupied(entry) if *entry.get() == number => entry.remove(),
+            _ => return,
+        };
+        let (Ok(()), Some(Segment::Owned(content))) =
+            (completion.result, completion.segments.into_iter().next())
+        else {
+            return;
+        };
+        // Whoever is reading the block now must not be waited for in a completion.
+        if let GuardResult::Guard(guard) = self.blocks.get_value_or_guard(&block.0, Some(Duration::ZERO)) {
+            let _ = guard.insert(Buffer::new(block, content.into(), None));
         }
     }
 
@@ -345,6 +385,7 @@ impl BufferCache {
 
     /// Drops every buffer that nobody holds: after recovery changed the device underneath.
     pub fn clear(&self) {
+        self.prefetched.lock().blocks.clear();
         self.blocks.clear();
     }
 }
@@ -390,4 +431,44 @@ pub async fn write_images(
         first_error = first_error.and(result);
     }
     first_error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::MemoryDevice;
+    use crate::device::simulated::FaultyDevice;
+    use crate::meta::DirectTransaction;
+
+    /// A cache over a device that holds every transfer back until it is told to end one.
+    fn held_back() -> (Arc<BufferCache>, Arc<FaultyDevice>) {
+        let device = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(1 << 20))));
+        device.reorder(1);
+        (BufferCache::new(Arc::clone(&device) as _, BlockSize::KIB_1, 1 << 16), device)
+    }
+
+    #[test]
+    fn a_read_ahead_arrives_once() {
+        let (cache, device) = held_back();
+        cache.prefetch(BlockNumber(5), 1);
+        cache.prefetch(BlockNumber(5), 1);
+        assert_eq!(device.held(), 1);
+        assert!(device.release_one());
+        assert!(cache.cached(BlockNumber(5)).is_some());
+    }
+
+    #[test]
+    fn a_read_ahead_of_a_block_that_was_changed_meanwhile_is_dropped() {
+        let (cache, device) = held_back();
+        let transaction = DirectTransaction::new(Arc::clone(&cache));
+        let block = BlockNumber(5);
+        cache.prefetch(block, 1);
+        let buffer = cache.create(&transaction, block).unwrap();
+        buffer.modify(&transaction, |bytes| bytes.fill(7)).unwrap();
+        drop(buffer);
+        // As when it had been written and evicted.
+        cache.forget(&transaction, block).unwrap();
+        assert!(device.release_one());
+        assert!(cache.cached(block).is_none(), "what was read before the change is stale");
+    }
 }
