@@ -40,7 +40,7 @@ pub fn run(
             Subject::RawBatched => fio::raw(&target.device, workload, true),
             ours => {
                 drop_cache(&target.device)?;
-                runtime.block_on(drive(ours, &target.device, target.size, workload))
+                runtime.block_on(drive(ours, &target.device, workload))
             }
         })?;
     }
@@ -56,6 +56,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
                 depth,
                 write,
                 random: false,
+                range: target.size,
                 bytes: target.size,
                 durable: write,
             })
@@ -67,6 +68,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
             depth,
             write,
             random: true,
+            range: target.size,
             // One at a time takes long.
             bytes: if depth == 1 { target.size / 16 } else { target.size },
             durable: write,
@@ -83,10 +85,11 @@ fn fill(runtime: &Runtime, target: &Target) -> anyhow::Result<()> {
         depth: 8,
         write: true,
         random: false,
+        range: target.size,
         bytes: target.size,
         durable: true,
     };
-    runtime.block_on(drive(Subject::OursUring, &target.device, target.size, &workload)).map(drop)
+    runtime.block_on(drive(Subject::OursUring, &target.device, &workload)).map(drop)
 }
 
 /// Drops what the host has of the device in its page cache.
@@ -96,7 +99,7 @@ fn drop_cache(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn drive(subject: Subject, path: &Path, size: u64, workload: &Workload) -> anyhow::Result<Measurement> {
+async fn drive(subject: Subject, path: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
     let device: Arc<dyn BlockDevice> = match subject {
         Subject::OursFile => Arc::new(FileDevice::open(path, &FileOptions::default())?),
         _ => Arc::new(UringDevice::open(path, &UringOptions::default())?),
@@ -115,7 +118,7 @@ async fn drive(subject: Subject, path: &Path, size: u64, workload: &Workload) ->
             device: Arc::clone(&device),
             workload: workload.clone(),
             memory,
-            blocks: size / workload.block_size,
+            blocks: workload.range / workload.block_size,
             operations: share + u64::from(number < rest),
             next: Arc::clone(&shared),
             random: Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995),

@@ -76,6 +76,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
                 depth,
                 write: true,
                 random: false,
+                range: target.size,
                 bytes: target.size,
                 durable,
             })

@@ -180,6 +180,7 @@ mod tests {
             depth: 1,
             write: true,
             random: false,
+            range: 8192,
             bytes: 8192,
             durable: false,
         };

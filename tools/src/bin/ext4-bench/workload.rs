@@ -29,6 +29,8 @@ pub struct Workload {
     pub write: bool,
     /// At random places, or one after the other.
     pub random: bool,
+    /// The places lie in the first bytes of the device, so many.
+    pub range: u64,
     /// Bytes in all.
     pub bytes: u64,
     /// What is written is durable at the end.
