@@ -548,6 +548,7 @@ async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn R
             Some(deadline) => {
                 let left = deadline.saturating_sub(runtime.monotonic());
                 tokio::select! {
+                    biased;
                     () = wake.commit.notified() => {}
                     () = runtime.sleep(left) => {}
                 }

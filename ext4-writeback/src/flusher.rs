@@ -318,6 +318,7 @@ pub(crate) async fn allocate_memory(
         control.kick();
         // What is not dirty is locked or read right now, which ends without a word to us.
         tokio::select! {
+            biased;
             () = notified => {}
             () = fs.runtime.sleep(Duration::from_millis(1)) => {}
         }
@@ -358,6 +359,7 @@ pub(crate) fn start(fs: &Arc<FilesystemInner>) {
     fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
         loop {
             tokio::select! {
+                biased;
                 () = wake.notified() => {}
                 () = runtime.sleep(PERIOD) => {}
             }
@@ -406,6 +408,7 @@ async fn flush_background(fs: &Arc<FilesystemInner>) {
         if control.dirty.load(Ordering::Relaxed) >= before {
             // Everything is locked or under writeback: something has to end first.
             tokio::select! {
+                biased;
                 () = notified => {}
                 () = fs.runtime.sleep(Duration::from_millis(10)) => {}
             }

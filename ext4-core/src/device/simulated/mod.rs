@@ -21,7 +21,7 @@ mod recording;
 pub use faulty::{Fault, FaultyDevice, Trigger};
 pub use image::Image;
 pub use memory::MemoryDevice;
-pub use recording::{Change, Cut, Cuts, Event, Recording, RecordingDevice};
+pub use recording::{Change, Cut, Cuts, DistinctStates, Event, Recording, RecordingDevice};
 
 /// Random numbers that follow from a seed: splitmix64 (<https://prng.di.unimi.it/splitmix64.c>, public domain).
 #[derive(Clone, Debug)]
