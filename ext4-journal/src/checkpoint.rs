@@ -21,8 +21,9 @@ use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::commit::Frozen;
-use crate::journal::{Counters, Journal, State};
+use crate::journal::{Journal, State};
 use crate::log::Extent;
+use crate::statistics::Counters;
 
 /// Blocks that are written at a time; between two lots revoked blocks are left out.
 const LOT: usize = 1024;

@@ -24,9 +24,10 @@ use ext4_core::meta::transaction::OnCommit;
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
 use crate::format::{ESCAPED, Layout, MAGIC, Tag};
-use crate::journal::{Committing, Counters, Journal, State};
+use crate::journal::{Committing, Journal, State};
 use crate::log::Extent;
 use crate::revoke::revoke_blocks;
+use crate::statistics::Counters;
 use crate::transaction::{Phase, Transaction, log_blocks};
 
 /// A block as a committing transaction froze it.
@@ -59,7 +60,7 @@ impl State {
 }
 
 impl Journal {
-    /// Asks the commit task to commit what is running.
+    /// Has what is running, which is old, committed at the next turn.
     pub(crate) fn request_commit(&self) {
         let mut state = self.state.lock();
         if let Some(running) = &mut state.running {
@@ -76,7 +77,7 @@ impl Journal {
             }
             match &mut state.running {
                 Some(running) if running.commit_requested => {
-                    running.advance(Phase::Locked);
+                    running.advance(Phase::Locked, self.runtime.monotonic());
                     running.id
                 }
                 _ => return false,
@@ -163,7 +164,7 @@ impl Journal {
             state.check()?;
             let Some(mut transaction) = state.running.take() else { return Ok(None) };
             revoked = transaction.revokes.sorted();
-            transaction.advance(Phase::Flushing);
+            transaction.advance(Phase::Flushing, self.runtime.monotonic());
             let images = u32::try_from(frozen.len()).unwrap_or(u32::MAX);
             let wanted = log_blocks(&layout, images, revoked.len());
             state.next = transaction.id.next();
@@ -242,7 +243,7 @@ impl Journal {
         let mut state = self.state.lock();
         state.check()?;
         if let Some(committing) = &mut state.committing {
-            committing.transaction.advance(to);
+            committing.transaction.advance(to, self.runtime.monotonic());
         }
         Ok(())
     }
@@ -259,9 +260,10 @@ impl Journal {
         {
             let mut state = self.state.lock();
             state.check()?;
-            let State { committing, checkpoints, .. } = &mut *state;
+            let State { committing, checkpoints, history, .. } = &mut *state;
             let Some(committing) = committing else { unreachable!("the commit task put it there") };
-            committing.transaction.advance(Phase::Committed);
+            committing.transaction.advance(Phase::Committed, self.runtime.monotonic());
+            history.add(&committing.transaction);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);
             released = checkpoints.add(extent, frozen, revoked);
         }

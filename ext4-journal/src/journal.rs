@@ -14,7 +14,7 @@
 //! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified) before it
 //! looks at the state, and whoever changes the state notifies after.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -28,44 +28,11 @@ use tokio::sync::Notify;
 use crate::checkpoint::Checkpoints;
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
+use crate::queue::Queue;
+use crate::reservation::Reservations;
+use crate::statistics::{Counters, History, Statistics};
 use crate::transaction::{Phase, Transaction};
 use crate::{JournalLocation, JournalOptions, RecoveryReport, recovery};
-
-/// What the journal has done since it was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Transactions committed.
-    pub transactions: u64,
-    /// Handles started.
-    pub handles: u64,
-    /// Images written to the log.
-    pub logged_blocks: u64,
-    /// Log blocks written, descriptors, revoke and commit blocks included.
-    pub log_blocks: u64,
-    /// Blocks revoked.
-    pub revokes: u64,
-    /// Flushes asked of a device, also those that came with a write.
-    pub flushes: u64,
-    /// Blocks written to their places.
-    pub checkpointed_blocks: u64,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) transactions: AtomicU64,
-    pub(crate) handles: AtomicU64,
-    pub(crate) logged_blocks: AtomicU64,
-    pub(crate) log_blocks: AtomicU64,
-    pub(crate) revokes: AtomicU64,
-    pub(crate) flushes: AtomicU64,
-    pub(crate) checkpointed_blocks: AtomicU64,
-}
-
-impl Counters {
-    pub(crate) fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
 
 /// Whether the journal takes handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +71,10 @@ pub(crate) struct State {
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
+    /// Handles that wait for room.
+    pub(crate) queue: Queue,
+    pub(crate) reservations: Reservations,
+    pub(crate) history: History,
 }
 
 impl State {
@@ -218,6 +189,9 @@ impl Journal {
             checkpoints: Checkpoints::default(),
             layout: superblock.layout(),
             superblock,
+            queue: Queue::default(),
+            reservations: Reservations::default(),
+            history: History::default(),
         };
         Ok(Arc::new(Self {
             log,
@@ -342,7 +316,7 @@ impl Journal {
                         return Ok(flushes.unwrap_or(false));
                     }
                     if let Some(running) = &mut state.running {
-                        running.commit_requested = true;
+                        running.request_commit(|| self.runtime.monotonic());
                     }
                     flushes.get_or_insert(self.options.barrier);
                     self.wake.commit.notify_one();
@@ -466,17 +440,7 @@ impl Journal {
     /// What the journal has done since it was opened.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        Statistics {
-            transactions: get(&counters.transactions),
-            handles: get(&counters.handles),
-            logged_blocks: get(&counters.logged_blocks),
-            log_blocks: get(&counters.log_blocks),
-            revokes: get(&counters.revokes),
-            flushes: get(&counters.flushes),
-            checkpointed_blocks: get(&counters.checkpointed_blocks),
-        }
+        self.counters.statistics(&self.state.lock().history, self.max_credits())
     }
 
     /// Preflush and FUA, or nothing where barriers are off.
@@ -518,7 +482,7 @@ impl Journal {
         if state.aborted.is_some() {
             return None;
         }
-        state.running.as_ref().map(|running| running.began.saturating_add(interval))
+        state.running.as_ref().map(|running| running.entered(Phase::Running).saturating_add(interval))
     }
 
     fn is_closed(&self) -> bool {

@@ -6,8 +6,8 @@
 //!                            └──────────────────────────────────────────────────┴─► the tail of the log moves on
 //! ```
 //!
-//! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `transaction` (its states),
-//! `revoke` (freed blocks), `commit`, `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
+//! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `queue` (waiting to join it),
+//! `reservation` (joining it later), `transaction` (its states), `revoke` (freed blocks), `commit`, `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
 //! structures) and `log` (the ring of blocks); `journal` holds the state and the two tasks.
 //!
 //! Invariants, each with the crash it prevents:
@@ -32,8 +32,11 @@ mod handle;
 mod header;
 mod journal;
 mod log;
+mod queue;
 mod recovery;
+mod reservation;
 mod revoke;
+mod statistics;
 mod transaction;
 
 use std::sync::Arc;
@@ -44,7 +47,9 @@ use ext4_core::{BlockNumber, BlockSize};
 
 pub use handle::Handle;
 pub use header::JournalHeader;
-pub use journal::{Journal, Statistics};
+pub use journal::Journal;
+pub use reservation::Reservation;
+pub use statistics::{Statistics, Times};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
