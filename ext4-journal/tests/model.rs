@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 /// Every handle stamps it: the last transaction that is there.
 const CLOCK: u64 = HIGH;
 /// What any task may change.
-const SHARED: std::ops::Range<u64> = HIGH + 1..HIGH + 140;
+const SHARED: std::ops::Range<u64> = HIGH + 1..HIGH + 440;
 /// What one task frees and uses again: so many blocks each.
 const OWN: u64 = 6;
 const TASKS: u64 = 6;
@@ -68,7 +68,7 @@ fn stamped(block: &[u8]) -> (u32, u8, u64) {
 }
 
 fn options(seed: u64) -> JournalOptions {
-    let interval = (seed % 3 == 0).then_some(Duration::from_secs(5));
+    let interval = seed.is_multiple_of(3).then_some(Duration::from_secs(5));
     JournalOptions { commit_interval: interval, barrier: true }
 }
 
@@ -104,6 +104,8 @@ struct Worker {
     model: Arc<Model>,
     random: fastrand::Rng,
     own: Vec<Own>,
+    /// The log is always full.
+    crowded: bool,
 }
 
 /// A block that is this task's alone.
@@ -118,7 +120,7 @@ impl Worker {
     fn new(model: Arc<Model>, seed: u64, task: u64) -> Self {
         let first = SHARED.end + task * OWN;
         let own = (first..first + OWN).map(|block| Own { block, metadata: false, freed: None }).collect();
-        Self { model, random: fastrand::Rng::with_seed(seed ^ (task << 40)), own }
+        Self { model, random: fastrand::Rng::with_seed(seed ^ (task << 40)), own, crowded: seed % 5 == 4 }
     }
 
     async fn pause(&mut self) {
@@ -165,9 +167,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Few mostly, now and then as many as there are.
+    /// Few mostly, now and then as many as there are. In a crowded world so many that the log is always full.
     fn credits(&mut self) -> u32 {
         let most = self.model.journal.max_credits();
+        if self.crowded {
+            return self.random.u32(most / 2..=most);
+        }
         if self.random.u8(..6) == 0 { self.random.u32(3..=most) } else { self.random.u32(3..40) }
     }
 
@@ -179,8 +184,11 @@ impl Worker {
             if self.random.u8(..8) == 0 {
                 handle.extend(self.random.u32(1..30))?;
             }
-            let least = self.random.u32(..=handle.credits());
-            while handle.credits() > least && self.random.u8(..40) > 0 {
+            let least =
+                if self.crowded { handle.credits() / 4 } else { self.random.u32(..=handle.credits()) };
+            let mut left = 300;
+            while handle.credits() > least && left > 0 && (self.crowded || self.random.u8(..40) > 0) {
+                left -= 1;
                 match self.random.u8(..12) {
                     0 => self.free_or_take(&handle)?,
                     1 if self.random.u8(..4) == 0 => self.pause().await,
@@ -280,7 +288,7 @@ fn simulate(seed: u64) -> Run {
         let journal =
             Journal::open(location(&disk), options(seed), environment, Arc::clone(&runtime)).await.unwrap();
         let cache = BufferCache::new(disk, BlockSize::KIB_1, 1 << 20);
-        if journal.start_running(&cache, seed % 2 == 0, true).await.is_err() {
+        if journal.start_running(&cache, seed.is_multiple_of(2), true).await.is_err() {
             return (History::new(), true, Statistics::default());
         }
         let (history, values) = (Mutex::default(), AtomicU64::new(1));

@@ -58,7 +58,7 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
         return;
     }
     let kernel = common::can_mount();
-    let (seeds, operations) = if long() { (12, 600) } else { (2, 280) };
+    let (seeds, operations) = if long() { (12, 600) } else { (2, 340) };
     let judged = Judged::default();
     let (sender, receiver) = sync_channel::<Case>(64);
     let receiver = Arc::new(Mutex::new(receiver));
@@ -133,6 +133,25 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
     let count = judged.ours.load(Ordering::Relaxed);
     assert_eq!(count, distinct);
     assert!(count >= 10_000, "{count} states are not enough to speak of");
+}
+
+/// The whole file system on the simulated scheduler: commits, flusher, completions and a device that reorders.
+#[test]
+fn one_seed_is_one_recording() {
+    if !common::have(&["mkfs.ext4"]) {
+        return;
+    }
+    for (name, arguments, size) in [FILE_SYSTEMS[0], FILE_SYSTEMS[5]] {
+        let image = common::mke2fs(arguments, size);
+        for seed in 0..3 {
+            let (first, _) = load::record(image.clone(), seed, 80);
+            let (second, _) = load::record(image.clone(), seed, 80);
+            assert!(first.events() == second.events(), "{name}, seed {seed}");
+        }
+        let (other, _) = load::record(image.clone(), 3, 80);
+        let (another, _) = load::record(image, 4, 80);
+        assert!(other.events() != another.events());
+    }
 }
 
 /// Says that a judge has failed: the others stop too.
