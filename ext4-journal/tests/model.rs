@@ -5,6 +5,7 @@
 //! one number, the last transaction that is there, from which every block's content follows. Of each schedule is checked:
 //!
 //! - it comes to its end: nobody waits for ever (the scheduler would name him);
+//! - no two writes of one block are in flight, so that none lands over a newer one: a checkpoint's over data for instance;
 //! - no block goes to its place with the stamp of a transaction whose commit block is not on the device yet;
 //! - after a cut at any moment, among them those at which the log's tail moves, recovery shows exactly what some
 //!   transaction left, none older than the last that was reported durable; so no checkpoint is lost;
@@ -16,13 +17,15 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{HIGH, LOG, base_image, block_of, buffer, location};
-use ext4_core::device::simulated::{Change, Event, FaultyDevice, Image, Recording, RecordingDevice};
+use ext4_core::device::simulated::{
+    Change, DelayedDevice, Event, FaultyDevice, Image, Recording, RecordingDevice,
+};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, MemoryDevice, Operation, Segment};
 use ext4_core::environment::{Runtime, Simulation};
 use ext4_core::meta::{BufferCache, Transaction};
@@ -274,8 +277,15 @@ struct Run {
 fn simulate(seed: u64) -> Run {
     let world = Simulation::new(seed);
     let faulty = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::from_image(base_image()))));
-    faulty.reorder(seed);
-    let recorder = Arc::new(RecordingDevice::around(Arc::clone(&faulty) as _, base_image()));
+    // Either one bio after the other ends, in any order, or each takes its time.
+    let below: Arc<dyn BlockDevice> = if seed.is_multiple_of(2) {
+        faulty.reorder(seed);
+        Arc::clone(&faulty) as _
+    } else {
+        let latency = Duration::from_micros(50);
+        Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed))
+    };
+    let recorder = Arc::new(RecordingDevice::around(below, base_image()));
     let aborts = seed % 8 == 7;
     if aborts && seed % 16 == 7 {
         faulty.fail_nth(Operation::Write, seed / 16 % 60);
@@ -335,10 +345,12 @@ fn commits(block: &[u8]) -> Option<u32> {
     (word(0) == 0xc03b_3998 && word(4) == 2).then(|| word(8))
 }
 
-/// No block goes to its place before its transaction's commit block is on the device. Returns where the tail moved.
+/// No block goes to its place before its transaction's commit block is on the device, nor while another write of it is in
+/// flight. Returns where the superblock was written, which moves the tail.
 fn check_order(run: &Run, seed: u64) -> Vec<usize> {
     let mut committed = 0;
     let mut tails = Vec::new();
+    let mut in_flight = BTreeSet::new();
     for (position, event) in run.recording.events().iter().enumerate() {
         match event {
             Event::Submitted { change: Change::Write { offset, data }, .. } => {
@@ -350,6 +362,10 @@ fn check_order(run: &Run, seed: u64) -> Vec<usize> {
                     continue;
                 }
                 for (number, block) in (first..).zip(data.chunks(1024)) {
+                    assert!(
+                        in_flight.insert(number),
+                        "seed {seed}, event {position}: two writes of block {number} are in flight"
+                    );
                     let (id, kind, _) = stamped(block);
                     assert!(
                         kind != METADATA || id <= committed,
@@ -358,11 +374,17 @@ fn check_order(run: &Run, seed: u64) -> Vec<usize> {
                     );
                 }
             }
-            Event::Completed { submitted, success: true } => {
-                if let Event::Submitted { change: Change::Write { offset, data }, .. } =
+            Event::Completed { submitted, success } => {
+                let Event::Submitted { change: Change::Write { offset, data }, .. } =
                     &run.recording.events()[*submitted]
-                    && in_log(offset / 1024)
-                {
+                else {
+                    continue;
+                };
+                let first = offset / 1024;
+                if !in_log(first) {
+                    let blocks = first..first + data.len() as u64 / 1024;
+                    in_flight.retain(|block| !blocks.contains(block));
+                } else if *success {
                     committed = data.chunks(1024).filter_map(commits).fold(committed, u32::max);
                 }
             }

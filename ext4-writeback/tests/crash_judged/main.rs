@@ -26,7 +26,7 @@ use load::{Moment, Promises};
 /// Variants of each cut in which what was not flushed is lost, kept or torn by chance.
 const VARIANTS: u64 = 4;
 /// Who judges side by side.
-const JUDGES: usize = 2;
+const JUDGES: usize = 4;
 
 /// File systems that differ in what recovery has to understand.
 const FILE_SYSTEMS: &[(&str, &[&str], &str)] = &[
@@ -37,7 +37,7 @@ const FILE_SYSTEMS: &[(&str, &[&str], &str)] = &[
     ("32-bit without checksums", &["-b", "4096", "-J", "size=4", "-O", "^metadata_csum,^64bit"], "12M"),
     ("orphan file", &["-b", "1024", "-J", "size=1", "-O", "orphan_file"], "6M"),
     ("no orphan file", &["-b", "4096", "-J", "size=4", "-O", "^orphan_file"], "12M"),
-    ("indirect blocks", &["-b", "1024", "-J", "size=1", "-O", "^extent,^64bit"], "6M"),
+    ("small inodes", &["-b", "2048", "-I", "128", "-J", "size=2"], "8M"),
 ];
 
 /// One state, and the moments whose promises it has to keep.
