@@ -45,6 +45,7 @@ use ext4_core::{BlockNumber, BlockSize};
 pub use handle::Handle;
 pub use header::JournalHeader;
 pub use journal::{Journal, Statistics};
+pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
@@ -64,15 +65,4 @@ pub struct JournalOptions {
     pub commit_interval: Option<Duration>,
     /// Flush the device where the order of writes asks for it.
     pub barrier: bool,
-}
-
-/// What a recovery did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// Transactions replayed.
-    pub transactions: u32,
-    /// Images replayed; of several of one block the last is written to its place.
-    pub blocks: u64,
-    /// Images not replayed because their block had been revoked.
-    pub revoked: u64,
 }

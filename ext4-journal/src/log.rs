@@ -222,8 +222,12 @@ impl<'a> Reader<'a> {
             let ahead = u32::try_from(READ_AHEAD / size).unwrap_or(1).max(1);
             let end = if block < self.log.last { self.log.last } else { self.log.available };
             let count = contiguous.min(ahead).min(end - block);
-            let bytes = count as usize * size;
-            self.content = Some(self.log.device.read_at(self.log.byte(device)?, bytes).await?);
+            let (offset, bytes) = (self.log.byte(device)?, count as usize * size);
+            self.content = Some(match self.log.device.read_at(offset, bytes).await {
+                // Another block of the range may be the one that cannot be read.
+                Err(_) if count > 1 => self.log.device.read_at(offset, size).await?,
+                read => read?,
+            });
             self.start = block;
         }
         let at = (block - self.start) as usize * size;
