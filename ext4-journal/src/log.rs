@@ -21,8 +21,8 @@ use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
 
 use crate::JournalLocation;
 
-/// How much is read ahead at a time.
-const READ_AHEAD: usize = 256 << 10;
+/// How much is read ahead at a time: from the least, doubled as long as the reader goes on where it stopped.
+const READ_AHEAD: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
 
 /// Log blocks that are contiguous on the device.
 #[derive(Clone, Copy, Debug)]
@@ -205,11 +205,12 @@ pub(crate) struct Reader<'a> {
     log: &'a Log,
     start: u32,
     content: Option<AlignedBuffer>,
+    ahead: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(log: &'a Log) -> Self {
-        Self { log, start: 0, content: None }
+        Self { log, start: 0, content: None, ahead: *READ_AHEAD.start() }
     }
 
     /// Log block `block`.
@@ -219,7 +220,9 @@ impl<'a> Reader<'a> {
         let cached = block.checked_sub(self.start).is_some_and(|index| (index as usize) < held);
         if !cached {
             let (device, contiguous) = self.log.locate(block)?;
-            let ahead = u32::try_from(READ_AHEAD / size).unwrap_or(1).max(1);
+            let goes_on = held > 0 && block == self.start + u32::try_from(held).unwrap_or(0);
+            self.ahead = if goes_on { (self.ahead * 2).min(*READ_AHEAD.end()) } else { *READ_AHEAD.start() };
+            let ahead = u32::try_from(self.ahead / size).unwrap_or(1).max(1);
             let end = if block < self.log.last { self.log.last } else { self.log.available };
             let count = contiguous.min(ahead).min(end - block);
             let (offset, bytes) = (self.log.byte(device)?, count as usize * size);
