@@ -42,6 +42,7 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::{BlockNumber, BlockSize};
 
+pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use handle::Handle;
 pub use header::JournalHeader;
 pub use journal::{Journal, Statistics};
