@@ -205,7 +205,13 @@ impl Journal {
     ) -> Result<Arc<Self>> {
         let block_size = location.block_size;
         let mut log = Log::new(location)?;
-        let superblock = Superblock::read(&log.read_block(0).await?, block_size, log.available())?;
+        let superblock = log.read_block(log.superblock).await?;
+        let superblock = Superblock::read(&superblock, block_size, log.available())?;
+        if superblock.first() <= log.superblock {
+            let problem =
+                format!("the log begins in block {}, at or before its superblock", superblock.first());
+            return Err(Error::corrupt("journal superblock", problem));
+        }
         log.set_ring(superblock.first(), superblock.last());
         let state = State {
             mode: Mode::Idle,
@@ -442,7 +448,7 @@ impl Journal {
         self.flush().await?;
         if erase {
             // The log is empty on the medium, so that a crash among the zeros finds nothing to recover.
-            self.log.zero(1, self.log_end()).await?;
+            self.log.zero(self.log.first, self.log_end()).await?;
             self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, Superblock::reset).await?;
         }
         Ok(())

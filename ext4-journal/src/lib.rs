@@ -27,6 +27,7 @@
 
 mod checkpoint;
 mod commit;
+pub mod create;
 mod format;
 mod handle;
 mod header;
@@ -55,8 +56,11 @@ pub struct JournalLocation {
     pub device: Arc<dyn BlockDevice>,
     /// The log's block size.
     pub block_size: BlockSize,
-    /// Runs of log blocks: first block on the device, how many. Log block 0 is the journal superblock.
+    /// Runs of log blocks: first block on the device, how many.
     pub runs: Vec<(BlockNumber, u32)>,
+    /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are the
+    /// device's, [`create::external_superblock_block`].
+    pub superblock: u32,
 }
 
 /// How the journal runs.

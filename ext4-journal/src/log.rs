@@ -39,6 +39,8 @@ pub(crate) struct Log {
     pub(crate) block_size: BlockSize,
     runs: Vec<Run>,
     available: u32,
+    /// The block of the journal superblock.
+    pub(crate) superblock: u32,
     /// The ring: `first` up to, not including, `last`.
     pub(crate) first: u32,
     pub(crate) last: u32,
@@ -73,6 +75,7 @@ impl Log {
             block_size: location.block_size,
             runs,
             available,
+            superblock: location.superblock,
             first: 1,
             last: 1,
         })
@@ -131,14 +134,14 @@ impl Log {
 
     /// Writes the superblock's block.
     pub(crate) async fn write_superblock(&self, block: &[u8], flags: BioFlags) -> Result<()> {
-        let (device, _) = self.locate(0)?;
+        let (device, _) = self.locate(self.superblock)?;
         let segments = vec![Segment::Owned(AlignedBuffer::copied(block)?)];
         self.device.write_at(self.byte(device)?, segments, flags | BioFlags::META | BioFlags::SYNC).await
     }
 
     /// Writes the superblock's block without waiting for it.
     pub(crate) fn submit_superblock(&self, block: &[u8]) -> Result<()> {
-        let (device, _) = self.locate(0)?;
+        let (device, _) = self.locate(self.superblock)?;
         let segments = vec![Segment::Owned(AlignedBuffer::copied(block)?)];
         let flags = BioFlags::META | BioFlags::SYNC;
         let bio = Bio::new(Operation::Write, flags, self.byte(device)?, segments, Box::new(drop));

@@ -49,6 +49,7 @@ pub fn location(device: &Arc<dyn BlockDevice>) -> JournalLocation {
         device: Arc::clone(device),
         block_size: BlockSize::KIB_1,
         runs: LOG.iter().map(|(block, count)| (BlockNumber(*block), *count)).collect(),
+        superblock: 0,
     }
 }
 
@@ -188,6 +189,7 @@ impl Ext4 {
             device: Arc::clone(device),
             block_size: self.block_size,
             runs: self.journal.clone(),
+            superblock: 0,
         }
     }
 
