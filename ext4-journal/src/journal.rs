@@ -203,16 +203,7 @@ impl Journal {
         environment: Arc<dyn Environment>,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Arc<Self>> {
-        let block_size = location.block_size;
-        let mut log = Log::new(location)?;
-        let superblock = log.read_block(log.superblock).await?;
-        let superblock = Superblock::read(&superblock, block_size, log.available())?;
-        if superblock.first() <= log.superblock {
-            let problem =
-                format!("the log begins in block {}, at or before its superblock", superblock.first());
-            return Err(Error::corrupt("journal superblock", problem));
-        }
-        log.set_ring(superblock.first(), superblock.last());
+        let (log, superblock) = Log::open(location).await?;
         let state = State {
             mode: Mode::Idle,
             aborted: None,

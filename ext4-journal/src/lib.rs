@@ -28,6 +28,7 @@
 mod checkpoint;
 mod commit;
 pub mod create;
+pub mod dump;
 mod format;
 mod handle;
 mod header;
