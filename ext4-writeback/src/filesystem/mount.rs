@@ -78,7 +78,7 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    fn check_writable(&self) -> Result<()> {
+    pub fn check_writable(&self) -> Result<()> {
         let read_only = |device: &Arc<dyn BlockDevice>| device.geometry().read_only;
         if read_only(&self.filesystem) {
             return Err(Error::posix(Errno::EROFS, "the device cannot be written; mount it read-only"));
@@ -95,7 +95,8 @@ pub(super) struct Found {
     pub info: Arc<SuperblockInfo>,
     /// Not recovered, where it needs that.
     pub journal: Option<Arc<Journal>>,
-    former: FormerErrors,
+    /// What the superblock said of errors.
+    pub former: FormerErrors,
     /// The journal was stopped by an error in its last life.
     pub journal_error: bool,
 }
@@ -116,7 +117,7 @@ impl Found {
     }
 }
 
-async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
+pub(super) async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
     let (device, environment) = (Arc::clone(&devices.filesystem), Arc::clone(&options.environment));
     SuperblockInfo::load(device, options.cache / 4, environment, options.read_only).await
 }
