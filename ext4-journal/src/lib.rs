@@ -27,6 +27,8 @@
 
 mod checkpoint;
 mod commit;
+pub mod create;
+pub mod dump;
 mod format;
 mod handle;
 mod header;
@@ -42,9 +44,11 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::{BlockNumber, BlockSize};
 
+pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use handle::Handle;
 pub use header::JournalHeader;
 pub use journal::{Journal, Statistics};
+pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
@@ -53,8 +57,11 @@ pub struct JournalLocation {
     pub device: Arc<dyn BlockDevice>,
     /// The log's block size.
     pub block_size: BlockSize,
-    /// Runs of log blocks: first block on the device, how many. Log block 0 is the journal superblock.
+    /// Runs of log blocks: first block on the device, how many.
     pub runs: Vec<(BlockNumber, u32)>,
+    /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are the
+    /// device's, [`create::external_superblock_block`].
+    pub superblock: u32,
 }
 
 /// How the journal runs.
@@ -64,15 +71,4 @@ pub struct JournalOptions {
     pub commit_interval: Option<Duration>,
     /// Flush the device where the order of writes asks for it.
     pub barrier: bool,
-}
-
-/// What a recovery did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// Transactions replayed.
-    pub transactions: u32,
-    /// Images replayed; of several of one block the last is written to its place.
-    pub blocks: u64,
-    /// Images not replayed because their block had been revoked.
-    pub revoked: u64,
 }

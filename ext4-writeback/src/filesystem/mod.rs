@@ -11,11 +11,17 @@
 
 mod close;
 mod deletion;
+mod journal_location;
 mod mount;
+mod read_only;
 mod statfs;
 mod superblock_state;
 mod sync;
 mod unmount;
+mod unmounted_journal;
+
+pub use journal_location::has_external_journal;
+pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 
 use std::future::Future;
 use std::sync::Arc;
