@@ -292,6 +292,38 @@ impl Superblock {
         self.raw.nr_users.get()
     }
 
+    /// The file systems that use the journal, by their UUIDs; more than the list can hold are not there.
+    pub(crate) fn user_list(&self) -> Vec<[u8; 16]> {
+        let count = usize::try_from(self.users()).unwrap_or(usize::MAX);
+        self.raw.users.iter().take(count).copied().collect()
+    }
+
+    /// Sets who uses the journal: as many as the list has room for.
+    pub(crate) fn set_users(&mut self, users: &[[u8; 16]]) {
+        self.raw.users = [[0; 16]; 48];
+        let mut count = 0;
+        for (slot, user) in self.raw.users.iter_mut().zip(users) {
+            *slot = *user;
+            count += 1;
+        }
+        self.raw.nr_users.set(count);
+    }
+
+    /// Sets where the ring begins.
+    pub(crate) fn set_first(&mut self, first: u32) {
+        self.raw.first.set(first);
+    }
+
+    /// Sets the size of the fast-commit area that there is once the journal has the feature.
+    pub(crate) fn set_fast_commit_blocks(&mut self, blocks: u32) {
+        self.raw.num_fc_blocks.set(blocks);
+    }
+
+    /// The journal's UUID.
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        self.raw.uuid
+    }
+
     /// The superblock's checksum as it stood there.
     pub(crate) fn stored_checksum(&self) -> u32 {
         self.raw.checksum.get()

@@ -11,11 +11,15 @@
 
 mod close;
 mod deletion;
+mod journal_location;
 mod mount;
+mod read_only;
 mod statfs;
 mod superblock_state;
 mod sync;
 mod unmount;
+
+pub use journal_location::has_external_journal;
 
 use std::future::Future;
 use std::sync::Arc;
