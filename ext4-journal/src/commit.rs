@@ -228,27 +228,8 @@ impl Journal {
         let size = layout.block_size.len();
         let mut blocks: Vec<Segment> =
             revoke_blocks(layout, id, revoked)?.into_iter().map(Segment::Owned).collect();
-        for some in frozen.chunks(layout.tags_per_descriptor()) {
-            let mut tags = Vec::with_capacity(some.len());
-            let mut images = Vec::with_capacity(some.len());
-            for frozen in some {
-                let escaped = frozen.image.starts_with(&MAGIC.to_be_bytes());
-                let mut image = frozen.image.clone();
-                if escaped && let Some(start) = image.to_mut()?.get_mut(..4) {
-                    start.fill(0);
-                }
-                tags.push(Tag {
-                    block: frozen.block,
-                    flags: if escaped { ESCAPED } else { 0 },
-                    checksum: layout.tag_checksum(id, &image),
-                });
-                images.push(Segment::Image(image));
-            }
-            let mut descriptor = AlignedBuffer::zeroed(size)?;
-            layout.write_descriptor(&mut descriptor, id, &tags);
-            blocks.push(Segment::Owned(descriptor));
-            blocks.append(&mut images);
-        }
+        let images: Vec<_> = frozen.iter().map(|frozen| (frozen.block, frozen.image.clone())).collect();
+        blocks.append(&mut descriptors_and_images(layout, id, &images)?);
         let now = self.environment.now();
         let mut commit = AlignedBuffer::zeroed(size)?;
         layout.write_commit(&mut commit, id, now.seconds, now.nanoseconds);
@@ -301,4 +282,35 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// The descriptors of `images` in transaction `id`, each with its images behind it as they lie in the log.
+pub(crate) fn descriptors_and_images(
+    layout: &Layout,
+    id: TransactionId,
+    images: &[(BlockNumber, BlockImage)],
+) -> Result<Vec<Segment>> {
+    let mut blocks = Vec::with_capacity(images.len().saturating_add(8));
+    for some in images.chunks(layout.tags_per_descriptor()) {
+        let mut tags = Vec::with_capacity(some.len());
+        let mut logged = Vec::with_capacity(some.len());
+        for (block, image) in some {
+            let escaped = image.starts_with(&MAGIC.to_be_bytes());
+            let mut image = image.clone();
+            if escaped && let Some(start) = image.to_mut()?.get_mut(..4) {
+                start.fill(0);
+            }
+            tags.push(Tag {
+                block: *block,
+                flags: if escaped { ESCAPED } else { 0 },
+                checksum: layout.tag_checksum(id, &image),
+            });
+            logged.push(Segment::Image(image));
+        }
+        let mut descriptor = AlignedBuffer::zeroed(layout.block_size.len())?;
+        layout.write_descriptor(&mut descriptor, id, &tags);
+        blocks.push(Segment::Owned(descriptor));
+        blocks.append(&mut logged);
+    }
+    Ok(blocks)
 }

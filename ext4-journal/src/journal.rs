@@ -28,6 +28,8 @@ use tokio::sync::Notify;
 use crate::checkpoint::Checkpoints;
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
+use crate::recovery::Replayed;
+use crate::recovery::finish::Unfinished;
 use crate::transaction::{Phase, Transaction};
 use crate::{Damage, JournalLocation, JournalOptions, Recovery, RecoveryReport, recovery};
 
@@ -101,6 +103,8 @@ pub(crate) struct State {
     pub(crate) committing: Option<Committing>,
     pub(crate) space: Space,
     pub(crate) checkpoints: Checkpoints,
+    /// Fast commits were found, and the file system has not said yet what they change.
+    pub(crate) unfinished: Option<Unfinished>,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -213,6 +217,7 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            unfinished: None,
             layout: superblock.layout(),
             superblock,
         };
@@ -259,8 +264,9 @@ impl Journal {
         self.recover_with(filesystem, Recovery::NORMAL).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log. A
-    /// salvage that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log, unless
+    /// fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not run before. A salvage
+    /// that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
     /// fails, or only checks, the log stays as it is.
     ///
     /// # Errors
@@ -278,19 +284,17 @@ impl Journal {
         if superblock.start() == 0 {
             return Ok(RecoveryReport::of_empty(superblock.sequence()));
         }
-        let (report, next) = recovery::run(&self.log, &superblock, filesystem, mode).await?;
+        let Replayed { report, next, head } = recovery::run(&self.log, &superblock, filesystem, mode).await?;
         if mode.check {
             return Ok(report);
         }
         let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
-        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| {
-            superblock.set_tail(0, next);
-            if salvaged && superblock.errno() == 0 {
-                superblock.set_errno(-(Errno::EUCLEAN as i32));
-            }
-        })
-        .await?;
-        self.state.lock().next = next;
+        if report.fast_commits.is_empty() {
+            self.mark_recovered(next, salvaged).await?;
+        } else {
+            let unfinished = Unfinished { id: report.end.transaction, head, next, salvaged };
+            self.state.lock().unfinished = Some(unfinished);
+        }
         Ok(report)
     }
 

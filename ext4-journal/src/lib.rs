@@ -48,6 +48,7 @@ pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTa
 pub use handle::Handle;
 pub use header::JournalHeader;
 pub use journal::{Journal, Statistics};
+pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};
 pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
 
 /// Where the log lies: its blocks on the device, in the order of the log.

@@ -6,6 +6,7 @@ mod completion;
 pub mod counters;
 mod error_policy;
 mod extent_status;
+pub mod fast_commit;
 pub mod file;
 pub mod filesystem;
 mod flusher;

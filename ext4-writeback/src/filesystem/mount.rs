@@ -152,7 +152,11 @@ pub(super) async fn recover(devices: &Devices, found: Found, options: &MountOpti
     drop(info);
     let report = journal.recover(&devices.filesystem).await?;
     tracing::info!(?report, "journal recovered");
-    let info = load(devices, options).await?;
+    let mut info = load(devices, options).await?;
+    if !report.fast_commits.is_empty() {
+        crate::fast_commit::finish_recovery(&info, &journal, &report.fast_commits).await?;
+        info = load(devices, options).await?;
+    }
     if options.read_only {
         mark_recovered(&info, &former, journal_error).await?;
     }
