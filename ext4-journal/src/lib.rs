@@ -45,7 +45,7 @@ use ext4_core::{BlockNumber, BlockSize};
 
 pub use handle::Handle;
 pub use header::JournalHeader;
-pub use journal::{Journal, Statistics};
+pub use journal::{Journal, OnAbort, Statistics};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]

@@ -32,4 +32,4 @@ pub use ext4_core::{Error, Result};
 pub use file::File;
 pub use filesystem::Filesystem;
 pub use namespace::{NewInode, RenameFlags, Times};
-pub use options::MountOptions;
+pub use options::{MountOptions, OnError};

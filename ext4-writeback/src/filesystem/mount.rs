@@ -16,7 +16,7 @@ use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::Runtime;
 use ext4_core::format::features::Compat;
 use ext4_core::format::inode::InodeLayout;
-use ext4_core::format::superblock::{STATE_ERROR, STATE_VALID};
+use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_ERROR, STATE_VALID};
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, InodeNumber, Result};
@@ -26,11 +26,11 @@ use tokio::sync::{Mutex, RwLock};
 use super::journal_location;
 use super::superblock_state::{FormerErrors, mark_mounted, mark_recovered};
 use super::{Filesystem, FilesystemInner};
-use crate::MountOptions;
 use crate::error_policy::ErrorPolicy;
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
 use crate::runtime::{RunToEnd, TokioRuntime};
+use crate::{MountOptions, OnError};
 
 /// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
 const CACHE_PER_INODE: usize = 16 << 10;
@@ -179,6 +179,14 @@ pub(super) async fn run(
     }
     let orphans = Orphans::load(&info).await?;
     let inner = Arc::new(assemble(info, journal, orphans, options, runtime));
+    if let Some(journal) = &inner.journal {
+        let weak = Arc::downgrade(&inner);
+        journal.set_on_abort(Box::new(move |error| {
+            if let Some(inner) = weak.upgrade() {
+                inner.journal_aborted(error);
+            }
+        }));
+    }
     inner.process_orphans().await;
     crate::flusher::start(&inner);
     Ok(Filesystem { inner })
@@ -201,10 +209,12 @@ pub(super) fn assemble(
         pool: MemoryPool::new(data_capacity),
         writeback: WritebackControl::new(&options, data_capacity),
         inodes: InodeCache::new(options.cache / CACHE_PER_INODE),
-        errors: ErrorPolicy::new(!matches!(
-            superblock.errors,
-            0 | ext4_core::format::superblock::ERRORS_CONTINUE
-        )),
+        errors: ErrorPolicy::new(options.errors.unwrap_or(match superblock.errors {
+            ERRORS_READ_ONLY => OnError::RemountReadOnly,
+            ERRORS_PANIC => OnError::Panic,
+            _ => OnError::Continue,
+        })),
+        error_writer: Mutex::new(()),
         freeze: RwLock::new(true),
         rename: Mutex::new(()),
         inode_layout: InodeLayout {

@@ -40,7 +40,11 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
     fs.delete_released().await;
     let stopped = crate::flusher::stop(&fs).await;
     if let Err(error) = fs.check_writable() {
-        // Nothing more may be written: the superblock keeps saying that there is something to recover.
+        // Nothing more may be written but what was found: the superblock keeps saying that there is something to
+        // recover.
+        if let Err(error) = fs.record_on_device().await {
+            tracing::warn!(%error, "the error could not be recorded in the superblock");
+        }
         return stopped.and(Err(error));
     }
     match &fs.journal {
