@@ -4,6 +4,7 @@
 pub mod attributes;
 mod completion;
 pub mod counters;
+mod discard;
 mod error_policy;
 mod extent_status;
 pub mod file;

@@ -44,6 +44,9 @@ pub struct MountOptions {
     pub errors: Option<OnError>,
     /// A failed data write aborts the journal (`data_err=abort`).
     pub data_error_aborts: bool,
+    /// Freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one nothing
+    /// says when a deletion is durable.
+    pub discard: bool,
     /// At unmount the log is zeroed and its sequence starts again at 1.
     pub erase_journal: bool,
     /// Access times are written (`relatime`); default off: `noatime`.
@@ -69,6 +72,7 @@ impl Default for MountOptions {
             barrier: true,
             errors: None,
             data_error_aborts: false,
+            discard: false,
             erase_journal: false,
             access_times: false,
             last_mounted: None,
@@ -91,6 +95,7 @@ impl fmt::Debug for MountOptions {
             .field("barrier", &self.barrier)
             .field("errors", &self.errors)
             .field("data_error_aborts", &self.data_error_aborts)
+            .field("discard", &self.discard)
             .field("erase_journal", &self.erase_journal)
             .field("access_times", &self.access_times)
             .field("last_mounted", &self.last_mounted)

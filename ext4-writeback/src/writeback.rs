@@ -235,7 +235,7 @@ impl WritepageContext<'_> {
                     // Blocks that were freed are free after the commit. It never needs this folio.
                     retries += 1;
                     gather.submit();
-                    journal.force_commit().await?;
+                    self.fs.commit_and_release(journal).await?;
                 }
                 result => return result,
             }

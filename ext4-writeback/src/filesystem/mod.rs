@@ -36,6 +36,7 @@ use ext4_core::{Errno, Error, InodeNumber, Timestamp};
 use ext4_journal::Journal;
 use tokio::sync::{Mutex, RwLock};
 
+use crate::discard::Discards;
 use crate::error_policy::{Consequence, ErrorPolicy};
 use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
@@ -68,6 +69,8 @@ pub(crate) struct FilesystemInner {
     pub pool: Arc<MemoryPool>,
     /// Dirty accounting and the flusher.
     pub writeback: crate::flusher::WritebackControl,
+    /// Freed blocks on their way back to the allocator, where they are discarded first.
+    pub discards: Option<Arc<Discards>>,
     /// Inodes in memory.
     pub inodes: InodeCache,
     /// What was found wrong, and what follows from it.
@@ -225,8 +228,18 @@ impl FilesystemInner {
         if self.info.blocks_awaiting_commit() == 0 {
             return Ok(false);
         }
-        journal.force_commit().await?;
+        self.commit_and_release(journal).await?;
         Ok(true)
+    }
+
+    /// Commits, and waits until what was freed is discarded, where it is to be, and can be allocated. It never needs a
+    /// folio.
+    pub async fn commit_and_release(&self, journal: &Arc<Journal>) -> Result<()> {
+        journal.force_commit().await?;
+        if let Some(discards) = &self.discards {
+            discards.drain().await;
+        }
+        Ok(())
     }
 
     /// Counts a closed file; where it was the last of an inode without links, has the inode deleted.

@@ -26,6 +26,7 @@ use tokio::sync::{Mutex, RwLock};
 use super::journal_location;
 use super::superblock_state::{FormerErrors, mark_mounted, mark_recovered};
 use super::{Filesystem, FilesystemInner};
+use crate::discard::Discards;
 use crate::error_policy::ErrorPolicy;
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
@@ -166,6 +167,7 @@ pub(super) async fn run(
 ) -> Result<Filesystem> {
     opened.warn_of_errors();
     let Found { info, journal, former, journal_error } = opened;
+    let discards = discards(&info, journal.as_ref(), &options, &runtime)?;
     if info.superblock().state & STATE_VALID == 0 {
         tracing::warn!("not unmounted cleanly and without a journal: a check is recommended");
     }
@@ -178,7 +180,9 @@ pub(super) async fn run(
         journal.start_running(&info.cache, features.metadata_csum(), features.bit64()).await?;
     }
     let orphans = Orphans::load(&info).await?;
-    let inner = Arc::new(assemble(info, journal, orphans, options, runtime));
+    let mut inner = assemble(info, journal, orphans, options, runtime);
+    inner.discards = discards;
+    let inner = Arc::new(inner);
     if let Some(journal) = &inner.journal {
         let weak = Arc::downgrade(&inner);
         journal.set_on_abort(Box::new(move |error| {
@@ -190,6 +194,29 @@ pub(super) async fn run(
     inner.process_orphans().await;
     crate::flusher::start(&inner);
     Ok(Filesystem { inner })
+}
+
+/// The way of freed blocks, where they are to be discarded and the device can.
+fn discards(
+    info: &SuperblockInfo,
+    journal: Option<&Arc<Journal>>,
+    options: &MountOptions,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<Option<Arc<Discards>>> {
+    if !options.discard {
+        return Ok(None);
+    }
+    let Some(journal) = journal else {
+        let context = "discard: without a journal nothing says when a deletion is durable";
+        return Err(Error::posix(Errno::EINVAL, context));
+    };
+    if !info.device().geometry().discard {
+        tracing::warn!("discard: the device does not support it");
+        return Ok(None);
+    }
+    let discards = Discards::new(info.device(), info.block_size(), journal, runtime);
+    info.set_freed_blocks(Arc::clone(&discards) as _);
+    Ok(Some(discards))
 }
 
 /// Puts the parts of a mounted file system together.
@@ -208,6 +235,7 @@ pub(super) fn assemble(
         orphans,
         pool: MemoryPool::new(data_capacity),
         writeback: WritebackControl::new(&options, data_capacity),
+        discards: None,
         inodes: InodeCache::new(options.cache / CACHE_PER_INODE),
         errors: ErrorPolicy::new(options.errors.unwrap_or(match superblock.errors {
             ERRORS_READ_ONLY => OnError::RemountReadOnly,

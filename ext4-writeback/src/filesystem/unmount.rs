@@ -1,8 +1,8 @@
 //! Unmounting: everything comes to rest, from the outside inwards.
 //!
 //! Callers (kept out by `freeze`) → the flusher, which writes all data back → its completions → commit → checkpoint →
-//! the superblock marked clean → the device flushed. Each step only finds work that the steps before have finished
-//! making; in another order a late conversion would need a journal that is closed.
+//! discards → the superblock marked clean → the device flushed. Each step only finds work that the steps before have
+//! finished making; in another order a late conversion would need a journal that is closed.
 
 use std::sync::Arc;
 
@@ -50,6 +50,9 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
     match &fs.journal {
         Some(journal) => journal.close(fs.options.erase_journal).await?,
         None => fs.write_dirty_blocks().await?,
+    }
+    if let Some(discards) = &fs.discards {
+        discards.drain().await;
     }
     fs.flush_device().await?;
     fs.mark_clean().await?;
