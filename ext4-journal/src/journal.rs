@@ -158,6 +158,9 @@ impl Wake {
     }
 }
 
+/// Called once, with the error that stopped the journal, in the task that met it: it must not block.
+pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;
+
 /// A log and its running, committing and checkpointed transactions.
 pub struct Journal {
     pub(crate) log: Log,
@@ -168,6 +171,8 @@ pub struct Journal {
     pub(crate) home: OnceLock<Home>,
     /// The same as `state.aborted.is_some()`, to look at without the lock.
     pub(crate) stopped: AtomicBool,
+    /// Told of the error that stops the journal.
+    on_abort: OnceLock<OnAbort>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
@@ -229,6 +234,7 @@ impl Journal {
             state: Mutex::new(state),
             home: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            on_abort: OnceLock::new(),
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
@@ -470,11 +476,20 @@ impl Journal {
             })
         };
         self.wake.everybody();
-        let Some(block) = block else { return };
         // Best effort: a device that fails will hardly take it.
-        if let Err(error) = self.log.submit_superblock(&block) {
+        if let Some(block) = block
+            && let Err(error) = self.log.submit_superblock(&block)
+        {
             tracing::error!("the error could not be recorded in the journal: {error}");
         }
+        if let Some(on_abort) = self.on_abort.get() {
+            on_abort(error);
+        }
+    }
+
+    /// Has `callback` told of the error that stops the journal; the first one set stays.
+    pub fn set_on_abort(&self, callback: OnAbort) {
+        let _ = self.on_abort.set(callback);
     }
 
     /// The error that stopped the journal.
