@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoints;
+use crate::fast_commit::{self, FastCommitStatistics, FastCommits};
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
 use crate::transaction::{Phase, Transaction};
@@ -48,6 +49,8 @@ pub struct Statistics {
     pub flushes: u64,
     /// Blocks written to their places.
     pub checkpointed_blocks: u64,
+    /// Fast commits, and why there were full ones instead.
+    pub fast_commits: FastCommitStatistics,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +62,7 @@ pub(crate) struct Counters {
     pub(crate) revokes: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) checkpointed_blocks: AtomicU64,
+    pub(crate) fast_commits: fast_commit::Counters,
 }
 
 impl Counters {
@@ -101,6 +105,7 @@ pub(crate) struct State {
     pub(crate) committing: Option<Committing>,
     pub(crate) space: Space,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) fast: FastCommits,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -190,7 +195,19 @@ impl Journal {
     /// Those that a running journal has are set when it first runs, as jbd2 does at the first mount.
     #[must_use]
     pub fn new_superblock(block_size: BlockSize, blocks: u32, uuid: [u8; 16]) -> Vec<u8> {
-        Superblock::new(block_size, blocks, uuid).to_block()
+        Superblock::new(block_size, blocks, 0, uuid).to_block()
+    }
+
+    /// The same for a log whose last `fast_commit_blocks` blocks shall be the area for fast commits (as mke2fs makes it
+    /// with the feature `fast_commit`; the journal's own feature is set when it first runs).
+    #[must_use]
+    pub fn new_superblock_with_area(
+        block_size: BlockSize,
+        blocks: u32,
+        fast_commit_blocks: u32,
+        uuid: [u8; 16],
+    ) -> Vec<u8> {
+        Superblock::new(block_size, blocks, fast_commit_blocks, uuid).to_block()
     }
 
     /// Reads and verifies the journal superblock. Changes nothing.
@@ -216,6 +233,7 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            fast: FastCommits::default(),
             layout: superblock.layout(),
             superblock,
         };
@@ -298,15 +316,21 @@ impl Journal {
             return invalid("it runs already");
         }
         let mut superblock = self.state.lock().superblock.clone();
-        if superblock.set_running_features(metadata_csum, bit64) {
+        let set_features = |superblock: &mut Superblock| {
+            let had_area = superblock.fast_commit_blocks() > 0;
+            superblock.set_fast_commit(false);
+            superblock.set_running_features(metadata_csum, bit64) || had_area
+        };
+        if set_features(&mut superblock) {
             self.write_superblock(self.barrier_flags(), |superblock| {
-                superblock.set_running_features(metadata_csum, bit64);
+                set_features(superblock);
             })
             .await?;
         }
         {
             let mut state = self.state.lock();
             state.layout = state.superblock.layout();
+            self.set_area(&mut state);
             state.mode = Mode::Running;
         }
         self.wake.tasks.store(2, Ordering::Release);
@@ -319,7 +343,7 @@ impl Journal {
     /// Most credits one handle can have: a quarter of the log, as in jbd2.
     #[must_use]
     pub fn max_credits(&self) -> u32 {
-        (self.log.last - self.log.first + 1) / 4
+        (self.log.ring() + 1) / 4
     }
 
     /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
@@ -476,6 +500,7 @@ impl Journal {
             revokes: get(&counters.revokes),
             flushes: get(&counters.flushes),
             checkpointed_blocks: get(&counters.checkpointed_blocks),
+            fast_commits: counters.fast_commits.snapshot(),
         }
     }
 
@@ -518,7 +543,9 @@ impl Journal {
         if state.aborted.is_some() {
             return None;
         }
-        state.running.as_ref().map(|running| running.began.saturating_add(interval))
+        // What was asked for already begins when the fast commit that keeps it waiting has ended.
+        let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
+        Some(running.began.saturating_add(interval))
     }
 
     fn is_closed(&self) -> bool {

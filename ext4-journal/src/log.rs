@@ -6,6 +6,9 @@
 //!                              └── wraps around ──┘
 //! ```
 //!
+//! The area for fast commits begins one block behind the ring's end, as jbd2 has it (`j_fc_first`): block `last` is
+//! nobody's.
+//!
 //! [`Log`] maps log blocks to the device, reads and writes them; [`Space`] accounts for the ring.
 //!
 //! Invariant: `free` counts only blocks that the superblock *on the medium* no longer claims: it grows after the tail
@@ -15,6 +18,7 @@
 //! Invariant: one block of the ring always stays free, so that a full log and an empty one differ.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
 use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
@@ -41,7 +45,7 @@ pub(crate) struct Log {
     available: u32,
     /// The ring: `first` up to, not including, `last`.
     pub(crate) first: u32,
-    pub(crate) last: u32,
+    last: AtomicU32,
 }
 
 impl Log {
@@ -74,7 +78,7 @@ impl Log {
             runs,
             available,
             first: 1,
-            last: 1,
+            last: AtomicU32::new(1),
         })
     }
 
@@ -85,12 +89,23 @@ impl Log {
 
     /// The ring's bounds.
     pub(crate) fn set_ring(&mut self, first: u32, last: u32) {
-        (self.first, self.last) = (first, last);
+        self.first = first;
+        self.set_last(last);
+    }
+
+    /// Lets the ring, which is empty, end at block `last`: what lies behind it is the area for fast commits.
+    pub(crate) fn set_last(&self, last: u32) {
+        self.last.store(last, Ordering::Relaxed);
+    }
+
+    /// The block behind the ring's last. It changes only before the journal runs.
+    pub(crate) fn last(&self) -> u32 {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// The ring's size in blocks.
     pub(crate) fn ring(&self) -> u32 {
-        self.last - self.first
+        self.last() - self.first
     }
 
     /// The log block `count` blocks after `block` in the ring.
@@ -155,13 +170,37 @@ impl Log {
         let mut transfers = Vec::new();
         while left > 0 {
             let (device, contiguous) = self.locate(at)?;
-            let count = contiguous.min(self.last - at).min(left).min(limit);
+            let count = contiguous.min(self.last() - at).min(left).min(limit);
             let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
             transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
             at = self.advance(at, count);
             left -= count;
         }
         self.submit_all(transfers, flags | BioFlags::META | BioFlags::SYNC).await
+    }
+
+    /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with `flags` where
+    /// the log's runs and the device allow it. Where they do not, the last one has the flags and the others have
+    /// completed before, so that its preflush covers them.
+    pub(crate) async fn write_area(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
+        let limit = self.device.geometry().max_segments.max(1);
+        let (mut at, mut left) = (start, u32::try_from(blocks.len()).unwrap_or(u32::MAX));
+        let mut blocks = blocks.into_iter();
+        let mut transfers = Vec::new();
+        while left > 0 {
+            let (device, contiguous) = self.locate(at)?;
+            let count = contiguous.min(left).min(limit);
+            let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
+            transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
+            at += count;
+            left -= count;
+        }
+        let Some(last) = transfers.pop() else { return Ok(()) };
+        let all = BioFlags::META | BioFlags::SYNC;
+        if !transfers.is_empty() {
+            self.submit_all(transfers, all).await?;
+        }
+        self.submit_all(vec![last], flags | all).await
     }
 
     /// Zeros log blocks `first..end`.
@@ -220,7 +259,7 @@ impl<'a> Reader<'a> {
         if !cached {
             let (device, contiguous) = self.log.locate(block)?;
             let ahead = u32::try_from(READ_AHEAD / size).unwrap_or(1).max(1);
-            let end = if block < self.log.last { self.log.last } else { self.log.available };
+            let end = if block < self.log.last() { self.log.last() } else { self.log.available };
             let count = contiguous.min(ahead).min(end - block);
             let bytes = count as usize * size;
             self.content = Some(self.log.device.read_at(self.log.byte(device)?, bytes).await?);

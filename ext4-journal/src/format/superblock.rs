@@ -77,8 +77,9 @@ impl core::fmt::Debug for Superblock {
 }
 
 impl Superblock {
-    /// The superblock of an empty log of `blocks` blocks.
-    pub(crate) fn new(block_size: BlockSize, blocks: u32, uuid: [u8; 16]) -> Self {
+    /// The superblock of an empty log of `blocks` blocks, of which the last `fast_commit_blocks` are to be the area
+    /// for fast commits once the log runs with them; 0: jbd2's default.
+    pub(crate) fn new(block_size: BlockSize, blocks: u32, fast_commit_blocks: u32, uuid: [u8; 16]) -> Self {
         let mut raw = RawSuperblock::new_zeroed();
         raw.header = Header::new(SUPERBLOCK_V2, TransactionId(0));
         raw.block_size.set(block_size.bytes());
@@ -87,6 +88,7 @@ impl Superblock {
         raw.sequence.set(1);
         raw.uuid = uuid;
         raw.nr_users.set(1);
+        raw.num_fc_blocks.set(fast_commit_blocks);
         let rest = vec![0; block_size.len().saturating_sub(size_of::<RawSuperblock>())];
         Self { raw, rest }
     }
@@ -257,9 +259,22 @@ impl Superblock {
 
     /// The size of the fast-commit area in blocks.
     pub(crate) fn fast_commit_blocks(&self) -> u32 {
-        if !self.has_incompat(INCOMPAT_FAST_COMMIT) {
-            return 0;
-        }
+        if self.has_incompat(INCOMPAT_FAST_COMMIT) { self.fast_commit_area() } else { 0 }
+    }
+
+    /// Says whether the end of the log is an area for fast commits. As in jbd2 that is not said while the log is empty,
+    /// so that a clean file system does not ask its reader for the feature.
+    pub(crate) fn set_fast_commit(&mut self, on: bool) {
+        let features = self.raw.feature_incompat.get();
+        self.raw.feature_incompat.set(if on {
+            features | INCOMPAT_FAST_COMMIT
+        } else {
+            features & !INCOMPAT_FAST_COMMIT
+        });
+    }
+
+    /// The size that the fast-commit area has or would have, in blocks.
+    pub(crate) fn fast_commit_area(&self) -> u32 {
         match self.raw.num_fc_blocks.get() {
             0 => DEFAULT_FAST_COMMIT_BLOCKS,
             blocks => blocks,
@@ -317,7 +332,7 @@ mod tests {
 
     #[test]
     fn each_broken_field_of_the_superblock_is_refused() {
-        let mut good = Superblock::new(BlockSize::KIB_1, 2048, [1; 16]);
+        let mut good = Superblock::new(BlockSize::KIB_1, 2048, 0, [1; 16]);
         good.set_running_features(true, true);
         let block = good.to_block();
         assert!(Superblock::read(&block, BlockSize::KIB_1, 2048).is_ok());
@@ -332,7 +347,7 @@ mod tests {
             }
             assert!(Superblock::read(&bad, BlockSize::KIB_1, 2048).is_err(), "bit {bit}");
         }
-        let mut unknown = Superblock::new(BlockSize::KIB_1, 2048, [1; 16]);
+        let mut unknown = Superblock::new(BlockSize::KIB_1, 2048, 0, [1; 16]);
         unknown.raw.feature_incompat.set(0x40);
         let error =
             Superblock::read(&unknown.to_block(), BlockSize::KIB_1, 2048).err().map(|e| e.to_string());

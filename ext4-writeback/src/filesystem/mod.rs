@@ -342,5 +342,6 @@ pub async fn mkfs(
     options: &MkfsOptions,
     environment: &dyn ext4_core::environment::Environment,
 ) -> Result<()> {
-    ext4_core::meta::mkfs::mkfs(device, options, environment, &ext4_journal::Journal::new_superblock).await
+    let superblock = &ext4_journal::Journal::new_superblock_with_area;
+    ext4_core::meta::mkfs::mkfs(device, options, environment, superblock).await
 }
