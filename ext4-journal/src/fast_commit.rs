@@ -18,6 +18,11 @@
 //!   empty later, and is kept from it.)
 //! - Where one of the transaction's fast commits was not written for whatever reason, no other follows: its tags would
 //!   miss the lost ones. The next fsync commits in full, which needs no tags.
+//! - The first fast commit of a transaction is there as a whole or not at all, whatever a crash tears: its first sector,
+//!   which names the transaction, is written when the rest has completed. The kernel refuses to mount where it finds
+//!   that name and no whole fast commit. Of a later one a torn block is passed over, so those are one write.
+//! - The area's last block stays unused: a kernel that has read the area to its end goes on behind the log, and refuses
+//!   to mount.
 //! - One at a time, never beside a full commit of the same transaction, and the area is written over only when the full
 //!   commit that makes it void is durable: all of that happens between `busy` and its end.
 //! - The file system's data that the tags point to had completed before the call: the preflush (with an external log a
@@ -32,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ext4_core::device::{AlignedBuffer, Segment};
 use ext4_core::{Error, Result, TransactionId};
 
-use crate::format::{FastCommitEncoder, FastCommitTag, MIN_BLOCKS};
+use crate::format::{FastCommitEncoder, FastCommitTag, FastCommitTags, MIN_BLOCKS};
 use crate::journal::{Counters as JournalCounters, Journal, Mode, State};
 use crate::transaction::{Phase, Transaction};
 
@@ -128,7 +133,7 @@ enum Refusal {
 pub(crate) struct FastCommits {
     /// Whoever runs the journal wants them.
     wanted: bool,
-    /// The area: log blocks `area.0..area.1`. Nothing where there is none.
+    /// The area as far as it is used: log blocks `area.0..area.1`. Nothing where there is none.
     area: Option<(u32, u32)>,
     /// The transaction that the blocks in use belong to; they are void when it has been committed in full.
     transaction: Option<TransactionId>,
@@ -186,11 +191,11 @@ impl Journal {
     /// Divides the log, which is empty, into the ring and the area. Source: jbd2, `jbd2_journal_initialize_fast_commit`.
     pub(crate) fn set_area(&self, state: &mut State) {
         let (end, blocks) = (state.superblock.max_len(), state.superblock.fast_commit_area());
-        let last = end.checked_sub(blocks).filter(|last| *last >= MIN_BLOCKS && blocks > 1);
+        let last = end.checked_sub(blocks).filter(|last| *last >= MIN_BLOCKS && blocks > 2);
         if state.fast.wanted && last.is_none() {
             tracing::warn!("the log of {end} blocks has no room for {blocks} of fast commits");
         }
-        state.fast.area = last.filter(|_| state.fast.wanted).map(|last| (last + 1, end));
+        state.fast.area = last.filter(|_| state.fast.wanted).map(|last| (last + 1, end - 1));
         self.log.set_last(if state.fast.area.is_some() { last.unwrap_or(end) } else { end });
         state.space = crate::log::Space::empty(&self.log);
     }
@@ -358,15 +363,29 @@ impl Leader<'_> {
                 home.cache.device().flush().await?;
             }
         }
-        let aligned = |block: &Vec<u8>| AlignedBuffer::copied(block).map(Segment::Owned);
-        let blocks = blocks.iter().map(aligned).collect::<Result<_>>()?;
-        journal.log.write_area(start + used, blocks, journal.barrier_flags()).await?;
+        let flags = journal.barrier_flags();
+        if used == 0 && !is_one_sector(&blocks, journal.log.device.geometry().logical_block_size) {
+            journal.log.write_first_sector_last(start, &blocks, flags).await?;
+        } else {
+            let aligned = |block: &Vec<u8>| AlignedBuffer::copied(block).map(Segment::Owned);
+            let blocks = blocks.iter().map(aligned).collect::<Result<_>>()?;
+            journal.log.write_area(start + used, blocks, flags).await?;
+        }
         let counters = &journal.counters.fast_commits;
         counters.commits.fetch_add(1, Ordering::Relaxed);
         counters.blocks.fetch_add(u64::from(count), Ordering::Relaxed);
         journal.state.lock().fast.used += count;
         Ok(())
     }
+}
+
+/// True where everything that the checksum covers, and the checksum, lie in the first sector: a torn block is whole then
+/// or not there.
+fn is_one_sector(blocks: &[Vec<u8>], sector: u32) -> bool {
+    let [block] = blocks else { return false };
+    let end =
+        FastCommitTags::new(block).last().map(|tag| tag.map(|(covered, _)| covered.end + size_of::<u32>()));
+    matches!(end, Some(Ok(end)) if end <= sector as usize)
 }
 
 enum WriteError {

@@ -179,6 +179,31 @@ impl Log {
         self.submit_all(transfers, flags | BioFlags::META | BioFlags::SYNC).await
     }
 
+    /// Writes `blocks` from log block `start` on, outside the ring, but for the first sector of the first of them: that
+    /// goes with `flags` when all the rest has completed. So whatever a crash tears, the first sector is there only when
+    /// the rest is, and with a preflush and FUA both are durable.
+    pub(crate) async fn write_first_sector_last(
+        &self,
+        start: u32,
+        blocks: &[Vec<u8>],
+        flags: BioFlags,
+    ) -> Result<()> {
+        let owned = |bytes: &[u8]| AlignedBuffer::copied(bytes).map(Segment::Owned);
+        let Some((first, others)) = blocks.split_first() else { return Ok(()) };
+        let sector = (self.device.geometry().logical_block_size as usize).min(first.len());
+        let (head, rest) = first.split_at(sector);
+        let at = self.byte(self.locate(start)?.0)?;
+        if !rest.is_empty() {
+            let flags = BioFlags::META | BioFlags::SYNC;
+            self.device.write_at(at + sector as u64, vec![owned(rest)?], flags).await?;
+        }
+        if !others.is_empty() {
+            let others = others.iter().map(|block| owned(block)).collect::<Result<_>>()?;
+            self.write_area(start + 1, others, BioFlags::empty()).await?;
+        }
+        self.device.write_at(at, vec![owned(head)?], flags | BioFlags::META | BioFlags::SYNC).await
+    }
+
     /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with `flags` where
     /// the log's runs and the device allow it. Where they do not, the last one has the flags and the others have
     /// completed before, so that its preflush covers them.

@@ -20,6 +20,8 @@ pub struct MountOptions {
     pub commit_interval: Option<Duration>,
     /// Device flushes where the order of writes asks for them.
     pub barrier: bool,
+    /// fsync of a file uses fast commits, where the file system has the feature `fast_commit`.
+    pub fast_commit: bool,
     /// A failed data write aborts the journal (`data_err=abort`).
     pub data_error_aborts: bool,
     /// At unmount the log is zeroed and its sequence starts again at 1.
@@ -42,6 +44,7 @@ impl Default for MountOptions {
             delayed_allocation: true,
             commit_interval: Some(Duration::from_secs(5)),
             barrier: true,
+            fast_commit: true,
             data_error_aborts: false,
             erase_journal: false,
             access_times: false,
@@ -60,6 +63,7 @@ impl fmt::Debug for MountOptions {
             .field("delayed_allocation", &self.delayed_allocation)
             .field("commit_interval", &self.commit_interval)
             .field("barrier", &self.barrier)
+            .field("fast_commit", &self.fast_commit)
             .field("data_error_aborts", &self.data_error_aborts)
             .field("erase_journal", &self.erase_journal)
             .field("access_times", &self.access_times)
