@@ -26,6 +26,10 @@ pub struct JournalHeader {
     pub errno: i32,
     /// File systems that use it.
     pub users: u32,
+    /// Their UUIDs, where it lies on a device of its own.
+    pub user_list: Vec<[u8; 16]>,
+    /// Its own UUID.
+    pub uuid: [u8; 16],
     /// Features, by the names of dumpe2fs.
     pub features: Vec<&'static str>,
     /// The checksum of the superblock itself, where it has one.
@@ -58,6 +62,8 @@ impl JournalHeader {
             start: superblock.start(),
             errno: superblock.errno(),
             users: superblock.users(),
+            user_list: superblock.user_list(),
+            uuid: superblock.uuid(),
             features: named.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect(),
             checksum: checksummed.then(|| superblock.stored_checksum()),
         })

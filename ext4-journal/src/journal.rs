@@ -30,7 +30,7 @@ use crate::fast_commit::{self, FastCommitStatistics, FastCommits};
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
 use crate::transaction::{Phase, Transaction};
-use crate::{JournalLocation, JournalOptions, RecoveryReport, recovery};
+use crate::{Damage, JournalLocation, JournalOptions, Recovery, RecoveryReport, recovery};
 
 /// What the journal has done since it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,19 +195,7 @@ impl Journal {
     /// Those that a running journal has are set when it first runs, as jbd2 does at the first mount.
     #[must_use]
     pub fn new_superblock(block_size: BlockSize, blocks: u32, uuid: [u8; 16]) -> Vec<u8> {
-        Superblock::new(block_size, blocks, 0, uuid).to_block()
-    }
-
-    /// The same for a log whose last `fast_commit_blocks` blocks shall be the area for fast commits (as mke2fs makes it
-    /// with the feature `fast_commit`; the journal's own feature is set when it first runs).
-    #[must_use]
-    pub fn new_superblock_with_area(
-        block_size: BlockSize,
-        blocks: u32,
-        fast_commit_blocks: u32,
-        uuid: [u8; 16],
-    ) -> Vec<u8> {
-        Superblock::new(block_size, blocks, fast_commit_blocks, uuid).to_block()
+        Superblock::new(block_size, blocks, uuid).to_block()
     }
 
     /// Reads and verifies the journal superblock. Changes nothing.
@@ -222,7 +210,13 @@ impl Journal {
     ) -> Result<Arc<Self>> {
         let block_size = location.block_size;
         let mut log = Log::new(location)?;
-        let superblock = Superblock::read(&log.read_block(0).await?, block_size, log.available())?;
+        let superblock = log.read_block(log.superblock).await?;
+        let superblock = Superblock::read(&superblock, block_size, log.available())?;
+        if superblock.first() <= log.superblock {
+            let problem =
+                format!("the log begins in block {}, at or before its superblock", superblock.first());
+            return Err(Error::corrupt("journal superblock", problem));
+        }
         log.set_ring(superblock.first(), superblock.last());
         let state = State {
             mode: Mode::Idle,
@@ -272,23 +266,45 @@ impl Journal {
         self.write_superblock(self.barrier_flags(), |superblock| superblock.set_errno(0)).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log.
-    /// Where it fails the log stays as it is.
+    /// Recovers as the kernel does at mount: [`Journal::recover_with`] in the mode [`Recovery::NORMAL`].
     ///
     /// # Errors
     /// The devices'; corrupt where a committed transaction is damaged, by name.
     pub async fn recover(&self, filesystem: &Arc<dyn BlockDevice>) -> Result<RecoveryReport> {
+        self.recover_with(filesystem, Recovery::NORMAL).await
+    }
+
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log. A
+    /// salvage that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
+    /// fails, or only checks, the log stays as it is.
+    ///
+    /// # Errors
+    /// The devices'; corrupt where a committed transaction is damaged and that is refused, by name.
+    pub async fn recover_with(
+        &self,
+        filesystem: &Arc<dyn BlockDevice>,
+        mode: Recovery,
+    ) -> Result<RecoveryReport> {
         let superblock = {
             let state = self.state.lock();
             assert!(state.mode == Mode::Idle, "a journal is recovered before it runs");
             state.superblock.clone()
         };
         if superblock.start() == 0 {
-            return Ok(RecoveryReport::default());
+            return Ok(RecoveryReport::of_empty(superblock.sequence()));
         }
-        let (report, next) = recovery::run(&self.log, &superblock, filesystem).await?;
-        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| superblock.set_tail(0, next))
-            .await?;
+        let (report, next) = recovery::run(&self.log, &superblock, filesystem, mode).await?;
+        if mode.check {
+            return Ok(report);
+        }
+        let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
+        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| {
+            superblock.set_tail(0, next);
+            if salvaged && superblock.errno() == 0 {
+                superblock.set_errno(-(Errno::EUCLEAN as i32));
+            }
+        })
+        .await?;
         self.state.lock().next = next;
         Ok(report)
     }
@@ -444,7 +460,7 @@ impl Journal {
         self.flush().await?;
         if erase {
             // The log is empty on the medium, so that a crash among the zeros finds nothing to recover.
-            self.log.zero(1, self.log_end()).await?;
+            self.log.zero(self.log.first, self.log_end()).await?;
             self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, Superblock::reset).await?;
         }
         Ok(())

@@ -27,6 +27,7 @@
 
 mod checkpoint;
 mod commit;
+pub mod create;
 mod fast_commit;
 mod format;
 mod handle;
@@ -48,6 +49,7 @@ pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTa
 pub use handle::Handle;
 pub use header::JournalHeader;
 pub use journal::{Journal, Statistics};
+pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
@@ -56,8 +58,11 @@ pub struct JournalLocation {
     pub device: Arc<dyn BlockDevice>,
     /// The log's block size.
     pub block_size: BlockSize,
-    /// Runs of log blocks: first block on the device, how many. Log block 0 is the journal superblock.
+    /// Runs of log blocks: first block on the device, how many.
     pub runs: Vec<(BlockNumber, u32)>,
+    /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are the
+    /// device's, [`create::external_superblock_block`].
+    pub superblock: u32,
 }
 
 /// How the journal runs.
@@ -67,15 +72,4 @@ pub struct JournalOptions {
     pub commit_interval: Option<Duration>,
     /// Flush the device where the order of writes asks for it.
     pub barrier: bool,
-}
-
-/// What a recovery did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// Transactions replayed.
-    pub transactions: u32,
-    /// Images replayed; of several of one block the last is written to its place.
-    pub blocks: u64,
-    /// Images not replayed because their block had been revoked.
-    pub revoked: u64,
 }

@@ -25,8 +25,8 @@ use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
 
 use crate::JournalLocation;
 
-/// How much is read ahead at a time.
-const READ_AHEAD: usize = 256 << 10;
+/// How much is read ahead at a time: from the least, doubled as long as the reader goes on where it stopped.
+const READ_AHEAD: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
 
 /// Log blocks that are contiguous on the device.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,8 @@ pub(crate) struct Log {
     pub(crate) block_size: BlockSize,
     runs: Vec<Run>,
     available: u32,
+    /// The block of the journal superblock.
+    pub(crate) superblock: u32,
     /// The ring: `first` up to, not including, `last`.
     pub(crate) first: u32,
     last: AtomicU32,
@@ -77,6 +79,7 @@ impl Log {
             block_size: location.block_size,
             runs,
             available,
+            superblock: location.superblock,
             first: 1,
             last: AtomicU32::new(1),
         })
@@ -146,14 +149,14 @@ impl Log {
 
     /// Writes the superblock's block.
     pub(crate) async fn write_superblock(&self, block: &[u8], flags: BioFlags) -> Result<()> {
-        let (device, _) = self.locate(0)?;
+        let (device, _) = self.locate(self.superblock)?;
         let segments = vec![Segment::Owned(AlignedBuffer::copied(block)?)];
         self.device.write_at(self.byte(device)?, segments, flags | BioFlags::META | BioFlags::SYNC).await
     }
 
     /// Writes the superblock's block without waiting for it.
     pub(crate) fn submit_superblock(&self, block: &[u8]) -> Result<()> {
-        let (device, _) = self.locate(0)?;
+        let (device, _) = self.locate(self.superblock)?;
         let segments = vec![Segment::Owned(AlignedBuffer::copied(block)?)];
         let flags = BioFlags::META | BioFlags::SYNC;
         let bio = Bio::new(Operation::Write, flags, self.byte(device)?, segments, Box::new(drop));
@@ -269,11 +272,12 @@ pub(crate) struct Reader<'a> {
     log: &'a Log,
     start: u32,
     content: Option<AlignedBuffer>,
+    ahead: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(log: &'a Log) -> Self {
-        Self { log, start: 0, content: None }
+        Self { log, start: 0, content: None, ahead: *READ_AHEAD.start() }
     }
 
     /// Log block `block`.
@@ -283,11 +287,17 @@ impl<'a> Reader<'a> {
         let cached = block.checked_sub(self.start).is_some_and(|index| (index as usize) < held);
         if !cached {
             let (device, contiguous) = self.log.locate(block)?;
-            let ahead = u32::try_from(READ_AHEAD / size).unwrap_or(1).max(1);
+            let goes_on = held > 0 && block == self.start + u32::try_from(held).unwrap_or(0);
+            self.ahead = if goes_on { (self.ahead * 2).min(*READ_AHEAD.end()) } else { *READ_AHEAD.start() };
+            let ahead = u32::try_from(self.ahead / size).unwrap_or(1).max(1);
             let end = if block < self.log.last() { self.log.last() } else { self.log.available };
             let count = contiguous.min(ahead).min(end - block);
-            let bytes = count as usize * size;
-            self.content = Some(self.log.device.read_at(self.log.byte(device)?, bytes).await?);
+            let (offset, bytes) = (self.log.byte(device)?, count as usize * size);
+            self.content = Some(match self.log.device.read_at(offset, bytes).await {
+                // Another block of the range may be the one that cannot be read.
+                Err(_) if count > 1 => self.log.device.read_at(offset, size).await?,
+                read => read?,
+            });
             self.start = block;
         }
         let at = (block - self.start) as usize * size;

@@ -218,7 +218,7 @@ async fn images_of_e2fsprogs_give_what_the_kernel_gave() {
     for (name, refusal) in [
         ("j_corrupt_commit_csum", "commit block of transaction 3"),
         ("j_corrupt_descr_csum", "descriptor of transaction 3"),
-        ("j_corrupt_journal_block", "image of block 1090 in transaction"),
+        ("j_corrupt_journal_block", "image of block 1090 of transaction"),
         ("j_corrupt_sb_csum", "journal superblock: checksum"),
         ("j_recover_fast_commit", "unsupported: journal: fast commits after transaction 5"),
     ] {

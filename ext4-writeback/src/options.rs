@@ -4,13 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ext4_core::device::BlockDevice;
 use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
 
 /// How a file system is mounted.
 #[derive(Clone)]
 pub struct MountOptions {
-    /// Nothing is changed; a journal that needs recovery is replayed all the same unless the device is read-only.
+    /// Nothing is changed: a journal that needs recovery is replayed in memory, over the device.
     pub read_only: bool,
+    /// The journal is not looked at, and the file system is read as it lies (`noload`); only with `read_only`.
+    pub noload: bool,
+    /// The most bytes of changes that recovery in memory keeps: 1 GiB. Where it needs more the mount fails (`ENOSPC`).
+    pub overlay_limit: u64,
+    /// The journal's own device, for a file system that has its journal on one (`journal_path`).
+    pub journal_device: Option<Arc<dyn BlockDevice>>,
     /// Bytes of memory for file data and metadata together: 256 MiB.
     pub cache: usize,
     /// Blocks are allocated at writeback (`delalloc`).
@@ -40,6 +47,9 @@ impl Default for MountOptions {
     fn default() -> Self {
         Self {
             read_only: false,
+            noload: false,
+            overlay_limit: 1 << 30,
+            journal_device: None,
             cache: 256 << 20,
             delayed_allocation: true,
             commit_interval: Some(Duration::from_secs(5)),
@@ -59,6 +69,9 @@ impl fmt::Debug for MountOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MountOptions")
             .field("read_only", &self.read_only)
+            .field("noload", &self.noload)
+            .field("overlay_limit", &self.overlay_limit)
+            .field("journal_device", &self.journal_device)
             .field("cache", &self.cache)
             .field("delayed_allocation", &self.delayed_allocation)
             .field("commit_interval", &self.commit_interval)

@@ -19,6 +19,7 @@
 pub mod conformance;
 pub mod host;
 pub mod memory;
+pub mod overlay;
 pub mod simulated;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Errno, Error, Result};
 pub use memory::{AlignedBuffer, BlockImage, MemoryPool, PoolMemory};
+pub use overlay::OverlayDevice;
 pub use simulated::{FaultyDevice, Image, MemoryDevice, RecordingDevice};
 
 /// What a bio asks of the device.

@@ -77,9 +77,8 @@ impl core::fmt::Debug for Superblock {
 }
 
 impl Superblock {
-    /// The superblock of an empty log of `blocks` blocks, of which the last `fast_commit_blocks` are to be the area
-    /// for fast commits once the log runs with them; 0: jbd2's default.
-    pub(crate) fn new(block_size: BlockSize, blocks: u32, fast_commit_blocks: u32, uuid: [u8; 16]) -> Self {
+    /// The superblock of an empty log of `blocks` blocks.
+    pub(crate) fn new(block_size: BlockSize, blocks: u32, uuid: [u8; 16]) -> Self {
         let mut raw = RawSuperblock::new_zeroed();
         raw.header = Header::new(SUPERBLOCK_V2, TransactionId(0));
         raw.block_size.set(block_size.bytes());
@@ -88,7 +87,6 @@ impl Superblock {
         raw.sequence.set(1);
         raw.uuid = uuid;
         raw.nr_users.set(1);
-        raw.num_fc_blocks.set(fast_commit_blocks);
         let rest = vec![0; block_size.len().saturating_sub(size_of::<RawSuperblock>())];
         Self { raw, rest }
     }
@@ -307,6 +305,38 @@ impl Superblock {
         self.raw.nr_users.get()
     }
 
+    /// The file systems that use the journal, by their UUIDs; more than the list can hold are not there.
+    pub(crate) fn user_list(&self) -> Vec<[u8; 16]> {
+        let count = usize::try_from(self.users()).unwrap_or(usize::MAX);
+        self.raw.users.iter().take(count).copied().collect()
+    }
+
+    /// Sets who uses the journal: as many as the list has room for.
+    pub(crate) fn set_users(&mut self, users: &[[u8; 16]]) {
+        self.raw.users = [[0; 16]; 48];
+        let mut count = 0;
+        for (slot, user) in self.raw.users.iter_mut().zip(users) {
+            *slot = *user;
+            count += 1;
+        }
+        self.raw.nr_users.set(count);
+    }
+
+    /// Sets where the ring begins.
+    pub(crate) fn set_first(&mut self, first: u32) {
+        self.raw.first.set(first);
+    }
+
+    /// Sets the size of the fast-commit area that there is once the journal has the feature.
+    pub(crate) fn set_fast_commit_blocks(&mut self, blocks: u32) {
+        self.raw.num_fc_blocks.set(blocks);
+    }
+
+    /// The journal's UUID.
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        self.raw.uuid
+    }
+
     /// The superblock's checksum as it stood there.
     pub(crate) fn stored_checksum(&self) -> u32 {
         self.raw.checksum.get()
@@ -332,7 +362,7 @@ mod tests {
 
     #[test]
     fn each_broken_field_of_the_superblock_is_refused() {
-        let mut good = Superblock::new(BlockSize::KIB_1, 2048, 0, [1; 16]);
+        let mut good = Superblock::new(BlockSize::KIB_1, 2048, [1; 16]);
         good.set_running_features(true, true);
         let block = good.to_block();
         assert!(Superblock::read(&block, BlockSize::KIB_1, 2048).is_ok());
@@ -347,7 +377,7 @@ mod tests {
             }
             assert!(Superblock::read(&bad, BlockSize::KIB_1, 2048).is_err(), "bit {bit}");
         }
-        let mut unknown = Superblock::new(BlockSize::KIB_1, 2048, 0, [1; 16]);
+        let mut unknown = Superblock::new(BlockSize::KIB_1, 2048, [1; 16]);
         unknown.raw.feature_incompat.set(0x40);
         let error =
             Superblock::read(&unknown.to_block(), BlockSize::KIB_1, 2048).err().map(|e| e.to_string());

@@ -5,19 +5,24 @@
 //! 2. [`revoke`] collects which images must not be replayed.
 //! 3. [`replay`] verifies the images and writes the rest to their places.
 //!
+//! What is damaged is refused, or left out and reported: see [`Damage`].
+//!
 //! Then the device is flushed, and only then the superblock says that the log is empty. A crash anywhere before that
 //! leaves the log as it was, and recovering again writes the same images again.
 //!
 //! Invariants:
 //! - The walk ends after one turn of the ring, whatever the blocks say.
-//! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each image, and
-//!   images up to [`replay::BATCH_BYTES`].
+//! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each image, images
+//!   up to [`replay::BATCH_BYTES`], and a bounded report.
 //! - Nothing is written outside the file system's device, and nothing into the log itself.
-//! - What jbd2 refuses is refused: a bad checksum inside the committed part is an error that names it, and the log
-//!   stays as it is.
+//! - What jbd2 refuses is refused, before anything is written: a bad checksum inside the committed part is an error that
+//!   names it, and the log stays as it is. (jbd2 itself may have written by then.)
+//! - A salvage leaves in the journal superblock, in the same write that empties the log, that there was an error. Were
+//!   it recorded in another write, a crash between them would leave a damaged file system that passes for a clean one.
 
 pub(crate) mod fast_commit;
 pub(crate) mod replay;
+pub(crate) mod report;
 pub(crate) mod revoke;
 pub(crate) mod scan;
 
@@ -26,41 +31,64 @@ use std::sync::Arc;
 use ext4_core::device::BlockDevice;
 use ext4_core::{Error, Result, TransactionId};
 
-use crate::RecoveryReport;
 use crate::format::Superblock;
 use crate::log::Log;
+use replay::Replay;
+use report::{Damage, Recovery, RecoveryReport};
 
 /// Replays the log into `filesystem` and flushes that. Returns what was done and the first id that no transaction in
 /// the log can have.
 ///
 /// # Errors
-/// The devices'; corrupt where a committed transaction is damaged; unsupported where fast commits follow the last one.
+/// The devices'; unsupported where fast commits follow the last commit; corrupt where a committed transaction is
+/// damaged and that is refused.
 pub(crate) async fn run(
     log: &Log,
     superblock: &Superblock,
     filesystem: &Arc<dyn BlockDevice>,
+    mode: Recovery,
 ) -> Result<(RecoveryReport, TransactionId)> {
     let layout = superblock.layout();
     let found = scan::scan(log, superblock).await?;
-    if superblock.fast_commit_blocks() > 0 {
+    let mut report = RecoveryReport {
+        transactions: found.transactions,
+        first: superblock.sequence(),
+        end: found.end,
+        ..RecoveryReport::default()
+    };
+    match (&found.damage, &found.suspicion) {
+        (Some(finding), _) if mode.damage == Damage::Refuse => return Err(finding.clone().into()),
+        (Some(finding), _) | (None, Some(finding)) => report.add(finding.clone()),
+        (None, None) => {}
+    }
+    let end = found.end.transaction;
+    // Fast commits belong to the last full one: behind a damaged transaction they have nothing to stand on.
+    if superblock.fast_commit_blocks() > 0 && found.damage.is_none() {
         let block = log.read_block(superblock.last().saturating_add(1)).await?;
-        if fast_commit::begins(&block, found.end) {
+        if fast_commit::begins(&block, end) {
             return Err(Error::Unsupported(format!(
                 "journal: fast commits after transaction {} (feature FAST_COMMIT)",
-                found.end.previous()
+                end.previous()
             )));
         }
     }
     let revoked = revoke::collect(log, &layout, &found).await?;
-    let mut report = replay::replay(log, &layout, &found, &revoked, filesystem).await?;
-    report.transactions = found.transactions;
-    filesystem.flush().await?;
+    let replay = Replay { log, layout, found: &found, revoked: &revoked, filesystem };
+    replay.run(mode, &mut report).await?;
+    let mut last = end;
+    if !mode.check {
+        filesystem.flush().await?;
+        if found.damage.is_some() {
+            last = scan::last_id(log, end).await?;
+        }
+    }
     tracing::info!(
         transactions = report.transactions,
         blocks = report.blocks,
         revoked = report.revoked,
+        findings = report.findings.len(),
         "journal recovered up to transaction {}",
-        found.end.previous()
+        end.previous()
     );
-    Ok((report, found.end.next()))
+    Ok((report, last.next()))
 }

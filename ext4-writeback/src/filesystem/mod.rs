@@ -11,11 +11,15 @@
 
 mod close;
 mod deletion;
+mod journal_location;
 mod mount;
+mod read_only;
 mod statfs;
 mod superblock_state;
 mod sync;
 mod unmount;
+
+pub use journal_location::has_external_journal;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,6 +34,7 @@ use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo, Transaction as _, inode_table};
 use ext4_core::{Errno, Error, InodeNumber, Timestamp};
 use ext4_journal::Journal;
+use ext4_journal::create::NewJournal;
 use tokio::sync::{Mutex, RwLock};
 
 use crate::error_policy::ErrorPolicy;
@@ -387,6 +392,8 @@ pub async fn mkfs(
     options: &MkfsOptions,
     environment: &dyn ext4_core::environment::Environment,
 ) -> Result<()> {
-    let superblock = &ext4_journal::Journal::new_superblock_with_area;
-    ext4_core::meta::mkfs::mkfs(device, options, environment, superblock).await
+    let superblock = |block_size, blocks, fast_commit_blocks, uuid| {
+        NewJournal { block_size, blocks, fast_commit_blocks, uuid, external: false }.superblock()
+    };
+    ext4_core::meta::mkfs::mkfs(device, options, environment, &superblock).await
 }

@@ -36,6 +36,30 @@ impl FormerErrors {
         }
     }
 
+    /// Says when and where errors were found in former mounts, as the kernel does some minutes after each mount.
+    pub fn warn(&self) {
+        if self.count == 0 {
+            return;
+        }
+        let text = |function: &[u8; 32]| {
+            let text = function.split(|byte| *byte == 0).next().unwrap_or_default();
+            String::from_utf8_lossy(text).into_owned()
+        };
+        for (which, record) in [("first", &self.first), ("last", &self.last)] {
+            if record.time != 0 {
+                tracing::warn!(
+                    errors = self.count,
+                    time = record.time,
+                    function = text(&record.function),
+                    inode = record.inode,
+                    block = record.block,
+                    code = record.code,
+                    "{which} error that the superblock remembers"
+                );
+            }
+        }
+    }
+
     /// A kernel writes errors beside the journal; a copy in the log knows nothing of them.
     fn restore(&self, superblock: &mut Superblock) {
         superblock.state |= self.state;

@@ -24,6 +24,7 @@ mod rm;
 mod stat;
 mod unpack;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -66,6 +67,12 @@ struct Global {
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "256M",
         help_heading = "Global options")]
     cache: u64,
+    /// The device with the journal, where the file system has it on another; otherwise found by its UUID
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    journal_device: Option<PathBuf>,
+    /// Read the file system as it lies, its journal ignored (only for commands that read)
+    #[arg(long, global = true, help_heading = "Global options")]
+    noload: bool,
     /// Tell on standard error what is being done; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     verbose: u8,
@@ -135,7 +142,13 @@ fn main() -> ExitCode {
     start_tracing(global.verbose);
     let cache = usize::try_from(global.cache).unwrap_or(usize::MAX);
     let context = Context {
-        opener: Opener { backend: global.backend.into(), offset: global.offset, cache: cache.max(MIN_CACHE) },
+        opener: Opener {
+            backend: global.backend.into(),
+            offset: global.offset,
+            cache: cache.max(MIN_CACHE),
+            journal_device: global.journal_device,
+            noload: global.noload,
+        },
     };
     let workers = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
     let runtime =
