@@ -75,6 +75,10 @@ impl Journal {
             if state.aborted.is_some() {
                 return false;
             }
+            // A fast commit under way writes what the full one would make void: it ends first.
+            if state.fast.is_busy() {
+                return false;
+            }
             match &mut state.running {
                 Some(running) if running.commit_requested => {
                     running.advance(Phase::Locked);
@@ -102,8 +106,12 @@ impl Journal {
 
         if self.state.lock().space.empty_on_medium {
             // The commit block's flush makes it durable before the commit is.
-            self.write_superblock(BioFlags::empty(), |superblock| superblock.set_tail(extent.start, id))
-                .await?;
+            let fast_commits = self.state.lock().fast.are_allowed();
+            self.write_superblock(BioFlags::empty(), |superblock| {
+                superblock.set_tail(extent.start, id);
+                superblock.set_fast_commit(fast_commits);
+            })
+            .await?;
             self.state.lock().space.empty_on_medium = false;
         }
         let flushed = self.write_log(extent.start, blocks).await?;
@@ -138,7 +146,7 @@ impl Journal {
     }
 
     /// Waits for the open handles of the locked transaction.
-    async fn drain(&self) -> Result<()> {
+    pub(crate) async fn drain(&self) -> Result<()> {
         loop {
             {
                 let state = self.state.lock();

@@ -263,7 +263,7 @@ pub(crate) async fn sync_inode(
     writeback::sync_data(fs, inode, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
     let flushed = match (&fs.journal, inode.last_transaction(datasync)) {
-        (Some(journal), Some(id)) => journal.commit(id).await?,
+        (Some(journal), Some(id)) => fs.commit_file(journal, id).await?,
         (Some(_), None) => false,
         (None, _) => {
             fs.write_dirty_blocks().await?;

@@ -31,6 +31,8 @@ pub use attributes::{Attributes, Credentials, SetAttributes, StatFs};
 pub use counters::Counters;
 pub use ext4_core::meta::xattr::SetMode;
 pub use ext4_core::{Error, Result};
+pub use ext4_journal::FastCommitStatistics;
+pub use fast_commit::{FastCommitReasons, Reason as FastCommitReason};
 pub use file::File;
 pub use filesystem::Filesystem;
 pub use namespace::{NewInode, RenameFlags, Times};

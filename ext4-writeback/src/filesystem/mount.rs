@@ -28,6 +28,7 @@ use super::superblock_state::{FormerErrors, mark_mounted, mark_recovered};
 use super::{Filesystem, FilesystemInner};
 use crate::discard::Discards;
 use crate::error_policy::ErrorPolicy;
+use crate::fast_commit::{Table, Tracker};
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
 use crate::runtime::{RunToEnd, TokioRuntime};
@@ -182,6 +183,9 @@ pub(super) async fn run(
             journal.clear_errno().await?;
         }
         let features = info.features();
+        if options.fast_commit && features.compat.contains(Compat::FAST_COMMIT) {
+            journal.allow_fast_commits();
+        }
         journal.start_running(&info.cache, features.metadata_csum(), features.bit64()).await?;
     }
     let orphans = Orphans::load(&info).await?;
@@ -233,11 +237,18 @@ pub(super) fn assemble(
     runtime: Arc<dyn Runtime>,
 ) -> FilesystemInner {
     let superblock = info.superblock();
+    let table = Table {
+        journal: superblock.journal_inum,
+        inodes_per_group: superblock.inodes_per_group,
+        inodes_per_block: superblock.inodes_per_block(),
+    };
+    let fast_commits = journal.as_ref().is_some_and(|journal| journal.has_fast_commits());
     let data_capacity = options.cache - options.cache / 4;
     FilesystemInner {
         journal,
         runtime,
         orphans,
+        fast_commits: Arc::new(Tracker::new(fast_commits, table)),
         pool: MemoryPool::new(data_capacity),
         writeback: WritebackControl::new(&options, data_capacity),
         discards: None,

@@ -41,10 +41,13 @@ impl Filesystem {
         }
         self.run("fsync", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            if info.inode.read().await.file_type() == Some(FileType::Regular) {
+            let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
+            if regular {
                 crate::writeback::sync_inode_data(&fs, &info).await?;
             }
             let flushed = match (&fs.journal, info.last_transaction(false)) {
+                (Some(journal), Some(transaction)) if regular => fs.commit_file(journal, transaction).await?,
+                // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
                 (Some(journal), Some(transaction)) => journal.commit(transaction).await?,
                 (Some(_), None) => false,
                 (None, _) => {

@@ -142,7 +142,11 @@ pub fn differences(
             }
         }
         if mine.contains_key("xattrs") != other.contains_key("xattrs") && !ignore(path, other, "xattrs") {
-            found.push(format!("{path}: xattrs: {:?}, expected {:?}", mine.get("xattrs"), other.get("xattrs")));
+            found.push(format!(
+                "{path}: xattrs: {:?}, expected {:?}",
+                mine.get("xattrs"),
+                other.get("xattrs")
+            ));
         }
     }
     found
