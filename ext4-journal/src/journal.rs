@@ -26,13 +26,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoints;
+use crate::fast_commit::FastCommits;
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
 use crate::queue::Queue;
+use crate::recovery::Replayed;
+use crate::recovery::finish::Unfinished;
 use crate::reservation::Reservations;
 use crate::statistics::{Counters, History, Statistics};
 use crate::transaction::{Phase, Transaction};
-use crate::{JournalLocation, JournalOptions, RecoveryReport, recovery};
+use crate::{Damage, JournalLocation, JournalOptions, Recovery, RecoveryReport, recovery};
 
 /// Whether the journal takes handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,6 +71,9 @@ pub(crate) struct State {
     pub(crate) committing: Option<Committing>,
     pub(crate) space: Space,
     pub(crate) checkpoints: Checkpoints,
+    /// Fast commits were found, and the file system has not said yet what they change.
+    pub(crate) unfinished: Option<Unfinished>,
+    pub(crate) fast: FastCommits,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -125,6 +131,9 @@ impl Wake {
     }
 }
 
+/// Called once, with the error that stopped the journal, in the task that met it: it must not block.
+pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;
+
 /// A log and its running, committing and checkpointed transactions.
 pub struct Journal {
     pub(crate) log: Log,
@@ -135,6 +144,8 @@ pub struct Journal {
     pub(crate) home: OnceLock<Home>,
     /// The same as `state.aborted.is_some()`, to look at without the lock.
     pub(crate) stopped: AtomicBool,
+    /// Told of the error that stops the journal.
+    on_abort: OnceLock<OnAbort>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
@@ -174,10 +185,7 @@ impl Journal {
         environment: Arc<dyn Environment>,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Arc<Self>> {
-        let block_size = location.block_size;
-        let mut log = Log::new(location)?;
-        let superblock = Superblock::read(&log.read_block(0).await?, block_size, log.available())?;
-        log.set_ring(superblock.first(), superblock.last());
+        let (log, superblock) = Log::open(location).await?;
         let state = State {
             mode: Mode::Idle,
             aborted: None,
@@ -187,6 +195,8 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            unfinished: None,
+            fast: FastCommits::default(),
             layout: superblock.layout(),
             superblock,
             queue: Queue::default(),
@@ -201,6 +211,7 @@ impl Journal {
             state: Mutex::new(state),
             home: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            on_abort: OnceLock::new(),
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
@@ -228,24 +239,45 @@ impl Journal {
         self.write_superblock(self.barrier_flags(), |superblock| superblock.set_errno(0)).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log.
-    /// Where it fails the log stays as it is.
+    /// Recovers as the kernel does at mount: [`Journal::recover_with`] in the mode [`Recovery::NORMAL`].
     ///
     /// # Errors
     /// The devices'; corrupt where a committed transaction is damaged, by name.
     pub async fn recover(&self, filesystem: &Arc<dyn BlockDevice>) -> Result<RecoveryReport> {
+        self.recover_with(filesystem, Recovery::NORMAL).await
+    }
+
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log, unless
+    /// fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not run before. A salvage
+    /// that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
+    /// fails, or only checks, the log stays as it is.
+    ///
+    /// # Errors
+    /// The devices'; corrupt where a committed transaction is damaged and that is refused, by name.
+    pub async fn recover_with(
+        &self,
+        filesystem: &Arc<dyn BlockDevice>,
+        mode: Recovery,
+    ) -> Result<RecoveryReport> {
         let superblock = {
             let state = self.state.lock();
             assert!(state.mode == Mode::Idle, "a journal is recovered before it runs");
             state.superblock.clone()
         };
         if superblock.start() == 0 {
-            return Ok(RecoveryReport::default());
+            return Ok(RecoveryReport::of_empty(superblock.sequence()));
         }
-        let (report, next) = recovery::run(&self.log, &superblock, filesystem).await?;
-        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| superblock.set_tail(0, next))
-            .await?;
-        self.state.lock().next = next;
+        let Replayed { report, next, head } = recovery::run(&self.log, &superblock, filesystem, mode).await?;
+        if mode.check {
+            return Ok(report);
+        }
+        let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
+        if report.fast_commits.is_empty() {
+            self.mark_recovered(next, salvaged).await?;
+        } else {
+            let unfinished = Unfinished { id: report.end.transaction, head, next, salvaged };
+            self.state.lock().unfinished = Some(unfinished);
+        }
         Ok(report)
     }
 
@@ -272,15 +304,21 @@ impl Journal {
             return invalid("it runs already");
         }
         let mut superblock = self.state.lock().superblock.clone();
-        if superblock.set_running_features(metadata_csum, bit64) {
+        let set_features = |superblock: &mut Superblock| {
+            let had_area = superblock.fast_commit_blocks() > 0;
+            superblock.set_fast_commit(false);
+            superblock.set_running_features(metadata_csum, bit64) || had_area
+        };
+        if set_features(&mut superblock) {
             self.write_superblock(self.barrier_flags(), |superblock| {
-                superblock.set_running_features(metadata_csum, bit64);
+                set_features(superblock);
             })
             .await?;
         }
         {
             let mut state = self.state.lock();
             state.layout = state.superblock.layout();
+            self.set_area(&mut state);
             state.mode = Mode::Running;
         }
         self.wake.tasks.store(2, Ordering::Release);
@@ -293,7 +331,7 @@ impl Journal {
     /// Most credits one handle can have: a quarter of the log, as in jbd2.
     #[must_use]
     pub fn max_credits(&self) -> u32 {
-        (self.log.last - self.log.first + 1) / 4
+        (self.log.ring() + 1) / 4
     }
 
     /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
@@ -394,7 +432,7 @@ impl Journal {
         self.flush().await?;
         if erase {
             // The log is empty on the medium, so that a crash among the zeros finds nothing to recover.
-            self.log.zero(1, self.log_end()).await?;
+            self.log.zero(self.log.first, self.log_end()).await?;
             self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, Superblock::reset).await?;
         }
         Ok(())
@@ -421,11 +459,20 @@ impl Journal {
             })
         };
         self.wake.everybody();
-        let Some(block) = block else { return };
         // Best effort: a device that fails will hardly take it.
-        if let Err(error) = self.log.submit_superblock(&block) {
+        if let Some(block) = block
+            && let Err(error) = self.log.submit_superblock(&block)
+        {
             tracing::error!("the error could not be recorded in the journal: {error}");
         }
+        if let Some(on_abort) = self.on_abort.get() {
+            on_abort(error);
+        }
+    }
+
+    /// Has `callback` told of the error that stops the journal; the first one set stays.
+    pub fn set_on_abort(&self, callback: OnAbort) {
+        let _ = self.on_abort.set(callback);
     }
 
     /// The error that stopped the journal.
@@ -482,7 +529,9 @@ impl Journal {
         if state.aborted.is_some() {
             return None;
         }
-        state.running.as_ref().map(|running| running.entered(Phase::Running).saturating_add(interval))
+        // What was asked for already begins when the fast commit that keeps it waiting has ended.
+        let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
+        Some(running.entered(Phase::Running).saturating_add(interval))
     }
 
     fn is_closed(&self) -> bool {

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::fast_commit::{self, FastCommitStatistics};
 use crate::transaction::{Phase, Transaction};
 
 /// What the journal has done since it was opened. Averages are over the transactions committed.
@@ -31,6 +32,8 @@ pub struct Statistics {
     pub flushes: u64,
     /// Blocks written to their places.
     pub checkpointed_blocks: u64,
+    /// Fast commits, and why there were full ones instead.
+    pub fast_commits: FastCommitStatistics,
     /// The times of all transactions together.
     pub times: Times,
     /// A running average of the time from a transaction's lock to its durability, in which the latest counts a quarter.
@@ -79,6 +82,7 @@ pub(crate) struct Counters {
     pub(crate) revokes: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) checkpointed_blocks: AtomicU64,
+    pub(crate) fast_commits: fast_commit::Counters,
 }
 
 impl Counters {
@@ -99,6 +103,7 @@ impl Counters {
             revokes: get(&self.revokes),
             flushes: get(&self.flushes),
             checkpointed_blocks: get(&self.checkpointed_blocks),
+            fast_commits: self.fast_commits.snapshot(),
             times: history.times,
             average_commit_time: history.average_commit_time,
         }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   Running ──► Locked ──► Flushing ──► Committing ──► Committed
-//!      ▲          │           │             │              │
-//!   handles    no new      images go     the commit     its blocks are written to their places;
-//!   join       handles     to the log    block goes     when none is left, its part of the log is free
-//!                 │
-//!                 └──► (gone) where it turned out empty
+//!    ▲  │ ▲       │           │             │              │
+//!    │  │ handles no new   images go     the commit     its blocks are written to their places;
+//!    │  │ join    handles  to the log    block goes     when none is left, its part of the log is free
+//!    │  ▼         │
+//!   Paused        └──► (gone) where it turned out empty
+//!    a fast commit waits for the open handles and looks at what they did
 //! ```
 //!
 //! Invariant: a transaction is frozen (its images cloned) only when it is locked and no handle is open. Were a handle
@@ -31,6 +32,8 @@ use crate::revoke::Revokes;
 pub(crate) enum Phase {
     /// Handles join and change blocks.
     Running,
+    /// Open handles finish, new ones wait until it runs again: a fast commit takes its snapshot.
+    Paused,
     /// Open handles finish; new ones wait for the next transaction.
     Locked,
     /// Frozen: its images are being written to the log.
@@ -60,7 +63,7 @@ pub(crate) struct Transaction {
     /// The longest that one of its handles had waited to join.
     pub(crate) longest_wait: Duration,
     /// When it came into each phase, on the runtime's clock.
-    entered: [Duration; 5],
+    entered: [Duration; 6],
 }
 
 impl std::fmt::Debug for Transaction {
@@ -89,7 +92,7 @@ impl Transaction {
             commit_requested: false,
             requested: None,
             longest_wait: Duration::ZERO,
-            entered: [now; 5],
+            entered: [now; 6],
         }
     }
 
@@ -110,11 +113,17 @@ impl Transaction {
         self.phase
     }
 
+    /// New handles are kept out, and somebody waits for the last open one.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Paused | Phase::Locked)
+    }
+
     /// The one place where a transaction's life goes on; `now` on the runtime's clock.
     pub(crate) fn advance(&mut self, to: Phase, now: Duration) {
         let allowed = matches!(
             (self.phase, to),
-            (Phase::Running, Phase::Locked)
+            (Phase::Running, Phase::Locked | Phase::Paused)
+                | (Phase::Paused, Phase::Running)
                 | (Phase::Locked, Phase::Flushing)
                 | (Phase::Flushing, Phase::Committing)
                 | (Phase::Committing, Phase::Committed)
@@ -126,8 +135,11 @@ impl Transaction {
             self.id,
             self.handles
         );
+        // A pause does not count as a beginning.
+        if self.phase != Phase::Paused {
+            self.entered[to as usize] = now;
+        }
         self.phase = to;
-        self.entered[to as usize] = now;
     }
 
     /// Nothing would be written for it.

@@ -285,7 +285,8 @@ fn simulate(seed: u64) -> Run {
         let latency = Duration::from_micros(50);
         Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed))
     };
-    let recorder = Arc::new(RecordingDevice::around(below, base_image()));
+    let recorder = RecordingDevice::around(below, base_image());
+    let recorder = Arc::new(if seed % 3 == 1 { recorder.without_fua() } else { recorder });
     let aborts = seed % 8 == 7;
     if aborts && seed % 16 == 7 {
         faulty.fail_nth(Operation::Write, seed / 16 % 60);

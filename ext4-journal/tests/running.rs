@@ -342,6 +342,7 @@ async fn an_external_log_flushes_the_file_system_before_its_commit_block() {
         device: Arc::clone(&log_device),
         block_size: BlockSize::KIB_1,
         runs: vec![(BlockNumber(0), 1024)],
+        superblock: 0,
     };
     let journal = open_with(location.clone(), options()).await.unwrap();
     let cache = BufferCache::new(Arc::clone(&device), BlockSize::KIB_1, 1 << 20);

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | block device | io_uring | io_uring |
 //! | image file | memory map | positioned I/O |
-//! | image file whose journal needs recovery | positioned I/O, recovered first | the same |
 //!
-//! A file system that was not unmounted cleanly is recovered also by commands that only read, as the kernel does for
-//! a read-only mount: without its journal it is not one consistent file system. Where the image cannot be written,
-//! that is an error, never a look at half a state.
+//! A file system that was not unmounted cleanly is recovered also for commands that only read: without its journal it
+//! is not one consistent file system. For them that happens in memory, over a device opened for reading, and no byte
+//! of the image changes. With `--noload` it is read as it lies.
+//!
+//! Where a file system has its journal on a device of its own, that is the one given with `--journal-device`, or else
+//! the one that udev names by the journal's UUID. Names are not guessed.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -20,10 +22,12 @@ use ext4_backend_file::{FileDevice, FileOptions, MappedDevice};
 use ext4_backend_uring::{UringDevice, UringOptions};
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::SystemEnvironment;
-use ext4_core::format::features::Incompat;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::{Errno, Error, Result};
+use ext4_journal::Recovery;
+use ext4_journal::dump::Inspection;
+use ext4_writeback::filesystem::{JournalReplay, has_external_journal, inspect_journal, replay_journal};
 use ext4_writeback::{Filesystem, MountOptions};
 
 /// Which backend drives a target.
@@ -56,6 +60,10 @@ pub struct Opener {
     pub offset: u64,
     /// Bytes of cache for data and metadata.
     pub cache: usize,
+    /// The device that holds the journal of a file system that has it on another.
+    pub journal_device: Option<PathBuf>,
+    /// Commands that only read ignore the journal.
+    pub noload: bool,
 }
 
 /// What stands under a name of the host.
@@ -156,32 +164,76 @@ impl Opener {
     /// Mounts what is on `path`.
     ///
     /// # Errors
-    /// The host's, the file system's, and `EROFS` with an explanation where the journal needs recovery and the image
-    /// cannot be written.
+    /// The host's, the file system's; `EINVAL` for `noload` where something is to be changed.
     pub async fn mount(&self, path: &Path, access: Access) -> Result<Filesystem> {
-        let options =
-            MountOptions { read_only: access == Access::Read, cache: self.cache, ..MountOptions::default() };
-        let device = match access {
-            Access::Write => self.device(path, Access::Write)?,
-            Access::Read => self.device_for_reading(path).await?,
+        let device = self.device(path, access)?;
+        let options = MountOptions {
+            read_only: access == Access::Read,
+            noload: self.noload,
+            cache: self.cache,
+            journal_device: self.journal_device_of(&*device, access).await?,
+            ..MountOptions::default()
         };
         Filesystem::mount(device, options).await
     }
 
-    async fn device_for_reading(&self, path: &Path) -> Result<Arc<dyn BlockDevice>> {
-        if !self.superblock(path).await?.features.incompat.contains(Incompat::RECOVER) {
-            return self.device(path, Access::Read);
-        }
-        self.device(path, Access::Write).map_err(|error| match error.errno() {
-            Errno::EACCES | Errno::EPERM | Errno::EROFS => Error::posix(
-                error.errno(),
-                format!(
-                    "{}: the journal needs recovery and the image cannot be written (recover a writable copy)",
-                    path.display()
-                ),
-            ),
-            _ => error,
+    /// The log of what is on `path`, to look at: without a mount, without recovery.
+    ///
+    /// # Errors
+    /// The host's; those of [`inspect_journal`].
+    pub async fn inspect_journal(&self, path: &Path) -> Result<Inspection> {
+        let device = self.device(path, Access::Read)?;
+        let options = self.journal_options(&*device, Access::Read).await?;
+        inspect_journal(device, &options).await
+    }
+
+    /// Replays the log of what is on `path` without a mount.
+    ///
+    /// # Errors
+    /// The host's; those of [`replay_journal`].
+    pub async fn replay_journal(&self, path: &Path, mode: Recovery) -> Result<JournalReplay> {
+        let access = if mode.check { Access::Read } else { Access::Write };
+        let device = self.device(path, access)?;
+        let options = self.journal_options(&*device, access).await?;
+        replay_journal(device, &options, mode).await
+    }
+
+    async fn journal_options(&self, device: &dyn BlockDevice, access: Access) -> Result<MountOptions> {
+        Ok(MountOptions {
+            cache: INSPECTION_CACHE,
+            journal_device: self.journal_device_of(device, access).await?,
+            ..MountOptions::default()
         })
+    }
+
+    /// The journal's own device, where what is on `device` says that it has one and it can be found.
+    ///
+    /// # Errors
+    /// The host's.
+    async fn journal_device_of(
+        &self,
+        device: &dyn BlockDevice,
+        access: Access,
+    ) -> Result<Option<Arc<dyn BlockDevice>>> {
+        // What is no file system is named by the mount.
+        let Ok(superblock) = SuperblockInfo::read_superblock(device).await else { return Ok(None) };
+        if !has_external_journal(&superblock) || self.noload {
+            return Ok(None);
+        }
+        let path = match &self.journal_device {
+            Some(path) => path.clone(),
+            None => {
+                let uuid = uuid::Uuid::from_bytes(superblock.journal_uuid).to_string();
+                let path = Path::new("/dev/disk/by-uuid").join(uuid);
+                if !path.exists() {
+                    return Ok(None);
+                }
+                path
+            }
+        };
+        // The partition that the file system is in says nothing of the journal's place.
+        let opener = Self { offset: 0, ..self.clone() };
+        opener.device(&path, access).map(Some)
     }
 }
 

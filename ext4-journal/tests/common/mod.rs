@@ -1,6 +1,8 @@
 //! What the journal's tests share: a runtime, a device with a log in it, the tools of e2fsprogs.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses some of it, and a test may panic")]
 
+pub mod raw_log;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -47,6 +49,7 @@ pub fn location(device: &Arc<dyn BlockDevice>) -> JournalLocation {
         device: Arc::clone(device),
         block_size: BlockSize::KIB_1,
         runs: LOG.iter().map(|(block, count)| (BlockNumber(*block), *count)).collect(),
+        superblock: 0,
     }
 }
 
@@ -186,6 +189,7 @@ impl Ext4 {
             device: Arc::clone(device),
             block_size: self.block_size,
             runs: self.journal.clone(),
+            superblock: 0,
         }
     }
 

@@ -113,7 +113,9 @@ pub fn record(image: Image, seed: u64, operations: usize) -> (Recording, Promise
         let faulty = Arc::clone(&faulty);
         async move { faulty.drive().await }
     }));
-    let device = Arc::new(RecordingDevice::around(faulty, image));
+    let device = RecordingDevice::around(faulty, image);
+    // Where FUA is a flush, commits go another way.
+    let device = Arc::new(if seed.is_multiple_of(2) { device } else { device.without_fua() });
     let options = MountOptions {
         runtime: Some(world.runtime()),
         environment: world.environment(),

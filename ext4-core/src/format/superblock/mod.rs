@@ -13,6 +13,7 @@
 
 mod check;
 mod geometry;
+pub mod journal_device;
 mod raw;
 
 use alloc::string::String;
@@ -22,6 +23,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::features::{Compat, Features, Incompat, RoCompat};
 use crate::checksum::crc32c;
 use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
+pub use journal_device::JournalDevice;
 pub use raw::RawSuperblock;
 
 /// Where the primary superblock lies, in bytes from the start of the file system.

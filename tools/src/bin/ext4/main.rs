@@ -1,7 +1,7 @@
 //! `ext4`: make, fill, read and change ext4 file systems in image files and on block devices, without mounting them.
 //!
 //! One file for each command; this one knows what all of them share: the global options, the runtime, how errors are
-//! said. Exit code 0: done; 1: failed; 2: wrong usage.
+//! said. Exit code 0: done; 1: failed; 2: wrong usage; 3: done, and something damaged was left out.
 #![forbid(unsafe_code)]
 
 mod cat;
@@ -11,6 +11,7 @@ mod creation;
 mod df;
 mod extents;
 mod info;
+mod journal;
 mod json;
 mod ln;
 mod ls;
@@ -24,13 +25,14 @@ mod rm;
 mod stat;
 mod unpack;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ext4_tools::open::{Backend, Opener};
 use ext4_tools::size::parse_size;
 
-use crate::context::{Context, Usage};
+use crate::context::{Context, Salvaged, Usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,6 +68,12 @@ struct Global {
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "256M",
         help_heading = "Global options")]
     cache: u64,
+    /// The device with the journal, where the file system has it on another; otherwise found by its UUID
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    journal_device: Option<PathBuf>,
+    /// Read the file system as it lies, its journal ignored (only for commands that read)
+    #[arg(long, global = true, help_heading = "Global options")]
+    noload: bool,
     /// Tell on standard error what is being done; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     verbose: u8,
@@ -107,6 +115,7 @@ enum Command {
     Ln(ln::Ln),
     Df(df::Df),
     Extents(extents::Extents),
+    Journal(journal::Journal),
 }
 
 impl Command {
@@ -126,6 +135,7 @@ impl Command {
             Self::Ln(command) => command.run(context).await,
             Self::Df(command) => command.run(context).await,
             Self::Extents(command) => command.run(context).await,
+            Self::Journal(command) => command.run(context).await,
         }
     }
 }
@@ -135,7 +145,13 @@ fn main() -> ExitCode {
     start_tracing(global.verbose);
     let cache = usize::try_from(global.cache).unwrap_or(usize::MAX);
     let context = Context {
-        opener: Opener { backend: global.backend.into(), offset: global.offset, cache: cache.max(MIN_CACHE) },
+        opener: Opener {
+            backend: global.backend.into(),
+            offset: global.offset,
+            cache: cache.max(MIN_CACHE),
+            journal_device: global.journal_device,
+            noload: global.noload,
+        },
     };
     let workers = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
     let runtime =
@@ -174,5 +190,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     }
     let text = format!("{error:#}").replace('\n', " ");
     eprintln!("ext4: {text}");
-    if error.downcast_ref::<Usage>().is_some() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.downcast_ref::<Usage>().is_some() {
+        ExitCode::from(2)
+    } else if error.downcast_ref::<Salvaged>().is_some() {
+        ExitCode::from(3)
+    } else {
+        ExitCode::FAILURE
+    }
 }

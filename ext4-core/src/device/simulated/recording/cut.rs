@@ -68,8 +68,10 @@ impl<'r> Cuts<'r> {
                 let Event::Submitted { change, flags } = &self.recording.events[submitted] else {
                     return false;
                 };
-                let flushed = *change == Change::Flush || flags.contains(BioFlags::PREFLUSH);
                 let fua = flags.contains(BioFlags::FUA) && *change != Change::Flush;
+                let flushed = *change == Change::Flush
+                    || flags.contains(BioFlags::PREFLUSH)
+                    || fua && self.recording.fua_flushes;
                 if flushed {
                     self.flush(submitted);
                 }

@@ -37,6 +37,13 @@ impl RecordingDevice {
         Self { inner, geometry, base, events: Arc::default() }
     }
 
+    /// The same device without FUA of its own: such a write is carried out with a flush behind it.
+    #[must_use]
+    pub fn without_fua(mut self) -> Self {
+        self.geometry.fua = false;
+        self
+    }
+
     /// Notes a moment by a name: `fsync returned`. [`Cut::has_passed`] asks for it.
     pub fn mark(&self, name: impl Into<String>) {
         self.events.lock().push(Event::Mark(name.into()));
@@ -45,7 +52,11 @@ impl RecordingDevice {
     /// Everything recorded so far.
     #[must_use]
     pub fn recording(&self) -> Recording {
-        Recording { base: self.base.clone(), events: self.events.lock().clone() }
+        Recording {
+            base: self.base.clone(),
+            events: self.events.lock().clone(),
+            fua_flushes: self.geometry.fua_flushes(),
+        }
     }
 }
 

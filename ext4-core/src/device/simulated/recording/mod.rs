@@ -57,6 +57,8 @@ pub enum Event {
 pub struct Recording {
     base: Image,
     events: Vec<Event>,
+    /// A FUA write was carried out with a flush behind it ([`Geometry::fua_flushes`](crate::device::Geometry::fua_flushes)).
+    fua_flushes: bool,
 }
 
 impl Recording {
@@ -205,6 +207,20 @@ mod tests {
         assert_eq!(end.with_all(), recording.prefix(4));
         assert_eq!(at(&recording.prefix(1), 4096), 0);
         assert_eq!(end.variant(3), end.variant(3));
+    }
+
+    #[tokio::test]
+    async fn without_fua_such_a_write_flushes_what_had_completed() {
+        for own in [true, false] {
+            let device = RecordingDevice::new(Image::zeroed(1 << 20));
+            let device = if own { device } else { device.without_fua() };
+            device.write_at(0, bytes(4096, 1), BioFlags::empty()).await.unwrap();
+            device.write_at(4096, bytes(4096, 2), BioFlags::FUA).await.unwrap();
+            let recording = device.recording();
+            let end = recording.cuts().last().unwrap();
+            assert_eq!(at(&end.with_none(), 4096), 2);
+            assert_eq!(at(&end.with_none(), 0), u8::from(!own));
+        }
     }
 
     #[tokio::test]
