@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use ext4_core::device::{BioFlags, BlockDevice};
-use ext4_core::environment::{Environment, Runtime};
+use ext4_core::environment::{BoxFuture, Environment, Runtime};
 use ext4_core::meta::BufferCache;
 use ext4_core::{BlockSize, Errno, Error, Result, TransactionId};
 use parking_lot::Mutex;
@@ -74,6 +74,8 @@ pub(crate) struct State {
     /// Fast commits were found, and the file system has not said yet what they change.
     pub(crate) unfinished: Option<Unfinished>,
     pub(crate) fast: FastCommits,
+    /// The commit task wakes by itself when the running transaction is too old: nobody has to tell it that one began.
+    pub(crate) timer_runs: bool,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -195,6 +197,7 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            timer_runs: false,
             unfinished: None,
             fast: FastCommits::default(),
             layout: superblock.layout(),
@@ -523,15 +526,28 @@ impl Journal {
     }
 
     /// When the running transaction will be too old, on the runtime's clock.
-    fn deadline(&self) -> Option<Duration> {
+    fn deadline(&self, state: &State) -> Option<Duration> {
         let interval = self.options.commit_interval?;
-        let state = self.state.lock();
         if state.aborted.is_some() {
             return None;
         }
         // What was asked for already begins when the fast commit that keeps it waiting has ended.
         let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
         Some(running.entered(Phase::Running).saturating_add(interval))
+    }
+
+    fn is_overdue(&self) -> bool {
+        let deadline = self.deadline(&self.state.lock());
+        deadline.is_some_and(|deadline| self.runtime.monotonic() >= deadline)
+    }
+
+    /// How long the commit task's timer is to run; `None`: it does without one until a transaction begins. A timer that
+    /// runs is early enough for every later transaction.
+    fn set_timer(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let deadline = self.deadline(&state);
+        state.timer_runs = deadline.is_some();
+        Some(deadline?.saturating_sub(self.runtime.monotonic()))
     }
 
     fn is_closed(&self) -> bool {
@@ -541,29 +557,34 @@ impl Journal {
 
 async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn Runtime>) {
     let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
+    // It runs on while transactions come and go: to set one for each would cost more than many a transaction.
+    let mut timer: Option<BoxFuture<'static, ()>> = None;
     loop {
-        let deadline = {
+        {
             let Some(journal) = journal.upgrade() else { return };
             if journal.is_closed() {
                 return;
             }
-            let deadline = journal.deadline();
-            if deadline.is_some_and(|deadline| runtime.monotonic() >= deadline) {
+            if journal.is_overdue() {
                 journal.request_commit();
             }
             if journal.commit_if_requested().await {
                 continue;
             }
-            journal.deadline()
-        };
-        match deadline {
+            if timer.is_none() {
+                timer = journal.set_timer().map(|left| runtime.sleep(left));
+            }
+        }
+        match &mut timer {
             None => wake.commit.notified().await,
-            Some(deadline) => {
-                let left = deadline.saturating_sub(runtime.monotonic());
-                tokio::select! {
+            Some(time) => {
+                let over = tokio::select! {
                     biased;
-                    () = wake.commit.notified() => {}
-                    () = runtime.sleep(left) => {}
+                    () = wake.commit.notified() => false,
+                    () = time => true,
+                };
+                if over {
+                    timer = None;
                 }
             }
         }
