@@ -152,6 +152,8 @@ pub struct Journal {
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
     superblock_writer: tokio::sync::Mutex<()>,
+    /// Held by whoever commits: the commit task, or a caller in its own task.
+    pub(crate) committer: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -218,6 +220,7 @@ impl Journal {
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
+            committer: Arc::default(),
         }))
     }
 
@@ -345,33 +348,35 @@ impl Journal {
     pub async fn commit(self: &Arc<Self>, id: TransactionId) -> Result<bool> {
         let mut flushes = None;
         loop {
-            let mut committed = std::pin::pin!(self.wake.committed.notified());
-            committed.as_mut().enable();
-            {
+            // Made under the lock: it misses no end from then on.
+            let (done, is_running) = {
                 let mut state = self.state.lock();
                 state.check()?;
-                if state.running.as_ref().is_some_and(|running| running.id == id) {
+                if let Some(running) = state.running.as_mut().filter(|running| running.id == id) {
+                    let done = Arc::clone(&running.done).notified_owned();
+                    running.request_commit(|| self.runtime.monotonic());
                     if let Some(callbacks) = state.discard_empty() {
                         drop(state);
                         callbacks.into_iter().for_each(|callback| callback());
                         return Ok(flushes.unwrap_or(false));
                     }
-                    if let Some(running) = &mut state.running {
-                        running.request_commit(|| self.runtime.monotonic());
-                    }
                     flushes.get_or_insert(self.options.barrier);
-                    self.wake.commit.notify_one();
+                    (done, true)
                 } else if let Some(committing) = &state.committing
                     && committing.transaction.id == id
                 {
                     // Its flush is still to come: it covers what had been written when this call began.
                     let before_flush = committing.transaction.phase() < Phase::Committing;
                     flushes.get_or_insert(self.options.barrier && before_flush);
+                    (Arc::clone(&committing.transaction.done).notified_owned(), false)
                 } else {
                     return Ok(flushes.unwrap_or(false));
                 }
+            };
+            if is_running && self.commit_here().await {
+                continue;
             }
-            committed.await;
+            done.await;
         }
     }
 
@@ -447,7 +452,7 @@ impl Journal {
 
     /// Stops the journal after an error: what is running never commits. The first error stays.
     pub fn abort(&self, error: &Error) {
-        let block = {
+        let (block, waiting) = {
             let mut state = self.state.lock();
             if state.aborted.is_some() || state.mode == Mode::Closed {
                 return;
@@ -455,13 +460,17 @@ impl Journal {
             tracing::error!("journal aborted: {error}");
             state.aborted = Some(error.clone());
             self.stopped.store(true, Ordering::Release);
-            (state.mode != Mode::Idle).then(|| {
+            let block = (state.mode != Mode::Idle).then(|| {
                 let mut superblock = state.superblock.clone();
                 superblock.set_errno(-(error.errno() as i32));
                 superblock.to_block()
-            })
+            });
+            let committing = state.committing.as_ref().map(|committing| &committing.transaction);
+            let transactions = state.running.iter().chain(committing);
+            (block, transactions.map(|transaction| Arc::clone(&transaction.done)).collect::<Vec<_>>())
         };
         self.wake.everybody();
+        waiting.iter().for_each(|done| done.notify_waiters());
         // Best effort: a device that fails will hardly take it.
         if let Some(block) = block
             && let Err(error) = self.log.submit_superblock(&block)
@@ -568,8 +577,13 @@ async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn R
             if journal.is_overdue() {
                 journal.request_commit();
             }
-            if journal.commit_if_requested().await {
-                continue;
+            if journal.is_commit_requested() {
+                let turn = journal.committer.lock().await;
+                let committed = journal.commit_if_requested().await;
+                drop(turn);
+                if committed {
+                    continue;
+                }
             }
             if timer.is_none() {
                 timer = journal.set_timer().map(|left| runtime.sleep(left));

@@ -22,7 +22,7 @@ use super::journal_location;
 use super::mount::{Devices, load, look};
 use super::superblock_state::mark_recovered;
 use crate::MountOptions;
-use crate::runtime::{RunToEnd, TokioRuntime};
+use crate::runtime::{TokioRuntime, run_to_end};
 
 /// What a replay without a mount did, or would do.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub async fn replay_journal(
     let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
     let options = MountOptions { read_only: mode.check, noload: false, ..options.clone() };
     let replaying = replay(device, options, mode, Arc::clone(&runtime));
-    RunToEnd::new(&runtime, replaying).await
+    run_to_end(&runtime, replaying).await
 }
 
 async fn replay(
