@@ -60,7 +60,8 @@ pub async fn replay_journal(
     mode: Recovery,
 ) -> Result<JournalReplay> {
     let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
-    let options = MountOptions { read_only: mode.check, noload: false, ..options.clone() };
+    // What the log holds are blocks: replaying it takes no more of the file system than reading does.
+    let options = MountOptions { read_only: true, noload: false, ..options.clone() };
     let replaying = replay(device, options, mode, Arc::clone(&runtime));
     RunToEnd::new(&runtime, replaying).await
 }
