@@ -28,6 +28,8 @@ use tokio::sync::Notify;
 use crate::checkpoint::Checkpoints;
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
+use crate::recovery::Replayed;
+use crate::recovery::finish::Unfinished;
 use crate::transaction::{Phase, Transaction};
 use crate::{Damage, JournalLocation, JournalOptions, Recovery, RecoveryReport, recovery};
 
@@ -101,6 +103,8 @@ pub(crate) struct State {
     pub(crate) committing: Option<Committing>,
     pub(crate) space: Space,
     pub(crate) checkpoints: Checkpoints,
+    /// Fast commits were found, and the file system has not said yet what they change.
+    pub(crate) unfinished: Option<Unfinished>,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -154,6 +158,9 @@ impl Wake {
     }
 }
 
+/// Called once, with the error that stopped the journal, in the task that met it: it must not block.
+pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;
+
 /// A log and its running, committing and checkpointed transactions.
 pub struct Journal {
     pub(crate) log: Log,
@@ -164,6 +171,8 @@ pub struct Journal {
     pub(crate) home: OnceLock<Home>,
     /// The same as `state.aborted.is_some()`, to look at without the lock.
     pub(crate) stopped: AtomicBool,
+    /// Told of the error that stops the journal.
+    on_abort: OnceLock<OnAbort>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
@@ -213,6 +222,7 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            unfinished: None,
             layout: superblock.layout(),
             superblock,
         };
@@ -224,6 +234,7 @@ impl Journal {
             state: Mutex::new(state),
             home: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            on_abort: OnceLock::new(),
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
@@ -259,8 +270,9 @@ impl Journal {
         self.recover_with(filesystem, Recovery::NORMAL).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log. A
-    /// salvage that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log, unless
+    /// fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not run before. A salvage
+    /// that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
     /// fails, or only checks, the log stays as it is.
     ///
     /// # Errors
@@ -278,19 +290,17 @@ impl Journal {
         if superblock.start() == 0 {
             return Ok(RecoveryReport::of_empty(superblock.sequence()));
         }
-        let (report, next) = recovery::run(&self.log, &superblock, filesystem, mode).await?;
+        let Replayed { report, next, head } = recovery::run(&self.log, &superblock, filesystem, mode).await?;
         if mode.check {
             return Ok(report);
         }
         let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
-        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| {
-            superblock.set_tail(0, next);
-            if salvaged && superblock.errno() == 0 {
-                superblock.set_errno(-(Errno::EUCLEAN as i32));
-            }
-        })
-        .await?;
-        self.state.lock().next = next;
+        if report.fast_commits.is_empty() {
+            self.mark_recovered(next, salvaged).await?;
+        } else {
+            let unfinished = Unfinished { id: report.end.transaction, head, next, salvaged };
+            self.state.lock().unfinished = Some(unfinished);
+        }
         Ok(report)
     }
 
@@ -466,11 +476,20 @@ impl Journal {
             })
         };
         self.wake.everybody();
-        let Some(block) = block else { return };
         // Best effort: a device that fails will hardly take it.
-        if let Err(error) = self.log.submit_superblock(&block) {
+        if let Some(block) = block
+            && let Err(error) = self.log.submit_superblock(&block)
+        {
             tracing::error!("the error could not be recorded in the journal: {error}");
         }
+        if let Some(on_abort) = self.on_abort.get() {
+            on_abort(error);
+        }
+    }
+
+    /// Has `callback` told of the error that stops the journal; the first one set stays.
+    pub fn set_on_abort(&self, callback: OnAbort) {
+        let _ = self.on_abort.set(callback);
     }
 
     /// The error that stopped the journal.

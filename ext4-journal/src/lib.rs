@@ -47,7 +47,8 @@ use ext4_core::{BlockNumber, BlockSize};
 pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use handle::Handle;
 pub use header::JournalHeader;
-pub use journal::{Journal, Statistics};
+pub use journal::{Journal, OnAbort, Statistics};
+pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};
 pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
 
 /// Where the log lies: its blocks on the device, in the order of the log.

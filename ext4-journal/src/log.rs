@@ -168,6 +168,15 @@ impl Log {
         Ok(())
     }
 
+    /// True where [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which the device does
+    /// not split either.
+    pub(crate) fn is_one_transfer(&self, start: u32, count: usize) -> bool {
+        let geometry = self.device.geometry();
+        let most = (geometry.max_transfer >> self.block_size.bits()).min(geometry.max_segments.max(1));
+        let contiguous = self.locate(start).map_or(0, |(_, contiguous)| contiguous.min(self.last - start));
+        u32::try_from(count).is_ok_and(|count| count <= most.min(contiguous))
+    }
+
     /// Writes `blocks` from log block `start` of the ring on, in as few transfers as the log's runs and the device
     /// allow, and waits for all of them.
     pub(crate) async fn write(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use common::{
     Ext4, blocks_of, corpus, debugfs, debugfs_replay, e2fsck_replay, have, must, open_with, options, tool,
 };
-use ext4_core::BlockNumber;
 use ext4_core::device::BlockDevice;
 use ext4_core::meta::{BlockKind, BufferCache};
+use ext4_core::{BlockNumber, Errno, TransactionId};
 use ext4_journal::dump::{Inspection, LogBlockContent, Part};
-use ext4_journal::{Journal, Recovery};
+use ext4_journal::{FastCommitTag, Journal, Recovery};
 
 const TOOLS: [&str; 3] = ["mkfs.ext4", "debugfs", "e2fsck"];
 
@@ -279,7 +279,6 @@ async fn images_of_e2fsprogs_give_what_the_kernel_gave() {
         ("j_corrupt_descr_csum", "descriptor of transaction 3"),
         ("j_corrupt_journal_block", "image of block 1090 of transaction"),
         ("j_corrupt_sb_csum", "journal superblock: checksum"),
-        ("j_recover_fast_commit", "unsupported: journal: fast commits after transaction 5"),
     ] {
         let ext4 = Ext4::load(&unpack(&corpus, name, directory.path()));
         let memory = ext4.device();
@@ -300,6 +299,26 @@ async fn images_of_e2fsprogs_give_what_the_kernel_gave() {
         let (ours, _) = ext4.recover().await.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(ext4.differences(&ours, &e2fsck_replay(&ext4.content)), Vec::<usize>::new(), "{name}");
     }
+}
+
+/// What the tags mean is the file system's business: the log stays until it says what they change.
+#[tokio::test]
+async fn fast_commits_are_found_and_the_log_waits_for_them() {
+    let Some(corpus) = corpus().filter(|_| have(&TOOLS)) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let ext4 = Ext4::load(&unpack(&corpus, "j_recover_fast_commit", directory.path()));
+    let device: Arc<dyn BlockDevice> = ext4.device();
+    let journal = open_with(ext4.location(&device), options()).await.unwrap();
+    let report = journal.recover(&device).await.unwrap();
+    assert_eq!((report.transactions, report.end.transaction), (1, TransactionId(6)));
+    let names: Vec<_> = report.fast_commits.tags().map(FastCommitTag::name).collect();
+    assert_eq!(report.fast_commits.commits.len(), 1);
+    println!("{names:?}, then {}", report.fast_commits.end.reason);
+    assert!(names.contains(&"CREAT"), "{names:?}");
+    assert!(journal.needs_recovery());
+    journal.finish_recovery(&device, Vec::new()).await.unwrap();
+    assert!(!journal.needs_recovery());
+    assert_eq!(journal.finish_recovery(&device, Vec::new()).await.unwrap_err().errno(), Errno::EINVAL);
 }
 
 /// A salvage keeps what e2fsck keeps: around a damaged image everything else, up to a damaged commit block all before it.

@@ -4,8 +4,10 @@
 pub mod attributes;
 mod completion;
 pub mod counters;
+mod discard;
 mod error_policy;
 mod extent_status;
+pub mod fast_commit;
 pub mod file;
 pub mod filesystem;
 mod flusher;
@@ -32,4 +34,4 @@ pub use ext4_core::{Error, Result};
 pub use file::File;
 pub use filesystem::Filesystem;
 pub use namespace::{NewInode, RenameFlags, Times};
-pub use options::MountOptions;
+pub use options::{MountOptions, OnError};

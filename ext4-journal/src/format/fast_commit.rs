@@ -10,6 +10,14 @@
 //! TAIL's checksum is crc32c, from 0 on, over every byte of its fast commit's tags, PAD with its zeros included, up to
 //! and with TAIL's id. (Kernels before 6.2 left the last byte of a block out of PAD and TAIL; both forms are read.)
 //!
+//! Two things that a writer has to keep clear of, seen with Linux 6.18 and e2fsprogs 1.47:
+//! - *The first fast commit of a transaction must not be torn.* A kernel that finds HEAD with the expected transaction
+//!   and no valid TAIL after it refuses to mount (e2fsck drops what it found and reports a bad checksum). So the block
+//!   with HEAD is written last, with the preflush and FUA, when the others have completed: as long as it is not there
+//!   the area belongs to an older transaction. Later fast commits may be torn; then it is the last block that matters.
+//! - *The area's last block must not end a valid chain.* A kernel that has read the area to its end goes on with the
+//!   block behind the log, and refuses to mount; e2fsck calls the journal corrupt. So the last block is left unused.
+//!
 //! Nothing here gives a meaning to inode numbers, names and images: that is the file system's.
 //!
 //! Invariants:
@@ -398,8 +406,9 @@ impl FastCommitEncoder {
         self.full.len().saturating_add(if self.has_room(TAIL_SIZE) { 1 } else { 2 })
     }
 
-    /// Closes the fast commit with TAIL: its blocks, in order. Only the last may be written with FUA and after a flush
-    /// of everything before it.
+    /// Closes the fast commit with TAIL: its blocks, in order. One of them makes it whole, and is written with FUA when
+    /// everything else has completed, behind a flush: the first where it begins with HEAD (see the module), else the
+    /// last.
     #[must_use]
     pub fn finish(mut self) -> Vec<Vec<u8>> {
         self.make_room(TAIL_SIZE);

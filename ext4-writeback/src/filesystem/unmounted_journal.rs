@@ -84,7 +84,11 @@ async fn replay(
     devices.check_writable()?;
     let report = journal.recover_with(&devices.filesystem, mode).await?;
     // What was read before the replay is old.
-    let info = load(&devices, &options).await?;
+    let mut info = load(&devices, &options).await?;
+    if !report.fast_commits.is_empty() {
+        crate::fast_commit::finish_recovery(&info, journal, &report.fast_commits).await?;
+        info = load(&devices, &options).await?;
+    }
     let error_recorded = journal.recorded_errno() != 0;
     if error_recorded || info.superblock().features.incompat.contains(Incompat::RECOVER) {
         mark_recovered(&info, &found.former, error_recorded).await?;

@@ -1,9 +1,7 @@
-//! Trees as the shared corpus records them (`manifest.py`), and ours in the same form.
+//! Trees as `../shared/corpus/manifest.py` describes them: a JSON object for each path.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 
 use ext4_core::format::inode::FileType;
 use ext4_core::{InodeNumber, Timestamp};
@@ -11,48 +9,47 @@ use ext4_writeback::Filesystem;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// Path to facts, by their names in a manifest.
+/// Path (escaped as there) to facts.
 pub type Manifest = BTreeMap<String, Map<String, Value>>;
 
-/// Reads `NAME.jsonl.gz`.
+/// What of i_flags GETFLAGS shows (kernel: `EXT4_FL_USER_VISIBLE`).
+const VISIBLE_FLAGS: u32 = 0x705b_dfff;
+
+/// From a file that manifest.py wrote.
 pub fn read(path: &Path) -> Manifest {
-    let output = Command::new("gzip").arg("-dc").arg(path).output().unwrap();
+    let output = std::process::Command::new("gzip").arg("-dc").arg(path).output().unwrap();
     assert!(output.status.success(), "{}", path.display());
-    let text = String::from_utf8(output.stdout).unwrap();
     let line = |line: &str| {
-        let facts: Map<String, Value> = serde_json::from_str(line).unwrap();
-        (facts["path"].as_str().unwrap().to_owned(), facts)
+        let Value::Object(mut facts) = serde_json::from_str(line).unwrap() else { panic!("{line}") };
+        let Some(Value::String(path)) = facts.remove("path") else { panic!("{line}") };
+        (path, facts)
     };
-    text.lines().map(line).collect()
+    String::from_utf8(output.stdout).unwrap().lines().map(line).collect()
 }
 
-/// What a mounted file system of ours shows.
+/// As we show it.
 pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
-    let mut found = Manifest::new();
+    let mut manifest = Manifest::new();
     let mut pending = vec![(Vec::new(), InodeNumber::ROOT)];
     while let Some((path, inode)) = pending.pop() {
-        let name = if path.is_empty() { ".".to_owned() } else { escaped(&path) };
-        found.insert(name.clone(), facts(filesystem, &name, inode).await);
-        if filesystem.attributes(inode).await.unwrap().file_type != FileType::Directory {
-            continue;
-        }
+        manifest.insert(escaped(&path), facts(filesystem, &path, inode).await);
+        let attributes = filesystem.attributes(inode).await.unwrap();
         let mut position = 0;
-        loop {
-            let entries = filesystem.readdir(inode, position, 256).await.unwrap();
+        while attributes.file_type == FileType::Directory {
+            let entries = filesystem.readdir(inode, position, 64).await.unwrap();
             let Some(last) = entries.last() else { break };
             position = last.next;
-            for entry in entries.iter().filter(|entry| entry.name != b"." && entry.name != b"..") {
+            for entry in entries.into_iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")) {
                 let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
                 pending.push(([&path, slash, &entry.name].concat(), entry.inode));
             }
         }
     }
-    found
+    manifest
 }
 
-async fn facts(filesystem: &Filesystem, path: &str, inode: InodeNumber) -> Map<String, Value> {
+async fn facts(filesystem: &Filesystem, path: &[u8], inode: InodeNumber) -> Map<String, Value> {
     let attributes = filesystem.attributes(inode).await.unwrap();
-    let time = |time: Timestamp| json!(format!("{}.{:09}", time.seconds, time.nanoseconds));
     let kind = match attributes.file_type {
         FileType::Regular => "reg",
         FileType::Directory => "dir",
@@ -63,100 +60,94 @@ async fn facts(filesystem: &Filesystem, path: &str, inode: InodeNumber) -> Map<S
         FileType::Socket => "sock",
     };
     let mut facts = Map::new();
-    facts.insert("path".into(), path.into());
-    facts.insert("type".into(), kind.into());
-    facts.insert("mode".into(), format!("{:04o}", attributes.mode & 0o7777).into());
-    facts.insert("uid".into(), attributes.uid.into());
-    facts.insert("gid".into(), attributes.gid.into());
-    facts.insert("ino".into(), inode.0.into());
-    facts.insert("nlink".into(), attributes.links.into());
-    facts.insert("size".into(), attributes.size.into());
-    facts.insert("blocks".into(), attributes.sectors.into());
-    facts.insert("gen".into(), attributes.generation.into());
-    facts.insert("mtime".into(), time(attributes.mtime));
-    facts.insert("ctime".into(), time(attributes.ctime));
+    let mut put = |key: &str, value: Value| drop(facts.insert(key.to_owned(), value));
+    put("type", json!(kind));
+    put("mode", json!(format!("{:04o}", attributes.mode & 0o7777)));
+    put("uid", json!(attributes.uid));
+    put("gid", json!(attributes.gid));
+    put("ino", json!(inode.0));
+    put("nlink", json!(attributes.links));
+    put("blocks", json!(attributes.sectors));
+    put("size", json!(attributes.size));
+    put("mtime", time(attributes.mtime));
+    put("ctime", time(attributes.ctime));
+    if let Some(crtime) = attributes.crtime {
+        put("crtime", time(crtime));
+    }
+    if let Some((major, minor)) = attributes.device {
+        put("rdev", json!([major, minor]));
+    }
     match attributes.file_type {
-        FileType::Symlink => {
-            facts.insert("target".into(), escaped(&filesystem.readlink(inode).await.unwrap()).into());
-        }
+        FileType::Symlink => put("target", json!(escaped(&filesystem.readlink(inode).await.unwrap()))),
         FileType::Regular => {
-            let (sha256, dsha256) = digests(filesystem, inode, attributes.size).await;
-            facts.insert("sha256".into(), sha256.into());
-            facts.insert("dsha256".into(), dsha256.into());
+            let content = filesystem.read(path).await.unwrap();
+            put("sha256", json!(hex(&Sha256::digest(&content))));
         }
         _ => {}
+    }
+    if matches!(attributes.file_type, FileType::Regular | FileType::Directory) {
+        put("flags", json!(format!("{:x}", attributes.flags.bits() & VISIBLE_FLAGS)));
+        put("gen", json!(attributes.generation));
     }
     let mut xattrs = Map::new();
     for name in filesystem.listxattr(inode).await.unwrap() {
         let value = filesystem.getxattr(inode, &name).await.unwrap();
-        xattrs.insert(String::from_utf8_lossy(&name).into_owned(), hex(&value).into());
+        xattrs.insert(String::from_utf8(name).unwrap(), json!(hex(&value)));
     }
     if !xattrs.is_empty() {
-        facts.insert("xattrs".into(), xattrs.into());
+        put("xattrs", Value::Object(xattrs));
     }
     facts
 }
 
-/// SHA-256 of all, and of the chunks of 4,096 bytes that hold something, each after its offset.
-async fn digests(filesystem: &Filesystem, inode: InodeNumber, size: u64) -> (String, String) {
-    let file = filesystem.open(inode).await.unwrap();
-    let (mut whole, mut sparse) = (Sha256::new(), Sha256::new());
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < size {
-        let count = file.read_at(at, &mut buffer).await.unwrap();
-        assert!(count > 0, "inode {inode} ends at {at} of {size}");
-        whole.update(&buffer[..count]);
-        for (index, chunk) in buffer[..count].chunks(4096).enumerate() {
-            if chunk.iter().any(|byte| *byte != 0) {
-                sparse.update((at + index as u64 * 4096).to_le_bytes());
-                sparse.update(chunk);
-            }
-        }
-        at += count as u64;
-    }
-    (hex(&whole.finalize()), hex(&sparse.finalize()))
-}
-
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+fn time(time: Timestamp) -> Value {
+    json!(format!("{}.{:09}", time.seconds, time.nanoseconds))
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").unwrap();
-        text
-    })
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn escaped(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        match byte {
-            b'%' | ..=0x20 | 0x7f.. => write!(text, "%{byte:02X}").unwrap(),
-            byte => text.push(char::from(*byte)),
-        }
-        text
-    })
+fn escaped(path: &[u8]) -> String {
+    if path.is_empty() {
+        return ".".to_owned();
+    }
+    let one = |byte: &u8| match byte {
+        0x21..=0x7e if *byte != b'%' => char::from(*byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    path.iter().map(one).collect()
 }
 
-/// Where two trees differ in one of `keys`, in words; nothing where they agree. A key that `theirs` lacks counts only
-/// for extended attributes.
-pub fn differences(ours: &Manifest, theirs: &Manifest, keys: &[&str]) -> Vec<String> {
+/// What differs in the keys that both have, as lines: path, key, ours, theirs. `ignore` says which to pass over.
+pub fn differences(
+    ours: &Manifest,
+    theirs: &Manifest,
+    ignore: impl Fn(&str, &Map<String, Value>, &str) -> bool,
+) -> Vec<String> {
     let mut found = Vec::new();
-    for (path, facts) in theirs {
-        let Some(our_facts) = ours.get(path) else {
-            found.push(format!("{path} is missing"));
+    for path in ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(*path))) {
+        let (Some(mine), Some(other)) = (ours.get(path), theirs.get(path)) else {
+            let facts = ours.get(path).or(theirs.get(path)).unwrap();
+            if !ignore(path, facts, "") {
+                let side = if ours.contains_key(path) { "only ours" } else { "only theirs" };
+                found.push(format!("{path}: {side}"));
+            }
             continue;
         };
-        for key in keys {
-            let (our, their) = (our_facts.get(*key), facts.get(*key));
-            if our != their && (their.is_some() || *key == "xattrs") {
-                found.push(format!("{path}: {key} is {our:?}, not {their:?}"));
+        for (key, value) in mine {
+            let theirs = other.get(key);
+            if theirs.is_some_and(|theirs| theirs != value) && !ignore(path, other, key) {
+                found.push(format!("{path}: {key}: {value}, expected {}", theirs.unwrap()));
             }
         }
+        if mine.contains_key("xattrs") != other.contains_key("xattrs") && !ignore(path, other, "xattrs") {
+            found.push(format!(
+                "{path}: xattrs: {:?}, expected {:?}",
+                mine.get("xattrs"),
+                other.get("xattrs")
+            ));
+        }
     }
-    found.extend(
-        ours.keys().filter(|path| !theirs.contains_key(*path)).map(|path| format!("{path} is too much")),
-    );
     found
 }
