@@ -16,7 +16,7 @@ use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, Result};
 use ext4_journal::dump::Inspection;
-use ext4_journal::{Recovery, RecoveryReport};
+use ext4_journal::{Damage, Recovery, RecoveryReport};
 
 use super::journal_location;
 use super::mount::{Devices, load, look};
@@ -78,7 +78,8 @@ async fn replay(
     let Some(journal) = &found.journal else { unreachable!("the file system has one and it was looked for") };
     if mode.check {
         let report = journal.recover_with(&devices.filesystem, mode).await?;
-        let error_recorded = found.journal_error || !report.findings.is_empty();
+        let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
+        let error_recorded = found.journal_error || salvaged;
         return Ok(JournalReplay { report, error_recorded, orphans: 0 });
     }
     devices.check_writable()?;
