@@ -46,7 +46,7 @@ impl Input<'_> {
         };
         let image = |input: &mut Self| {
             let mut bytes = vec![input.byte(); 1024];
-            if input.byte() % 4 == 0 {
+            if input.byte().is_multiple_of(4) {
                 bytes[..4].copy_from_slice(&MAGIC);
             }
             bytes
@@ -107,7 +107,7 @@ fn damage(log: &mut RawLog, input: &mut Input<'_>) {
         4 => log.set_block(block, &vec![input.byte(); 1024]),
         5 => {
             log.set_word(0, usize::from(input.byte() % 64) * 4, input.number());
-            if input.byte() % 4 != 0 {
+            if !input.byte().is_multiple_of(4) {
                 log.seal_superblock();
             }
         }
