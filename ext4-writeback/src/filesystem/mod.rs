@@ -11,6 +11,7 @@
 
 mod close;
 mod deletion;
+mod journal_change;
 mod journal_location;
 mod mount;
 mod read_only;
@@ -19,6 +20,7 @@ mod superblock_state;
 mod sync;
 mod unmount;
 
+pub use journal_change::{ExternalJournal, NewJournalOptions, create_journal, remove_journal};
 pub use journal_location::has_external_journal;
 
 use std::future::Future;

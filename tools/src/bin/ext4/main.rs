@@ -11,6 +11,7 @@ mod creation;
 mod df;
 mod extents;
 mod info;
+mod journal;
 mod json;
 mod ln;
 mod ls;
@@ -104,6 +105,7 @@ enum Command {
     Pack(pack::Pack),
     Unpack(unpack::Unpack),
     Info(info::Info),
+    Journal(journal::Journal),
     Ls(ls::Ls),
     Stat(stat::Stat),
     Cat(cat::Cat),
@@ -123,6 +125,7 @@ impl Command {
             Self::Pack(command) => command.run(context).await,
             Self::Unpack(command) => command.run(context).await,
             Self::Info(command) => command.run(context).await,
+            Self::Journal(command) => command.run(context).await,
             Self::Ls(command) => command.run(context).await,
             Self::Stat(command) => command.run(context).await,
             Self::Cat(command) => command.run(context).await,
