@@ -197,7 +197,7 @@ impl Handle {
         let Some(running) = running else { return };
         running.reserved -= self.credits.swap(0, Ordering::Relaxed);
         running.handles -= 1;
-        let drained = running.handles == 0 && running.phase() == Phase::Locked;
+        let drained = running.handles == 0 && running.is_draining();
         let large = running.size() >= journal.max_credits() / 4 * 3
             || running.log_blocks(layout, 0) > space.free.max(journal.log.ring() / 2);
         let request = large && !running.commit_requested;

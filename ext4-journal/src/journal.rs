@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoints;
+use crate::fast_commit::{self, FastCommitStatistics, FastCommits};
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
 use crate::recovery::Replayed;
@@ -50,6 +51,8 @@ pub struct Statistics {
     pub flushes: u64,
     /// Blocks written to their places.
     pub checkpointed_blocks: u64,
+    /// Fast commits, and why there were full ones instead.
+    pub fast_commits: FastCommitStatistics,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,7 @@ pub(crate) struct Counters {
     pub(crate) revokes: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) checkpointed_blocks: AtomicU64,
+    pub(crate) fast_commits: fast_commit::Counters,
 }
 
 impl Counters {
@@ -105,6 +109,7 @@ pub(crate) struct State {
     pub(crate) checkpoints: Checkpoints,
     /// Fast commits were found, and the file system has not said yet what they change.
     pub(crate) unfinished: Option<Unfinished>,
+    pub(crate) fast: FastCommits,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -158,6 +163,9 @@ impl Wake {
     }
 }
 
+/// Called once, with the error that stopped the journal, in the task that met it: it must not block.
+pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;
+
 /// A log and its running, committing and checkpointed transactions.
 pub struct Journal {
     pub(crate) log: Log,
@@ -168,6 +176,8 @@ pub struct Journal {
     pub(crate) home: OnceLock<Home>,
     /// The same as `state.aborted.is_some()`, to look at without the lock.
     pub(crate) stopped: AtomicBool,
+    /// Told of the error that stops the journal.
+    on_abort: OnceLock<OnAbort>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
@@ -207,16 +217,7 @@ impl Journal {
         environment: Arc<dyn Environment>,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Arc<Self>> {
-        let block_size = location.block_size;
-        let mut log = Log::new(location)?;
-        let superblock = log.read_block(log.superblock).await?;
-        let superblock = Superblock::read(&superblock, block_size, log.available())?;
-        if superblock.first() <= log.superblock {
-            let problem =
-                format!("the log begins in block {}, at or before its superblock", superblock.first());
-            return Err(Error::corrupt("journal superblock", problem));
-        }
-        log.set_ring(superblock.first(), superblock.last());
+        let (log, superblock) = Log::open(location).await?;
         let state = State {
             mode: Mode::Idle,
             aborted: None,
@@ -227,6 +228,7 @@ impl Journal {
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
             unfinished: None,
+            fast: FastCommits::default(),
             layout: superblock.layout(),
             superblock,
         };
@@ -238,6 +240,7 @@ impl Journal {
             state: Mutex::new(state),
             home: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            on_abort: OnceLock::new(),
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
@@ -330,15 +333,21 @@ impl Journal {
             return invalid("it runs already");
         }
         let mut superblock = self.state.lock().superblock.clone();
-        if superblock.set_running_features(metadata_csum, bit64) {
+        let set_features = |superblock: &mut Superblock| {
+            let had_area = superblock.fast_commit_blocks() > 0;
+            superblock.set_fast_commit(false);
+            superblock.set_running_features(metadata_csum, bit64) || had_area
+        };
+        if set_features(&mut superblock) {
             self.write_superblock(self.barrier_flags(), |superblock| {
-                superblock.set_running_features(metadata_csum, bit64);
+                set_features(superblock);
             })
             .await?;
         }
         {
             let mut state = self.state.lock();
             state.layout = state.superblock.layout();
+            self.set_area(&mut state);
             state.mode = Mode::Running;
         }
         self.wake.tasks.store(2, Ordering::Release);
@@ -351,7 +360,7 @@ impl Journal {
     /// Most credits one handle can have: a quarter of the log, as in jbd2.
     #[must_use]
     pub fn max_credits(&self) -> u32 {
-        (self.log.last - self.log.first + 1) / 4
+        (self.log.ring() + 1) / 4
     }
 
     /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
@@ -479,11 +488,20 @@ impl Journal {
             })
         };
         self.wake.everybody();
-        let Some(block) = block else { return };
         // Best effort: a device that fails will hardly take it.
-        if let Err(error) = self.log.submit_superblock(&block) {
+        if let Some(block) = block
+            && let Err(error) = self.log.submit_superblock(&block)
+        {
             tracing::error!("the error could not be recorded in the journal: {error}");
         }
+        if let Some(on_abort) = self.on_abort.get() {
+            on_abort(error);
+        }
+    }
+
+    /// Has `callback` told of the error that stops the journal; the first one set stays.
+    pub fn set_on_abort(&self, callback: OnAbort) {
+        let _ = self.on_abort.set(callback);
     }
 
     /// The error that stopped the journal.
@@ -508,6 +526,7 @@ impl Journal {
             revokes: get(&counters.revokes),
             flushes: get(&counters.flushes),
             checkpointed_blocks: get(&counters.checkpointed_blocks),
+            fast_commits: counters.fast_commits.snapshot(),
         }
     }
 
@@ -550,7 +569,9 @@ impl Journal {
         if state.aborted.is_some() {
             return None;
         }
-        state.running.as_ref().map(|running| running.began.saturating_add(interval))
+        // What was asked for already begins when the fast commit that keeps it waiting has ended.
+        let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
+        Some(running.began.saturating_add(interval))
     }
 
     fn is_closed(&self) -> bool {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `transaction` (its states),
-//! `revoke` (freed blocks), `commit`, `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
+//! `revoke` (freed blocks), `commit`, `fast_commit` (fsync's short way), `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
 //! structures) and `log` (the ring of blocks); `journal` holds the state and the two tasks.
 //!
 //! Invariants, each with the crash it prevents:
@@ -28,6 +28,8 @@
 mod checkpoint;
 mod commit;
 pub mod create;
+pub mod dump;
+mod fast_commit;
 mod format;
 mod handle;
 mod header;
@@ -43,10 +45,11 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::{BlockNumber, BlockSize};
 
+pub use fast_commit::{FastCommitSource, FastCommitStatistics, Ineligible};
 pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use handle::Handle;
 pub use header::JournalHeader;
-pub use journal::{Journal, Statistics};
+pub use journal::{Journal, OnAbort, Statistics};
 pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};
 pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
 

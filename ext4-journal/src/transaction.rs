@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   Running ──► Locked ──► Flushing ──► Committing ──► Committed
-//!      ▲          │           │             │              │
-//!   handles    no new      images go     the commit     its blocks are written to their places;
-//!   join       handles     to the log    block goes     when none is left, its part of the log is free
-//!                 │
-//!                 └──► (gone) where it turned out empty
+//!    ▲  │ ▲       │           │             │              │
+//!    │  │ handles no new   images go     the commit     its blocks are written to their places;
+//!    │  │ join    handles  to the log    block goes     when none is left, its part of the log is free
+//!    │  ▼         │
+//!   Paused        └──► (gone) where it turned out empty
+//!    a fast commit waits for the open handles and looks at what they did
 //! ```
 //!
 //! Invariant: a transaction is frozen (its images cloned) only when it is locked and no handle is open. Were a handle
@@ -31,6 +32,8 @@ use crate::revoke::Revokes;
 pub(crate) enum Phase {
     /// Handles join and change blocks.
     Running,
+    /// Open handles finish, new ones wait until it runs again: a fast commit takes its snapshot.
+    Paused,
     /// Open handles finish; new ones wait for the next transaction.
     Locked,
     /// Frozen: its images are being written to the log.
@@ -91,11 +94,17 @@ impl Transaction {
         self.phase
     }
 
+    /// New handles are kept out, and somebody waits for the last open one.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Paused | Phase::Locked)
+    }
+
     /// The one place where a transaction's life goes on.
     pub(crate) fn advance(&mut self, to: Phase) {
         let allowed = matches!(
             (self.phase, to),
-            (Phase::Running, Phase::Locked)
+            (Phase::Running, Phase::Locked | Phase::Paused)
+                | (Phase::Paused, Phase::Running)
                 | (Phase::Locked, Phase::Flushing)
                 | (Phase::Flushing, Phase::Committing)
                 | (Phase::Committing, Phase::Committed)

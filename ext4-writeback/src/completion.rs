@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 
 use crate::counters::LiveCounters;
 use crate::extent_status::Status;
+use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::handle::Handle;
@@ -276,7 +277,7 @@ impl Batch<'_> {
         let most = self.fs.journal.as_ref().map_or(BATCH_CREDITS, |journal| journal.max_credits() / 4);
         LiveCounters::add(&self.fs.writeback.counters.completion_handles, 1);
         let credits = BATCH_CREDITS.min(most).max(CREDITS);
-        self.handle = Some(self.fs.begin(credits, "convert").await?);
+        self.handle = Some(self.fs.begin_tracked(credits, "convert").await?);
         Ok(())
     }
 }
@@ -471,10 +472,16 @@ async fn process_groups(
             if let Err(error) = converted {
                 tracing::error!(inode = inode.number.0, block = first.0, len, %error,
                     "conversion failed: potential data loss");
+                fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
                 fail(batch, inode, group, &error);
                 continue;
             }
             inode.extent_status.set_written(group.blocks.clone());
+            if let Some(first) = group.members.first() {
+                let mapped = Mapped::Blocks { physical: first.physical, unwritten: false };
+                let blocks = (group.blocks.start, group.blocks.end);
+                fs.fast_commits.range_changed(handle.id(), inode.number, blocks, mapped);
+            }
             LiveCounters::add(&fs.writeback.counters.conversions, 1);
             LiveCounters::add(&fs.writeback.counters.merges, group.members.len() as u64 - 1);
         }

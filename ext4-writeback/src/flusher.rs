@@ -173,6 +173,11 @@ impl WritebackControl {
         self.progress.notify_waiters();
     }
 
+    /// Nothing is written any more: whoever waits for progress looks again.
+    pub fn wake_everybody(&self) {
+        self.progress.notify_waiters();
+    }
+
     /// An ioend is being built: its number.
     pub fn start_ioend(&self) -> u64 {
         let mut unfinished = self.ioends.lock();
@@ -281,7 +286,8 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>) {
         let notified = control.progress.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
-        if control.dirty_bytes() <= control.limit {
+        // After an error that stopped all writing it will not become less.
+        if control.dirty_bytes() <= control.limit || fs.check_writable().is_err() {
             return;
         }
         control.kick();

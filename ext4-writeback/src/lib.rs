@@ -4,6 +4,7 @@
 pub mod attributes;
 mod completion;
 pub mod counters;
+mod discard;
 mod error_policy;
 mod extent_status;
 pub mod fast_commit;
@@ -30,7 +31,9 @@ pub use attributes::{Attributes, Credentials, SetAttributes, StatFs};
 pub use counters::Counters;
 pub use ext4_core::meta::xattr::SetMode;
 pub use ext4_core::{Error, Result};
+pub use ext4_journal::FastCommitStatistics;
+pub use fast_commit::{FastCommitReasons, Reason as FastCommitReason};
 pub use file::File;
 pub use filesystem::Filesystem;
 pub use namespace::{NewInode, RenameFlags, Times};
-pub use options::MountOptions;
+pub use options::{MountOptions, OnError};

@@ -24,12 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
-use ext4_core::meta::{block_map, credits, extent_tree};
+use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::completion;
 use crate::counters::LiveCounters;
 use crate::extent_status::{Extent, Status};
+use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{Folio, FolioGuard};
@@ -73,6 +74,13 @@ pub(crate) async fn writepages(
     gather: &mut Gather,
     mode: Mode,
 ) -> Result<()> {
+    if inode.pages.is_dirty_folios()
+        && let Err(error) = fs.check_writable()
+    {
+        // The kernel's ext4_writepages stops here too: with a journal that stopped, no data goes out.
+        inode.write_errors.record(&error);
+        return Err(error);
+    }
     gather.set_sync(mode == Mode::Sync);
     let mut context = WritepageContext { fs, inode, mapping: None };
     let mut result = Ok(());
@@ -228,7 +236,7 @@ impl WritepageContext<'_> {
                     // Blocks that were freed are free after the commit. It never needs this folio.
                     retries += 1;
                     gather.submit();
-                    journal.force_commit().await?;
+                    self.fs.commit_and_release(journal).await?;
                 }
                 result => return result,
             }
@@ -244,7 +252,7 @@ async fn allocate_delayed(
     block: u32,
     len: u32,
 ) -> Result<Extent> {
-    let handle = fs.begin(ALLOCATE_CREDITS, "writepages").await?;
+    let handle = fs.begin_tracked(ALLOCATE_CREDITS, "writepages").await?;
     let mut disk = inode.inode.write().await;
     let es = &inode.extent_status;
     // Truncation and a new write may have come between the two looks.
@@ -270,6 +278,7 @@ async fn allocate_delayed(
     let inserted =
         extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(block), physical, got, true).await;
     if let Err(error) = inserted {
+        fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
         free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
         fs.log_inode(&handle, inode, &disk, false).await?;
         // The allocation used the promise up.
@@ -278,6 +287,8 @@ async fn allocate_delayed(
         }
         return Err(error);
     }
+    let mapped = Mapped::Blocks { physical, unwritten: true };
+    fs.fast_commits.range_changed(handle.id(), inode.number, (block, block + got), mapped);
     let (_, sequence) = es.set(block..block + got, Status::Unwritten(physical));
     fs.log_inode(&handle, inode, &disk, false).await?;
     let counters = &fs.writeback.counters;
@@ -304,7 +315,7 @@ pub(crate) async fn allocate_holes(
             at = extent.end;
             continue;
         }
-        let handle = fs.begin(ALLOCATE_CREDITS, "write").await?;
+        let handle = fs.begin_tracked(ALLOCATE_CREDITS, "write").await?;
         let mut disk = inode.inode.write().await;
         iomap::check_can_allocate(&disk)?;
         let request = AllocationRequest {
@@ -318,10 +329,13 @@ pub(crate) async fn allocate_holes(
         let inserted =
             extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, got, true).await;
         if let Err(error) = inserted {
+            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
             free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
             fs.log_inode(&handle, inode, &disk, false).await?;
             return Err(error);
         }
+        let mapped = Mapped::Blocks { physical, unwritten: true };
+        fs.fast_commits.range_changed(handle.id(), inode.number, (at, at + got), mapped);
         inode.extent_status.set(at..at + got, Status::Unwritten(physical));
         fs.log_inode(&handle, inode, &disk, false).await?;
         LiveCounters::add(&fs.writeback.counters.allocations, 1);
@@ -333,7 +347,7 @@ pub(crate) async fn allocate_holes(
 
 /// Logs mtime and ctime where a write changed them and nothing else logged them since.
 pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
-    let handle = fs.begin(credits::INODE, "times").await?;
+    let handle = fs.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
     if inode.pages.times_dirty.load(Ordering::Acquire) {
         fs.log_inode(&handle, inode, &disk, false).await?;

@@ -329,6 +329,20 @@ impl Circulation {
     }
 }
 
+/// Whoever wants to do something about freed blocks before they are handed out again: discard them.
+pub trait FreedBlocks: Send + Sync + std::fmt::Debug {
+    /// The transaction that freed `count` blocks from `first` on has committed. They stay out of use until `release` is
+    /// called. Called in the commit task: it must not block.
+    fn freed(&self, first: BlockNumber, count: u64, release: Box<dyn FnOnce() + Send>);
+}
+
+impl SuperblockInfo {
+    /// Has freed blocks go by way of `freed` from now on; the first one set stays.
+    pub fn set_freed_blocks(&self, freed: Arc<dyn FreedBlocks>) {
+        let _ = self.freed_blocks.set(freed);
+    }
+}
+
 /// Frees `count` blocks. They are handed out again only after the transaction has committed. `metadata`: each is
 /// forgotten and revoked ([`super::BufferCache::forget`]). Does not touch any inode.
 ///
@@ -416,7 +430,13 @@ async fn free_in_group(
         space: Arc::clone(&info.space),
         longest_run: Arc::clone(&info.longest_run),
     };
+    let first = info.group_first_block(number).offset(u64::from(range.start));
+    let freed = info.freed_blocks.get().cloned();
+    let release = Box::new(move || circulation.give_back(number, range));
     // Outside the lock: a transaction without a journal calls back at once.
-    transaction.on_commit(Box::new(move || circulation.give_back(number, range)));
+    transaction.on_commit(match freed {
+        Some(freed) => Box::new(move || freed.freed(first, u64::from(len), release)),
+        None => release,
+    });
     Ok(())
 }

@@ -257,9 +257,22 @@ impl Superblock {
 
     /// The size of the fast-commit area in blocks.
     pub(crate) fn fast_commit_blocks(&self) -> u32 {
-        if !self.has_incompat(INCOMPAT_FAST_COMMIT) {
-            return 0;
-        }
+        if self.has_incompat(INCOMPAT_FAST_COMMIT) { self.fast_commit_area() } else { 0 }
+    }
+
+    /// Says whether the end of the log is an area for fast commits. As in jbd2 that is not said while the log is empty,
+    /// so that a clean file system does not ask its reader for the feature.
+    pub(crate) fn set_fast_commit(&mut self, on: bool) {
+        let features = self.raw.feature_incompat.get();
+        self.raw.feature_incompat.set(if on {
+            features | INCOMPAT_FAST_COMMIT
+        } else {
+            features & !INCOMPAT_FAST_COMMIT
+        });
+    }
+
+    /// The size that the fast-commit area has or would have, in blocks.
+    pub(crate) fn fast_commit_area(&self) -> u32 {
         match self.raw.num_fc_blocks.get() {
             0 => DEFAULT_FAST_COMMIT_BLOCKS,
             blocks => blocks,
@@ -301,12 +314,11 @@ impl Superblock {
     /// Sets who uses the journal: as many as the list has room for.
     pub(crate) fn set_users(&mut self, users: &[[u8; 16]]) {
         self.raw.users = [[0; 16]; 48];
-        let mut count = 0;
         for (slot, user) in self.raw.users.iter_mut().zip(users) {
             *slot = *user;
-            count += 1;
         }
-        self.raw.nr_users.set(count);
+        let count = users.len().min(self.raw.users.len());
+        self.raw.nr_users.set(u32::try_from(count).unwrap_or(0));
     }
 
     /// Sets where the ring begins.

@@ -269,7 +269,7 @@ impl Walk {
 pub(crate) async fn last_id(log: &Log, end: TransactionId) -> Result<TransactionId> {
     let mut last = end;
     let mut reader = Reader::new(log);
-    for block in log.first..log.last {
+    for block in log.first..log.last() {
         // What cannot be read will not be read by the next recovery either.
         let Ok(content) = reader.read(block).await else { continue };
         if let Some((_, id)) = Header::read(content)

@@ -17,6 +17,7 @@ impl Filesystem {
     /// # Errors
     /// The first of the device's and the journal's; what can be written is written all the same.
     pub async fn sync(&self) -> Result<()> {
+        self.inner.errors.check_alive()?;
         if self.inner.options.read_only {
             return Ok(());
         }
@@ -34,15 +35,19 @@ impl Filesystem {
     /// # Errors
     /// The device's and the journal's, `ENOENT`.
     pub async fn sync_inode(&self, inode: InodeNumber) -> Result<()> {
+        self.inner.errors.check_alive()?;
         if self.inner.options.read_only {
             return Ok(());
         }
         self.run("fsync", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            if info.inode.read().await.file_type() == Some(FileType::Regular) {
+            let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
+            if regular {
                 crate::writeback::sync_inode_data(&fs, &info).await?;
             }
             let flushed = match (&fs.journal, info.last_transaction(false)) {
+                (Some(journal), Some(transaction)) if regular => fs.commit_file(journal, transaction).await?,
+                // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
                 (Some(journal), Some(transaction)) => journal.commit(transaction).await?,
                 (Some(_), None) => false,
                 (None, _) => {

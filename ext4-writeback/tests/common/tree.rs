@@ -161,19 +161,6 @@ fn xattrs(root: &Path) -> BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>> {
     found
 }
 
-/// Sets an attribute through the kernel.
-pub fn set_xattr(path: &Path, name: &str, value: &[u8]) {
-    let value = String::from_utf8(value.to_vec()).unwrap();
-    super::common::run_ok("setfattr", &["-n", name, "-v", &value, path.to_str().unwrap()]);
-}
-
-/// Makes a special file through the kernel.
-pub fn make_node(path: &Path, file_type: &str, device: &[&str]) {
-    let mut arguments = vec![path.to_str().unwrap(), file_type];
-    arguments.extend(device);
-    super::common::run_ok("mknod", &arguments);
-}
-
 /// Major and minor number as glibc packs them.
 fn device(packed: u64) -> (u64, u64) {
     (((packed >> 8) & 0xfff) | ((packed >> 32) & !0xfff), (packed & 0xff) | ((packed >> 12) & !0xff))

@@ -161,6 +161,13 @@ impl RecordingDevice {
         Self { inner, geometry, base, events: Arc::default() }
     }
 
+    /// The same device without FUA of its own: such a write is carried out with a flush behind it.
+    #[must_use]
+    pub fn without_fua(mut self) -> Self {
+        self.geometry.fua = false;
+        self
+    }
+
     /// Notes a moment by a name: `fsync returned`. [`Cut::has_passed`] asks for it.
     pub fn mark(&self, name: impl Into<String>) {
         self.events.lock().push(Event::Mark(name.into()));
@@ -169,7 +176,11 @@ impl RecordingDevice {
     /// Everything recorded so far.
     #[must_use]
     pub fn recording(&self) -> Recording {
-        Recording { base: self.base.clone(), events: self.events.lock().clone() }
+        Recording {
+            base: self.base.clone(),
+            events: self.events.lock().clone(),
+            fua_flushes: self.geometry.fua_flushes(),
+        }
     }
 }
 
@@ -224,6 +235,8 @@ impl BlockDevice for RecordingDevice {
 pub struct Recording {
     base: Image,
     events: Vec<Event>,
+    /// A FUA write was carried out with a flush behind it ([`Geometry::fua_flushes`]).
+    fua_flushes: bool,
 }
 
 impl Recording {
@@ -377,8 +390,10 @@ impl<'r> Cuts<'r> {
                 let Event::Submitted { change, flags } = &self.recording.events[submitted] else {
                     return false;
                 };
-                let flushed = *change == Change::Flush || flags.contains(BioFlags::PREFLUSH);
                 let fua = flags.contains(BioFlags::FUA) && *change != Change::Flush;
+                let flushed = *change == Change::Flush
+                    || flags.contains(BioFlags::PREFLUSH)
+                    || fua && self.recording.fua_flushes;
                 if flushed {
                     self.flush(submitted);
                 }
@@ -618,6 +633,20 @@ mod tests {
         assert_eq!(end.with_all(), recording.prefix(4));
         assert_eq!(at(&recording.prefix(1), 4096), 0);
         assert_eq!(end.variant(3), end.variant(3));
+    }
+
+    #[tokio::test]
+    async fn without_fua_such_a_write_flushes_what_had_completed() {
+        for own in [true, false] {
+            let device = RecordingDevice::new(Image::zeroed(1 << 20));
+            let device = if own { device } else { device.without_fua() };
+            device.write_at(0, bytes(4096, 1), BioFlags::empty()).await.unwrap();
+            device.write_at(4096, bytes(4096, 2), BioFlags::FUA).await.unwrap();
+            let recording = device.recording();
+            let end = recording.cuts().last().unwrap();
+            assert_eq!(at(&end.with_none(), 4096), 2);
+            assert_eq!(at(&end.with_none(), 0), u8::from(!own));
+        }
     }
 
     #[tokio::test]

@@ -225,7 +225,12 @@ impl Maker<'_> {
             zero(&**info.device(), first.0 << bits, (first.0 + u64::from(*len)) << bits).await?;
         }
         if let Some((first, _)) = runs.first() {
-            let content = journal_superblock(info.block_size(), blocks, self.plan.superblock.uuid);
+            let content = journal_superblock(
+                info.block_size(),
+                blocks,
+                self.plan.fast_commit_blocks,
+                self.plan.superblock.uuid,
+            );
             self.write_block(*first, &content).await?;
         }
         self.write_inode(&inode).await?;
