@@ -287,14 +287,17 @@ async fn a_flipped_bit_in_the_area_drops_the_fast_commit() {
     }
 }
 
-/// What a fast commit must lead to: (what, its tags, what the tree says). All are e2fsck-clean.
+/// What, fast commits, and what the tree says of a path: (path, key, value); nothing: as if they were not there.
+type Case = (&'static str, Vec<Vec<FastCommitTag>>, &'static [(&'static str, &'static str, u64)]);
+
+/// What fast commits must lead to. All of it is e2fsck-clean.
 #[tokio::test]
 async fn tags_follow_their_rules() {
     let Some(small) = Small::load() else { return };
     let (base, _) = recovered(&small.followed_by(Vec::new())).await.unwrap();
     let second = InodeNumber(21);
     let create = |inode, name| FastCommitTag::Create(entry(inode, name));
-    let cases: Vec<(&str, Vec<Vec<FastCommitTag>>, &[(&str, &str, u64)])> = vec![
+    let cases: Vec<Case> = vec![
         (
             "a file without a name gets one later; its ranges come before its image",
             vec![

@@ -37,8 +37,11 @@ pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
     while let Some((path, inode)) = pending.pop() {
         manifest.insert(escaped(&path), facts(filesystem, &path, inode).await);
         let attributes = filesystem.attributes(inode).await.unwrap();
+        if attributes.file_type != FileType::Directory {
+            continue;
+        }
         let mut position = 0;
-        while attributes.file_type == FileType::Directory {
+        loop {
             let entries = filesystem.readdir(inode, position, 64).await.unwrap();
             let Some(last) = entries.last() else { break };
             position = last.next;
