@@ -15,9 +15,6 @@ pub type Manifest = BTreeMap<String, Map<String, Value>>;
 /// What of i_flags GETFLAGS shows (kernel: `EXT4_FL_USER_VISIBLE`).
 const VISIBLE_FLAGS: u32 = 0x705b_dfff;
 
-/// Longer files have no `sha256`.
-const MOST_HASHED: u64 = 64 << 20;
-
 /// From a file that manifest.py wrote.
 pub fn read(path: &Path) -> Manifest {
     let output = std::process::Command::new("gzip").arg("-dc").arg(path).output().unwrap();
@@ -35,7 +32,7 @@ pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
     let mut manifest = Manifest::new();
     let mut pending = vec![(Vec::new(), InodeNumber::ROOT)];
     while let Some((path, inode)) = pending.pop() {
-        manifest.insert(escaped(&path), facts(filesystem, &path, inode).await);
+        manifest.insert(escaped(&path), facts(filesystem, inode).await);
         let attributes = filesystem.attributes(inode).await.unwrap();
         if attributes.file_type != FileType::Directory {
             continue;
@@ -54,7 +51,7 @@ pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
     manifest
 }
 
-async fn facts(filesystem: &Filesystem, path: &[u8], inode: InodeNumber) -> Map<String, Value> {
+async fn facts(filesystem: &Filesystem, inode: InodeNumber) -> Map<String, Value> {
     let attributes = filesystem.attributes(inode).await.unwrap();
     let kind = match attributes.file_type {
         FileType::Regular => "reg",
@@ -86,9 +83,6 @@ async fn facts(filesystem: &Filesystem, path: &[u8], inode: InodeNumber) -> Map<
     match attributes.file_type {
         FileType::Symlink => put("target", json!(escaped(&filesystem.readlink(inode).await.unwrap()))),
         FileType::Regular => {
-            if attributes.size <= MOST_HASHED {
-                put("sha256", json!(hex(&Sha256::digest(filesystem.read(path).await.unwrap()))));
-            }
             put("dsha256", json!(chunks_hash(filesystem, inode, attributes.size).await));
         }
         _ => {}
