@@ -35,7 +35,10 @@ pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
         manifest.insert(escaped(&path), facts(filesystem, &path, inode).await);
         let attributes = filesystem.attributes(inode).await.unwrap();
         let mut position = 0;
-        while attributes.file_type == FileType::Directory {
+        loop {
+            if attributes.file_type != FileType::Directory {
+                break;
+            }
             let entries = filesystem.readdir(inode, position, 64).await.unwrap();
             let Some(last) = entries.last() else { break };
             position = last.next;
