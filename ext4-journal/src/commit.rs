@@ -264,13 +264,15 @@ impl Journal {
     ) -> Result<()> {
         let released;
         let callbacks;
+        let stale;
         {
             let mut state = self.state.lock();
             state.check()?;
-            let State { committing, checkpoints, .. } = &mut *state;
+            let State { committing, checkpoints, fast, .. } = &mut *state;
             let Some(committing) = committing else { unreachable!("the commit task put it there") };
             committing.transaction.advance(Phase::Committed);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);
+            stale = fast.begin_to_void(extent.id);
             released = checkpoints.add(extent, frozen, revoked);
         }
         drop(released);
@@ -289,6 +291,9 @@ impl Journal {
         self.wake.room.notify_waiters();
         if low {
             self.wake.checkpoint.notify_one();
+        }
+        if stale {
+            self.void_fast_commits().await;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `judge` | what each of the three makes of an image that a crash left |
+//! | `mixes` | random operations, cut at every write |
 //! | `operations` | operation by operation: fast or full, and what is found afterwards |
 #![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
@@ -12,6 +13,7 @@ mod common;
 mod tree;
 
 mod judge;
+mod mixes;
 mod operations;
 
 use std::time::Duration;

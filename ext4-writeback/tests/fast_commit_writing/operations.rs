@@ -174,6 +174,45 @@ async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
             }
             find("/top3").await
         }
+        "pieces with holes between" => {
+            let file = open("/dir/file0").await;
+            for piece in 1..13 {
+                file.write_at(piece * 50_000, &pattern(3000, 2)).await.unwrap();
+            }
+            find("/dir/file0").await
+        }
+        "pieces of several files in turn" => {
+            for round in 1..9_u64 {
+                for number in 0..4 {
+                    let file = open(&format!("/top{number}")).await;
+                    file.write_at(1_000_000 + round * 20_000, &pattern(5000, number)).await.unwrap();
+                    file.sync_all().await.unwrap();
+                }
+            }
+            find("/top3").await
+        }
+        "appends to several files in turn" => {
+            for round in 0..20_u64 {
+                for number in 0..4 {
+                    let file = open(&format!("/top{number}")).await;
+                    file.write_at(300_000 + round * 4096, &pattern(4096, number)).await.unwrap();
+                    file.sync_all().await.unwrap();
+                }
+            }
+            find("/top3").await
+        }
+        "after a full commit" => {
+            let file = open("/top1").await;
+            for round in 0..6_u64 {
+                file.write_at(round * 5000, &pattern(5000, 1)).await.unwrap();
+                file.sync_all().await.unwrap();
+                if round % 2 == 1 {
+                    filesystem.sync().await.unwrap();
+                }
+            }
+            file.write_at(77, &pattern(50, 1)).await.unwrap();
+            find("/top1").await
+        }
         "attribute" => {
             let file = find("/dir/file1").await;
             filesystem.setxattr(file, b"user.colour", b"green", SetMode::Any).await.unwrap();
@@ -253,6 +292,10 @@ const OPERATIONS: &[(&str, Option<FastCommitReason>)] = &[
     ("rename a new file over one of two names", None),
     ("attributes", None),
     ("several files", None),
+    ("pieces with holes between", None),
+    ("pieces of several files in turn", None),
+    ("appends to several files in turn", None),
+    ("after a full commit", None),
     ("unlink the last name", Some(FastCommitReason::LastLink)),
     ("rename over the last name", Some(FastCommitReason::LastLink)),
     ("attribute", Some(FastCommitReason::Xattr)),
