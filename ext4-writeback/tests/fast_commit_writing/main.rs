@@ -2,6 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `concurrent` | many at once, and what an fsync costs |
 //! | `judge` | what each of the three makes of an image that a crash left |
 //! | `mixes` | random operations, cut at every write |
 //! | `operations` | operation by operation: fast or full, and what is found afterwards |
@@ -12,6 +13,7 @@ mod common;
 #[path = "../common/tree.rs"]
 mod tree;
 
+mod concurrent;
 mod judge;
 mod mixes;
 mod operations;
