@@ -21,8 +21,9 @@ use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::commit::Frozen;
-use crate::journal::{Counters, Journal, State};
+use crate::journal::{Journal, State};
 use crate::log::Extent;
+use crate::statistics::Counters;
 
 /// Blocks that are written at a time; between two lots revoked blocks are left out.
 const LOT: usize = 1024;
@@ -316,7 +317,7 @@ impl Journal {
             if state.fast.hold_log(state.running.as_ref()) {
                 // Their transaction has to be committed in full first; that, or their end, wakes the checkpoint task.
                 if let Some(running) = &mut state.running {
-                    running.commit_requested = true;
+                    running.request_commit(|| self.runtime.monotonic());
                 }
                 self.wake.commit.notify_one();
                 return Ok(false);

@@ -42,7 +42,8 @@ use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::{Error, Result, TransactionId};
 
 use crate::format::{FastCommitEncoder, FastCommitTag, FastCommitTags, MIN_BLOCKS};
-use crate::journal::{Counters as JournalCounters, Journal, Mode, State};
+use crate::journal::{Journal, Mode, State};
+use crate::statistics::Counters as JournalCounters;
 use crate::transaction::{Phase, Transaction};
 
 /// Why the running transaction cannot be made durable by tags.
@@ -308,7 +309,7 @@ impl Journal {
         } else if space.empty_on_medium || checkpoints.is_emptying() {
             Refusal::LogEmpty
         } else {
-            running.advance(Phase::Paused);
+            running.advance(Phase::Paused, self.runtime.monotonic());
             fast.busy = true;
             return Ok(Step::Lead);
         };
@@ -368,7 +369,7 @@ impl Leader<'_> {
     fn resume(&self) {
         let mut state = self.journal.state.lock();
         if let Some(running) = state.running.as_mut().filter(|running| running.phase() == Phase::Paused) {
-            running.advance(Phase::Running);
+            running.advance(Phase::Running, self.journal.runtime.monotonic());
         }
         drop(state);
         self.journal.wake.room.notify_waiters();

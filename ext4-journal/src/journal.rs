@@ -14,7 +14,7 @@
 //! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified) before it
 //! looks at the state, and whoever changes the state notifies after.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -26,50 +26,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoints;
-use crate::fast_commit::{self, FastCommitStatistics, FastCommits};
+use crate::fast_commit::FastCommits;
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
+use crate::queue::Queue;
+use crate::recovery::Replayed;
+use crate::recovery::finish::Unfinished;
+use crate::reservation::Reservations;
+use crate::statistics::{Counters, History, Statistics};
 use crate::transaction::{Phase, Transaction};
 use crate::{Damage, JournalLocation, JournalOptions, Recovery, RecoveryReport, recovery};
-
-/// What the journal has done since it was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Transactions committed.
-    pub transactions: u64,
-    /// Handles started.
-    pub handles: u64,
-    /// Images written to the log.
-    pub logged_blocks: u64,
-    /// Log blocks written, descriptors, revoke and commit blocks included.
-    pub log_blocks: u64,
-    /// Blocks revoked.
-    pub revokes: u64,
-    /// Flushes asked of a device, also those that came with a write.
-    pub flushes: u64,
-    /// Blocks written to their places.
-    pub checkpointed_blocks: u64,
-    /// Fast commits, and why there were full ones instead.
-    pub fast_commits: FastCommitStatistics,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) transactions: AtomicU64,
-    pub(crate) handles: AtomicU64,
-    pub(crate) logged_blocks: AtomicU64,
-    pub(crate) log_blocks: AtomicU64,
-    pub(crate) revokes: AtomicU64,
-    pub(crate) flushes: AtomicU64,
-    pub(crate) checkpointed_blocks: AtomicU64,
-    pub(crate) fast_commits: fast_commit::Counters,
-}
-
-impl Counters {
-    pub(crate) fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
 
 /// Whether the journal takes handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,10 +71,16 @@ pub(crate) struct State {
     pub(crate) committing: Option<Committing>,
     pub(crate) space: Space,
     pub(crate) checkpoints: Checkpoints,
+    /// Fast commits were found, and the file system has not said yet what they change.
+    pub(crate) unfinished: Option<Unfinished>,
     pub(crate) fast: FastCommits,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
+    /// Handles that wait for room.
+    pub(crate) queue: Queue,
+    pub(crate) reservations: Reservations,
+    pub(crate) history: History,
 }
 
 impl State {
@@ -159,6 +131,9 @@ impl Wake {
     }
 }
 
+/// Called once, with the error that stopped the journal, in the task that met it: it must not block.
+pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;
+
 /// A log and its running, committing and checkpointed transactions.
 pub struct Journal {
     pub(crate) log: Log,
@@ -169,6 +144,8 @@ pub struct Journal {
     pub(crate) home: OnceLock<Home>,
     /// The same as `state.aborted.is_some()`, to look at without the lock.
     pub(crate) stopped: AtomicBool,
+    /// Told of the error that stops the journal.
+    on_abort: OnceLock<OnAbort>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
@@ -208,16 +185,7 @@ impl Journal {
         environment: Arc<dyn Environment>,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Arc<Self>> {
-        let block_size = location.block_size;
-        let mut log = Log::new(location)?;
-        let superblock = log.read_block(log.superblock).await?;
-        let superblock = Superblock::read(&superblock, block_size, log.available())?;
-        if superblock.first() <= log.superblock {
-            let problem =
-                format!("the log begins in block {}, at or before its superblock", superblock.first());
-            return Err(Error::corrupt("journal superblock", problem));
-        }
-        log.set_ring(superblock.first(), superblock.last());
+        let (log, superblock) = Log::open(location).await?;
         let state = State {
             mode: Mode::Idle,
             aborted: None,
@@ -227,9 +195,13 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            unfinished: None,
             fast: FastCommits::default(),
             layout: superblock.layout(),
             superblock,
+            queue: Queue::default(),
+            reservations: Reservations::default(),
+            history: History::default(),
         };
         Ok(Arc::new(Self {
             log,
@@ -239,6 +211,7 @@ impl Journal {
             state: Mutex::new(state),
             home: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            on_abort: OnceLock::new(),
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
@@ -274,8 +247,9 @@ impl Journal {
         self.recover_with(filesystem, Recovery::NORMAL).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log. A
-    /// salvage that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log, unless
+    /// fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not run before. A salvage
+    /// that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
     /// fails, or only checks, the log stays as it is.
     ///
     /// # Errors
@@ -293,19 +267,17 @@ impl Journal {
         if superblock.start() == 0 {
             return Ok(RecoveryReport::of_empty(superblock.sequence()));
         }
-        let (report, next) = recovery::run(&self.log, &superblock, filesystem, mode).await?;
+        let Replayed { report, next, head } = recovery::run(&self.log, &superblock, filesystem, mode).await?;
         if mode.check {
             return Ok(report);
         }
         let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
-        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| {
-            superblock.set_tail(0, next);
-            if salvaged && superblock.errno() == 0 {
-                superblock.set_errno(-(Errno::EUCLEAN as i32));
-            }
-        })
-        .await?;
-        self.state.lock().next = next;
+        if report.fast_commits.is_empty() {
+            self.mark_recovered(next, salvaged).await?;
+        } else {
+            let unfinished = Unfinished { id: report.end.transaction, head, next, salvaged };
+            self.state.lock().unfinished = Some(unfinished);
+        }
         Ok(report)
     }
 
@@ -383,7 +355,7 @@ impl Journal {
                         return Ok(flushes.unwrap_or(false));
                     }
                     if let Some(running) = &mut state.running {
-                        running.commit_requested = true;
+                        running.request_commit(|| self.runtime.monotonic());
                     }
                     flushes.get_or_insert(self.options.barrier);
                     self.wake.commit.notify_one();
@@ -488,11 +460,20 @@ impl Journal {
             })
         };
         self.wake.everybody();
-        let Some(block) = block else { return };
         // Best effort: a device that fails will hardly take it.
-        if let Err(error) = self.log.submit_superblock(&block) {
+        if let Some(block) = block
+            && let Err(error) = self.log.submit_superblock(&block)
+        {
             tracing::error!("the error could not be recorded in the journal: {error}");
         }
+        if let Some(on_abort) = self.on_abort.get() {
+            on_abort(error);
+        }
+    }
+
+    /// Has `callback` told of the error that stops the journal; the first one set stays.
+    pub fn set_on_abort(&self, callback: OnAbort) {
+        let _ = self.on_abort.set(callback);
     }
 
     /// The error that stopped the journal.
@@ -507,18 +488,7 @@ impl Journal {
     /// What the journal has done since it was opened.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        Statistics {
-            transactions: get(&counters.transactions),
-            handles: get(&counters.handles),
-            logged_blocks: get(&counters.logged_blocks),
-            log_blocks: get(&counters.log_blocks),
-            revokes: get(&counters.revokes),
-            flushes: get(&counters.flushes),
-            checkpointed_blocks: get(&counters.checkpointed_blocks),
-            fast_commits: counters.fast_commits.snapshot(),
-        }
+        self.counters.statistics(&self.state.lock().history, self.max_credits())
     }
 
     /// Preflush and FUA, or nothing where barriers are off.
@@ -562,7 +532,7 @@ impl Journal {
         }
         // What was asked for already begins when the fast commit that keeps it waiting has ended.
         let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
-        Some(running.began.saturating_add(interval))
+        Some(running.entered(Phase::Running).saturating_add(interval))
     }
 
     fn is_closed(&self) -> bool {
@@ -592,6 +562,7 @@ async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn R
             Some(deadline) => {
                 let left = deadline.saturating_sub(runtime.monotonic());
                 tokio::select! {
+                    biased;
                     () = wake.commit.notified() => {}
                     () = runtime.sleep(left) => {}
                 }

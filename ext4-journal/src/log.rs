@@ -24,6 +24,7 @@ use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operat
 use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
 
 use crate::JournalLocation;
+use crate::format::Superblock;
 
 /// How much is read ahead at a time: from the least, doubled as long as the reader goes on where it stopped.
 const READ_AHEAD: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
@@ -51,8 +52,26 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// The log at `location` and its superblock, verified.
+    ///
+    /// # Errors
+    /// The device's; corrupt or unsupported by name.
+    pub(crate) async fn open(location: JournalLocation) -> Result<(Self, Superblock)> {
+        let block_size = location.block_size;
+        let mut log = Self::new(location)?;
+        let superblock = log.read_block(log.superblock).await?;
+        let superblock = Superblock::read(&superblock, block_size, log.available())?;
+        if superblock.first() <= log.superblock {
+            let problem =
+                format!("the log begins in block {}, at or before its superblock", superblock.first());
+            return Err(Error::corrupt("journal superblock", problem));
+        }
+        log.set_ring(superblock.first(), superblock.last());
+        Ok((log, superblock))
+    }
+
     /// The log at `location`; [`Log::set_ring`] follows once the superblock was read.
-    pub(crate) fn new(location: JournalLocation) -> Result<Self> {
+    fn new(location: JournalLocation) -> Result<Self> {
         let blocks = location.device.geometry().size >> location.block_size.bits();
         let mut runs = Vec::with_capacity(location.runs.len());
         let mut available = 0_u32;
@@ -86,12 +105,12 @@ impl Log {
     }
 
     /// How many blocks there is room for.
-    pub(crate) fn available(&self) -> u32 {
+    fn available(&self) -> u32 {
         self.available
     }
 
     /// The ring's bounds.
-    pub(crate) fn set_ring(&mut self, first: u32, last: u32) {
+    fn set_ring(&mut self, first: u32, last: u32) {
         self.first = first;
         self.set_last(last);
     }
@@ -162,6 +181,15 @@ impl Log {
         let bio = Bio::new(Operation::Write, flags, self.byte(device)?, segments, Box::new(drop));
         self.device.submit(vec![bio]);
         Ok(())
+    }
+
+    /// True where [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which the device does
+    /// not split either.
+    pub(crate) fn is_one_transfer(&self, start: u32, count: usize) -> bool {
+        let geometry = self.device.geometry();
+        let most = (geometry.max_transfer >> self.block_size.bits()).min(geometry.max_segments.max(1));
+        let contiguous = self.locate(start).map_or(0, |(_, contiguous)| contiguous.min(self.last() - start));
+        u32::try_from(count).is_ok_and(|count| count <= most.min(contiguous))
     }
 
     /// Writes `blocks` from log block `start` of the ring on, in as few transfers as the log's runs and the device

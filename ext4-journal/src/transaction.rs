@@ -58,8 +58,12 @@ pub(crate) struct Transaction {
     pub(crate) callbacks: Vec<OnCommit>,
     /// Somebody wants it durable, or it is large or old.
     pub(crate) commit_requested: bool,
-    /// When it began, on the runtime's clock.
-    pub(crate) began: Duration,
+    /// When somebody first asked for its commit, on the runtime's clock; not where it only was old.
+    pub(crate) requested: Option<Duration>,
+    /// The longest that one of its handles had waited to join.
+    pub(crate) longest_wait: Duration,
+    /// When it came into each phase, on the runtime's clock.
+    entered: [Duration; 6],
 }
 
 impl std::fmt::Debug for Transaction {
@@ -86,8 +90,23 @@ impl Transaction {
             revokes: Revokes::default(),
             callbacks: Vec::new(),
             commit_requested: false,
-            began: now,
+            requested: None,
+            longest_wait: Duration::ZERO,
+            entered: [now; 6],
         }
+    }
+
+    /// When it came into `phase`, one that it has been in, on the runtime's clock.
+    pub(crate) fn entered(&self, phase: Phase) -> Duration {
+        self.entered[phase as usize]
+    }
+
+    /// Somebody wants it committed: because it is to be durable, or is full. True for the first who does.
+    pub(crate) fn request_commit(&mut self, now: impl FnOnce() -> Duration) -> bool {
+        if self.requested.is_none() {
+            self.requested = Some(now());
+        }
+        !std::mem::replace(&mut self.commit_requested, true)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -99,8 +118,8 @@ impl Transaction {
         matches!(self.phase, Phase::Paused | Phase::Locked)
     }
 
-    /// The one place where a transaction's life goes on.
-    pub(crate) fn advance(&mut self, to: Phase) {
+    /// The one place where a transaction's life goes on; `now` on the runtime's clock.
+    pub(crate) fn advance(&mut self, to: Phase, now: Duration) {
         let allowed = matches!(
             (self.phase, to),
             (Phase::Running, Phase::Locked | Phase::Paused)
@@ -116,6 +135,10 @@ impl Transaction {
             self.id,
             self.handles
         );
+        // A pause does not count as a beginning.
+        if self.phase != Phase::Paused {
+            self.entered[to as usize] = now;
+        }
         self.phase = to;
     }
 
@@ -135,8 +158,9 @@ impl Transaction {
     }
 
     /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks and the
-    /// commit block. Revokes take no credits; one more block of them is counted, and a commit that needs yet more
-    /// has the checkpoint task make room.
+    /// commit block. Revokes take no credits: one block of them more than there are is counted. A handle that revokes
+    /// more than fit there is not stopped; its commit then waits until the checkpoint task has made room, which it can:
+    /// everything else in the log is committed. See [`crate::handle`].
     pub(crate) fn log_blocks(&self, layout: &Layout, more: u32) -> u32 {
         let revokes = self.revokes.len().saturating_add(layout.revokes_per_block());
         log_blocks(layout, self.size().saturating_add(more), revokes)

@@ -85,6 +85,8 @@ impl File {
         }
         fs.check_writable()?;
         crate::flusher::throttle(fs).await;
+        // It may have been waiting when the error struck.
+        fs.check_writable()?;
         let _changing = match self.inode.rwlock.try_write() {
             Ok(guard) => guard,
             Err(_) => self.inode.rwlock.write().await,
@@ -130,6 +132,7 @@ impl File {
 
     async fn sync(&self, datasync: bool) -> Result<()> {
         let inode = Arc::clone(&self.inode);
+        self.fs().errors.check_alive()?;
         if self.fs().options.read_only {
             return Ok(());
         }
@@ -184,6 +187,7 @@ impl File {
     /// `ENXIO`; those of the device and of what it holds.
     pub async fn seek(&self, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
         let fs = self.fs();
+        fs.errors.check_alive()?;
         let _steady = self.inode.invalidate_lock.read().await;
         let size = self.inode.size();
         if offset >= size {
@@ -214,6 +218,7 @@ impl File {
     /// Those of mapping.
     pub async fn start_writeback(&self) -> Result<()> {
         let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
+        fs.errors.check_alive()?;
         let runtime = Arc::clone(&fs.runtime);
         let mode = Mode::Background { budget: u64::MAX };
         RunToEnd::new(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
@@ -225,6 +230,7 @@ impl File {
     /// Those of writeback, of the device and of what it holds.
     pub async fn extents(&self) -> Result<Vec<Mapping>> {
         let fs = self.fs();
+        fs.errors.check_alive()?;
         if self.inode.pages.is_dirty_folios() || self.inode.extent_status.delayed_blocks() > 0 {
             let (shared, inode) = (Arc::clone(fs), Arc::clone(&self.inode));
             RunToEnd::new(&fs.runtime, async move { writeback::sync_inode_data(&shared, &inode).await })

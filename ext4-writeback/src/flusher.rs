@@ -173,6 +173,11 @@ impl WritebackControl {
         self.progress.notify_waiters();
     }
 
+    /// Nothing is written any more: whoever waits for progress looks again.
+    pub fn wake_everybody(&self) {
+        self.progress.notify_waiters();
+    }
+
     /// An ioend is being built: its number.
     pub fn start_ioend(&self) -> u64 {
         let mut unfinished = self.ioends.lock();
@@ -281,7 +286,8 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>) {
         let notified = control.progress.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
-        if control.dirty_bytes() <= control.limit {
+        // After an error that stopped all writing it will not become less.
+        if control.dirty_bytes() <= control.limit || fs.check_writable().is_err() {
             return;
         }
         control.kick();
@@ -318,6 +324,7 @@ pub(crate) async fn allocate_memory(
         control.kick();
         // What is not dirty is locked or read right now, which ends without a word to us.
         tokio::select! {
+            biased;
             () = notified => {}
             () = fs.runtime.sleep(Duration::from_millis(1)) => {}
         }
@@ -358,6 +365,7 @@ pub(crate) fn start(fs: &Arc<FilesystemInner>) {
     fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
         loop {
             tokio::select! {
+                biased;
                 () = wake.notified() => {}
                 () = runtime.sleep(PERIOD) => {}
             }
@@ -406,6 +414,7 @@ async fn flush_background(fs: &Arc<FilesystemInner>) {
         if control.dirty.load(Ordering::Relaxed) >= before {
             // Everything is locked or under writeback: something has to end first.
             tokio::select! {
+                biased;
                 () = notified => {}
                 () = fs.runtime.sleep(Duration::from_millis(10)) => {}
             }

@@ -4,9 +4,10 @@
 pub mod attributes;
 mod completion;
 pub mod counters;
+mod discard;
 mod error_policy;
 mod extent_status;
-mod fast_commit;
+pub mod fast_commit;
 pub mod file;
 pub mod filesystem;
 mod flusher;
@@ -35,4 +36,4 @@ pub use fast_commit::{FastCommitReasons, Reason as FastCommitReason};
 pub use file::File;
 pub use filesystem::Filesystem;
 pub use namespace::{NewInode, RenameFlags, Times};
-pub use options::MountOptions;
+pub use options::{MountOptions, OnError};

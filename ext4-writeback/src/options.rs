@@ -7,6 +7,19 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
 
+/// What follows where the file system is found to contradict itself, or its metadata cannot be read or written
+/// (`errors=`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnError {
+    /// It is recorded, and work goes on. (Where the journal had to stop nothing more can be written all the same.)
+    Continue,
+    /// Nothing is written any more.
+    RemountReadOnly,
+    /// The file system is poisoned: everything that is asked of it fails from then on, reads included. The process
+    /// lives.
+    Panic,
+}
+
 /// How a file system is mounted.
 #[derive(Clone)]
 pub struct MountOptions {
@@ -27,10 +40,15 @@ pub struct MountOptions {
     pub commit_interval: Option<Duration>,
     /// Device flushes where the order of writes asks for them.
     pub barrier: bool,
+    /// What follows an error; `None`: what the superblock says.
+    pub errors: Option<OnError>,
     /// fsync of a file uses fast commits, where the file system has the feature `fast_commit`.
     pub fast_commit: bool,
     /// A failed data write aborts the journal (`data_err=abort`).
     pub data_error_aborts: bool,
+    /// Freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one nothing
+    /// says when a deletion is durable.
+    pub discard: bool,
     /// At unmount the log is zeroed and its sequence starts again at 1.
     pub erase_journal: bool,
     /// Access times are written (`relatime`); default off: `noatime`.
@@ -54,8 +72,10 @@ impl Default for MountOptions {
             delayed_allocation: true,
             commit_interval: Some(Duration::from_secs(5)),
             barrier: true,
+            errors: None,
             fast_commit: true,
             data_error_aborts: false,
+            discard: false,
             erase_journal: false,
             access_times: false,
             last_mounted: None,
@@ -76,8 +96,10 @@ impl fmt::Debug for MountOptions {
             .field("delayed_allocation", &self.delayed_allocation)
             .field("commit_interval", &self.commit_interval)
             .field("barrier", &self.barrier)
+            .field("errors", &self.errors)
             .field("fast_commit", &self.fast_commit)
             .field("data_error_aborts", &self.data_error_aborts)
+            .field("discard", &self.discard)
             .field("erase_journal", &self.erase_journal)
             .field("access_times", &self.access_times)
             .field("last_mounted", &self.last_mounted)

@@ -74,6 +74,13 @@ pub(crate) async fn writepages(
     gather: &mut Gather,
     mode: Mode,
 ) -> Result<()> {
+    if inode.pages.is_dirty_folios()
+        && let Err(error) = fs.check_writable()
+    {
+        // The kernel's ext4_writepages stops here too: with a journal that stopped, no data goes out.
+        inode.write_errors.record(&error);
+        return Err(error);
+    }
     gather.set_sync(mode == Mode::Sync);
     let mut context = WritepageContext { fs, inode, mapping: None };
     let mut result = Ok(());
@@ -229,7 +236,7 @@ impl WritepageContext<'_> {
                     // Blocks that were freed are free after the commit. It never needs this folio.
                     retries += 1;
                     gather.submit();
-                    journal.force_commit().await?;
+                    self.fs.commit_and_release(journal).await?;
                 }
                 result => return result,
             }

@@ -153,7 +153,10 @@ fn an_unclean_image_is_recovered_also_by_a_command_that_only_reads() {
         copy.args(["--sparse=always"]).arg(&image).arg(&dirty);
         run(copy).ok();
     }
+    let before = fs::read(&dirty).unwrap();
     let text = ext4(["cat", &inside(&dirty, "/file")]).ok();
     assert_eq!(text, "synced before the crash");
+    assert!(fs::read(&dirty).unwrap() == before, "a command that only reads changed the image");
+    ext4(["mkdir", &inside(&dirty, "/recovered")]).ok();
     check(&dirty);
 }

@@ -78,6 +78,32 @@ pub async fn write_inode(info: &SuperblockInfo, transaction: &dyn Transaction, i
     })?
 }
 
+/// The bytes of an inode's slot as they lie there, unverified; zeros for one that was never used.
+///
+/// # Errors
+/// Corrupt for a number out of range; the device's.
+pub async fn read_slot(info: &SuperblockInfo, number: InodeNumber) -> Result<Vec<u8>> {
+    let (block, offset) = info.inode_location(number).await?;
+    let size = usize::from(info.inode_size());
+    if info.was_never_used(number)? {
+        return Ok(vec![0; size]);
+    }
+    let buffer = read_table_block(info, number, block).await?;
+    Ok(buffer.read(|bytes| bytes.get(offset..offset + size).unwrap_or_default().to_vec()))
+}
+
+/// Makes a slot that was never used that of a free inode.
+pub(super) async fn clear_slot(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: InodeNumber,
+) -> Result<()> {
+    let (block, offset) = info.inode_location(number).await?;
+    let size = usize::from(info.inode_size());
+    let buffer = read_table_block(info, number, block).await?;
+    buffer.modify(transaction, |bytes| bytes.get_mut(offset..offset + size).unwrap_or_default().fill(0))
+}
+
 /// An inode's bytes in its table, as the transaction that runs has them.
 #[derive(Clone, Debug)]
 pub struct Slot {

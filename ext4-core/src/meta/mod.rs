@@ -26,6 +26,7 @@ pub mod superblock_info;
 pub mod transaction;
 pub mod xattr;
 
+pub use block_allocator::FreedBlocks;
 pub use buffer::{BlockKind, Buffer, BufferCache};
 pub use superblock_info::SuperblockInfo;
 pub use transaction::{DirectTransaction, Transaction};

@@ -39,6 +39,11 @@ impl Commit {
         stored.get()
     }
 
+    /// The part of the commit time below a second.
+    pub(crate) fn nanoseconds(&self) -> u32 {
+        self.nanoseconds.get()
+    }
+
     /// True where the crc32 over the transaction is `computed`, or was never stored.
     pub(crate) fn verify_compat_checksum(&self, computed: u32) -> bool {
         let stored = self.stored_checksum();

@@ -233,6 +233,20 @@ impl Layout {
         crc32c(crc32c(self.seed, &id.0.to_be_bytes()), image)
     }
 
+    /// True where tags, descriptors, revoke blocks and commit blocks have checksums of their own.
+    pub(crate) fn has_tag_checksums(&self) -> bool {
+        self.checksums != Checksums::None
+    }
+
+    /// The checksum at the end of a descriptor or revoke block, where there is one.
+    pub(crate) fn stored_tail(&self, block: &[u8]) -> Option<u32> {
+        if self.checksums == Checksums::None {
+            return None;
+        }
+        let (_, tail) = block.split_at_checked(self.body_size())?;
+        U32::read_from_prefix(tail).ok().map(|(stored, _)| stored.get())
+    }
+
     /// Verifies the checksum at the end of a descriptor or revoke block, where there is one.
     ///
     /// # Errors

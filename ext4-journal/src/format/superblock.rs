@@ -314,12 +314,11 @@ impl Superblock {
     /// Sets who uses the journal: as many as the list has room for.
     pub(crate) fn set_users(&mut self, users: &[[u8; 16]]) {
         self.raw.users = [[0; 16]; 48];
-        let mut count = 0;
         for (slot, user) in self.raw.users.iter_mut().zip(users) {
             *slot = *user;
-            count += 1;
         }
-        self.raw.nr_users.set(count);
+        let count = users.len().min(self.raw.users.len());
+        self.raw.nr_users.set(u32::try_from(count).unwrap_or(0));
     }
 
     /// Sets where the ring begins.

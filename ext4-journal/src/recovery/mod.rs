@@ -10,6 +10,10 @@
 //! Then the device is flushed, and only then the superblock says that the log is empty. A crash anywhere before that
 //! leaves the log as it was, and recovering again writes the same images again.
 //!
+//! Where [`fast_commit`]s follow the last commit the log is not emptied yet: what they mean is for the file system to
+//! work out, on top of what was replayed. It comes back with the blocks that they change, and [`finish`] brings these
+//! in as one transaction.
+//!
 //! Invariants:
 //! - The walk ends after one turn of the ring, whatever the blocks say.
 //! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each image, images
@@ -21,6 +25,7 @@
 //!   it recorded in another write, a crash between them would leave a damaged file system that passes for a clean one.
 
 pub(crate) mod fast_commit;
+pub(crate) mod finish;
 pub(crate) mod replay;
 pub(crate) mod report;
 pub(crate) mod revoke;
@@ -29,25 +34,33 @@ pub(crate) mod scan;
 use std::sync::Arc;
 
 use ext4_core::device::BlockDevice;
-use ext4_core::{Error, Result, TransactionId};
+use ext4_core::{Result, TransactionId};
 
 use crate::format::Superblock;
 use crate::log::Log;
 use replay::Replay;
 use report::{Damage, Recovery, RecoveryReport};
 
-/// Replays the log into `filesystem` and flushes that. Returns what was done and the first id that no transaction in
-/// the log can have.
+/// What [`run`] leaves to do.
+pub(crate) struct Replayed {
+    pub(crate) report: RecoveryReport,
+    /// The first id that no transaction in the log can have.
+    pub(crate) next: TransactionId,
+    /// The log block behind the last commit.
+    pub(crate) head: u32,
+}
+
+/// Replays the log into `filesystem` and flushes that; collects the fast commits that follow.
 ///
 /// # Errors
-/// The devices'; unsupported where fast commits follow the last commit; corrupt where a committed transaction is
-/// damaged and that is refused.
+/// The devices'; unsupported where fast commits need something that is not known; corrupt where a committed
+/// transaction is damaged and that is refused.
 pub(crate) async fn run(
     log: &Log,
     superblock: &Superblock,
     filesystem: &Arc<dyn BlockDevice>,
     mode: Recovery,
-) -> Result<(RecoveryReport, TransactionId)> {
+) -> Result<Replayed> {
     let layout = superblock.layout();
     let found = scan::scan(log, superblock).await?;
     let mut report = RecoveryReport {
@@ -63,14 +76,8 @@ pub(crate) async fn run(
     }
     let end = found.end.transaction;
     // Fast commits belong to the last full one: behind a damaged transaction they have nothing to stand on.
-    if superblock.fast_commit_blocks() > 0 && found.damage.is_none() {
-        let block = log.read_block(superblock.last().saturating_add(1)).await?;
-        if fast_commit::begins(&block, end) {
-            return Err(Error::Unsupported(format!(
-                "journal: fast commits after transaction {} (feature FAST_COMMIT)",
-                end.previous()
-            )));
-        }
+    if found.damage.is_none() {
+        report.fast_commits = fast_commit::scan(log, superblock, end).await?;
     }
     let revoked = revoke::collect(log, &layout, &found).await?;
     let replay = Replay { log, layout, found: &found, revoked: &revoked, filesystem };
@@ -87,8 +94,9 @@ pub(crate) async fn run(
         blocks = report.blocks,
         revoked = report.revoked,
         findings = report.findings.len(),
+        fast_commits = report.fast_commits.commits.len(),
         "journal recovered up to transaction {}",
         end.previous()
     );
-    Ok((report, last.next()))
+    Ok(Replayed { report, next: last.next(), head: found.head })
 }

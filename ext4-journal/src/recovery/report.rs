@@ -6,6 +6,8 @@ use std::fmt;
 
 use ext4_core::{Error, TransactionId};
 
+use super::fast_commit::FastCommits;
+
 /// Findings that a report holds; the rest is only counted.
 pub(crate) const MAX_FINDINGS: usize = 1000;
 
@@ -60,6 +62,9 @@ pub struct RecoveryReport {
     pub findings: Vec<Finding>,
     /// Findings that found no room.
     pub more_findings: u64,
+    /// Fast commits that follow. Where there are any the log is not empty yet: see
+    /// [`Journal::finish_recovery`](crate::Journal::finish_recovery).
+    pub fast_commits: FastCommits,
 }
 
 impl RecoveryReport {

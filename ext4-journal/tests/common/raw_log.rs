@@ -351,6 +351,7 @@ impl RawLog {
             device: Arc::clone(device),
             block_size: BlockSize::new(u32::try_from(self.form.block_size).unwrap()).unwrap(),
             runs: self.runs.iter().map(|(block, count)| (BlockNumber(*block), *count)).collect(),
+            superblock: 0,
         }
     }
 

@@ -18,8 +18,10 @@ mod statfs;
 mod superblock_state;
 mod sync;
 mod unmount;
+mod unmounted_journal;
 
 pub use journal_location::has_external_journal;
+pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 
 use std::future::Future;
 use std::sync::Arc;
@@ -37,7 +39,8 @@ use ext4_journal::Journal;
 use ext4_journal::create::NewJournal;
 use tokio::sync::{Mutex, RwLock};
 
-use crate::error_policy::ErrorPolicy;
+use crate::discard::Discards;
+use crate::error_policy::{Consequence, ErrorPolicy};
 use crate::fast_commit::{Reason, Tracker};
 use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
@@ -70,10 +73,14 @@ pub(crate) struct FilesystemInner {
     pub pool: Arc<MemoryPool>,
     /// Dirty accounting and the flusher.
     pub writeback: crate::flusher::WritebackControl,
+    /// Freed blocks on their way back to the allocator, where they are discarded first.
+    pub discards: Option<Arc<Discards>>,
     /// Inodes in memory.
     pub inodes: InodeCache,
     /// What was found wrong, and what follows from it.
     pub errors: ErrorPolicy,
+    /// Held while an error is written into the superblock past the journal.
+    error_writer: Mutex<()>,
     /// What the running transaction has done, for fast commits.
     pub fast_commits: Arc<Tracker>,
     /// Held for reading by every operation that changes something, for writing by unmount: the outermost lock. False
@@ -194,15 +201,15 @@ impl FilesystemInner {
 
     /// Fails with `EROFS` where nothing may be written: mounted read-only, or so since an error.
     pub fn check_writable(&self) -> Result<()> {
+        self.errors.check_alive()?;
         if self.options.read_only {
             return Err(Error::posix(Errno::EROFS, "mounted read-only"));
         }
-        self.errors.check()?;
         match self.journal.as_ref().and_then(|journal| journal.aborted()) {
             // The error that stopped it was reported when it struck; what it means from now on is EROFS.
             Some(Error::Aborted(cause)) => Err(Error::Aborted(cause)),
             Some(cause) => Err(Error::Aborted(cause.to_string())),
-            None => Ok(()),
+            None => self.errors.check(),
         }
     }
 
@@ -269,8 +276,18 @@ impl FilesystemInner {
         if self.info.blocks_awaiting_commit() == 0 {
             return Ok(false);
         }
-        journal.force_commit().await?;
+        self.commit_and_release(journal).await?;
         Ok(true)
+    }
+
+    /// Commits, and waits until what was freed is discarded, where it is to be, and can be allocated. It never needs a
+    /// folio.
+    pub async fn commit_and_release(&self, journal: &Arc<Journal>) -> Result<()> {
+        journal.force_commit().await?;
+        if let Some(discards) = &self.discards {
+            discards.drain().await;
+        }
+        Ok(())
     }
 
     /// Counts a closed file; where it was the last of an inode without links, has the inode deleted.
@@ -286,17 +303,19 @@ impl FilesystemInner {
         }
     }
 
-    /// Keeps what `error` says for the superblock where it is a contradiction on the device, and stops all writing
-    /// where that was asked for. To be called without a handle or a lock of an inode.
+    /// Keeps what `error` says of the file system for the superblock, and does what `errors=` asks for. To be called
+    /// without a handle or a lock of an inode.
     pub async fn report(&self, error: &Error, inode: InodeNumber, operation: &'static str) {
-        if !error.is_corrupt() {
-            return;
-        }
-        let stop = self.errors.note(error, inode, operation, self.info.environment.now());
+        let consequence = self.errors.note(error, inode, operation, self.info.environment.now());
         if self.options.read_only {
             return;
         }
-        let recorded = if stop { self.stop_writing(error).await } else { self.record_findings().await };
+        let recorded = match consequence {
+            Consequence::Nothing => return,
+            Consequence::Record if self.check_writable().is_ok() => self.record_findings().await,
+            Consequence::Record => self.record_on_device().await,
+            Consequence::Stop => self.stop_writing(error).await,
+        };
         if let Err(error) = recorded {
             tracing::warn!(%error, "an error could not be recorded in the superblock");
         }
@@ -337,6 +356,7 @@ impl Filesystem {
         inode: InodeNumber,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
+        self.inner.errors.check_alive()?;
         let result = work.await;
         if let Err(error) = &result {
             self.inner.report(error, inode, operation).await;

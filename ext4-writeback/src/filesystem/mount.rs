@@ -16,7 +16,7 @@ use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::Runtime;
 use ext4_core::format::features::Compat;
 use ext4_core::format::inode::InodeLayout;
-use ext4_core::format::superblock::{STATE_ERROR, STATE_VALID};
+use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_ERROR, STATE_VALID};
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, InodeNumber, Result};
@@ -26,12 +26,13 @@ use tokio::sync::{Mutex, RwLock};
 use super::journal_location;
 use super::superblock_state::{FormerErrors, mark_mounted, mark_recovered};
 use super::{Filesystem, FilesystemInner};
-use crate::MountOptions;
+use crate::discard::Discards;
 use crate::error_policy::ErrorPolicy;
 use crate::fast_commit::{Table, Tracker};
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
 use crate::runtime::{RunToEnd, TokioRuntime};
+use crate::{MountOptions, OnError};
 
 /// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
 const CACHE_PER_INODE: usize = 16 << 10;
@@ -79,7 +80,7 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    fn check_writable(&self) -> Result<()> {
+    pub fn check_writable(&self) -> Result<()> {
         let read_only = |device: &Arc<dyn BlockDevice>| device.geometry().read_only;
         if read_only(&self.filesystem) {
             return Err(Error::posix(Errno::EROFS, "the device cannot be written; mount it read-only"));
@@ -96,7 +97,8 @@ pub(super) struct Found {
     pub info: Arc<SuperblockInfo>,
     /// Not recovered, where it needs that.
     pub journal: Option<Arc<Journal>>,
-    former: FormerErrors,
+    /// What the superblock said of errors.
+    pub former: FormerErrors,
     /// The journal was stopped by an error in its last life.
     pub journal_error: bool,
 }
@@ -117,7 +119,7 @@ impl Found {
     }
 }
 
-async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
+pub(super) async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
     let (device, environment) = (Arc::clone(&devices.filesystem), Arc::clone(&options.environment));
     SuperblockInfo::load(device, options.cache / 4, environment, options.read_only).await
 }
@@ -152,7 +154,11 @@ pub(super) async fn recover(devices: &Devices, found: Found, options: &MountOpti
     drop(info);
     let report = journal.recover(&devices.filesystem).await?;
     tracing::info!(?report, "journal recovered");
-    let info = load(devices, options).await?;
+    let mut info = load(devices, options).await?;
+    if !report.fast_commits.is_empty() {
+        crate::fast_commit::finish_recovery(&info, &journal, &report.fast_commits).await?;
+        info = load(devices, options).await?;
+    }
     if options.read_only {
         mark_recovered(&info, &former, journal_error).await?;
     }
@@ -167,6 +173,7 @@ pub(super) async fn run(
 ) -> Result<Filesystem> {
     opened.warn_of_errors();
     let Found { info, journal, former, journal_error } = opened;
+    let discards = discards(&info, journal.as_ref(), &options, &runtime)?;
     if info.superblock().state & STATE_VALID == 0 {
         tracing::warn!("not unmounted cleanly and without a journal: a check is recommended");
     }
@@ -182,10 +189,43 @@ pub(super) async fn run(
         journal.start_running(&info.cache, features.metadata_csum(), features.bit64()).await?;
     }
     let orphans = Orphans::load(&info).await?;
-    let inner = Arc::new(assemble(info, journal, orphans, options, runtime));
+    let mut inner = assemble(info, journal, orphans, options, runtime);
+    inner.discards = discards;
+    let inner = Arc::new(inner);
+    if let Some(journal) = &inner.journal {
+        let weak = Arc::downgrade(&inner);
+        journal.set_on_abort(Box::new(move |error| {
+            if let Some(inner) = weak.upgrade() {
+                inner.journal_aborted(error);
+            }
+        }));
+    }
     inner.process_orphans().await;
     crate::flusher::start(&inner);
     Ok(Filesystem { inner })
+}
+
+/// The way of freed blocks, where they are to be discarded and the device can.
+fn discards(
+    info: &SuperblockInfo,
+    journal: Option<&Arc<Journal>>,
+    options: &MountOptions,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<Option<Arc<Discards>>> {
+    if !options.discard {
+        return Ok(None);
+    }
+    let Some(journal) = journal else {
+        let context = "discard: without a journal nothing says when a deletion is durable";
+        return Err(Error::posix(Errno::EINVAL, context));
+    };
+    if !info.device().geometry().discard {
+        tracing::warn!("discard: the device does not support it");
+        return Ok(None);
+    }
+    let discards = Discards::new(info.device(), info.block_size(), journal, runtime);
+    info.set_freed_blocks(Arc::clone(&discards) as _);
+    Ok(Some(discards))
 }
 
 /// Puts the parts of a mounted file system together.
@@ -211,11 +251,14 @@ pub(super) fn assemble(
         fast_commits: Arc::new(Tracker::new(fast_commits, table)),
         pool: MemoryPool::new(data_capacity),
         writeback: WritebackControl::new(&options, data_capacity),
+        discards: None,
         inodes: InodeCache::new(options.cache / CACHE_PER_INODE),
-        errors: ErrorPolicy::new(!matches!(
-            superblock.errors,
-            0 | ext4_core::format::superblock::ERRORS_CONTINUE
-        )),
+        errors: ErrorPolicy::new(options.errors.unwrap_or(match superblock.errors {
+            ERRORS_READ_ONLY => OnError::RemountReadOnly,
+            ERRORS_PANIC => OnError::Panic,
+            _ => OnError::Continue,
+        })),
+        error_writer: Mutex::new(()),
         freeze: RwLock::new(true),
         rename: Mutex::new(()),
         inode_layout: InodeLayout {

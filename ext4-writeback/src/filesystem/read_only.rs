@@ -86,7 +86,7 @@ async fn finish_orphans(
         return Ok(());
     }
     drop(found);
-    let writable = MountOptions { read_only: false, last_mounted: None, ..options.clone() };
+    let writable = MountOptions { read_only: false, discard: false, last_mounted: None, ..options.clone() };
     let finish = async {
         let found = look(overlay, &writable, runtime).await?;
         run(found, writable, Arc::clone(runtime)).await?.unmount().await

@@ -5,18 +5,23 @@
 //!   the device. A kernel that finds it clear throws the log away: set too late or cleared too early it would throw
 //!   away committed changes.
 //! - The error state never goes by itself: only a check clears it.
+//! - Once the journal has stopped, the superblock on the device gets the findings and nothing else. The one in memory
+//!   holds changes of transactions that never commit; were it written, an orphan list could name an inode that still
+//!   has its links.
 
 use ext4_core::format::features::{Compat, Incompat, RoCompat};
-use ext4_core::format::superblock::{ErrorRecord, STATE_ERROR, STATE_ORPHANS, STATE_VALID, Superblock};
+use std::sync::Arc;
+
+use ext4_core::device::{BioFlags, Segment};
+use ext4_core::format::superblock::{
+    ErrorRecord, STATE_ERROR, STATE_ORPHANS, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock,
+};
 use ext4_core::meta::{SuperblockInfo, credits};
 use ext4_core::{Error, Result};
 
 use super::FilesystemInner;
 use crate::MountOptions;
 use crate::error_policy::{Finding, Findings};
-
-/// `EXT4_ERR_EFSCORRUPTED`: the kind of error that the kernel records for a contradiction on the device.
-const CODE_CORRUPTED: u8 = 8;
 
 /// What the superblock said of errors before the journal was replayed over it.
 pub(super) struct FormerErrors {
@@ -154,8 +159,52 @@ impl FilesystemInner {
         if let Some(journal) = &self.journal {
             journal.abort(error);
         }
+        self.record_on_device().await
+    }
+
+    /// The journal has stopped: its task calls this, and must not be held up.
+    pub(super) fn journal_aborted(self: &Arc<Self>, error: &Error) {
+        let first = self.errors.note_abort(error, self.info.environment.now());
+        // Who waits for memory or for dirty data to become less sees that nothing will.
+        self.writeback.wake_everybody();
+        if !first {
+            // Whoever stopped it records that.
+            return;
+        }
+        let fs = Arc::clone(self);
+        self.runtime.spawn(Box::pin(async move {
+            if let Err(error) = fs.record_on_device().await {
+                tracing::warn!(%error, "the error could not be recorded in the superblock");
+            }
+        }));
+    }
+
+    /// Puts findings into the superblock as it lies on the device, past the journal, which has stopped. When it
+    /// returns no other call is still at it.
+    pub(super) async fn record_on_device(&self) -> Result<()> {
+        let _one = self.error_writer.lock().await;
         let Some(findings) = self.errors.take() else { return Ok(()) };
-        self.info.write_superblock(&mut |superblock| record(superblock, &findings)).await
+        let written = self.write_findings(&findings).await;
+        if written.is_err() {
+            self.errors.put_back(findings);
+        }
+        written
+    }
+
+    async fn write_findings(&self, findings: &Findings) -> Result<()> {
+        let device = self.info.device();
+        let unit = u64::from(device.geometry().logical_block_size);
+        let first = SUPERBLOCK_OFFSET / unit * unit;
+        let end = (SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64).next_multiple_of(unit);
+        // At most a block of the device before and behind 1,024 bytes.
+        let mut content = device.read_at(first, (end - first) as usize).await?;
+        let at = (SUPERBLOCK_OFFSET - first) as usize;
+        let place = &mut content[at..at + SUPERBLOCK_SIZE];
+        let mut superblock = Superblock::parse(place)?;
+        record(&mut superblock, findings);
+        place.copy_from_slice(&superblock.to_bytes());
+        let flags = BioFlags::PREFLUSH | BioFlags::FUA | BioFlags::META | BioFlags::SYNC;
+        device.write_at(first, vec![Segment::Owned(content)], flags).await
     }
 }
 
@@ -169,7 +218,7 @@ fn record(superblock: &mut Superblock, findings: &Findings) {
             time: finding.time.seconds,
             inode: finding.inode.0,
             function,
-            code: CODE_CORRUPTED,
+            code: finding.code,
             ..ErrorRecord::default()
         }
     };

@@ -17,6 +17,7 @@ impl Filesystem {
     /// # Errors
     /// The first of the device's and the journal's; what can be written is written all the same.
     pub async fn sync(&self) -> Result<()> {
+        self.inner.errors.check_alive()?;
         if self.inner.options.read_only {
             return Ok(());
         }
@@ -34,6 +35,7 @@ impl Filesystem {
     /// # Errors
     /// The device's and the journal's, `ENOENT`.
     pub async fn sync_inode(&self, inode: InodeNumber) -> Result<()> {
+        self.inner.errors.check_alive()?;
         if self.inner.options.read_only {
             return Ok(());
         }

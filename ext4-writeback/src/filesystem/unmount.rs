@@ -1,8 +1,8 @@
 //! Unmounting: everything comes to rest, from the outside inwards.
 //!
 //! Callers (kept out by `freeze`) → the flusher, which writes all data back → its completions → commit → checkpoint →
-//! the superblock marked clean → the device flushed. Each step only finds work that the steps before have finished
-//! making; in another order a late conversion would need a journal that is closed.
+//! discards → the superblock marked clean → the device flushed. Each step only finds work that the steps before have
+//! finished making; in another order a late conversion would need a journal that is closed.
 
 use std::sync::Arc;
 
@@ -40,12 +40,19 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
     fs.delete_released().await;
     let stopped = crate::flusher::stop(&fs).await;
     if let Err(error) = fs.check_writable() {
-        // Nothing more may be written: the superblock keeps saying that there is something to recover.
+        // Nothing more may be written but what was found: the superblock keeps saying that there is something to
+        // recover.
+        if let Err(error) = fs.record_on_device().await {
+            tracing::warn!(%error, "the error could not be recorded in the superblock");
+        }
         return stopped.and(Err(error));
     }
     match &fs.journal {
         Some(journal) => journal.close(fs.options.erase_journal).await?,
         None => fs.write_dirty_blocks().await?,
+    }
+    if let Some(discards) = &fs.discards {
+        discards.drain().await;
     }
     fs.flush_device().await?;
     fs.mark_clean().await?;

@@ -112,7 +112,7 @@ async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
             // Errors are recorded in the inodes they belong to.
             let _ = flusher::sync_all_data(&shared).await;
         }
-        journal.force_commit().await
+        shared.commit_and_release(&journal).await
     })
     .await?;
     Ok(true)

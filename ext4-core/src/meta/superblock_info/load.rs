@@ -145,6 +145,7 @@ impl SuperblockInfo {
             loaded: Mutex::default(),
             most_loaded: (cache_capacity >> superblock.block_size.bits() >> 3).clamp(16, MOST_LOADED),
             bad_groups: Mutex::new(bad),
+            freed_blocks: std::sync::OnceLock::new(),
             fixed: superblock,
         })
     }

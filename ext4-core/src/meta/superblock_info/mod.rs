@@ -17,14 +17,14 @@ mod zones;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::orphan::OrphanLinks;
-use super::{Buffer, BufferCache, DirectTransaction, Transaction};
+use super::{Buffer, BufferCache, DirectTransaction, FreedBlocks, Transaction};
 use crate::device::BlockDevice;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
@@ -79,6 +79,8 @@ pub struct SuperblockInfo {
     loaded: Mutex<VecDeque<GroupNumber>>,
     most_loaded: usize,
     bad_groups: Mutex<Vec<(GroupNumber, Error)>>,
+    /// Where freed blocks go before they can be allocated again.
+    pub(crate) freed_blocks: OnceLock<Arc<dyn FreedBlocks>>,
 }
 
 impl fmt::Debug for SuperblockInfo {

@@ -91,7 +91,7 @@ pub fn run(
         }
         let mut subjects = vec![Subject::OursUring, Subject::Kernel];
         if matches!(kind, Kind::Append { .. }) {
-            subjects.extend([Subject::KernelFastCommit, Subject::Raw]);
+            subjects.extend([Subject::OursFastCommit, Subject::KernelFastCommit, Subject::Raw]);
         }
         if !root {
             subjects.retain(|subject| !matches!(subject, Subject::Kernel | Subject::KernelFastCommit));
@@ -156,7 +156,7 @@ fn owner() -> Credentials {
 /// Bytes written to our journal since the mount.
 fn journal_bytes(filesystem: &Filesystem) -> f64 {
     let statistics = filesystem.journal_statistics().unwrap_or_default();
-    statistics.log_blocks as f64 * BLOCK as f64
+    (statistics.log_blocks + statistics.fast_commits.blocks) as f64 * BLOCK as f64
 }
 
 async fn append(path: &Path, filesystem: &Filesystem, tasks: u64) -> anyhow::Result<Measurement> {

@@ -1,0 +1,329 @@
+//! Errors of the device and contradictions on it: what stops, what is recorded, what the next mount finds.
+#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+
+mod common;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ext4_core::device::simulated::{Change, Event, Fault, FaultyDevice, Image, RecordingDevice, Trigger};
+use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
+use ext4_core::format::features::Incompat;
+use ext4_core::format::superblock::{STATE_ERROR, Superblock};
+use ext4_core::{Errno, InodeNumber};
+use ext4_writeback::{Credentials, Filesystem, MountOptions, OnError};
+
+const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
+const ROOT: InodeNumber = InodeNumber::ROOT;
+
+fn superblock(image: &Image) -> Superblock {
+    let mut bytes = [0; 1024];
+    image.read(1024, &mut bytes);
+    Superblock::parse(&bytes).unwrap()
+}
+
+/// The bytes of an image that are its journal's, where that is one run.
+fn log_range(image: &Image) -> Range<u64> {
+    let size = u64::from(superblock(image).block_size.bytes());
+    let blocks: Vec<u64> = common::debugfs(image, "blocks <8>")
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let (first, last) = (blocks[0], blocks[blocks.len() - 1]);
+    assert_eq!(last - first + 1, blocks.len() as u64, "the journal is one run");
+    first * size..(last + 1) * size
+}
+
+/// Nothing happens on its own, so that the number of writes is the same each time.
+fn quiet() -> MountOptions {
+    MountOptions { commit_interval: None, ..MountOptions::default() }
+}
+
+/// A device that fails on purpose under one that records.
+struct Rig {
+    memory: Arc<MemoryDevice>,
+    faulty: Arc<FaultyDevice>,
+    recording: Arc<RecordingDevice>,
+    filesystem: Filesystem,
+}
+
+async fn rig(image: &Image, options: MountOptions) -> Rig {
+    // Sectors of 1 KiB: a superblock is written whole or not at all.
+    let memory = MemoryDevice::from_image(image.clone());
+    let memory = Arc::new(memory.with_geometry(|geometry| geometry.logical_block_size = 1024));
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
+    let inner = Arc::clone(&faulty) as Arc<dyn BlockDevice>;
+    let recording = Arc::new(RecordingDevice::around(inner, image.clone()));
+    let device = Arc::clone(&recording) as Arc<dyn BlockDevice>;
+    let filesystem = Filesystem::mount(device, options).await.unwrap();
+    Rig { memory, faulty, recording, filesystem }
+}
+
+impl Rig {
+    async fn mkdir(&self, name: &str) -> ext4_core::Result<InodeNumber> {
+        self.filesystem.mkdir(ROOT, name.as_bytes(), Credentials::default()).await
+    }
+
+    /// After the first bio that failed nothing goes to the log but its superblock, and that once.
+    fn assert_log_is_left_alone(&self, log: &Range<u64>, block_size: u64, context: &str) {
+        let recording = self.recording.recording();
+        let failed = |event: &Event| matches!(event, Event::Completed { success: false, .. });
+        let Some(first) = recording.events().iter().position(failed) else { return };
+        let mut superblocks = 0;
+        for event in &recording.events()[first..] {
+            let Event::Submitted { change: Change::Write { offset, data }, .. } = event else { continue };
+            if *offset < log.end && log.start < offset + data.len() as u64 {
+                assert_eq!(
+                    (*offset, data.len() as u64),
+                    (log.start, block_size),
+                    "{context}: a write to the log"
+                );
+                superblocks += 1;
+            }
+        }
+        assert!(superblocks <= 1, "{context}: the journal superblock was written {superblocks} times");
+    }
+}
+
+/// Whatever write or flush fails, and however: fsync says so each time, what it had promised is there after recovery,
+/// the file system is clean, and says what happened.
+#[tokio::test]
+async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that_was_durable() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let image = common::mke2fs(&["-b", "1024", "-J", "size=1"], "16M");
+    let log = log_range(&image);
+    let faults = [
+        (Operation::Write, Fault::Fail(Errno::EIO)),
+        (Operation::Write, Fault::Torn),
+        (Operation::Write, Fault::FailAfterwards),
+        (Operation::Flush, Fault::Fail(Errno::EIO)),
+    ];
+    for (operation, fault) in faults {
+        let mut met = 0;
+        for skip in 0..200 {
+            let context = format!("{operation:?} number {skip}: {fault:?}");
+            let rig = rig(&image, quiet()).await;
+            rig.mkdir("durable").await.unwrap();
+            rig.filesystem.sync().await.unwrap();
+            rig.faulty.inject(Trigger::Nth { operation: Some(operation), skip }, fault);
+            let mut promised = vec!["durable".to_owned()];
+            let mut stopped = false;
+            for number in 0..4 {
+                let name = format!("d{number}");
+                if rig.mkdir(&name).await.is_err() {
+                    stopped = true;
+                    break;
+                }
+                if rig.filesystem.sync().await.is_err() {
+                    // A flush alone that fails does not stop the journal: the next may succeed.
+                    stopped = rig.filesystem.sync_inode(ROOT).await.is_err();
+                    break;
+                }
+                promised.push(name);
+            }
+            if stopped {
+                for _ in 0..3 {
+                    rig.filesystem.sync_inode(ROOT).await.expect_err(&context);
+                    rig.filesystem.sync().await.expect_err(&context);
+                }
+                let error = rig.mkdir("late").await.expect_err(&context);
+                assert_eq!(error.errno(), Errno::EROFS, "{context}: {error}");
+                rig.filesystem.lookup(ROOT, b"durable").await.unwrap();
+            }
+            let unmounted = rig.filesystem.clone().unmount().await;
+            assert!(!stopped || unmounted.is_err(), "{context}");
+            if rig.faulty.faults_met() == 0 {
+                // There are no more writes than that.
+                break;
+            }
+            met += 1;
+            if operation == Operation::Write || stopped {
+                rig.assert_log_is_left_alone(&log, 1024, &context);
+            }
+            let crashed = rig.memory.image();
+            if stopped {
+                let found = superblock(&crashed);
+                assert_eq!(found.state & STATE_ERROR, STATE_ERROR, "{context}");
+                assert_eq!((found.error_count, found.first_error.code), (1, 2), "{context}");
+                assert!(found.first_error.function.starts_with(b"journal\0"), "{context}");
+                assert!(found.features.incompat.contains(Incompat::RECOVER), "{context}");
+            }
+            drop(rig);
+            let mounted = common::mount(&crashed).await;
+            for name in &promised {
+                mounted.filesystem.lookup(ROOT, name.as_bytes()).await.expect(&context);
+            }
+            let found = mounted.filesystem.superblock();
+            assert_eq!(found.state & STATE_ERROR != 0, stopped || found.error_count > 0, "{context}");
+            assert!(!stopped || found.error_count == 1, "{context}: the record survives recovery");
+            mounted.filesystem.unmount().await.unwrap();
+            let mut recovered = mounted.device.image();
+            clear_errors(&mut recovered);
+            common::assert_clean(&recovered, &context);
+        }
+        assert!(met >= 5, "{operation:?}: only {met} were met");
+        eprintln!("{operation:?} {fault:?}: {met} failures");
+    }
+}
+
+/// e2fsck is not clean where the superblock remembers an error; that it does was looked at before.
+fn clear_errors(image: &mut Image) {
+    let mut superblock = superblock(image);
+    superblock.state &= !STATE_ERROR;
+    superblock.error_count = 0;
+    superblock.first_error = Default::default();
+    superblock.last_error = Default::default();
+    image.write(1024, &superblock.to_bytes());
+}
+
+#[tokio::test]
+async fn a_failed_data_write_stops_the_journal_only_where_asked() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let image = common::mke2fs(&["-b", "1024"], "16M");
+    let log = log_range(&image);
+    for aborts in [false, true] {
+        let rig = rig(&image, MountOptions { data_error_aborts: aborts, ..quiet() }).await;
+        let inode = rig.filesystem.create(ROOT, b"f", Credentials::default()).await.unwrap();
+        let file = rig.filesystem.open(inode).await.unwrap();
+        file.write_at(0, &[1; 50_000]).await.unwrap();
+        // The data goes first.
+        rig.faulty.fail_nth(Operation::Write, 0);
+        file.sync_all().await.unwrap_err();
+        drop(file);
+        assert_eq!(rig.faulty.faults_met(), 1);
+        assert_eq!(rig.mkdir("d").await.is_err(), aborts);
+        assert_eq!(rig.filesystem.sync_inode(ROOT).await.is_err(), aborts);
+        assert_eq!(rig.filesystem.sync_inode(ROOT).await.is_err(), aborts);
+        assert_eq!(rig.filesystem.clone().unmount().await.is_err(), aborts);
+        if aborts {
+            rig.assert_log_is_left_alone(&log, 1024, "data_err=abort");
+        }
+        let image = rig.memory.image();
+        let found = superblock(&image);
+        assert_eq!(found.error_count, u32::from(aborts));
+        let mounted = common::mount(&image).await;
+        mounted.filesystem.unmount().await.unwrap();
+        let mut image = mounted.device.image();
+        clear_errors(&mut image);
+        common::assert_clean(&image, "after a failed data write");
+    }
+}
+
+/// The only block of the directory `d` in bytes, and the image.
+async fn directory() -> (Image, Range<u64>) {
+    let mounted = common::mount(&common::mke2fs(&["-b", "1024"], "16M")).await;
+    let directory = mounted.filesystem.mkdir(ROOT, b"d", Credentials::default()).await.unwrap();
+    mounted.filesystem.create(directory, b"f", Credentials::default()).await.unwrap();
+    mounted.filesystem.write("/kept", vec![4; 5000]).await.unwrap();
+    let image = mounted.unmount_clean("before the damage").await;
+    let blocks = common::debugfs(&image, "blocks /d");
+    let block: u64 = blocks.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    (image, block * 1024..(block + 1) * 1024)
+}
+
+#[tokio::test]
+async fn metadata_that_cannot_be_read_is_recorded_and_data_that_cannot_is_not() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let (image, block) = directory().await;
+    let rig = rig(&image, MountOptions { errors: Some(OnError::Continue), ..quiet() }).await;
+    let directory = rig.filesystem.lookup(ROOT, b"d").await.unwrap();
+    rig.faulty.fail_range(Operation::Read, block);
+    assert_eq!(rig.filesystem.lookup(directory, b"f").await.unwrap_err().errno(), Errno::EIO);
+    rig.faulty.heal();
+    rig.faulty.fail_range(Operation::Read, 0..16 << 20);
+    assert_eq!(rig.filesystem.read("/kept").await.unwrap_err().errno(), Errno::EIO);
+    rig.faulty.heal();
+    rig.mkdir("goes on").await.unwrap();
+    rig.filesystem.clone().unmount().await.unwrap();
+    let mut image = rig.memory.image();
+    let found = superblock(&image);
+    assert_eq!((found.error_count, found.first_error.code, found.first_error.inode), (1, 2, directory.0));
+    assert!(found.first_error.function.starts_with(b"lookup\0"));
+    clear_errors(&mut image);
+    common::assert_clean(&image, "after a read error");
+}
+
+#[tokio::test]
+async fn errors_panic_poisons_the_file_system_and_not_the_process() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let (mut image, block) = directory().await;
+    image.fill(block.start + 8, 8, 0x55);
+    let rig = rig(&image, MountOptions { errors: Some(OnError::Panic), ..quiet() }).await;
+    let filesystem = &rig.filesystem;
+    let directory = filesystem.lookup(ROOT, b"d").await.unwrap();
+    let file = filesystem.open(filesystem.resolve(b"/kept", false).await.unwrap()).await.unwrap();
+    assert!(filesystem.lookup(directory, b"f").await.unwrap_err().is_corrupt());
+    let mut buffer = [0; 10];
+    let errors = [
+        filesystem.lookup(ROOT, b"kept").await.unwrap_err(),
+        filesystem.readdir(ROOT, 0, 10).await.unwrap_err(),
+        filesystem.attributes(ROOT).await.unwrap_err(),
+        filesystem.read("/kept").await.unwrap_err(),
+        filesystem.sync().await.unwrap_err(),
+        filesystem.sync_inode(ROOT).await.unwrap_err(),
+        rig.mkdir("late").await.unwrap_err(),
+        file.read_at(0, &mut buffer).await.map(drop).unwrap_err(),
+        file.write_at(0, &buffer).await.map(drop).unwrap_err(),
+        file.sync_all().await.unwrap_err(),
+        file.extents().await.map(drop).unwrap_err(),
+        file.set_len(0).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.errno(), Errno::EIO, "{error}");
+    }
+    let error = filesystem.lookup(ROOT, b"kept").await.unwrap_err();
+    assert!(error.to_string().contains("errors=panic"), "{error}");
+    drop(file);
+    rig.filesystem.clone().unmount().await.unwrap_err();
+    let found = superblock(&rig.memory.image());
+    assert_eq!((found.error_count, found.first_error.code, found.first_error.inode), (1, 5, directory.0));
+    assert_eq!(found.state & STATE_ERROR, STATE_ERROR);
+}
+
+/// The mount option goes before the superblock, and a journal that stops poisons too.
+#[tokio::test]
+async fn a_journal_that_stops_poisons_where_errors_is_panic() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let image = common::mke2fs(&["-b", "1024", "-e", "panic"], "16M");
+    for (errors, poisoned) in [(None, true), (Some(OnError::Continue), false)] {
+        let rig = rig(&image, MountOptions { errors, ..quiet() }).await;
+        rig.mkdir("d").await.unwrap();
+        rig.faulty.fail_nth(Operation::Write, 0);
+        rig.filesystem.sync().await.unwrap_err();
+        assert_eq!(rig.filesystem.lookup(ROOT, b"d").await.is_err(), poisoned);
+        rig.mkdir("e").await.unwrap_err();
+        rig.filesystem.clone().unmount().await.unwrap_err();
+        assert_eq!(superblock(&rig.memory.image()).error_count, 1);
+    }
+}
+
+#[tokio::test]
+async fn without_a_journal_a_contradiction_stops_what_it_is_to_stop() {
+    if !common::have(TOOLS) {
+        return;
+    }
+    let mounted = common::mount(&common::mke2fs(&["-O", "^has_journal", "-b", "1024"], "16M")).await;
+    let directory = mounted.filesystem.mkdir(ROOT, b"d", Credentials::default()).await.unwrap();
+    mounted.filesystem.create(directory, b"f", Credentials::default()).await.unwrap();
+    let mut image = mounted.unmount_clean("before the damage").await;
+    let blocks = common::debugfs(&image, "blocks /d");
+    let block: u64 = blocks.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    image.fill(block * 1024 + 8, 8, 0x55);
+    let rig = rig(&image, MountOptions { errors: Some(OnError::RemountReadOnly), ..quiet() }).await;
+    assert!(rig.filesystem.lookup(directory, b"f").await.unwrap_err().is_corrupt());
+    assert_eq!(rig.mkdir("late").await.unwrap_err().errno(), Errno::EROFS);
+    rig.filesystem.lookup(ROOT, b"d").await.unwrap();
+    rig.filesystem.clone().unmount().await.unwrap_err();
+    let found = superblock(&rig.memory.image());
+    assert_eq!((found.error_count, found.first_error.code, found.first_error.inode), (1, 5, directory.0));
+}

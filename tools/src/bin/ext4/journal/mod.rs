@@ -1,0 +1,41 @@
+//! `ext4 journal`: what the log of a file system holds, and replaying it, without a mount.
+
+mod dump;
+mod replay;
+mod stat;
+
+use clap::{Args, Subcommand};
+
+use crate::context::Context;
+
+const EXAMPLES: &str = "\
+Examples:
+  ext4 journal stat disk.img              how large the log is and what it holds
+  ext4 journal dump disk.img              every transaction in it
+  ext4 journal replay --check disk.img    what a replay would do
+  ext4 journal replay disk.img            do it";
+
+/// Show, check and replay the journal
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Journal {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Dump(dump::Dump),
+    Stat(stat::Stat),
+    Replay(replay::Replay),
+}
+
+impl Journal {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self.command {
+            Command::Dump(command) => command.run(context).await,
+            Command::Stat(command) => command.run(context).await,
+            Command::Replay(command) => command.run(context).await,
+        }
+    }
+}
