@@ -184,6 +184,9 @@ impl Shared {
             let mut state = self.state.lock();
             let state = &mut *state;
             let alone = state.engine.is_idle();
+            if !alone {
+                self.polling.crowded();
+            }
             let mut registry = WithRing { registered: &mut state.registered, ring: &self.ring };
             state.engine.accept(bios, &mut registry, &mut ended);
             let queued = self.queue(state);

@@ -4,7 +4,8 @@
 //! the task that waits, perhaps on yet another thread: where processors are idle, and above all in a virtual machine,
 //! each of these wake-ups costs as much as the transfer. Whoever submits one small thing that somebody waits for, with
 //! nothing else in flight, therefore looks at the completion queue for a while before he goes on. Where that is in vain,
-//! the device is slow, and it is left alone for a while that grows with each failure.
+//! the device is slow, and it is left alone for a while that grows with each failure. Where several submit at once,
+//! there is other work for the processor, and what waits for the same thing is better gathered: then nobody looks.
 //!
 //! Invariant: it costs a device that is slow next to nothing: the time lost is at most `limit` in every
 //! [`MOST_PASSED_OVER`] submissions once that has been found out.
@@ -18,6 +19,8 @@ use ext4_core::device::{Bio, BioFlags, Operation};
 const DEFAULT_LIMIT: Duration = Duration::from_micros(100);
 /// More bytes than that take longer than a wake-up.
 const MOST_BYTES: u64 = 256 << 10;
+/// So many submissions are passed over where several submit at once.
+const CROWD: u32 = 64;
 /// The most submissions that are passed over after a failure.
 const MOST_PASSED_OVER: u32 = 1024;
 
@@ -62,6 +65,11 @@ impl Polling {
             self.pass_over.store(left - 1, Ordering::Relaxed);
         }
         left == 0
+    }
+
+    /// Somebody submitted while something else was in flight.
+    pub(crate) fn crowded(&self) {
+        self.pass_over.store(CROWD, Ordering::Relaxed);
     }
 
     /// All of it ended within the limit.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockImage, Segment};
+use ext4_core::environment::RunToEnd;
 use ext4_core::meta::Buffer;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
@@ -48,13 +49,24 @@ struct Content {
     layout: Layout,
 }
 
+/// A commit that panics takes the journal with it: nobody would end it, and whoever waits would wait for ever.
+struct AbortOnPanic<'a>(&'a Journal);
+
+impl Drop for AbortOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abort(&Error::posix(Errno::EIO, "a commit panicked"));
+        }
+    }
+}
+
 impl State {
     /// Ends a running transaction that nobody has anything in: its id is used by the next. The callbacks are to be
     /// called without the lock.
     pub(crate) fn discard_empty(&mut self) -> Option<Vec<OnCommit>> {
         let idle = |running: &Transaction| running.is_idle() && running.phase() == Phase::Running;
         if self.running.as_ref().is_some_and(idle) {
-            return self.running.take().map(|running| running.callbacks);
+            return self.running.take().map(|mut running| std::mem::take(&mut running.callbacks));
         }
         None
     }
@@ -69,7 +81,31 @@ impl Journal {
         }
     }
 
-    /// One turn of the commit task: commits the running transaction where that is asked for. True where it did.
+    /// True where somebody has asked for a commit of what is running.
+    pub(crate) fn is_commit_requested(&self) -> bool {
+        self.state.lock().running.as_ref().is_some_and(|running| running.commit_requested)
+    }
+
+    /// Commits what is running in the caller's own task, which spares him two changes of tasks. False where somebody is
+    /// committing, or a fast commit has to end first: whoever it is sees to it that the commit task goes on.
+    pub(crate) async fn commit_here(self: &Arc<Self>) -> bool {
+        let Ok(turn) = Arc::clone(&self.committer).try_lock_owned() else { return false };
+        let journal = Arc::clone(self);
+        RunToEnd::new(&self.runtime, async move {
+            let panics = AbortOnPanic(&journal);
+            let committed = journal.commit_if_requested().await;
+            drop(panics);
+            // Those who asked meanwhile did not get the turn.
+            drop(turn);
+            if journal.is_commit_requested() {
+                journal.wake.commit.notify_one();
+            }
+            committed
+        })
+        .await
+    }
+
+    /// One turn of the committer: commits the running transaction where that is asked for. True where it did.
     pub(crate) async fn commit_if_requested(self: &Arc<Self>) -> bool {
         let id = {
             let mut state = self.state.lock();
@@ -168,8 +204,9 @@ impl Journal {
             let layout = state.layout;
             let Some(running) = &mut state.running else { return Ok(None) };
             if running.is_empty() {
-                let callbacks = state.running.take().map(|running| running.callbacks);
+                let empty = state.running.take();
                 drop(state);
+                let callbacks = empty.map(|mut empty| std::mem::take(&mut empty.callbacks));
                 callbacks.into_iter().flatten().for_each(|callback| callback());
                 self.wake.room.notify_waiters();
                 self.wake.committed.notify_waiters();
@@ -280,12 +317,13 @@ impl Journal {
         for callback in callbacks {
             callback();
         }
-        let low = {
+        let (finished, low) = {
             let mut state = self.state.lock();
-            state.committing = None;
-            state.space.free < self.log.ring() / 4 || state.checkpoints.is_to_be_emptied()
+            let finished = state.committing.take();
+            (finished, state.space.free < self.log.ring() / 4 || state.checkpoints.is_to_be_emptied())
         };
         self.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        drop(finished);
         self.wake.committed.notify_waiters();
         // Who waits for space asks again, now that there is something to checkpoint.
         self.wake.room.notify_waiters();

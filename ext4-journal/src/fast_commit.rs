@@ -446,7 +446,7 @@ impl Drop for Leader<'_> {
     fn drop(&mut self) {
         let journal = self.journal;
         self.resume();
-        let empty = {
+        let (empty, requested) = {
             let mut state = journal.state.lock();
             let number = self.number;
             let fast = &mut state.fast;
@@ -456,10 +456,14 @@ impl Drop for Leader<'_> {
                 fast.refused = Some((self.id, Refusal::Failed));
             }
             fast.busy = false;
-            state.checkpoints.is_to_be_emptied()
+            let requested = state.running.as_ref().is_some_and(|running| running.commit_requested);
+            (state.checkpoints.is_to_be_emptied(), requested)
         };
         journal.wake.committed.notify_waiters();
-        journal.wake.commit.notify_one();
+        if requested {
+            // A full commit has waited for this one to end.
+            journal.wake.commit.notify_one();
+        }
         if empty {
             journal.wake.checkpoint.notify_one();
         }

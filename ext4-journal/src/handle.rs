@@ -136,12 +136,13 @@ impl Journal {
     }
 
     /// Makes a handle with `credits` part of the running transaction, which begins where there is none: its id, and
-    /// whether it has begun. [`Journal::admitted`] follows without the lock.
+    /// whether it has begun and needs a timer. [`Journal::admitted`] follows without the lock.
     pub(crate) fn admit(&self, state: &mut State, credits: u32) -> (TransactionId, bool) {
         let next = state.next;
         let mut begun = false;
+        let timer_runs = state.timer_runs;
         let running = state.running.get_or_insert_with(|| {
-            begun = true;
+            begun = !timer_runs;
             Transaction::new(next, self.runtime.monotonic())
         });
         running.handles += 1;

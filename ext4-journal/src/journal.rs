@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use ext4_core::device::{BioFlags, BlockDevice};
-use ext4_core::environment::{Environment, Runtime};
+use ext4_core::environment::{BoxFuture, Environment, Runtime};
 use ext4_core::meta::BufferCache;
 use ext4_core::{BlockSize, Errno, Error, Result, TransactionId};
 use parking_lot::Mutex;
@@ -74,6 +74,8 @@ pub(crate) struct State {
     /// Fast commits were found, and the file system has not said yet what they change.
     pub(crate) unfinished: Option<Unfinished>,
     pub(crate) fast: FastCommits,
+    /// The commit task wakes by itself when the running transaction is too old: nobody has to tell it that one began.
+    pub(crate) timer_runs: bool,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -150,6 +152,8 @@ pub struct Journal {
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
     superblock_writer: tokio::sync::Mutex<()>,
+    /// Held by whoever commits: the commit task, or a caller in its own task.
+    pub(crate) committer: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -195,6 +199,7 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            timer_runs: false,
             unfinished: None,
             fast: FastCommits::default(),
             layout: superblock.layout(),
@@ -215,6 +220,7 @@ impl Journal {
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
+            committer: Arc::default(),
         }))
     }
 
@@ -343,33 +349,35 @@ impl Journal {
     pub async fn commit(self: &Arc<Self>, id: TransactionId) -> Result<bool> {
         let mut flushes = None;
         loop {
-            let mut committed = std::pin::pin!(self.wake.committed.notified());
-            committed.as_mut().enable();
-            {
+            // Made under the lock: it misses no end from then on.
+            let (done, is_running) = {
                 let mut state = self.state.lock();
                 state.check()?;
-                if state.running.as_ref().is_some_and(|running| running.id == id) {
+                if let Some(running) = state.running.as_mut().filter(|running| running.id == id) {
+                    let done = Arc::clone(&running.done).notified_owned();
+                    running.request_commit(|| self.runtime.monotonic());
                     if let Some(callbacks) = state.discard_empty() {
                         drop(state);
                         callbacks.into_iter().for_each(|callback| callback());
                         return Ok(flushes.unwrap_or(false));
                     }
-                    if let Some(running) = &mut state.running {
-                        running.request_commit(|| self.runtime.monotonic());
-                    }
                     flushes.get_or_insert(self.options.barrier);
-                    self.wake.commit.notify_one();
+                    (done, true)
                 } else if let Some(committing) = &state.committing
                     && committing.transaction.id == id
                 {
                     // Its flush is still to come: it covers what had been written when this call began.
                     let before_flush = committing.transaction.phase() < Phase::Committing;
                     flushes.get_or_insert(self.options.barrier && before_flush);
+                    (Arc::clone(&committing.transaction.done).notified_owned(), false)
                 } else {
                     return Ok(flushes.unwrap_or(false));
                 }
+            };
+            if is_running && self.commit_here().await {
+                continue;
             }
-            committed.await;
+            done.await;
         }
     }
 
@@ -445,7 +453,7 @@ impl Journal {
 
     /// Stops the journal after an error: what is running never commits. The first error stays.
     pub fn abort(&self, error: &Error) {
-        let block = {
+        let (block, waiting) = {
             let mut state = self.state.lock();
             if state.aborted.is_some() || state.mode == Mode::Closed {
                 return;
@@ -453,13 +461,17 @@ impl Journal {
             tracing::error!("journal aborted: {error}");
             state.aborted = Some(error.clone());
             self.stopped.store(true, Ordering::Release);
-            (state.mode != Mode::Idle).then(|| {
+            let block = (state.mode != Mode::Idle).then(|| {
                 let mut superblock = state.superblock.clone();
                 superblock.set_errno(-(error.errno() as i32));
                 superblock.to_block()
-            })
+            });
+            let committing = state.committing.as_ref().map(|committing| &committing.transaction);
+            let transactions = state.running.iter().chain(committing);
+            (block, transactions.map(|transaction| Arc::clone(&transaction.done)).collect::<Vec<_>>())
         };
         self.wake.everybody();
+        waiting.iter().for_each(|done| done.notify_waiters());
         // Best effort: a device that fails will hardly take it.
         if let Some(block) = block
             && let Err(error) = self.log.submit_superblock(&block)
@@ -524,15 +536,28 @@ impl Journal {
     }
 
     /// When the running transaction will be too old, on the runtime's clock.
-    fn deadline(&self) -> Option<Duration> {
+    fn deadline(&self, state: &State) -> Option<Duration> {
         let interval = self.options.commit_interval?;
-        let state = self.state.lock();
         if state.aborted.is_some() {
             return None;
         }
         // What was asked for already begins when the fast commit that keeps it waiting has ended.
         let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
         Some(running.entered(Phase::Running).saturating_add(interval))
+    }
+
+    fn is_overdue(&self) -> bool {
+        let deadline = self.deadline(&self.state.lock());
+        deadline.is_some_and(|deadline| self.runtime.monotonic() >= deadline)
+    }
+
+    /// How long the commit task's timer is to run; `None`: it does without one until a transaction begins. A timer that
+    /// runs is early enough for every later transaction.
+    fn set_timer(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let deadline = self.deadline(&state);
+        state.timer_runs = deadline.is_some();
+        Some(deadline?.saturating_sub(self.runtime.monotonic()))
     }
 
     fn is_closed(&self) -> bool {
@@ -542,29 +567,39 @@ impl Journal {
 
 async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn Runtime>) {
     let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
+    // It runs on while transactions come and go: to set one for each would cost more than many a transaction.
+    let mut timer: Option<BoxFuture<'static, ()>> = None;
     loop {
-        let deadline = {
+        {
             let Some(journal) = journal.upgrade() else { return };
             if journal.is_closed() {
                 return;
             }
-            let deadline = journal.deadline();
-            if deadline.is_some_and(|deadline| runtime.monotonic() >= deadline) {
+            if journal.is_overdue() {
                 journal.request_commit();
             }
-            if journal.commit_if_requested().await {
-                continue;
+            if journal.is_commit_requested() {
+                let turn = journal.committer.lock().await;
+                let committed = journal.commit_if_requested().await;
+                drop(turn);
+                if committed {
+                    continue;
+                }
             }
-            journal.deadline()
-        };
-        match deadline {
+            if timer.is_none() {
+                timer = journal.set_timer().map(|left| runtime.sleep(left));
+            }
+        }
+        match &mut timer {
             None => wake.commit.notified().await,
-            Some(deadline) => {
-                let left = deadline.saturating_sub(runtime.monotonic());
-                tokio::select! {
+            Some(time) => {
+                let over = tokio::select! {
                     biased;
-                    () = wake.commit.notified() => {}
-                    () = runtime.sleep(left) => {}
+                    () = wake.commit.notified() => false,
+                    () = time => true,
+                };
+                if over {
+                    timer = None;
                 }
             }
         }

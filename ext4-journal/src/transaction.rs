@@ -17,12 +17,14 @@
 //! revoke win over an image of the same transaction, so a block that is freed and used again as metadata must lose
 //! its revoke, and a block that is freed must lose its image.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ext4_core::meta::Buffer;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::{BlockNumber, TransactionId};
 use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
 
 use crate::format::Layout;
 use crate::revoke::Revokes;
@@ -58,6 +60,9 @@ pub(crate) struct Transaction {
     pub(crate) callbacks: Vec<OnCommit>,
     /// Somebody wants it durable, or it is large or old.
     pub(crate) commit_requested: bool,
+    /// Wakes those who wait for its end, when it is dropped or the journal is aborted. One for each transaction: those who
+    /// wait for the next one sleep on.
+    pub(crate) done: Arc<Notify>,
     /// When somebody first asked for its commit, on the runtime's clock; not where it only was old.
     pub(crate) requested: Option<Duration>,
     /// The longest that one of its handles had waited to join.
@@ -78,6 +83,12 @@ impl std::fmt::Debug for Transaction {
     }
 }
 
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        self.done.notify_waiters();
+    }
+}
+
 impl Transaction {
     /// An empty running transaction.
     pub(crate) fn new(id: TransactionId, now: Duration) -> Self {
@@ -90,6 +101,7 @@ impl Transaction {
             revokes: Revokes::default(),
             callbacks: Vec::new(),
             commit_requested: false,
+            done: Arc::default(),
             requested: None,
             longest_wait: Duration::ZERO,
             entered: [now; 6],

@@ -273,7 +273,7 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>) {
         // Nobody else does it. Errors are recorded in the inodes.
         let fs = Arc::clone(fs);
         let runtime = Arc::clone(&fs.runtime);
-        let _ = crate::runtime::RunToEnd::new(&runtime, async move { sync_all_data(&fs).await }).await;
+        let _ = crate::runtime::run_to_end(&runtime, async move { sync_all_data(&fs).await }).await;
         return;
     }
     control.kick();
@@ -317,7 +317,7 @@ pub(crate) async fn allocate_memory(
                 let fs = Arc::clone(fs);
                 async move { sync_all_data(&fs).await }
             };
-            let _ = crate::runtime::RunToEnd::new(&fs.runtime, operation).await;
+            let _ = crate::runtime::run_to_end(&fs.runtime, operation).await;
             tokio::task::yield_now().await;
             continue;
         }

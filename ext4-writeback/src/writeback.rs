@@ -27,7 +27,7 @@ use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_
 use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 
-use crate::completion;
+use crate::completion::{self, Attendance};
 use crate::counters::LiveCounters;
 use crate::extent_status::{Extent, Status};
 use crate::fast_commit::{Mapped, Reason};
@@ -396,8 +396,19 @@ pub(crate) async fn sync_inode_data(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
 /// # Errors
 /// As [`sync_inode_data`].
 pub(crate) async fn sync_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
-    let result = start_inode_data(fs, inode, Mode::Sync).await;
-    wait_for_inode(fs, inode).await;
+    let (result, attendance) = {
+        let _pass = inode.pages.writeback_lock.lock().await;
+        let mut gather = Gather::new(fs);
+        let result = writepages(fs, inode, &mut gather, Mode::Sync).await;
+        // From here on nothing is waited for but the device and the journal. A fast device ends it within this call.
+        let attendance = Attendance::begin(fs, inode);
+        gather.submit();
+        (result, attendance)
+    };
+    match attendance {
+        Some(attendance) => attendance.wait(fs.writeback.next_ioend()).await,
+        None => wait_for_inode(fs, inode).await,
+    }
     result.and(settle(fs, inode, times).await)
 }
 

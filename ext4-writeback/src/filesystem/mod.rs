@@ -11,6 +11,7 @@
 
 mod close;
 mod deletion;
+mod journal_change;
 mod journal_location;
 mod mount;
 mod read_only;
@@ -20,6 +21,7 @@ mod sync;
 mod unmount;
 mod unmounted_journal;
 
+pub use journal_change::{ExternalJournal, NewJournalOptions, create_journal, remove_journal};
 pub use journal_location::has_external_journal;
 pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 
@@ -28,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::device::{BlockDevice, MemoryPool};
-use ext4_core::environment::Runtime;
+use ext4_core::environment::{RunToEnd, Runtime};
 use ext4_core::format::inode::{FileType, Inode, InodeLayout};
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::mkfs::MkfsOptions;
@@ -46,7 +48,7 @@ use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
 use crate::inode_info::InodeInfo;
 use crate::lock_order::HandleToken;
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 use crate::{File, MountOptions, Result};
 
 /// A mounted ext4 file system. Cloning shares it. Dropping the last one without [`Filesystem::unmount`] is a crash,
@@ -335,7 +337,7 @@ impl Filesystem {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let fs = Arc::clone(&self.inner);
-        RunToEnd::new(&self.inner.runtime, async move {
+        run_to_end(&self.inner.runtime, async move {
             let mounted = fs.freeze.read().await;
             if !*mounted {
                 return Err(Error::posix(Errno::ENODEV, "unmounted"));

@@ -31,7 +31,7 @@ use crate::error_policy::ErrorPolicy;
 use crate::fast_commit::{Table, Tracker};
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
-use crate::runtime::{RunToEnd, TokioRuntime};
+use crate::runtime::{TokioRuntime, run_to_end};
 use crate::{MountOptions, OnError};
 
 /// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
@@ -48,7 +48,7 @@ impl Filesystem {
     pub async fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Self> {
         let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
         let mounting = mount(device, options, Arc::clone(&runtime));
-        RunToEnd::new(&runtime, mounting).await
+        run_to_end(&runtime, mounting).await
     }
 }
 
@@ -153,7 +153,6 @@ pub(super) async fn recover(devices: &Devices, found: Found, options: &MountOpti
     }
     drop(info);
     let report = journal.recover(&devices.filesystem).await?;
-    tracing::info!(?report, "journal recovered");
     let mut info = load(devices, options).await?;
     if !report.fast_commits.is_empty() {
         crate::fast_commit::finish_recovery(&info, &journal, &report.fast_commits).await?;

@@ -9,7 +9,7 @@ use ext4_core::format::inode::FileType;
 use ext4_core::{InodeNumber, Result};
 
 use super::{Filesystem, FilesystemInner};
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 
 impl Filesystem {
     /// sync(2): everything written so far is durable when it returns.
@@ -22,7 +22,7 @@ impl Filesystem {
             return Ok(());
         }
         let fs = Arc::clone(&self.inner);
-        RunToEnd::new(&self.inner.runtime, async move {
+        run_to_end(&self.inner.runtime, async move {
             let _mounted = fs.freeze.read().await;
             fs.sync_all().await
         })
