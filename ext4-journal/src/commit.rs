@@ -300,14 +300,16 @@ impl Journal {
     ) -> Result<()> {
         let released;
         let callbacks;
+        let stale;
         {
             let mut state = self.state.lock();
             state.check()?;
-            let State { committing, checkpoints, history, .. } = &mut *state;
+            let State { committing, checkpoints, fast, history, .. } = &mut *state;
             let Some(committing) = committing else { unreachable!("the commit task put it there") };
             committing.transaction.advance(Phase::Committed, self.runtime.monotonic());
             history.add(&committing.transaction);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);
+            stale = fast.begin_to_void(extent.id);
             released = checkpoints.add(extent, frozen, revoked);
         }
         drop(released);
@@ -327,6 +329,9 @@ impl Journal {
         self.wake.room.notify_waiters();
         if low {
             self.wake.checkpoint.notify_one();
+        }
+        if stale {
+            self.void_fast_commits().await;
         }
         Ok(())
     }

@@ -23,6 +23,10 @@
 //!   that name and no whole fast commit. Of a later one a torn block is passed over, so those are one write.
 //! - The area's last block stays unused: a kernel that has read the area to its end goes on behind the log, and refuses
 //!   to mount.
+//! - When their transaction has been committed in full, the fast commits are made void on the medium, by zeros over the
+//!   name of the transaction; so are those that an earlier life of the log left, before the log is not empty any more.
+//!   The kernel passes old ones over, but e2fsck (1.47) gives the whole log up where it finds some: it would lose what
+//!   was committed in full. A crash just before the zeros are on the medium is all that is left of that.
 //! - One at a time, never beside a full commit of the same transaction, and the area is written over only when the full
 //!   commit that makes it void is durable: all of that happens between `busy` and its end.
 //! - The file system's data that the tags point to had completed before the call: the preflush (with an external log a
@@ -34,7 +38,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_core::device::{AlignedBuffer, Segment};
+use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::{Error, Result, TransactionId};
 
 use crate::format::{FastCommitEncoder, FastCommitTag, FastCommitTags, MIN_BLOCKS};
@@ -163,6 +167,17 @@ impl FastCommits {
         self.area.is_some()
     }
 
+    /// Transaction `id` has been committed in full. True where it has fast commits to be made void; none begins until
+    /// [`Journal::void_fast_commits`] has done that.
+    pub(crate) fn begin_to_void(&mut self, id: TransactionId) -> bool {
+        let stale = self.transaction == Some(id) && self.used > 0;
+        if stale {
+            self.used = 0;
+            self.busy = true;
+        }
+        stale
+    }
+
     /// True while the log must not be marked empty: what was reported durable is in the area, or about to be.
     pub(crate) fn hold_log(&self, running: Option<&Transaction>) -> bool {
         self.busy || running.is_some_and(|running| self.transaction == Some(running.id) && self.used > 0)
@@ -199,6 +214,33 @@ impl Journal {
         state.fast.area = last.filter(|_| state.fast.wanted).map(|last| (last + 1, end - 1));
         self.log.set_last(if state.fast.area.is_some() { last.unwrap_or(end) } else { end });
         state.space = crate::log::Space::empty(&self.log);
+    }
+
+    /// Writes zeros over the head of the fast commits that are void. Where that fails they stay as they are: only
+    /// e2fsck minds.
+    pub(crate) async fn void_fast_commits(&self) {
+        let area = self.state.lock().fast.area;
+        if let Some((start, _)) = area {
+            let flags = self.barrier_flags() - BioFlags::PREFLUSH;
+            if let Err(error) = self.log.zero_first_sector(start, flags).await {
+                tracing::warn!(%error, "old fast commits could not be made void");
+            }
+        }
+        self.state.lock().fast.busy = false;
+        self.wake.committed.notify_waiters();
+        self.wake.commit.notify_one();
+        self.wake.checkpoint.notify_one();
+    }
+
+    /// Makes void what an earlier life of the log, which is empty, left in the area.
+    pub(crate) async fn void_former_fast_commits(&self) -> Result<()> {
+        let area = self.state.lock().fast.area;
+        let Some((start, _)) = area else { return Ok(()) };
+        let block = self.log.read_block(start).await?;
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        self.log.zero_first_sector(start, self.barrier_flags() - BioFlags::PREFLUSH).await
     }
 
     /// Makes what transaction `id` has done so far durable: by a fast commit of what `source` says, shared with others

@@ -325,8 +325,9 @@ impl Journal {
             let mut state = self.state.lock();
             state.layout = state.superblock.layout();
             self.set_area(&mut state);
-            state.mode = Mode::Running;
         }
+        self.void_former_fast_commits().await?;
+        self.state.lock().mode = Mode::Running;
         self.wake.tasks.store(2, Ordering::Release);
         let task = commit_task(Arc::downgrade(self), Arc::clone(&self.wake), Arc::clone(&self.runtime));
         self.runtime.spawn(Box::pin(task));

@@ -235,6 +235,15 @@ impl Log {
         self.device.write_at(at, vec![owned(head)?], flags | BioFlags::META | BioFlags::SYNC).await
     }
 
+    /// Writes zeros over the first sector of log block `block`.
+    pub(crate) async fn zero_first_sector(&self, block: u32, flags: BioFlags) -> Result<()> {
+        let sector = self.device.geometry().logical_block_size as usize;
+        let zeros = AlignedBuffer::zeroed(sector.min(self.block_size.len()))?;
+        let at = self.byte(self.locate(block)?.0)?;
+        let flags = flags | BioFlags::META | BioFlags::SYNC;
+        self.device.write_at(at, vec![Segment::Owned(zeros)], flags).await
+    }
+
     /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with `flags` where
     /// the log's runs and the device allow it. Where they do not, the last one has the flags and the others have
     /// completed before, so that its preflush covers them.

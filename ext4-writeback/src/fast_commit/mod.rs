@@ -29,7 +29,8 @@
 //!   inodes can be applied in any order.
 //! - Bitmaps and counts follow from the ranges and inodes. Directory blocks follow from the names: only operations that
 //!   fitted into the blocks the directory had are written, so they fit again. Extent nodes are rebuilt from the ranges,
-//!   at other places than ours perhaps: on free blocks that no tag names.
+//!   at other places than ours perhaps: on free blocks that no tag names. (So the kernel does it, and our own replay;
+//!   e2fsck does not keep clear of the blocks that later tags name, so a file that has such nodes gets no range.)
 //! - An inode number that was freed in the running transaction and used again has its old life in the state that replay
 //!   starts from: such a transaction is committed in full, and so is one that makes an inode in a slot where an earlier
 //!   one left extents or attributes, which no tag would clear.

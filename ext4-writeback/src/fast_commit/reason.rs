@@ -61,6 +61,9 @@ reasons! {
     SpecialFile special_file "Not a regular file",
     /// A file mapped by indirect blocks or holding its own data: there are tags for extents only.
     Mapping mapping "Not mapped by extents",
+    /// Blocks were mapped or unmapped in a file whose extents do not fit into its inode: e2fsck's replay builds new nodes
+    /// for them, on blocks that it takes for free and that are not.
+    ExtentNodes extent_nodes "Extents outside the inode",
     /// The last name of an inode that was durable went: e2fsck's replay leaves the inode without a name.
     LastLink last_link "Last link removed",
     /// An inode was on the list of orphans, which has no tag, when it changed, or is being truncated.

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ext4_core::format::extent::Node;
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::meta::inode_table::Slot;
 use ext4_core::{InodeNumber, TransactionId};
@@ -198,10 +199,13 @@ impl Tracker {
             Reason::Mapping
         } else {
             let mut state = self.state.lock();
-            let number = inode.number;
-            return state.record(transaction).is_some_and(|record| {
-                record.inodes.get(&number).is_none_or(|changed| changed.slot.is_none())
-            });
+            let Some(record) = state.record(transaction) else { return false };
+            let changed = record.inodes.get(&inode.number);
+            let has_nodes = Node::new(&inode.i_block).is_some_and(|root| root.depth() > 0);
+            if !has_nodes || changed.is_none_or(|changed| changed.ranges.len() == 0) {
+                return changed.is_none_or(|changed| changed.slot.is_none());
+            }
+            Reason::ExtentNodes
         };
         self.mark_ineligible(transaction, reason);
         false

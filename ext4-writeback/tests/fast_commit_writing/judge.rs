@@ -32,28 +32,55 @@ pub fn by_kernel(image: &Image, context: &str) -> Tree {
     comparable(found)
 }
 
-/// What `e2fsck -fy` recovers.
-pub async fn by_e2fsck(image: &Image, context: &str) -> Tree {
+/// What `e2fsck -fy` recovers. `None` where it gives the log up, as 1.47 does when it finds fast commits of a transaction
+/// that has been committed in full: for that there is a moment between the commit and the zeros over them.
+pub async fn by_e2fsck(image: &Image, context: &str) -> Option<Tree> {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("image");
     image.to_file(&path).unwrap();
-    if let Some(kept) = std::env::var_os("EXT4_KEEP") {
-        std::fs::copy(&path, kept).unwrap();
-    }
     let output = common::run("e2fsck", &["-fy", path.to_str().unwrap()]);
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if said.contains("Invalid argument while recovering journal") {
+        let dump = common::debugfs(image, "logdump -a");
+        let number = |line: &str| line.split([' ', ',']).rev().find_map(|word| word.parse::<u32>().ok());
+        let head = dump.lines().find(|line| line.starts_with("tag HEAD")).and_then(number);
+        let committed = dump.lines().rfind(|line| line.contains("type 2 (commit block)"));
+        let committed = committed.and_then(|line| line.split([' ', ',']).find_map(|word| word.parse().ok()));
+        assert!(head.is_some() && head == committed, "{context}: {head:?}, {committed:?}: {said}{dump}");
+        return None;
+    }
     assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {said}");
     let after = Image::from_file(&path).unwrap();
     common::assert_clean(&after, &format!("{context}, after e2fsck: {said}"));
     let mounted = common::mount(&after).await;
     let found = live(&mounted.filesystem).await;
     mounted.unmount_clean(context).await;
+    Some(found)
+}
+
+/// What our own mount recovers.
+pub async fn by_us(image: &Image, context: &str) -> Tree {
+    let mounted = common::mount(image).await;
+    let found = live(&mounted.filesystem).await;
+    mounted.unmount_clean(&format!("{context}, after our recovery")).await;
     found
+}
+
+/// All of them find the same in what a crash left: that, and whether e2fsck is one of them.
+pub async fn assert_agreed(image: &Image, context: &str) -> (Tree, bool) {
+    let kernel = by_kernel(image, context);
+    tree::assert_same(&by_us(image, context).await, &kernel, &format!("{context}, we and the kernel"));
+    let e2fsck = by_e2fsck(image, context).await;
+    if let Some(e2fsck) = &e2fsck {
+        tree::assert_same(e2fsck, &kernel, &format!("{context}, e2fsck and the kernel"));
+    }
+    (kernel, e2fsck.is_some())
 }
 
 /// All of them find `expected` in what a crash left.
 pub async fn assert_recovered(image: &Image, expected: &Tree, context: &str) {
-    tree::assert_same(expected, &by_kernel(image, context), &format!("{context}, by the kernel"));
-    tree::assert_same(expected, &by_e2fsck(image, context).await, &format!("{context}, by e2fsck"));
+    let (found, all) = assert_agreed(image, context).await;
+    assert!(all, "{context}: e2fsck gave up");
+    tree::assert_same(expected, &found, &format!("{context}, before the crash and after"));
 }

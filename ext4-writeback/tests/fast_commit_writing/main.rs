@@ -2,7 +2,9 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `concurrent` | many at once, and what an fsync costs |
 //! | `judge` | what each of the three makes of an image that a crash left |
+//! | `mixes` | random operations, cut at every write |
 //! | `operations` | operation by operation: fast or full, and what is found afterwards |
 #![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
@@ -11,7 +13,9 @@ mod common;
 #[path = "../common/tree.rs"]
 mod tree;
 
+mod concurrent;
 mod judge;
+mod mixes;
 mod operations;
 
 use std::time::Duration;

@@ -174,6 +174,51 @@ async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
             }
             find("/top3").await
         }
+        "pieces with holes between" => {
+            let file = open("/dir/file0").await;
+            for piece in 1..13 {
+                file.write_at(piece * 50_000, &pattern(3000, 2)).await.unwrap();
+            }
+            find("/dir/file0").await
+        }
+        "attributes of a file in many pieces" => {
+            let file = open("/dir/file0").await;
+            for piece in 1..13 {
+                file.write_at(piece * 50_000, &pattern(3000, 2)).await.unwrap();
+            }
+            filesystem.sync().await.unwrap();
+            file.write_at(10, &pattern(50, 7)).await.unwrap();
+            find("/dir/file0").await
+        }
+        "appends to several files in turn" => {
+            for round in 0..20_u64 {
+                for number in 0..4 {
+                    let file = open(&format!("/top{number}")).await;
+                    file.write_at(300_000 + round * 4096, &pattern(4096, number)).await.unwrap();
+                    file.sync_all().await.unwrap();
+                }
+            }
+            find("/top3").await
+        }
+        "full after fast" => {
+            let file = open("/top1").await;
+            file.write_at(5000, &pattern(5000, 1)).await.unwrap();
+            file.sync_all().await.unwrap();
+            filesystem.sync().await.unwrap();
+            find("/top1").await
+        }
+        "fast after full, in turn" => {
+            let file = open("/top1").await;
+            for round in 0..6_u64 {
+                file.write_at(round * 5000, &pattern(5000, 1)).await.unwrap();
+                file.sync_all().await.unwrap();
+                if round % 2 == 1 {
+                    filesystem.sync().await.unwrap();
+                }
+            }
+            file.write_at(77, &pattern(50, 1)).await.unwrap();
+            find("/top1").await
+        }
         "attribute" => {
             let file = find("/dir/file1").await;
             filesystem.setxattr(file, b"user.colour", b"green", SetMode::Any).await.unwrap();
@@ -253,6 +298,11 @@ const OPERATIONS: &[(&str, Option<FastCommitReason>)] = &[
     ("rename a new file over one of two names", None),
     ("attributes", None),
     ("several files", None),
+    ("appends to several files in turn", None),
+    ("fast after full, in turn", None),
+    ("full after fast", None),
+    ("attributes of a file in many pieces", None),
+    ("pieces with holes between", Some(FastCommitReason::ExtentNodes)),
     ("unlink the last name", Some(FastCommitReason::LastLink)),
     ("rename over the last name", Some(FastCommitReason::LastLink)),
     ("attribute", Some(FastCommitReason::Xattr)),
@@ -276,6 +326,7 @@ async fn one_by_one(arguments: &[&str], kind: &str) {
         return;
     }
     let blank = common::mke2fs(arguments, "64M");
+    // One of them alone: EXT4_OPERATION=part-of-its-name.
     let filter = std::env::var("EXT4_OPERATION").ok();
     for (operation, reason) in OPERATIONS {
         if filter.as_ref().is_some_and(|filter| !operation.contains(filter.as_str())) {
