@@ -9,8 +9,8 @@ use std::sync::Arc;
 use ext4_core::device::MemoryDevice;
 use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::group_descriptor::GroupFlags;
-use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
-use ext4_core::meta::inode_allocator::{allocate_inode, free_inode};
+use ext4_core::meta::block_allocator::{self, AllocationRequest, allocate_blocks, free_blocks};
+use ext4_core::meta::inode_allocator::{self, allocate_inode, free_inode};
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::meta::{Buffer, DirectTransaction, SuperblockInfo, Transaction};
 use ext4_core::{BlockNumber, Errno, GroupNumber, InodeNumber, Result, Timestamp, TransactionId};
@@ -102,6 +102,57 @@ async fn random_allocation_and_freeing_keeps_every_layout_clean() {
         assert_eq!(again.free_and_reserved_blocks().0, free_before);
         close(&again).await;
         e2fsck(&device.content(), &format!("{size} {options:?}"));
+    }
+}
+
+/// What a replay says is used becomes used, wherever it lies, once; the counts follow in every layout.
+#[tokio::test]
+async fn what_is_marked_as_used_is_used_and_counted() {
+    for (size, options) in LAYOUTS {
+        let Some(content) = mke2fs(size, options) else { return };
+        let context = format!("{size} {options:?}");
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let (info, transaction) = open(&device).await;
+        let (free_blocks_before, _) = info.free_and_reserved_blocks();
+        let free_inodes_before = info.free_inodes_count();
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut owned: BTreeSet<u64> = BTreeSet::new();
+        for _ in 0..200 {
+            let first = random.u64(0..info.blocks_count());
+            let count = random.u64(1..5000).min(info.blocks_count() - first);
+            if !info.is_data_range(BlockNumber(first), count) {
+                let refused =
+                    block_allocator::mark_used(&info, &transaction, BlockNumber(first), count).await;
+                assert!(refused.unwrap_err().is_corrupt(), "{context}");
+                continue;
+            }
+            let found =
+                block_allocator::mark_used(&info, &transaction, BlockNumber(first), count).await.unwrap();
+            let found: Vec<u64> = found.into_iter().flatten().collect();
+            assert!(found.iter().all(|block| owned.insert(*block)), "{context}: marked twice");
+            assert_eq!(info.free_and_reserved_blocks().0 + owned.len() as u64, free_blocks_before);
+        }
+        let mut inodes = Vec::new();
+        for _ in 0..40 {
+            let inode = InodeNumber(random.u32(12..=info.inodes_count()));
+            if inode_allocator::is_used(&info, inode).await.unwrap() {
+                let again = inode_allocator::mark_used(&info, &transaction, inode, false).await;
+                assert!(again.unwrap_err().is_corrupt());
+                continue;
+            }
+            inode_allocator::mark_used(&info, &transaction, inode, true).await.unwrap();
+            assert!(inode_allocator::is_used(&info, inode).await.unwrap());
+            inodes.push(inode);
+        }
+        assert_eq!(info.free_inodes_count() as usize + inodes.len(), free_inodes_before as usize);
+        for inode in inodes {
+            free_inode(&info, &transaction, inode, true).await.unwrap();
+        }
+        for block in owned {
+            free_blocks(&info, &transaction, BlockNumber(block), 1, false).await.unwrap();
+        }
+        close(&info).await;
+        e2fsck(&device.content(), &context);
     }
 }
 

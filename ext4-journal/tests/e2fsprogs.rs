@@ -16,7 +16,7 @@ use ext4_core::device::BlockDevice;
 use ext4_core::meta::{BlockKind, BufferCache};
 use ext4_core::{BlockNumber, Errno, TransactionId};
 use ext4_journal::dump::{Inspection, LogBlockContent, Part};
-use ext4_journal::{FastCommitTag, Journal};
+use ext4_journal::{FastCommitTag, Journal, Recovery};
 
 const TOOLS: [&str; 3] = ["mkfs.ext4", "debugfs", "e2fsck"];
 
@@ -319,6 +319,55 @@ async fn fast_commits_are_found_and_the_log_waits_for_them() {
     journal.finish_recovery(&device, Vec::new()).await.unwrap();
     assert!(!journal.needs_recovery());
     assert_eq!(journal.finish_recovery(&device, Vec::new()).await.unwrap_err().errno(), Errno::EINVAL);
+}
+
+/// A salvage keeps what e2fsck keeps: around a damaged image everything else, up to a damaged commit block all before it.
+/// Behind a damaged descriptor e2fsck replays nothing at all, we what comes before.
+#[tokio::test]
+async fn a_salvage_keeps_what_e2fsck_keeps() {
+    if !have(&TOOLS) {
+        return;
+    }
+    for (version, features) in [(2, "64bit"), (3, "64bit"), (3, "^64bit")] {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        mkfs(&image, &["-b", "1024", "-O", &format!("{features},metadata_csum"), "-J", "size=4"], "24M");
+        let target = directory.path().join("target");
+        std::fs::write(&target, content(700, b'a', 1024, false)).unwrap();
+        let write = format!("write {} target", target.display());
+        must("debugfs", &["-w", "-R", &write, image.to_str().unwrap()]);
+        let steps =
+            (0..3).map(|i| Step::Write { first: i * 10, count: 30, letter: b'1' + i as u8 }).collect();
+        let recipe = Recipe { name: "three", steps, escape: false };
+        write_transactions(&image, directory.path(), &recipe, Some(version), 1024);
+        let intact = Ext4::load(&image);
+        let dump = debugfs(&image, "logdump -a");
+        let block_of = |kind: &str, nth: usize| -> u32 {
+            let line = dump.lines().filter(|line| line.contains(kind)).nth(nth).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        for (what, block, byte) in [
+            ("image", block_of("(descriptor block)", 1) + 5, 600),
+            ("last image", block_of("(descriptor block)", 2) + 30, 3),
+            ("commit", block_of("(commit block)", 1), 0x3b),
+            ("first commit", block_of("(commit block)", 0), 0x3b),
+        ] {
+            let what = format!("v{version}, {features}: {what}");
+            let (first, _) = intact.journal[0];
+            assert_eq!(intact.journal.len(), 1, "the journal is in one piece");
+            let mut content = intact.content.clone();
+            content[(first.0 as usize + block as usize) * 1024 + byte] ^= 1;
+            let ext4 = Ext4 { content, journal: intact.journal.clone(), ..intact };
+            let memory = ext4.device();
+            let device: Arc<dyn BlockDevice> = Arc::clone(&memory) as _;
+            let journal = open_with(ext4.location(&device), options()).await.unwrap();
+            assert!(journal.recover(&device).await.is_err(), "{what}");
+            let report = journal.recover_with(&device, Recovery::SALVAGE).await.unwrap();
+            assert_eq!(report.findings.len(), 1, "{what}: {report:?}");
+            let theirs = e2fsck_replay(&ext4.content);
+            assert_eq!(ext4.differences(&memory.content(), &theirs), Vec::<usize>::new(), "{what}");
+        }
+    }
 }
 
 /// Images that the kernel left in mid-flight. All of them where `EXT4_KERNEL_CORPUS` names a directory that

@@ -210,7 +210,7 @@ impl Opener {
     ///
     /// # Errors
     /// The host's.
-    async fn journal_device_of(
+    pub async fn journal_device_of(
         &self,
         device: &dyn BlockDevice,
         access: Access,

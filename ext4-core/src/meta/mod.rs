@@ -20,6 +20,7 @@ pub mod directory;
 pub mod extent_tree;
 pub mod inode_allocator;
 pub mod inode_table;
+pub mod journal_inode;
 pub mod mkfs;
 pub mod orphan;
 pub mod superblock_info;

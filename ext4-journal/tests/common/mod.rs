@@ -1,6 +1,7 @@
 //! What the journal's tests share: a runtime, a device with a log in it, the tools of e2fsprogs.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses some of it, and a test may panic")]
 
+pub mod mutation;
 pub mod raw_log;
 
 use std::path::{Path, PathBuf};

@@ -44,7 +44,7 @@ impl Replay<'_> {
         let said = parse(number, &slot, image, &self.info.inode_layout())?;
         self.images.push((number, said.links_count));
         let inode = match old {
-            Some(old) => changed(&old, said)?,
+            Some(old) => self.changed(&old, said)?,
             None => {
                 let inode = self.made(said)?;
                 if !inode_allocator::is_used(self.info, number).await? {
@@ -98,51 +98,55 @@ impl Replay<'_> {
         }
         Ok(inode)
     }
-}
 
-/// What `old` becomes by what its image says.
-fn changed(old: &Inode, said: Inode) -> Result<Inode> {
-    let number = old.number;
-    let wrong = |problem: String| Error::corrupt(format!("inode {number}"), problem);
-    if old.file_type() != said.file_type() {
-        return Err(wrong(format!("mode {:#o} becomes {:#o}", old.mode, said.mode)));
-    }
-    if old.file_acl != said.file_acl {
-        return Err(wrong(format!("attributes move from block {} to {}", old.file_acl, said.file_acl)));
-    }
-    if old.extra_isize != said.extra_isize && old.xattr_area.iter().any(|byte| *byte != 0) {
-        return Err(wrong("its fixed fields grow over its attributes".into()));
-    }
-    let mut inode = Inode {
-        links_count: old.links_count,
-        sectors: old.sectors,
-        dtime: old.dtime,
-        i_block: old.i_block,
-        ..said.clone()
-    };
-    let mapping = InodeFlags::EXTENTS | InodeFlags::INLINE_DATA;
-    if old.is_dir() {
-        let kept = mapping | InodeFlags::INDEX;
-        inode.flags = said.flags.difference(kept).union(old.flags.intersection(kept));
-        inode.size = old.size;
-    } else if said.flags.contains(InodeFlags::EXTENTS) {
-        if !old.flags.contains(InodeFlags::EXTENTS) {
-            // Data that the inode held has moved to a block; a file with pointers would lose its blocks.
-            if !old.flags.contains(InodeFlags::INLINE_DATA) && old.i_block != [0; 60] {
+    /// What `old` becomes by what its image says.
+    fn changed(&self, old: &Inode, said: Inode) -> Result<Inode> {
+        let number = old.number;
+        let wrong = |problem: String| Error::corrupt(format!("inode {number}"), problem);
+        if old.file_type() != said.file_type() {
+            return Err(wrong(format!("mode {:#o} becomes {:#o}", old.mode, said.mode)));
+        }
+        if old.generation != said.generation && self.info.features().metadata_csum() {
+            // It is part of the checksums of all blocks that hang on it, and cannot be changed.
+            return Err(wrong(format!("generation {} becomes {}", old.generation, said.generation)));
+        }
+        if old.file_acl != said.file_acl {
+            return Err(wrong(format!("attributes move from block {} to {}", old.file_acl, said.file_acl)));
+        }
+        if old.extra_isize != said.extra_isize && old.xattr_area.iter().any(|byte| *byte != 0) {
+            return Err(wrong("its fixed fields grow over its attributes".into()));
+        }
+        let mut inode = Inode {
+            links_count: old.links_count,
+            sectors: old.sectors,
+            dtime: old.dtime,
+            i_block: old.i_block,
+            ..said.clone()
+        };
+        let mapping = InodeFlags::EXTENTS | InodeFlags::INLINE_DATA;
+        if old.is_dir() {
+            let kept = mapping | InodeFlags::INDEX;
+            inode.flags = said.flags.difference(kept).union(old.flags.intersection(kept));
+            inode.size = old.size;
+        } else if said.flags.contains(InodeFlags::EXTENTS) {
+            if !old.flags.contains(InodeFlags::EXTENTS) {
+                // Data that the inode held has moved to a block; a file with pointers would lose its blocks.
+                if !old.flags.contains(InodeFlags::INLINE_DATA) && old.i_block != [0; 60] {
+                    return Err(indirect(number));
+                }
+                extent_tree::initialize(&mut inode);
+            }
+        } else if old.flags.contains(InodeFlags::EXTENTS) {
+            return Err(wrong("is no longer mapped by extents".into()));
+        } else if maps_by_pointers(&said) && !said.flags.contains(InodeFlags::INLINE_DATA) {
+            if said.i_block != old.i_block {
                 return Err(indirect(number));
             }
-            extent_tree::initialize(&mut inode);
+        } else {
+            inode.i_block = said.i_block;
         }
-    } else if old.flags.contains(InodeFlags::EXTENTS) {
-        return Err(wrong("is no longer mapped by extents".into()));
-    } else if maps_by_pointers(&said) && !said.flags.contains(InodeFlags::INLINE_DATA) {
-        if said.i_block != old.i_block {
-            return Err(indirect(number));
-        }
-    } else {
-        inode.i_block = said.i_block;
+        Ok(inode)
     }
-    Ok(inode)
 }
 
 /// True where, without extents or inline data, `i_block` points to blocks.

@@ -192,7 +192,8 @@ impl<'a> Replay<'a> {
     async fn finish(mut self) -> Result<ReplayReport> {
         for number in std::mem::take(&mut self.nameless) {
             if let Some(inode) = self.find(number).await? {
-                self.delete(inode).await?;
+                // It may map a block twice, which the claims would have shown.
+                self.delete(inode).await.map_err(|error| of(&format!("inode {number}"), error))?;
                 self.report.deleted += 1;
             }
         }
@@ -229,6 +230,10 @@ impl<'a> Replay<'a> {
 
 /// What a tag led to, with the tag's name.
 fn of_tag(tag: &FastCommitTag, error: Error) -> Error {
+    of(&tag.to_string(), error)
+}
+
+fn of(tag: &str, error: Error) -> Error {
     match error {
         Error::Corrupt(corrupt) => Error::corrupt(format!("fast commit: {tag}"), corrupt.to_string()),
         Error::Unsupported(what) => Error::Unsupported(format!("fast commit: {tag}: {what}")),

@@ -11,6 +11,7 @@
 
 mod close;
 mod deletion;
+mod journal_change;
 mod journal_location;
 mod mount;
 mod read_only;
@@ -20,6 +21,7 @@ mod sync;
 mod unmount;
 mod unmounted_journal;
 
+pub use journal_change::{ExternalJournal, NewJournalOptions, create_journal, remove_journal};
 pub use journal_location::has_external_journal;
 pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 

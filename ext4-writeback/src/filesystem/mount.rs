@@ -153,7 +153,6 @@ pub(super) async fn recover(devices: &Devices, found: Found, options: &MountOpti
     }
     drop(info);
     let report = journal.recover(&devices.filesystem).await?;
-    tracing::info!(?report, "journal recovered");
     let mut info = load(devices, options).await?;
     if !report.fast_commits.is_empty() {
         crate::fast_commit::finish_recovery(&info, &journal, &report.fast_commits).await?;

@@ -16,7 +16,7 @@ use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, Result};
 use ext4_journal::dump::Inspection;
-use ext4_journal::{Recovery, RecoveryReport};
+use ext4_journal::{Damage, Recovery, RecoveryReport};
 
 use super::journal_location;
 use super::mount::{Devices, load, look};
@@ -60,7 +60,8 @@ pub async fn replay_journal(
     mode: Recovery,
 ) -> Result<JournalReplay> {
     let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
-    let options = MountOptions { read_only: mode.check, noload: false, ..options.clone() };
+    // What the log holds are blocks: replaying it takes no more of the file system than reading does.
+    let options = MountOptions { read_only: true, noload: false, ..options.clone() };
     let replaying = replay(device, options, mode, Arc::clone(&runtime));
     run_to_end(&runtime, replaying).await
 }
@@ -77,13 +78,18 @@ async fn replay(
     let Some(journal) = &found.journal else { unreachable!("the file system has one and it was looked for") };
     if mode.check {
         let report = journal.recover_with(&devices.filesystem, mode).await?;
-        let error_recorded = found.journal_error || !report.findings.is_empty();
+        let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
+        let error_recorded = found.journal_error || salvaged;
         return Ok(JournalReplay { report, error_recorded, orphans: 0 });
     }
     devices.check_writable()?;
     let report = journal.recover_with(&devices.filesystem, mode).await?;
     // What was read before the replay is old.
-    let info = load(&devices, &options).await?;
+    let mut info = load(&devices, &options).await?;
+    if !report.fast_commits.is_empty() {
+        crate::fast_commit::finish_recovery(&info, journal, &report.fast_commits).await?;
+        info = load(&devices, &options).await?;
+    }
     let error_recorded = journal.recorded_errno() != 0;
     if error_recorded || info.superblock().features.incompat.contains(Incompat::RECOVER) {
         mark_recovered(&info, &found.former, error_recorded).await?;

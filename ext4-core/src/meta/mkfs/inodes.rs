@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::plan::Plan;
-use super::write::{Maker, zero};
+use super::write::Maker;
 use super::{JournalSuperblock, MkfsOptions};
 use crate::checksum::crc32c;
 use crate::error::{Errno, Error, Result};
@@ -13,8 +13,8 @@ use crate::format::inode::{FileType, Inode};
 use crate::format::superblock::Superblock;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks};
 use crate::meta::inode_allocator::allocate_inode;
-use crate::meta::{directory, extent_tree, inode_table};
-use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber, LogicalBlock};
+use crate::meta::{directory, inode_table, journal_inode};
+use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
 
 /// Bytes that lost+found is given beforehand. Source: mke2fs, `create_lost_and_found`.
 const LOST_AND_FOUND_BYTES: u64 = 16384;
@@ -24,8 +24,6 @@ const MOST_LOST_AND_FOUND_BLOCKS: u64 = 12;
 const DOUBLE_INDIRECT: Range<usize> = 13 * 4..14 * 4;
 /// The direct pointers of an inode.
 const DIRECT_POINTERS: u64 = 12;
-/// `s_jnl_backup_type`: `s_jnl_blocks` holds i_block and size of the journal's inode.
-const JOURNAL_BACKUP_BLOCKS: u8 = 1;
 /// The magic at the end of an orphan file's blocks. Source: kernel documentation, "Orphan file".
 const ORPHAN_BLOCK_MAGIC: u32 = 0x0b10_ca04;
 /// Magic and checksum at the end of an orphan file's blocks.
@@ -61,7 +59,7 @@ impl Changes {
         if let Some((inode, blocks)) = self.journal {
             superblock.journal_inum = inode;
             superblock.jnl_blocks = blocks;
-            superblock.jnl_backup_type = JOURNAL_BACKUP_BLOCKS;
+            superblock.jnl_backup_type = journal_inode::JOURNAL_BACKUP_BLOCKS;
         }
         superblock.orphan_file_inum = self.orphan_file;
     }
@@ -172,75 +170,16 @@ impl Maker<'_> {
         self.write_inode(&inode).await
     }
 
-    /// Allocates `count` blocks for `inode` and maps them from its start on; the runs.
-    async fn fill(
-        &self,
-        inode: &mut Inode,
-        count: u32,
-        mut goal: Option<BlockNumber>,
-    ) -> Result<Vec<(BlockNumber, u32)>> {
-        let (info, transaction) = (&self.info, &self.transaction);
-        extent_tree::initialize(inode);
-        let mut runs = Vec::new();
-        let mut done = 0;
-        while done < count {
-            let request = AllocationRequest {
-                goal,
-                inode: inode.number,
-                len: count - done,
-                reserved: false,
-                metadata: true,
-            };
-            let (first, len) = allocate_blocks(info, transaction, &request).await?;
-            extent_tree::insert(info, transaction, inode, LogicalBlock(done), first, len, false).await?;
-            runs.push((first, len));
-            goal = Some(first.offset(u64::from(len)));
-            done += len;
-        }
-        inode.size = u64::from(count) << info.block_size().bits();
-        inode.links_count = 1;
-        Ok(runs)
-    }
-
-    /// The group in the middle of the device, where a journal is never far. Source: e2fsprogs,
-    /// `get_midpoint_journal_block`.
-    fn middle(&self) -> Option<BlockNumber> {
-        let superblock = &self.plan.superblock;
-        let (mut group, _) = superblock.group_of_block(BlockNumber(superblock.blocks_count / 2))?;
-        let per_flex = superblock.groups_per_flex();
-        if group.0 > per_flex {
-            group.0 -= group.0 % per_flex;
-        }
-        Some(superblock.group_first_block(group))
-    }
-
     async fn create_journal(&self, journal_superblock: JournalSuperblock<'_>) -> Result<(u32, [u32; 17])> {
         let info = &self.info;
-        let mut inode = self.new_inode(InodeNumber::JOURNAL, FileType::Regular, 0o600);
         let blocks = self.plan.journal_blocks;
-        let runs = self.fill(&mut inode, blocks, self.middle()).await?;
-        let bits = info.block_size().bits();
-        // Old log blocks must not be taken for this journal's.
-        for (first, len) in &runs {
-            zero(&**info.device(), first.0 << bits, (first.0 + u64::from(*len)) << bits).await?;
-        }
-        if let Some((first, _)) = runs.first() {
-            let content = journal_superblock(
-                info.block_size(),
-                blocks,
-                self.plan.fast_commit_blocks,
-                self.plan.superblock.uuid,
-            );
-            self.write_block(*first, &content).await?;
-        }
-        self.write_inode(&inode).await?;
-        let mut copy = [0; 17];
-        for (word, bytes) in copy.iter_mut().zip(inode.i_block.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        // The size's halves: the casts take one each.
-        copy[15] = (inode.size >> 32) as u32;
-        copy[16] = inode.size as u32;
+        let content = journal_superblock(
+            info.block_size(),
+            blocks,
+            self.plan.fast_commit_blocks,
+            self.plan.superblock.uuid,
+        );
+        let copy = journal_inode::create(info, &self.transaction, blocks, &content).await?;
         Ok((InodeNumber::JOURNAL.0, copy))
     }
 
@@ -248,7 +187,8 @@ impl Maker<'_> {
         let (info, transaction) = (&self.info, &self.transaction);
         let number = allocate_inode(info, transaction, InodeNumber::ROOT, false).await?;
         let mut inode = self.new_inode(number, FileType::Regular, 0o600);
-        let runs = self.fill(&mut inode, self.plan.orphan_file_blocks, None).await?;
+        let runs =
+            journal_inode::fill(info, transaction, &mut inode, self.plan.orphan_file_blocks, None).await?;
         let seed = inode.checksum_seed(info.checksum_seed());
         for (first, len) in runs {
             for block in (0..u64::from(len)).map(|at| first.offset(at)) {

@@ -29,7 +29,7 @@ use crate::error::{Errno, Error, Result};
 use crate::format::features::{Compat, Features, Incompat, RoCompat};
 use crate::types::BlockSize;
 use plan::Plan;
-pub use plan::default_journal_blocks;
+pub use plan::{check_journal_blocks, default_journal_blocks};
 
 /// What to make. `None`: what mke2fs would choose for the size.
 #[derive(Clone, Debug, Default)]

@@ -347,6 +347,21 @@ fn reserved_gdt_blocks(superblock: &Superblock) -> u16 {
     reserved.min(pointers) as u16
 }
 
+/// Checks that a journal of so many blocks, in a file system of so many, is one that jbd2 uses.
+///
+/// # Errors
+/// `EINVAL`.
+pub fn check_journal_blocks(journal: u32, filesystem: u64) -> Result<()> {
+    if !JOURNAL_BLOCKS.contains(&journal) {
+        let (least, most) = (JOURNAL_BLOCKS.start(), JOURNAL_BLOCKS.end());
+        return Err(invalid(format!("a journal of {journal} blocks is not within {least} to {most}")));
+    }
+    if u64::from(journal) > filesystem / 2 {
+        return Err(invalid(format!("a journal of {journal} blocks is more than half the file system")));
+    }
+    Ok(())
+}
+
 fn journal_blocks(options: &MkfsOptions, superblock: &mut Superblock) -> Result<u32> {
     if !superblock.features.compat.contains(Compat::HAS_JOURNAL) {
         return match options.journal_blocks {
@@ -356,15 +371,7 @@ fn journal_blocks(options: &MkfsOptions, superblock: &mut Superblock) -> Result<
     }
     let default = default_journal_blocks(superblock.blocks_count);
     match options.journal_blocks {
-        Some(blocks) if !JOURNAL_BLOCKS.contains(&blocks) => Err(invalid(format!(
-            "a journal of {blocks} blocks is not within {} to {}",
-            JOURNAL_BLOCKS.start(),
-            JOURNAL_BLOCKS.end()
-        ))),
-        Some(blocks) if u64::from(blocks) > superblock.blocks_count / 2 => {
-            Err(invalid(format!("a journal of {blocks} blocks is more than half the file system")))
-        }
-        Some(blocks) => Ok(blocks),
+        Some(blocks) => check_journal_blocks(blocks, superblock.blocks_count).map(|()| blocks),
         None => {
             if default == 0 {
                 tracing::warn!("the file system is too small for a journal");

@@ -7,7 +7,7 @@ use super::inodes;
 use super::layout::Layout;
 use super::plan::Plan;
 use super::{JournalSuperblock, MkfsOptions};
-use crate::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage, Segment};
+use crate::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage};
 use crate::environment::{Environment, FixedEnvironment};
 use crate::error::{Errno, Error, Result};
 use crate::format::bitmap;
@@ -16,10 +16,11 @@ use crate::format::group_descriptor::GroupFlags;
 use crate::format::superblock::{STATE_VALID, Superblock};
 use crate::meta::buffer::write_images;
 use crate::meta::inode_allocator::initialise_block_bitmap;
+use crate::meta::journal_inode::zero;
 use crate::meta::superblock_info::context;
 use crate::meta::superblock_info::group::GroupState;
 use crate::meta::{BufferCache, DirectTransaction, SuperblockInfo};
-use crate::types::{BlockNumber, GroupNumber, InodeNumber};
+use crate::types::{GroupNumber, InodeNumber};
 
 /// Memory for blocks on their way to the device.
 const CACHE: usize = 16 << 20;
@@ -95,13 +96,6 @@ pub(super) async fn write(
 fn overhead(superblock: &Superblock, layout: &Layout, plan: &Plan) -> u32 {
     let free: u64 = layout.descriptors.iter().map(|descriptor| u64::from(descriptor.free_blocks_count)).sum();
     u32::try_from(superblock.blocks_count - free + u64::from(plan.journal_blocks)).unwrap_or(0)
-}
-
-/// Makes the device's range read as zeros, also where it is not a multiple of the device's sectors.
-pub(super) async fn zero(device: &dyn BlockDevice, start: u64, end: u64) -> Result<()> {
-    let sector = u64::from(device.geometry().logical_block_size);
-    let (start, end) = (start / sector * sector, end.next_multiple_of(sector).min(device.geometry().size));
-    if start < end { device.write_zeroes(start, end - start).await } else { Ok(()) }
 }
 
 async fn erase_signatures(device: &dyn BlockDevice, superblock: &Superblock) -> Result<()> {
@@ -286,16 +280,5 @@ impl Maker<'_> {
             write_images(&**info.device(), info.block_size(), copies, BioFlags::META).await?;
         }
         Ok(())
-    }
-
-    /// Writes one block past the cache: what is no metadata of the file system itself.
-    pub async fn write_block(&self, block: BlockNumber, content: &[u8]) -> Result<()> {
-        let offset = block
-            .byte(self.info.block_size())
-            .ok_or_else(|| Error::posix(Errno::EINVAL, format!("block {block}")))?;
-        let mut buffer = AlignedBuffer::zeroed(self.info.block_size().len())?;
-        let len = content.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&content[..len]);
-        self.info.device().write_at(offset, vec![Segment::Owned(buffer)], BioFlags::META).await
     }
 }

@@ -105,6 +105,7 @@ enum Command {
     Pack(pack::Pack),
     Unpack(unpack::Unpack),
     Info(info::Info),
+    Journal(journal::Journal),
     Ls(ls::Ls),
     Stat(stat::Stat),
     Cat(cat::Cat),
@@ -115,7 +116,6 @@ enum Command {
     Ln(ln::Ln),
     Df(df::Df),
     Extents(extents::Extents),
-    Journal(journal::Journal),
 }
 
 impl Command {
@@ -125,6 +125,7 @@ impl Command {
             Self::Pack(command) => command.run(context).await,
             Self::Unpack(command) => command.run(context).await,
             Self::Info(command) => command.run(context).await,
+            Self::Journal(command) => command.run(context).await,
             Self::Ls(command) => command.run(context).await,
             Self::Stat(command) => command.run(context).await,
             Self::Cat(command) => command.run(context).await,
@@ -135,7 +136,6 @@ impl Command {
             Self::Ln(command) => command.run(context).await,
             Self::Df(command) => command.run(context).await,
             Self::Extents(command) => command.run(context).await,
-            Self::Journal(command) => command.run(context).await,
         }
     }
 }

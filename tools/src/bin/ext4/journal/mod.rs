@@ -1,6 +1,8 @@
-//! `ext4 journal`: what the log of a file system holds, and replaying it, without a mount.
+//! `ext4 journal`: what the log of a file system holds, replaying it, adding and removing it, without a mount.
 
+mod create;
 mod dump;
+mod remove;
 mod replay;
 mod stat;
 
@@ -13,9 +15,11 @@ Examples:
   ext4 journal stat disk.img              how large the log is and what it holds
   ext4 journal dump disk.img              every transaction in it
   ext4 journal replay --check disk.img    what a replay would do
-  ext4 journal replay disk.img            do it";
+  ext4 journal replay disk.img            do it
+  ext4 journal create disk.img            give it a journal, or another one
+  ext4 journal remove disk.img            take it away";
 
-/// Show, check and replay the journal
+/// Show, check, replay, make and remove the journal
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Journal {
@@ -28,6 +32,8 @@ enum Command {
     Dump(dump::Dump),
     Stat(stat::Stat),
     Replay(replay::Replay),
+    Create(create::Create),
+    Remove(remove::Remove),
 }
 
 impl Journal {
@@ -36,6 +42,8 @@ impl Journal {
             Command::Dump(command) => command.run(context).await,
             Command::Stat(command) => command.run(context).await,
             Command::Replay(command) => command.run(context).await,
+            Command::Create(command) => command.run(context).await,
+            Command::Remove(command) => command.run(context).await,
         }
     }
 }

@@ -47,6 +47,7 @@ struct Outcome {
     first_transaction: u32,
     blocks: u64,
     revoked: u64,
+    fast_commits: usize,
     end_block: u32,
     end_transaction: u32,
     end_reason: String,
@@ -104,6 +105,7 @@ impl Replay {
             first_transaction: report.first.0,
             blocks: report.blocks,
             revoked: report.revoked,
+            fast_commits: report.fast_commits.commits.len(),
             end_block: report.end.block,
             end_transaction: report.end.transaction.0,
             end_reason: report.end.reason.to_string(),
@@ -126,6 +128,10 @@ impl Replay {
                 out,
                 "{done} {transactions} transactions: {blocks} blocks, {revoked} more were revoked"
             )?;
+            let fast_commits = replay.report.fast_commits.commits.len();
+            if fast_commits > 0 {
+                writeln!(out, "{done} {fast_commits} fast commits after them")?;
+            }
             writeln!(
                 out,
                 "The log ends before block {}, transaction {}: {}",

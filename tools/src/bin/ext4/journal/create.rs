@@ -1,0 +1,78 @@
+//! `ext4 journal create`: a journal for a file system that has none, or another one for one that has.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use ext4_core::environment::SystemEnvironment;
+use ext4_tools::open::{Access, Opener};
+use ext4_tools::size::parse_size;
+use ext4_writeback::filesystem::{ExternalJournal, NewJournalOptions, create_journal};
+
+use crate::context::{Context, naming, usage};
+
+const EXAMPLES: &str = "\
+Examples:
+  ext4 journal create disk.img                                as large as mke2fs makes it
+  ext4 journal create --size 64M disk.img                     resizes the one it has
+  ext4 journal create --size 64M --fast-commit-size 1M disk.img
+  ext4 journal create --external /dev/fast disk.img           all of /dev/fast becomes the journal";
+
+/// Add a journal to a file system that is not mounted, or replace the one it has
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Create {
+    /// Image file or block device
+    image: PathBuf,
+    /// The journal's size [default: by the file system's size, as mke2fs has it]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "external")]
+    size: Option<u64>,
+    /// The size of a fast-commit area; turns the feature fast_commit on
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    fast_commit_size: Option<u64>,
+    /// Make PATH, an image file or block device, the journal: what is on it is lost
+    #[arg(long, value_name = "PATH")]
+    external: Option<PathBuf>,
+    /// Throw away a journal that has to be recovered, and what stands on the device for the new one
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Create {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let name = |error: ext4_core::Error| naming(&self.image, error.into());
+        let device = context.opener.device(&self.image, Access::Write).map_err(name)?;
+        let superblock = ext4_core::meta::SuperblockInfo::read_superblock(&*device).await.map_err(name)?;
+        let block = u64::from(superblock.block_size.bytes());
+        let blocks =
+            |size: u64| u32::try_from(size / block).map_err(|_| usage(format!("{size} bytes are too many")));
+        let old_journal = context.opener.journal_device_of(&*device, Access::Write).await.map_err(name)?;
+        let options = NewJournalOptions {
+            blocks: self.size.map(blocks).transpose()?,
+            fast_commit_blocks: self.fast_commit_size.map(blocks).transpose()?.unwrap_or(0),
+            external: self.external.as_deref().map(|path| external(&context.opener, path)).transpose()?,
+            force: self.force,
+        };
+        create_journal(device, old_journal, &options, Arc::new(SystemEnvironment)).await.map_err(name)
+    }
+}
+
+/// Opens the device that becomes a journal.
+fn external(opener: &Opener, path: &Path) -> anyhow::Result<ExternalJournal> {
+    // The partition that the file system is in says nothing of the journal's place.
+    let opener = Opener { offset: 0, ..opener.clone() };
+    let device = opener.device(path, Access::Write).with_context(|| path.display().to_string())?;
+    let metadata = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+    let number = if metadata.file_type().is_block_device() { encoded(metadata.rdev()) } else { 0 };
+    Ok(ExternalJournal { device, number })
+}
+
+/// A device number as the kernel keeps it in 32 bits (`new_encode_dev`): the low byte of the minor number, twelve bits
+/// of the major, the rest of the minor.
+fn encoded(device: u64) -> u32 {
+    let part = |number: u64| u32::try_from(number).unwrap_or(0);
+    let (major, minor) = (part(nix::sys::stat::major(device)), part(nix::sys::stat::minor(device)));
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12
+}

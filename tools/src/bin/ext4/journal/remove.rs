@@ -1,0 +1,36 @@
+//! `ext4 journal remove`: a file system without a journal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use ext4_core::environment::SystemEnvironment;
+use ext4_tools::open::Access;
+use ext4_writeback::filesystem::remove_journal;
+
+use crate::context::{Context, naming};
+
+const EXAMPLES: &str = "\
+Examples:
+  ext4 journal remove disk.img
+  ext4 --journal-device /dev/fast journal remove disk.img     the device forgets the file system too";
+
+/// Take the journal away from a file system that is not mounted
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Remove {
+    /// Image file or block device
+    image: PathBuf,
+    /// Also where the journal has to be recovered: what it holds is lost
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Remove {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let name = |error: ext4_core::Error| naming(&self.image, error.into());
+        let device = context.opener.device(&self.image, Access::Write).map_err(name)?;
+        let journal = context.opener.journal_device_of(&*device, Access::Write).await.map_err(name)?;
+        remove_journal(device, journal, self.force, Arc::new(SystemEnvironment)).await.map_err(name)
+    }
+}
