@@ -8,7 +8,8 @@
 //!
 //! They agree on every path, and of each on type, mode, owner, links, size, inode, attributes, content. Not compared:
 //! times (who finishes a truncation stamps it with his own clock) and sizes in blocks (each is free to keep or give
-//! back what is allocated past a file's end). What ours and `e2fsck -fy` leave must be clean for `e2fsck -fn`; images
+//! back what is allocated past a file's end). A superblock of which one sector was written without the other is refused
+//! by ours and by the kernel: they are to agree in that, and such states are counted apart. What ours and `e2fsck -fy` leave must be clean for `e2fsck -fn`; images
 //! that have been found clean are not asked about again. `e2fsck -fy` may replay the journal and finish orphans, and
 //! has nothing else to mend.
 
@@ -20,7 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::{DistinctStates, Image};
 use ext4_core::environment::Simulation;
-use ext4_writeback::{Filesystem, MountOptions};
+use ext4_core::format::superblock::Superblock;
+use ext4_writeback::{Filesystem, MountOptions, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
@@ -35,6 +37,8 @@ pub struct Judged {
     pub by_e2fsck: AtomicUsize,
     /// Runs of `e2fsck -fn`: as many different images as were left by the recoveries.
     pub checked_clean: AtomicUsize,
+    /// States that ours and the kernel refuse alike.
+    pub torn_superblocks: AtomicUsize,
 }
 
 /// Recovers images; each judge has files and a loop device of its own.
@@ -76,9 +80,14 @@ impl<'a> Judge<'a> {
         self.directory.path().join(name)
     }
 
-    /// Recovers `image` in every way and compares; what was found.
-    pub fn judge(&mut self, image: &Image, context: &str) -> Tree {
-        let (ours, left) = recover(image, context);
+    /// Recovers `image` in every way and compares; what was found. `None` where the superblock is torn: we and the kernel
+    /// refuse it.
+    pub fn judge(&mut self, image: &Image, context: &str) -> Option<Tree> {
+        if has_torn_superblock(image) {
+            self.assert_refused(image, context);
+            return None;
+        }
+        let (ours, left) = show(image, false, context);
         self.judged.ours.fetch_add(1, Ordering::Relaxed);
         self.assert_clean(&left, context);
         let (theirs, left) = self.e2fsck(image, context);
@@ -89,7 +98,16 @@ impl<'a> Judge<'a> {
             assert_same(&ours, &theirs, &format!("{context}: the kernel"));
             self.judged.by_kernel.fetch_add(1, Ordering::Relaxed);
         }
-        ours
+        Some(ours)
+    }
+
+    fn assert_refused(&mut self, image: &Image, context: &str) {
+        let error = try_show(image, false, context).expect_err(context);
+        assert!(error.to_string().contains("superblock: checksum"), "{context}: {error}");
+        if let Some(mounted) = self.mount(image) {
+            assert!(mounted.is_err(), "{context}: the kernel mounts a torn superblock");
+        }
+        self.judged.torn_superblocks.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What `e2fsck -fn` has to say to an image that it was not asked about.
@@ -136,7 +154,8 @@ impl<'a> Judge<'a> {
         (tree, left)
     }
 
-    fn kernel(&mut self, image: &Image, context: &str) -> Option<Tree> {
+    /// Lets the kernel mount `image`; `None` without one.
+    fn mount(&mut self, image: &Image) -> Option<nix::Result<()>> {
         let device = self.loop_device.as_deref()?;
         // The same file under the device: what the kernel knew of it went when it was unmounted.
         image.to_file(&self.path("kernel")).unwrap();
@@ -145,9 +164,12 @@ impl<'a> Judge<'a> {
             self.loop_size = image.len();
         }
         let point = self.path("mounted");
-        let flags = MsFlags::MS_NOATIME;
-        mount(Some(device), &point, Some("ext4"), flags, Some("noinit_itable"))
-            .unwrap_or_else(|error| panic!("{context}: the kernel does not mount it: {error}"));
+        Some(mount(Some(device), &point, Some("ext4"), MsFlags::MS_NOATIME, Some("noinit_itable")))
+    }
+
+    fn kernel(&mut self, image: &Image, context: &str) -> Option<Tree> {
+        self.mount(image)?.unwrap_or_else(|error| panic!("{context}: the kernel does not mount it: {error}"));
+        let point = self.path("mounted");
         let tree = std::panic::catch_unwind(|| of_directory(&point));
         // Another test's child may have inherited a file for the moment before it runs its program.
         let unmounted = (0..100).any(|_| {
@@ -171,12 +193,20 @@ impl Drop for Judge<'_> {
     }
 }
 
-/// Our own recovery: what it shows, and what it leaves on the device.
-pub fn recover(image: &Image, context: &str) -> (Tree, Image) {
-    show(image, false, context)
+/// The superblock is no block of a transaction when it is written at mount and unmount, and has two sectors: where a
+/// device writes one of them without the other, ext4 has no answer but its checksum.
+fn has_torn_superblock(image: &Image) -> bool {
+    let mut bytes = [0; 1024];
+    image.read(1024, &mut bytes);
+    Superblock::parse(&bytes).is_err()
 }
 
+/// Mounts, shows, unmounts: what was seen, and what is left on the device.
 fn show(image: &Image, read_only: bool, context: &str) -> (Tree, Image) {
+    try_show(image, read_only, context).unwrap_or_else(|error| panic!("{context}: {error}"))
+}
+
+fn try_show(image: &Image, read_only: bool, context: &str) -> Result<(Tree, Image)> {
     let world = Simulation::new(1);
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     let options = MountOptions {
@@ -186,18 +216,15 @@ fn show(image: &Image, read_only: bool, context: &str) -> (Tree, Image) {
         environment: world.environment(),
         ..MountOptions::default()
     };
-    let work = {
-        let (device, context) = (Arc::clone(&device), context.to_owned());
-        async move {
-            let filesystem = Filesystem::mount(device, options).await;
-            let filesystem = filesystem.unwrap_or_else(|error| panic!("{context}: {error}"));
-            let tree = of_filesystem(&filesystem).await;
-            filesystem.unmount().await.unwrap();
-            tree
-        }
+    let mounted = Arc::clone(&device);
+    let work = async move {
+        let filesystem = Filesystem::mount(mounted, options).await?;
+        let tree = of_filesystem(&filesystem).await;
+        filesystem.unmount().await?;
+        Ok::<Tree, ext4_core::Error>(tree)
     };
-    let tree = world.run(work).unwrap_or_else(|stuck| panic!("{context}: {stuck}"));
-    (tree, device.image())
+    let tree = world.run(work).unwrap_or_else(|stuck| panic!("{context}: {stuck}"))?;
+    Ok((tree, device.image()))
 }
 
 fn comparable(facts: &Facts) -> Facts {

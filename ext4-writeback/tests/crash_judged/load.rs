@@ -213,7 +213,8 @@ impl Work {
         let (path, directory) = self.directory();
         self.next += 1;
         // Some are long, so that directories grow.
-        let name = format!("n{:0width$}", self.next, width = if self.next % 3 == 0 { 90 } else { 3 });
+        let name =
+            format!("n{:0width$}", self.next, width = if self.next.is_multiple_of(3) { 90 } else { 3 });
         let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
         (directory, name, path)
     }

@@ -73,7 +73,7 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
                 let _failed = Failed(failed);
                 let mut judge = Judge::new(kernel, judged);
                 while let Some(case) = next(&receiver, failed) {
-                    let tree = judge.judge(&case.image, &case.context);
+                    let Some(tree) = judge.judge(&case.image, &case.context) else { continue };
                     for moment in &case.moments {
                         case.promises.check(moment, &tree, &case.context);
                     }
@@ -131,7 +131,7 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
         began.elapsed()
     );
     let count = judged.ours.load(Ordering::Relaxed);
-    assert_eq!(count, distinct);
+    assert_eq!(count + judged.torn_superblocks.load(Ordering::Relaxed), distinct);
     assert!(count >= 10_000, "{count} states are not enough to speak of");
 }
 
