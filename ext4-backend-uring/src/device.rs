@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ext4_core::device::host::{HostFile, HostOptions};
 use ext4_core::device::{Bio, BlockDevice, Geometry, Plug};
@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
 
 use crate::engine::{Configuration, Ended, Engine};
+use crate::polling::Polling;
 use crate::ring::{Queues, Registered, Ring, WithRing, direct_alignment};
 use crate::transfer::Limits;
 
@@ -29,6 +30,9 @@ const DEFAULT_DEPTH: u32 = 256;
 const MAX_DEPTH: u32 = 4096;
 /// The largest transfer: within what one entry can name.
 const MAX_TRANSFER: u32 = 64 << 20;
+
+/// Pauses of the processor between two looks at the completion queue.
+const SPINS: u32 = 16;
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +44,9 @@ pub struct UringOptions {
     /// Transfers in flight at most, which are the entries of the submission queue; 0: 256, or what the device's own
     /// queue holds where that is less.
     pub queue_depth: u32,
+    /// How long whoever submits one small thing that is waited for looks for its end before he goes on; `None`: 100 µs,
+    /// zero: never. A device that is slower is left alone.
+    pub busy_poll: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -49,6 +56,8 @@ struct State {
     registered: Registered,
     /// Kept for their memory.
     completions: Vec<(usize, Result<u64, Errno>)>,
+    /// Somebody watches for completions himself; the eventfd is silent.
+    watched: bool,
 }
 
 #[derive(Debug)]
@@ -58,6 +67,7 @@ struct Shared {
     state: Mutex<State>,
     /// Entries are queued that `enter` could not start.
     owed: AtomicBool,
+    polling: Polling,
     _host: HostFile,
 }
 
@@ -113,8 +123,9 @@ impl UringDevice {
         });
         let registered = ring.registered();
         let event = ring.watch()?;
-        let state = Mutex::new(State { engine, queues, registered, completions: Vec::new() });
-        let shared = Arc::new(Shared { ring, state, owed: AtomicBool::new(false), _host: host });
+        let state = Mutex::new(State { engine, queues, registered, completions: Vec::new(), watched: false });
+        let polling = Polling::new(options.busy_poll);
+        let shared = Arc::new(Shared { ring, state, owed: AtomicBool::new(false), polling, _host: host });
         let reaper = runtime.spawn(reap_for_ever(event, Arc::downgrade(&shared))).abort_handle();
         Ok(Self { shared, geometry, reaper })
     }
@@ -168,17 +179,66 @@ impl Shared {
 
     fn submit(&self, bios: Vec<Bio>) {
         let mut ended = Vec::new();
-        let queued = {
+        let suits = self.polling.suits(&bios);
+        let (queued, watch) = {
             let mut state = self.state.lock();
             let state = &mut *state;
+            let alone = state.engine.is_idle();
+            if !alone {
+                self.polling.crowded();
+            }
             let mut registry = WithRing { registered: &mut state.registered, ring: &self.ring };
             state.engine.accept(bios, &mut registry, &mut ended);
-            self.queue(state)
+            let queued = self.queue(state);
+            let watch = suits && queued && alone && !state.watched && self.polling.is_worth_it();
+            if watch {
+                self.ring.silence(&mut state.queues);
+            }
+            state.watched = watch;
+            (queued, watch)
         };
         if queued {
             self.enter();
         }
         complete(ended);
+        if watch {
+            self.watch();
+        }
+    }
+
+    /// Looks for completions until nothing is in flight, somebody else submits, or the device proves slow.
+    fn watch(&self) {
+        let began = Instant::now();
+        loop {
+            self.reap();
+            {
+                let state = self.state.lock();
+                if state.engine.is_idle() {
+                    self.polling.succeeded();
+                    break;
+                }
+                if !state.watched {
+                    break;
+                }
+            }
+            if began.elapsed() >= self.polling.limit() {
+                self.polling.failed();
+                break;
+            }
+            for _ in 0..SPINS {
+                std::hint::spin_loop();
+            }
+        }
+        let left = {
+            let mut state = self.state.lock();
+            state.watched = false;
+            self.ring.speak(&mut state.queues);
+            !state.engine.is_idle()
+        };
+        if left {
+            // What was posted just before the eventfd could speak was not told: the reaper looks in a moment.
+            self.ring.nudge();
+        }
     }
 
     /// Retires what has completed, starts what waited for it, and tells the owners. True where there was anything.

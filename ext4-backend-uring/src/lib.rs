@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `device.rs` | opening, the trait, the reaper, the end |
 //! | `engine.rs` | requests and their phases: what is in flight, what waits, what comes next. Safe code, no system calls |
+//! | `polling.rs` | whether whoever submits watches for the end himself |
 //! | `transfer.rs` | one transfer: its memory, splitting, bouncing, going on after a short one |
 //! | `ring.rs` | the io_uring itself: every system call and every `unsafe` |
 //!
@@ -23,6 +24,7 @@
 
 mod device;
 mod engine;
+mod polling;
 mod ring;
 mod transfer;
 

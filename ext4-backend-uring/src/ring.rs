@@ -228,6 +228,18 @@ impl Ring {
         let _ = self.event.write(1);
     }
 
+    /// From now on completions are not told through the eventfd.
+    pub(crate) fn silence(&self, _queues: &mut Queues) {
+        // SAFETY: `_queues` is borrowed mutably, and there is one: nobody else touches the completion queue.
+        unsafe { self.uring.completion_shared() }.disable_eventfd();
+    }
+
+    /// The opposite of [`Ring::silence`]. What was posted just before may not have been told.
+    pub(crate) fn speak(&self, _queues: &mut Queues) {
+        // SAFETY: as above.
+        unsafe { self.uring.completion_shared() }.enable_eventfd();
+    }
+
     /// Starts everything queued and waits for a completion, at most `timeout`.
     pub(crate) fn enter_and_wait(&self, timeout: Duration) {
         let timespec = types::Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());

@@ -54,7 +54,7 @@ fn image(directory: &Path, size: u64) -> PathBuf {
 
 async fn run(path: &Path, queue_depth: u32, offset: u64) {
     conformance::run(|read_only| {
-        let options = UringOptions { read_only, queue_depth, offset };
+        let options = UringOptions { read_only, queue_depth, offset, busy_poll: None };
         // A completion may be dropping the device before still.
         for _ in 0..100 {
             match UringDevice::open(path, &options) {

@@ -79,9 +79,9 @@ impl BlockDevice for SparseFile {
 }
 
 /// The superblock of an empty log. Source: kernel documentation, "Journal (jbd2)".
-fn journal_superblock(block_size: BlockSize, blocks: u32, uuid: [u8; 16]) -> Vec<u8> {
+fn journal_superblock(block_size: BlockSize, blocks: u32, fast_commit: u32, uuid: [u8; 16]) -> Vec<u8> {
     let mut block = vec![0; block_size.len()];
-    let fields: [(usize, u32); 7] = [
+    let fields: [(usize, u32); 8] = [
         (0, 0xc03b_3998),
         (4, 4),
         (0xc, block_size.bytes()),
@@ -89,6 +89,7 @@ fn journal_superblock(block_size: BlockSize, blocks: u32, uuid: [u8; 16]) -> Vec
         (0x14, 1),
         (0x18, 1),
         (0x40, 1),
+        (0x54, fast_commit),
     ];
     for (offset, value) in fields {
         block[offset..offset + 4].copy_from_slice(&value.to_be_bytes());
@@ -229,6 +230,8 @@ async fn every_feature_can_be_left_out() {
         "^resize_inode",
         "^dir_index",
         "orphan_file",
+        "fast_commit",
+        "fast_commit,^has_journal",
         "metadata_csum_seed",
         "^filetype",
         "^64bit",
@@ -265,6 +268,8 @@ async fn options_are_those_of_mke2fs() {
     compare(size, &["-m", "0"], MkfsOptions { reserved_percent: Some(0.0), ..options() }, true).await;
     compare(size, &["-m", "12.5"], MkfsOptions { reserved_percent: Some(12.5), ..options() }, true).await;
     compare(size, &["-J", "size=20"], MkfsOptions { journal_blocks: Some(20480), ..options() }, true).await;
+    let fast = MkfsOptions { journal_blocks: Some(4096), ..features("fast_commit") };
+    compare(size, &["-J", "size=4", "-O", "fast_commit"], fast, true).await;
     compare(
         size,
         &["-L", "a label", "-M", "/there"],

@@ -21,8 +21,9 @@ use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::commit::Frozen;
-use crate::journal::{Counters, Journal, State};
+use crate::journal::{Journal, State};
 use crate::log::Extent;
+use crate::statistics::Counters;
 
 /// Blocks that are written at a time; between two lots revoked blocks are left out.
 const LOT: usize = 1024;
@@ -313,6 +314,14 @@ impl Journal {
             {
                 return Ok(state.committing.is_none());
             }
+            if state.fast.hold_log(state.running.as_ref()) {
+                // Their transaction has to be committed in full first; that, or their end, wakes the checkpoint task.
+                if let Some(running) = &mut state.running {
+                    running.request_commit(|| self.runtime.monotonic());
+                }
+                self.wake.commit.notify_one();
+                return Ok(false);
+            }
             if state.space.empty_on_medium {
                 state.checkpoints.emptied += 1;
                 state.checkpoints.empty = false;
@@ -321,8 +330,12 @@ impl Journal {
             state.checkpoints.emptying = true;
             state.tail_after(0).1
         };
-        let written =
-            self.write_superblock(self.barrier_flags(), |superblock| superblock.set_tail(0, next)).await;
+        let written = self
+            .write_superblock(self.barrier_flags(), |superblock| {
+                superblock.set_tail(0, next);
+                superblock.set_fast_commit(false);
+            })
+            .await;
         let mut state = self.state.lock();
         state.checkpoints.emptying = false;
         if written.is_ok() {

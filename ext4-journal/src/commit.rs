@@ -5,7 +5,8 @@
 //!    can run. Revoke blocks, descriptors and images go to the log in one plug of large writes.
 //! 3. *Committing*: when all of them have completed, the commit block goes behind a flush, with FUA. The flush also
 //!    makes durable what data writes had completed before. With an external log the file system's device is flushed
-//!    first.
+//!    first. (Where FUA is a flush behind the write, step 2 asks for that instead, and the commit block needs none
+//!    before it.)
 //! 4. *Committed*: its blocks wait for the checkpoint; blocks it revoked leave those of older transactions; then the
 //!    callbacks run, then whoever waits is told.
 //!
@@ -19,14 +20,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockImage, Segment};
+use ext4_core::environment::RunToEnd;
 use ext4_core::meta::Buffer;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
 use crate::format::{ESCAPED, Layout, MAGIC, Tag};
-use crate::journal::{Committing, Counters, Journal, State};
+use crate::journal::{Committing, Journal, State};
 use crate::log::Extent;
 use crate::revoke::revoke_blocks;
+use crate::statistics::Counters;
 use crate::transaction::{Phase, Transaction, log_blocks};
 
 /// A block as a committing transaction froze it.
@@ -46,20 +49,31 @@ struct Content {
     layout: Layout,
 }
 
+/// A commit that panics takes the journal with it: nobody would end it, and whoever waits would wait for ever.
+struct AbortOnPanic<'a>(&'a Journal);
+
+impl Drop for AbortOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abort(&Error::posix(Errno::EIO, "a commit panicked"));
+        }
+    }
+}
+
 impl State {
     /// Ends a running transaction that nobody has anything in: its id is used by the next. The callbacks are to be
     /// called without the lock.
     pub(crate) fn discard_empty(&mut self) -> Option<Vec<OnCommit>> {
         let idle = |running: &Transaction| running.is_idle() && running.phase() == Phase::Running;
         if self.running.as_ref().is_some_and(idle) {
-            return self.running.take().map(|running| running.callbacks);
+            return self.running.take().map(|mut running| std::mem::take(&mut running.callbacks));
         }
         None
     }
 }
 
 impl Journal {
-    /// Asks the commit task to commit what is running.
+    /// Has what is running, which is old, committed at the next turn.
     pub(crate) fn request_commit(&self) {
         let mut state = self.state.lock();
         if let Some(running) = &mut state.running {
@@ -67,16 +81,44 @@ impl Journal {
         }
     }
 
-    /// One turn of the commit task: commits the running transaction where that is asked for. True where it did.
+    /// True where somebody has asked for a commit of what is running.
+    pub(crate) fn is_commit_requested(&self) -> bool {
+        self.state.lock().running.as_ref().is_some_and(|running| running.commit_requested)
+    }
+
+    /// Commits what is running in the caller's own task, which spares him two changes of tasks. False where somebody is
+    /// committing, or a fast commit has to end first: whoever it is sees to it that the commit task goes on.
+    pub(crate) async fn commit_here(self: &Arc<Self>) -> bool {
+        let Ok(turn) = Arc::clone(&self.committer).try_lock_owned() else { return false };
+        let journal = Arc::clone(self);
+        RunToEnd::new(&self.runtime, async move {
+            let panics = AbortOnPanic(&journal);
+            let committed = journal.commit_if_requested().await;
+            drop(panics);
+            // Those who asked meanwhile did not get the turn.
+            drop(turn);
+            if journal.is_commit_requested() {
+                journal.wake.commit.notify_one();
+            }
+            committed
+        })
+        .await
+    }
+
+    /// One turn of the committer: commits the running transaction where that is asked for. True where it did.
     pub(crate) async fn commit_if_requested(self: &Arc<Self>) -> bool {
         let id = {
             let mut state = self.state.lock();
             if state.aborted.is_some() {
                 return false;
             }
+            // A fast commit under way writes what the full one would make void: it ends first.
+            if state.fast.is_busy() {
+                return false;
+            }
             match &mut state.running {
                 Some(running) if running.commit_requested => {
-                    running.advance(Phase::Locked);
+                    running.advance(Phase::Locked, self.runtime.monotonic());
                     running.id
                 }
                 _ => return false,
@@ -101,27 +143,47 @@ impl Journal {
 
         if self.state.lock().space.empty_on_medium {
             // The commit block's flush makes it durable before the commit is.
-            self.write_superblock(BioFlags::empty(), |superblock| superblock.set_tail(extent.start, id))
-                .await?;
+            let fast_commits = self.state.lock().fast.are_allowed();
+            self.write_superblock(BioFlags::empty(), |superblock| {
+                superblock.set_tail(extent.start, id);
+                superblock.set_fast_commit(fast_commits);
+            })
+            .await?;
             self.state.lock().space.empty_on_medium = false;
         }
-        self.log.write(extent.start, blocks, BioFlags::empty()).await?;
+        let flushed = self.write_log(extent.start, blocks).await?;
         self.advance_committing(Phase::Committing)?;
         let home = self.home();
-        if self.options.barrier {
+        if self.options.barrier && home.external {
             Counters::add(&self.counters.flushes, 1);
-            if home.external {
-                Counters::add(&self.counters.flushes, 1);
-                home.cache.device().flush().await?;
-            }
+            home.cache.device().flush().await?;
         }
         let commit_at = self.log.advance(extent.start, extent.count - 1);
-        self.log.write(commit_at, vec![Segment::Owned(commit_block)], self.barrier_flags()).await?;
+        let flags = match (self.options.barrier, flushed) {
+            (false, _) => BioFlags::empty(),
+            (true, true) => BioFlags::FUA,
+            (true, false) => BioFlags::PREFLUSH | BioFlags::FUA,
+        };
+        Counters::add(&self.counters.flushes, usize::from(flags.contains(BioFlags::PREFLUSH)));
+        self.log.write(commit_at, vec![Segment::Owned(commit_block)], flags).await?;
         self.finish_commit(frozen, &revoked, extent).await
     }
 
+    /// Writes everything of a transaction but its commit block. True where all of it is durable when this returns, and
+    /// with it whatever the log's device had completed before: so on a device whose FUA is a flush behind the write,
+    /// which then needs none before the commit block. It is the same number of flushes, and one wait less.
+    async fn write_log(&self, start: u32, blocks: Vec<Segment>) -> Result<bool> {
+        let flushes = self.options.barrier
+            && self.log.device.geometry().fua_flushes()
+            && self.log.is_one_transfer(start, blocks.len());
+        let flags = if flushes { BioFlags::FUA } else { BioFlags::empty() };
+        Counters::add(&self.counters.flushes, usize::from(flushes));
+        self.log.write(start, blocks, flags).await?;
+        Ok(flushes)
+    }
+
     /// Waits for the open handles of the locked transaction.
-    async fn drain(&self) -> Result<()> {
+    pub(crate) async fn drain(&self) -> Result<()> {
         loop {
             {
                 let state = self.state.lock();
@@ -142,8 +204,9 @@ impl Journal {
             let layout = state.layout;
             let Some(running) = &mut state.running else { return Ok(None) };
             if running.is_empty() {
-                let callbacks = state.running.take().map(|running| running.callbacks);
+                let empty = state.running.take();
                 drop(state);
+                let callbacks = empty.map(|mut empty| std::mem::take(&mut empty.callbacks));
                 callbacks.into_iter().flatten().for_each(|callback| callback());
                 self.wake.room.notify_waiters();
                 self.wake.committed.notify_waiters();
@@ -163,7 +226,7 @@ impl Journal {
             state.check()?;
             let Some(mut transaction) = state.running.take() else { return Ok(None) };
             revoked = transaction.revokes.sorted();
-            transaction.advance(Phase::Flushing);
+            transaction.advance(Phase::Flushing, self.runtime.monotonic());
             let images = u32::try_from(frozen.len()).unwrap_or(u32::MAX);
             let wanted = log_blocks(&layout, images, revoked.len());
             state.next = transaction.id.next();
@@ -211,27 +274,8 @@ impl Journal {
         let size = layout.block_size.len();
         let mut blocks: Vec<Segment> =
             revoke_blocks(layout, id, revoked)?.into_iter().map(Segment::Owned).collect();
-        for some in frozen.chunks(layout.tags_per_descriptor()) {
-            let mut tags = Vec::with_capacity(some.len());
-            let mut images = Vec::with_capacity(some.len());
-            for frozen in some {
-                let escaped = frozen.image.starts_with(&MAGIC.to_be_bytes());
-                let mut image = frozen.image.clone();
-                if escaped && let Some(start) = image.to_mut()?.get_mut(..4) {
-                    start.fill(0);
-                }
-                tags.push(Tag {
-                    block: frozen.block,
-                    flags: if escaped { ESCAPED } else { 0 },
-                    checksum: layout.tag_checksum(id, &image),
-                });
-                images.push(Segment::Image(image));
-            }
-            let mut descriptor = AlignedBuffer::zeroed(size)?;
-            layout.write_descriptor(&mut descriptor, id, &tags);
-            blocks.push(Segment::Owned(descriptor));
-            blocks.append(&mut images);
-        }
+        let images: Vec<_> = frozen.iter().map(|frozen| (frozen.block, frozen.image.clone())).collect();
+        blocks.append(&mut descriptors_and_images(layout, id, &images)?);
         let now = self.environment.now();
         let mut commit = AlignedBuffer::zeroed(size)?;
         layout.write_commit(&mut commit, id, now.seconds, now.nanoseconds);
@@ -242,7 +286,7 @@ impl Journal {
         let mut state = self.state.lock();
         state.check()?;
         if let Some(committing) = &mut state.committing {
-            committing.transaction.advance(to);
+            committing.transaction.advance(to, self.runtime.monotonic());
         }
         Ok(())
     }
@@ -259,9 +303,10 @@ impl Journal {
         {
             let mut state = self.state.lock();
             state.check()?;
-            let State { committing, checkpoints, .. } = &mut *state;
+            let State { committing, checkpoints, history, .. } = &mut *state;
             let Some(committing) = committing else { unreachable!("the commit task put it there") };
-            committing.transaction.advance(Phase::Committed);
+            committing.transaction.advance(Phase::Committed, self.runtime.monotonic());
+            history.add(&committing.transaction);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);
             released = checkpoints.add(extent, frozen, revoked);
         }
@@ -270,12 +315,13 @@ impl Journal {
         for callback in callbacks {
             callback();
         }
-        let low = {
+        let (finished, low) = {
             let mut state = self.state.lock();
-            state.committing = None;
-            state.space.free < self.log.ring() / 4 || state.checkpoints.is_to_be_emptied()
+            let finished = state.committing.take();
+            (finished, state.space.free < self.log.ring() / 4 || state.checkpoints.is_to_be_emptied())
         };
         self.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        drop(finished);
         self.wake.committed.notify_waiters();
         // Who waits for space asks again, now that there is something to checkpoint.
         self.wake.room.notify_waiters();
@@ -284,4 +330,35 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// The descriptors of `images` in transaction `id`, each with its images behind it as they lie in the log.
+pub(crate) fn descriptors_and_images(
+    layout: &Layout,
+    id: TransactionId,
+    images: &[(BlockNumber, BlockImage)],
+) -> Result<Vec<Segment>> {
+    let mut blocks = Vec::with_capacity(images.len().saturating_add(8));
+    for some in images.chunks(layout.tags_per_descriptor()) {
+        let mut tags = Vec::with_capacity(some.len());
+        let mut logged = Vec::with_capacity(some.len());
+        for (block, image) in some {
+            let escaped = image.starts_with(&MAGIC.to_be_bytes());
+            let mut image = image.clone();
+            if escaped && let Some(start) = image.to_mut()?.get_mut(..4) {
+                start.fill(0);
+            }
+            tags.push(Tag {
+                block: *block,
+                flags: if escaped { ESCAPED } else { 0 },
+                checksum: layout.tag_checksum(id, &image),
+            });
+            logged.push(Segment::Image(image));
+        }
+        let mut descriptor = AlignedBuffer::zeroed(layout.block_size.len())?;
+        layout.write_descriptor(&mut descriptor, id, &tags);
+        blocks.push(Segment::Owned(descriptor));
+        blocks.append(&mut logged);
+    }
+    Ok(blocks)
 }

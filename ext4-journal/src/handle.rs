@@ -5,13 +5,21 @@
 //! is never above what its handles asked for, and it always fits the log.
 //!
 //! A handle starts only where its credits fit into the running transaction (a quarter of the log) and that, as large
-//! as it can become, fits into the free part of the log. Otherwise it waits: for a commit, or for a checkpoint.
+//! as it can become, fits into the free part of the log beside what is reserved. Otherwise it waits, in the order in which
+//! it came ([`crate::queue`]): for a commit, or for a checkpoint.
+//!
+//! So a commit finds room for what was counted. Not counted in advance are revokes beyond one block of them: whoever frees
+//! blocks does not know how many will be metadata. A commit that comes to need more waits for the checkpoint task, and
+//! that waits for nobody: all else in the log is committed. A transaction whose revokes have made it long takes no more
+//! handles, so that it fits the log. (jbd2 has operations declare their revokes; they would have to count by the extent,
+//! where we count what there is.)
 //!
 //! Invariant: the journal waits for handles (a locked transaction for its last one), so whoever holds one waits for
 //! nothing that waits for the journal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ext4_core::meta::transaction::OnCommit;
@@ -19,7 +27,9 @@ use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 use parking_lot::MutexGuard;
 
-use crate::journal::{Counters, Journal, Mode, State};
+use crate::journal::{Journal, Mode, State};
+use crate::queue::{Kind, Turn};
+use crate::statistics::Counters;
 use crate::transaction::{Phase, Transaction};
 
 /// One operation's part in the running transaction. Dropping it stops it.
@@ -44,13 +54,7 @@ impl Journal {
     /// it does not run.
     pub async fn start(self: &Arc<Self>, credits: u32, operation: &'static str) -> Result<Handle> {
         let id = self.join(credits, operation).await?;
-        Ok(Handle {
-            journal: Arc::clone(self),
-            operation,
-            id: AtomicU32::new(id.0),
-            credits: AtomicU32::new(credits),
-            attached: AtomicBool::new(true),
-        })
+        Ok(Handle::new(self, operation, id, credits))
     }
 
     async fn join(&self, credits: u32, operation: &'static str) -> Result<TransactionId> {
@@ -60,66 +64,111 @@ impl Journal {
                 format!("{operation}: {credits} blocks in one transaction of at most {}", self.max_credits()),
             ));
         }
-        if let Some(id) = self.try_join(credits, operation)? {
-            return Ok(id);
-        }
+        let (id, begun) = self
+            .wait_for_room(|state, waited| {
+                if state.mode != Mode::Running {
+                    return Err(Error::posix(Errno::EROFS, format!("{operation}: the journal does not run")));
+                }
+                if !self.fits(state, credits) || !self.has_room(state, credits, 0) {
+                    return Ok(None);
+                }
+                let admitted = self.admit(state, credits);
+                if let Some(running) = &mut state.running {
+                    running.longest_wait = running.longest_wait.max(waited);
+                }
+                Ok(Some(admitted))
+            })
+            .await?;
+        self.admitted(begun);
+        Ok(id)
+    }
+
+    /// Calls `take` until it takes what it wants. Between two calls it waits for what may have changed the answer, in the
+    /// queue of those who do; while a transaction is locked nobody is asked. `take` is told how long it has waited.
+    pub(crate) async fn wait_for_room<T>(
+        &self,
+        mut take: impl FnMut(&mut State, Duration) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let mut began = None;
+        let mut turn = None;
         loop {
             let mut room = std::pin::pin!(self.wake.room.notified());
-            room.as_mut().enable();
-            if let Some(id) = self.try_join(credits, operation)? {
-                return Ok(id);
+            let locked;
+            {
+                let mut state = self.state.lock();
+                state.check()?;
+                locked = state.running.as_ref().is_some_and(|running| running.phase() != Phase::Running);
+                if !locked && (turn.is_some() || state.queue.is_empty()) {
+                    let waited = began.map_or(Duration::ZERO, |began| self.runtime.monotonic() - began);
+                    if let Some(taken) = take(&mut state, waited)? {
+                        return Ok(taken);
+                    }
+                }
+                // With the lock held: whoever changes the state from here on reaches this waiter.
+                room.as_mut().enable();
             }
-            room.await;
+            began.get_or_insert_with(|| self.runtime.monotonic());
+            if locked || turn.is_some() {
+                room.await;
+            } else {
+                let place = Turn::take(self, Kind::Room);
+                place.first().await;
+                turn = Some(place);
+            }
         }
     }
 
-    /// Joins the running transaction, or begins one. `None`: what keeps it from that has been set to work; it is worth
-    /// trying again after [`crate::journal::Wake::room`].
-    fn try_join(&self, credits: u32, operation: &'static str) -> Result<Option<TransactionId>> {
-        let mut state = self.state.lock();
-        state.check()?;
-        if state.mode != Mode::Running {
-            return Err(Error::posix(Errno::EROFS, format!("{operation}: the journal does not run")));
+    /// True where the running transaction, if there is one, has a place for `credits` more. Otherwise its commit has been
+    /// asked for.
+    fn fits(&self, state: &mut State, credits: u32) -> bool {
+        let Some(running) = &mut state.running else { return true };
+        let large = running.size() > 0 && running.size().saturating_add(credits) > self.max_credits();
+        // Revokes take no credits, so that they have a bound of their own.
+        let long = !running.revokes.is_empty()
+            && running.log_blocks(&state.layout, credits) > self.log.ring() / 2
+            && running.log_blocks(&state.layout, 0) > self.log.ring() / 4;
+        if !large && !long {
+            return true;
         }
-        if let Some(running) = &mut state.running {
-            if running.phase() != Phase::Running {
-                return Ok(None);
-            }
-            if running.size() > 0 && running.size().saturating_add(credits) > self.max_credits() {
-                running.commit_requested = true;
-                drop(state);
-                self.wake.commit.notify_one();
-                return Ok(None);
-            }
-        }
-        if !self.has_room(&mut state, credits) {
-            return Ok(None);
-        }
+        running.request_commit(|| self.runtime.monotonic());
+        self.wake.commit.notify_one();
+        false
+    }
+
+    /// Makes a handle with `credits` part of the running transaction, which begins where there is none: its id, and
+    /// whether it has begun and needs a timer. [`Journal::admitted`] follows without the lock.
+    pub(crate) fn admit(&self, state: &mut State, credits: u32) -> (TransactionId, bool) {
         let next = state.next;
         let mut begun = false;
+        let timer_runs = state.timer_runs;
         let running = state.running.get_or_insert_with(|| {
-            begun = true;
+            begun = !timer_runs;
             Transaction::new(next, self.runtime.monotonic())
         });
         running.handles += 1;
         running.reserved += credits;
-        let id = running.id;
-        drop(state);
+        (running.id, begun)
+    }
+
+    /// Counts a handle, and sets the timer of a transaction that has begun.
+    pub(crate) fn admitted(&self, begun: bool) {
         if begun && self.options.commit_interval.is_some() {
             self.wake.commit.notify_one();
         }
         Counters::add(&self.counters.handles, 1);
-        Ok(Some(id))
     }
 
-    /// True where the log has room for the running transaction with `credits` more. Otherwise room is being made.
-    fn has_room(&self, state: &mut State, credits: u32) -> bool {
+    /// True where the log has room for the running transaction with `credits` more and, apart from it, for `more` log
+    /// blocks. Otherwise room is being made.
+    pub(crate) fn has_room(&self, state: &mut State, credits: u32, more: u32) -> bool {
         let running = match &state.running {
             Some(running) => running.log_blocks(&state.layout, credits),
+            None if credits == 0 => 0,
             None => crate::transaction::log_blocks(&state.layout, credits, 1),
         };
         let committing = state.committing.as_ref().map_or(0, |committing| committing.wanted);
-        let wanted = running.saturating_add(committing);
+        let others = committing.saturating_add(state.reservations.log_blocks).saturating_add(more);
+        let wanted = running.saturating_add(others);
         if wanted <= state.space.free {
             return true;
         }
@@ -129,7 +178,7 @@ impl Journal {
             && let Some(running) = &mut state.running
         {
             // Only what is running takes up the log.
-            running.commit_requested = true;
+            running.request_commit(|| self.runtime.monotonic());
             self.wake.commit.notify_one();
         }
         self.wake.checkpoint.notify_one();
@@ -138,6 +187,22 @@ impl Journal {
 }
 
 impl Handle {
+    /// A handle that was admitted to transaction `id`.
+    pub(crate) fn new(
+        journal: &Arc<Journal>,
+        operation: &'static str,
+        id: TransactionId,
+        credits: u32,
+    ) -> Self {
+        Self {
+            journal: Arc::clone(journal),
+            operation,
+            id: AtomicU32::new(id.0),
+            credits: AtomicU32::new(credits),
+            attached: AtomicBool::new(true),
+        }
+    }
+
     /// The state, with this handle's transaction in `running`.
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.journal.state.lock();
@@ -197,11 +262,10 @@ impl Handle {
         let Some(running) = running else { return };
         running.reserved -= self.credits.swap(0, Ordering::Relaxed);
         running.handles -= 1;
-        let drained = running.handles == 0 && running.phase() == Phase::Locked;
+        let drained = running.handles == 0 && running.is_draining();
         let large = running.size() >= journal.max_credits() / 4 * 3
             || running.log_blocks(layout, 0) > space.free.max(journal.log.ring() / 2);
-        let request = large && !running.commit_requested;
-        running.commit_requested |= large;
+        let request = large && running.request_commit(|| journal.runtime.monotonic());
         drop(state);
         if drained {
             journal.wake.drained.notify_one();
@@ -266,7 +330,7 @@ impl MetaTransaction for Handle {
         let Some(running) = &state.running else { return Ok(false) };
         if running.phase() != Phase::Running
             || running.size().saturating_add(credits) > self.journal.max_credits()
-            || !self.journal.has_room(&mut state, credits)
+            || !self.journal.has_room(&mut state, credits, 0)
         {
             return Ok(false);
         }

@@ -42,7 +42,10 @@ impl JournalHeader {
     /// # Errors
     /// Corrupt or unsupported, as when the journal is opened.
     pub fn parse(block: &[u8], block_size: BlockSize, available: u32) -> Result<Self> {
-        let superblock = format::Superblock::read(block, block_size, available)?;
+        format::Superblock::read(block, block_size, available).map(|superblock| Self::of(&superblock))
+    }
+
+    pub(crate) fn of(superblock: &format::Superblock) -> Self {
         let named = [
             (superblock.has_compat(format::COMPAT_CHECKSUM), "journal_checksum"),
             (superblock.has_incompat(format::INCOMPAT_REVOKE), "journal_incompat_revoke"),
@@ -53,8 +56,8 @@ impl JournalHeader {
             (superblock.has_incompat(format::INCOMPAT_FAST_COMMIT), "fast_commit"),
         ];
         let checksummed = superblock.has_incompat(format::INCOMPAT_CSUM_V2 | format::INCOMPAT_CSUM_V3);
-        Ok(Self {
-            block_size,
+        Self {
+            block_size: superblock.layout().block_size,
             blocks: superblock.max_len(),
             fast_commit_blocks: superblock.fast_commit_blocks(),
             first: superblock.first(),
@@ -66,6 +69,6 @@ impl JournalHeader {
             uuid: superblock.uuid(),
             features: named.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect(),
             checksum: checksummed.then(|| superblock.stored_checksum()),
-        })
+        }
     }
 }

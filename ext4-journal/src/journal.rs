@@ -14,58 +14,28 @@
 //! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified) before it
 //! looks at the state, and whoever changes the state notifies after.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use ext4_core::device::{BioFlags, BlockDevice};
-use ext4_core::environment::{Environment, Runtime};
+use ext4_core::environment::{BoxFuture, Environment, Runtime};
 use ext4_core::meta::BufferCache;
 use ext4_core::{BlockSize, Errno, Error, Result, TransactionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoints;
+use crate::fast_commit::FastCommits;
 use crate::format::{Layout, Superblock};
 use crate::log::{Extent, Log, Space};
+use crate::queue::Queue;
+use crate::recovery::Replayed;
+use crate::recovery::finish::Unfinished;
+use crate::reservation::Reservations;
+use crate::statistics::{Counters, History, Statistics};
 use crate::transaction::{Phase, Transaction};
-use crate::{JournalLocation, JournalOptions, RecoveryReport, recovery};
-
-/// What the journal has done since it was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Transactions committed.
-    pub transactions: u64,
-    /// Handles started.
-    pub handles: u64,
-    /// Images written to the log.
-    pub logged_blocks: u64,
-    /// Log blocks written, descriptors, revoke and commit blocks included.
-    pub log_blocks: u64,
-    /// Blocks revoked.
-    pub revokes: u64,
-    /// Flushes asked of a device, also those that came with a write.
-    pub flushes: u64,
-    /// Blocks written to their places.
-    pub checkpointed_blocks: u64,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) transactions: AtomicU64,
-    pub(crate) handles: AtomicU64,
-    pub(crate) logged_blocks: AtomicU64,
-    pub(crate) log_blocks: AtomicU64,
-    pub(crate) revokes: AtomicU64,
-    pub(crate) flushes: AtomicU64,
-    pub(crate) checkpointed_blocks: AtomicU64,
-}
-
-impl Counters {
-    pub(crate) fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
+use crate::{Damage, JournalLocation, JournalOptions, Recovery, RecoveryReport, recovery};
 
 /// Whether the journal takes handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,9 +71,18 @@ pub(crate) struct State {
     pub(crate) committing: Option<Committing>,
     pub(crate) space: Space,
     pub(crate) checkpoints: Checkpoints,
+    /// Fast commits were found, and the file system has not said yet what they change.
+    pub(crate) unfinished: Option<Unfinished>,
+    pub(crate) fast: FastCommits,
+    /// The commit task wakes by itself when the running transaction is too old: nobody has to tell it that one began.
+    pub(crate) timer_runs: bool,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
+    /// Handles that wait for room.
+    pub(crate) queue: Queue,
+    pub(crate) reservations: Reservations,
+    pub(crate) history: History,
 }
 
 impl State {
@@ -173,6 +152,8 @@ pub struct Journal {
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
     superblock_writer: tokio::sync::Mutex<()>,
+    /// Held by whoever commits: the commit task, or a caller in its own task.
+    pub(crate) committer: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -208,16 +189,7 @@ impl Journal {
         environment: Arc<dyn Environment>,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Arc<Self>> {
-        let block_size = location.block_size;
-        let mut log = Log::new(location)?;
-        let superblock = log.read_block(log.superblock).await?;
-        let superblock = Superblock::read(&superblock, block_size, log.available())?;
-        if superblock.first() <= log.superblock {
-            let problem =
-                format!("the log begins in block {}, at or before its superblock", superblock.first());
-            return Err(Error::corrupt("journal superblock", problem));
-        }
-        log.set_ring(superblock.first(), superblock.last());
+        let (log, superblock) = Log::open(location).await?;
         let state = State {
             mode: Mode::Idle,
             aborted: None,
@@ -227,8 +199,14 @@ impl Journal {
             committing: None,
             space: Space::empty(&log),
             checkpoints: Checkpoints::default(),
+            timer_runs: false,
+            unfinished: None,
+            fast: FastCommits::default(),
             layout: superblock.layout(),
             superblock,
+            queue: Queue::default(),
+            reservations: Reservations::default(),
+            history: History::default(),
         };
         Ok(Arc::new(Self {
             log,
@@ -242,6 +220,7 @@ impl Journal {
             wake: Arc::default(),
             counters: Counters::default(),
             superblock_writer: tokio::sync::Mutex::default(),
+            committer: Arc::default(),
         }))
     }
 
@@ -266,24 +245,45 @@ impl Journal {
         self.write_superblock(self.barrier_flags(), |superblock| superblock.set_errno(0)).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log.
-    /// Where it fails the log stays as it is.
+    /// Recovers as the kernel does at mount: [`Journal::recover_with`] in the mode [`Recovery::NORMAL`].
     ///
     /// # Errors
     /// The devices'; corrupt where a committed transaction is damaged, by name.
     pub async fn recover(&self, filesystem: &Arc<dyn BlockDevice>) -> Result<RecoveryReport> {
+        self.recover_with(filesystem, Recovery::NORMAL).await
+    }
+
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log, unless
+    /// fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not run before. A salvage
+    /// that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
+    /// fails, or only checks, the log stays as it is.
+    ///
+    /// # Errors
+    /// The devices'; corrupt where a committed transaction is damaged and that is refused, by name.
+    pub async fn recover_with(
+        &self,
+        filesystem: &Arc<dyn BlockDevice>,
+        mode: Recovery,
+    ) -> Result<RecoveryReport> {
         let superblock = {
             let state = self.state.lock();
             assert!(state.mode == Mode::Idle, "a journal is recovered before it runs");
             state.superblock.clone()
         };
         if superblock.start() == 0 {
-            return Ok(RecoveryReport::default());
+            return Ok(RecoveryReport::of_empty(superblock.sequence()));
         }
-        let (report, next) = recovery::run(&self.log, &superblock, filesystem).await?;
-        self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| superblock.set_tail(0, next))
-            .await?;
-        self.state.lock().next = next;
+        let Replayed { report, next, head } = recovery::run(&self.log, &superblock, filesystem, mode).await?;
+        if mode.check {
+            return Ok(report);
+        }
+        let salvaged = mode.damage == Damage::Salvage && !report.findings.is_empty();
+        if report.fast_commits.is_empty() {
+            self.mark_recovered(next, salvaged).await?;
+        } else {
+            let unfinished = Unfinished { id: report.end.transaction, head, next, salvaged };
+            self.state.lock().unfinished = Some(unfinished);
+        }
         Ok(report)
     }
 
@@ -310,15 +310,21 @@ impl Journal {
             return invalid("it runs already");
         }
         let mut superblock = self.state.lock().superblock.clone();
-        if superblock.set_running_features(metadata_csum, bit64) {
+        let set_features = |superblock: &mut Superblock| {
+            let had_area = superblock.fast_commit_blocks() > 0;
+            superblock.set_fast_commit(false);
+            superblock.set_running_features(metadata_csum, bit64) || had_area
+        };
+        if set_features(&mut superblock) {
             self.write_superblock(self.barrier_flags(), |superblock| {
-                superblock.set_running_features(metadata_csum, bit64);
+                set_features(superblock);
             })
             .await?;
         }
         {
             let mut state = self.state.lock();
             state.layout = state.superblock.layout();
+            self.set_area(&mut state);
             state.mode = Mode::Running;
         }
         self.wake.tasks.store(2, Ordering::Release);
@@ -331,7 +337,7 @@ impl Journal {
     /// Most credits one handle can have: a quarter of the log, as in jbd2.
     #[must_use]
     pub fn max_credits(&self) -> u32 {
-        (self.log.last - self.log.first + 1) / 4
+        (self.log.ring() + 1) / 4
     }
 
     /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
@@ -342,33 +348,35 @@ impl Journal {
     pub async fn commit(self: &Arc<Self>, id: TransactionId) -> Result<bool> {
         let mut flushes = None;
         loop {
-            let mut committed = std::pin::pin!(self.wake.committed.notified());
-            committed.as_mut().enable();
-            {
+            // Made under the lock: it misses no end from then on.
+            let (done, is_running) = {
                 let mut state = self.state.lock();
                 state.check()?;
-                if state.running.as_ref().is_some_and(|running| running.id == id) {
+                if let Some(running) = state.running.as_mut().filter(|running| running.id == id) {
+                    let done = Arc::clone(&running.done).notified_owned();
+                    running.request_commit(|| self.runtime.monotonic());
                     if let Some(callbacks) = state.discard_empty() {
                         drop(state);
                         callbacks.into_iter().for_each(|callback| callback());
                         return Ok(flushes.unwrap_or(false));
                     }
-                    if let Some(running) = &mut state.running {
-                        running.commit_requested = true;
-                    }
                     flushes.get_or_insert(self.options.barrier);
-                    self.wake.commit.notify_one();
+                    (done, true)
                 } else if let Some(committing) = &state.committing
                     && committing.transaction.id == id
                 {
                     // Its flush is still to come: it covers what had been written when this call began.
                     let before_flush = committing.transaction.phase() < Phase::Committing;
                     flushes.get_or_insert(self.options.barrier && before_flush);
+                    (Arc::clone(&committing.transaction.done).notified_owned(), false)
                 } else {
                     return Ok(flushes.unwrap_or(false));
                 }
+            };
+            if is_running && self.commit_here().await {
+                continue;
             }
-            committed.await;
+            done.await;
         }
     }
 
@@ -444,7 +452,7 @@ impl Journal {
 
     /// Stops the journal after an error: what is running never commits. The first error stays.
     pub fn abort(&self, error: &Error) {
-        let block = {
+        let (block, waiting) = {
             let mut state = self.state.lock();
             if state.aborted.is_some() || state.mode == Mode::Closed {
                 return;
@@ -452,13 +460,17 @@ impl Journal {
             tracing::error!("journal aborted: {error}");
             state.aborted = Some(error.clone());
             self.stopped.store(true, Ordering::Release);
-            (state.mode != Mode::Idle).then(|| {
+            let block = (state.mode != Mode::Idle).then(|| {
                 let mut superblock = state.superblock.clone();
                 superblock.set_errno(-(error.errno() as i32));
                 superblock.to_block()
-            })
+            });
+            let committing = state.committing.as_ref().map(|committing| &committing.transaction);
+            let transactions = state.running.iter().chain(committing);
+            (block, transactions.map(|transaction| Arc::clone(&transaction.done)).collect::<Vec<_>>())
         };
         self.wake.everybody();
+        waiting.iter().for_each(|done| done.notify_waiters());
         // Best effort: a device that fails will hardly take it.
         if let Some(block) = block
             && let Err(error) = self.log.submit_superblock(&block)
@@ -487,17 +499,7 @@ impl Journal {
     /// What the journal has done since it was opened.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        Statistics {
-            transactions: get(&counters.transactions),
-            handles: get(&counters.handles),
-            logged_blocks: get(&counters.logged_blocks),
-            log_blocks: get(&counters.log_blocks),
-            revokes: get(&counters.revokes),
-            flushes: get(&counters.flushes),
-            checkpointed_blocks: get(&counters.checkpointed_blocks),
-        }
+        self.counters.statistics(&self.state.lock().history, self.max_credits())
     }
 
     /// Preflush and FUA, or nothing where barriers are off.
@@ -533,13 +535,28 @@ impl Journal {
     }
 
     /// When the running transaction will be too old, on the runtime's clock.
-    fn deadline(&self) -> Option<Duration> {
+    fn deadline(&self, state: &State) -> Option<Duration> {
         let interval = self.options.commit_interval?;
-        let state = self.state.lock();
         if state.aborted.is_some() {
             return None;
         }
-        state.running.as_ref().map(|running| running.began.saturating_add(interval))
+        // What was asked for already begins when the fast commit that keeps it waiting has ended.
+        let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
+        Some(running.entered(Phase::Running).saturating_add(interval))
+    }
+
+    fn is_overdue(&self) -> bool {
+        let deadline = self.deadline(&self.state.lock());
+        deadline.is_some_and(|deadline| self.runtime.monotonic() >= deadline)
+    }
+
+    /// How long the commit task's timer is to run; `None`: it does without one until a transaction begins. A timer that
+    /// runs is early enough for every later transaction.
+    fn set_timer(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let deadline = self.deadline(&state);
+        state.timer_runs = deadline.is_some();
+        Some(deadline?.saturating_sub(self.runtime.monotonic()))
     }
 
     fn is_closed(&self) -> bool {
@@ -549,28 +566,39 @@ impl Journal {
 
 async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn Runtime>) {
     let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
+    // It runs on while transactions come and go: to set one for each would cost more than many a transaction.
+    let mut timer: Option<BoxFuture<'static, ()>> = None;
     loop {
-        let deadline = {
+        {
             let Some(journal) = journal.upgrade() else { return };
             if journal.is_closed() {
                 return;
             }
-            let deadline = journal.deadline();
-            if deadline.is_some_and(|deadline| runtime.monotonic() >= deadline) {
+            if journal.is_overdue() {
                 journal.request_commit();
             }
-            if journal.commit_if_requested().await {
-                continue;
+            if journal.is_commit_requested() {
+                let turn = journal.committer.lock().await;
+                let committed = journal.commit_if_requested().await;
+                drop(turn);
+                if committed {
+                    continue;
+                }
             }
-            journal.deadline()
-        };
-        match deadline {
+            if timer.is_none() {
+                timer = journal.set_timer().map(|left| runtime.sleep(left));
+            }
+        }
+        match &mut timer {
             None => wake.commit.notified().await,
-            Some(deadline) => {
-                let left = deadline.saturating_sub(runtime.monotonic());
-                tokio::select! {
-                    () = wake.commit.notified() => {}
-                    () = runtime.sleep(left) => {}
+            Some(time) => {
+                let over = tokio::select! {
+                    biased;
+                    () = wake.commit.notified() => false,
+                    () = time => true,
+                };
+                if over {
+                    timer = None;
                 }
             }
         }

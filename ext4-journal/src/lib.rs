@@ -6,8 +6,9 @@
 //!                            └──────────────────────────────────────────────────┴─► the tail of the log moves on
 //! ```
 //!
-//! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `transaction` (its states),
-//! `revoke` (freed blocks), `commit`, `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
+//! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `queue` (waiting to join it),
+//! `reservation` (joining it later), `transaction` (its states), `revoke` (freed blocks), `commit`, `fast_commit` (fsync's short
+//! way), `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
 //! structures) and `log` (the ring of blocks); `journal` holds the state and the two tasks.
 //!
 //! Invariants, each with the crash it prevents:
@@ -28,13 +29,18 @@
 mod checkpoint;
 mod commit;
 pub mod create;
+pub mod dump;
+mod fast_commit;
 mod format;
 mod handle;
 mod header;
 mod journal;
 mod log;
+mod queue;
 mod recovery;
+mod reservation;
 mod revoke;
+mod statistics;
 mod transaction;
 
 use std::sync::Arc;
@@ -43,9 +49,15 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::{BlockNumber, BlockSize};
 
+pub use fast_commit::{FastCommitSource, FastCommitStatistics, Ineligible};
+pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use handle::Handle;
 pub use header::JournalHeader;
-pub use journal::{Journal, OnAbort, Statistics};
+pub use journal::{Journal, OnAbort};
+pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};
+pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
+pub use reservation::Reservation;
+pub use statistics::{Statistics, Times};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
@@ -68,15 +80,4 @@ pub struct JournalOptions {
     pub commit_interval: Option<Duration>,
     /// Flush the device where the order of writes asks for it.
     pub barrier: bool,
-}
-
-/// What a recovery did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// Transactions replayed.
-    pub transactions: u32,
-    /// Images replayed; of several of one block the last is written to its place.
-    pub blocks: u64,
-    /// Images not replayed because their block had been revoked.
-    pub revoked: u64,
 }

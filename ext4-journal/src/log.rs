@@ -6,6 +6,9 @@
 //!                              └── wraps around ──┘
 //! ```
 //!
+//! The area for fast commits begins one block behind the ring's end, as jbd2 has it (`j_fc_first`): block `last` is
+//! nobody's.
+//!
 //! [`Log`] maps log blocks to the device, reads and writes them; [`Space`] accounts for the ring.
 //!
 //! Invariant: `free` counts only blocks that the superblock *on the medium* no longer claims: it grows after the tail
@@ -15,14 +18,16 @@
 //! Invariant: one block of the ring always stays free, so that a full log and an empty one differ.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
 use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
 
 use crate::JournalLocation;
+use crate::format::Superblock;
 
-/// How much is read ahead at a time.
-const READ_AHEAD: usize = 256 << 10;
+/// How much is read ahead at a time: from the least, doubled as long as the reader goes on where it stopped.
+const READ_AHEAD: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
 
 /// Log blocks that are contiguous on the device.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +48,30 @@ pub(crate) struct Log {
     pub(crate) superblock: u32,
     /// The ring: `first` up to, not including, `last`.
     pub(crate) first: u32,
-    pub(crate) last: u32,
+    last: AtomicU32,
 }
 
 impl Log {
+    /// The log at `location` and its superblock, verified.
+    ///
+    /// # Errors
+    /// The device's; corrupt or unsupported by name.
+    pub(crate) async fn open(location: JournalLocation) -> Result<(Self, Superblock)> {
+        let block_size = location.block_size;
+        let mut log = Self::new(location)?;
+        let superblock = log.read_block(log.superblock).await?;
+        let superblock = Superblock::read(&superblock, block_size, log.available())?;
+        if superblock.first() <= log.superblock {
+            let problem =
+                format!("the log begins in block {}, at or before its superblock", superblock.first());
+            return Err(Error::corrupt("journal superblock", problem));
+        }
+        log.set_ring(superblock.first(), superblock.last());
+        Ok((log, superblock))
+    }
+
     /// The log at `location`; [`Log::set_ring`] follows once the superblock was read.
-    pub(crate) fn new(location: JournalLocation) -> Result<Self> {
+    fn new(location: JournalLocation) -> Result<Self> {
         let blocks = location.device.geometry().size >> location.block_size.bits();
         let mut runs = Vec::with_capacity(location.runs.len());
         let mut available = 0_u32;
@@ -77,23 +100,34 @@ impl Log {
             available,
             superblock: location.superblock,
             first: 1,
-            last: 1,
+            last: AtomicU32::new(1),
         })
     }
 
     /// How many blocks there is room for.
-    pub(crate) fn available(&self) -> u32 {
+    fn available(&self) -> u32 {
         self.available
     }
 
     /// The ring's bounds.
-    pub(crate) fn set_ring(&mut self, first: u32, last: u32) {
-        (self.first, self.last) = (first, last);
+    fn set_ring(&mut self, first: u32, last: u32) {
+        self.first = first;
+        self.set_last(last);
+    }
+
+    /// Lets the ring, which is empty, end at block `last`: what lies behind it is the area for fast commits.
+    pub(crate) fn set_last(&self, last: u32) {
+        self.last.store(last, Ordering::Relaxed);
+    }
+
+    /// The block behind the ring's last. It changes only before the journal runs.
+    pub(crate) fn last(&self) -> u32 {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// The ring's size in blocks.
     pub(crate) fn ring(&self) -> u32 {
-        self.last - self.first
+        self.last() - self.first
     }
 
     /// The log block `count` blocks after `block` in the ring.
@@ -149,6 +183,15 @@ impl Log {
         Ok(())
     }
 
+    /// True where [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which the device does
+    /// not split either.
+    pub(crate) fn is_one_transfer(&self, start: u32, count: usize) -> bool {
+        let geometry = self.device.geometry();
+        let most = (geometry.max_transfer >> self.block_size.bits()).min(geometry.max_segments.max(1));
+        let contiguous = self.locate(start).map_or(0, |(_, contiguous)| contiguous.min(self.last() - start));
+        u32::try_from(count).is_ok_and(|count| count <= most.min(contiguous))
+    }
+
     /// Writes `blocks` from log block `start` of the ring on, in as few transfers as the log's runs and the device
     /// allow, and waits for all of them.
     pub(crate) async fn write(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
@@ -158,13 +201,62 @@ impl Log {
         let mut transfers = Vec::new();
         while left > 0 {
             let (device, contiguous) = self.locate(at)?;
-            let count = contiguous.min(self.last - at).min(left).min(limit);
+            let count = contiguous.min(self.last() - at).min(left).min(limit);
             let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
             transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
             at = self.advance(at, count);
             left -= count;
         }
         self.submit_all(transfers, flags | BioFlags::META | BioFlags::SYNC).await
+    }
+
+    /// Writes `blocks` from log block `start` on, outside the ring, but for the first sector of the first of them: that
+    /// goes with `flags` when all the rest has completed. So whatever a crash tears, the first sector is there only when
+    /// the rest is, and with a preflush and FUA both are durable.
+    pub(crate) async fn write_first_sector_last(
+        &self,
+        start: u32,
+        blocks: &[Vec<u8>],
+        flags: BioFlags,
+    ) -> Result<()> {
+        let owned = |bytes: &[u8]| AlignedBuffer::copied(bytes).map(Segment::Owned);
+        let Some((first, others)) = blocks.split_first() else { return Ok(()) };
+        let sector = (self.device.geometry().logical_block_size as usize).min(first.len());
+        let (head, rest) = first.split_at(sector);
+        let at = self.byte(self.locate(start)?.0)?;
+        if !rest.is_empty() {
+            let flags = BioFlags::META | BioFlags::SYNC;
+            self.device.write_at(at + sector as u64, vec![owned(rest)?], flags).await?;
+        }
+        if !others.is_empty() {
+            let others = others.iter().map(|block| owned(block)).collect::<Result<_>>()?;
+            self.write_area(start + 1, others, BioFlags::empty()).await?;
+        }
+        self.device.write_at(at, vec![owned(head)?], flags | BioFlags::META | BioFlags::SYNC).await
+    }
+
+    /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with `flags` where
+    /// the log's runs and the device allow it. Where they do not, the last one has the flags and the others have
+    /// completed before, so that its preflush covers them.
+    pub(crate) async fn write_area(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
+        let limit = self.device.geometry().max_segments.max(1);
+        let (mut at, mut left) = (start, u32::try_from(blocks.len()).unwrap_or(u32::MAX));
+        let mut blocks = blocks.into_iter();
+        let mut transfers = Vec::new();
+        while left > 0 {
+            let (device, contiguous) = self.locate(at)?;
+            let count = contiguous.min(left).min(limit);
+            let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
+            transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
+            at += count;
+            left -= count;
+        }
+        let Some(last) = transfers.pop() else { return Ok(()) };
+        let all = BioFlags::META | BioFlags::SYNC;
+        if !transfers.is_empty() {
+            self.submit_all(transfers, all).await?;
+        }
+        self.submit_all(vec![last], flags | all).await
     }
 
     /// Zeros log blocks `first..end`.
@@ -208,11 +300,12 @@ pub(crate) struct Reader<'a> {
     log: &'a Log,
     start: u32,
     content: Option<AlignedBuffer>,
+    ahead: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(log: &'a Log) -> Self {
-        Self { log, start: 0, content: None }
+        Self { log, start: 0, content: None, ahead: *READ_AHEAD.start() }
     }
 
     /// Log block `block`.
@@ -222,11 +315,17 @@ impl<'a> Reader<'a> {
         let cached = block.checked_sub(self.start).is_some_and(|index| (index as usize) < held);
         if !cached {
             let (device, contiguous) = self.log.locate(block)?;
-            let ahead = u32::try_from(READ_AHEAD / size).unwrap_or(1).max(1);
-            let end = if block < self.log.last { self.log.last } else { self.log.available };
+            let goes_on = held > 0 && block == self.start + u32::try_from(held).unwrap_or(0);
+            self.ahead = if goes_on { (self.ahead * 2).min(*READ_AHEAD.end()) } else { *READ_AHEAD.start() };
+            let ahead = u32::try_from(self.ahead / size).unwrap_or(1).max(1);
+            let end = if block < self.log.last() { self.log.last() } else { self.log.available };
             let count = contiguous.min(ahead).min(end - block);
-            let bytes = count as usize * size;
-            self.content = Some(self.log.device.read_at(self.log.byte(device)?, bytes).await?);
+            let (offset, bytes) = (self.log.byte(device)?, count as usize * size);
+            self.content = Some(match self.log.device.read_at(offset, bytes).await {
+                // Another block of the range may be the one that cannot be read.
+                Err(_) if count > 1 => self.log.device.read_at(offset, size).await?,
+                read => read?,
+            });
             self.start = block;
         }
         let at = (block - self.start) as usize * size;

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   Running ──► Locked ──► Flushing ──► Committing ──► Committed
-//!      ▲          │           │             │              │
-//!   handles    no new      images go     the commit     its blocks are written to their places;
-//!   join       handles     to the log    block goes     when none is left, its part of the log is free
-//!                 │
-//!                 └──► (gone) where it turned out empty
+//!    ▲  │ ▲       │           │             │              │
+//!    │  │ handles no new   images go     the commit     its blocks are written to their places;
+//!    │  │ join    handles  to the log    block goes     when none is left, its part of the log is free
+//!    │  ▼         │
+//!   Paused        └──► (gone) where it turned out empty
+//!    a fast commit waits for the open handles and looks at what they did
 //! ```
 //!
 //! Invariant: a transaction is frozen (its images cloned) only when it is locked and no handle is open. Were a handle
@@ -16,12 +17,14 @@
 //! revoke win over an image of the same transaction, so a block that is freed and used again as metadata must lose
 //! its revoke, and a block that is freed must lose its image.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ext4_core::meta::Buffer;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::{BlockNumber, TransactionId};
 use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
 
 use crate::format::Layout;
 use crate::revoke::Revokes;
@@ -31,6 +34,8 @@ use crate::revoke::Revokes;
 pub(crate) enum Phase {
     /// Handles join and change blocks.
     Running,
+    /// Open handles finish, new ones wait until it runs again: a fast commit takes its snapshot.
+    Paused,
     /// Open handles finish; new ones wait for the next transaction.
     Locked,
     /// Frozen: its images are being written to the log.
@@ -55,8 +60,15 @@ pub(crate) struct Transaction {
     pub(crate) callbacks: Vec<OnCommit>,
     /// Somebody wants it durable, or it is large or old.
     pub(crate) commit_requested: bool,
-    /// When it began, on the runtime's clock.
-    pub(crate) began: Duration,
+    /// Wakes those who wait for its end, when it is dropped or the journal is aborted. One for each transaction: those who
+    /// wait for the next one sleep on.
+    pub(crate) done: Arc<Notify>,
+    /// When somebody first asked for its commit, on the runtime's clock; not where it only was old.
+    pub(crate) requested: Option<Duration>,
+    /// The longest that one of its handles had waited to join.
+    pub(crate) longest_wait: Duration,
+    /// When it came into each phase, on the runtime's clock.
+    entered: [Duration; 6],
 }
 
 impl std::fmt::Debug for Transaction {
@@ -68,6 +80,12 @@ impl std::fmt::Debug for Transaction {
             .field("reserved", &self.reserved)
             .field("buffers", &self.buffers.len())
             .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        self.done.notify_waiters();
     }
 }
 
@@ -83,19 +101,41 @@ impl Transaction {
             revokes: Revokes::default(),
             callbacks: Vec::new(),
             commit_requested: false,
-            began: now,
+            done: Arc::default(),
+            requested: None,
+            longest_wait: Duration::ZERO,
+            entered: [now; 6],
         }
+    }
+
+    /// When it came into `phase`, one that it has been in, on the runtime's clock.
+    pub(crate) fn entered(&self, phase: Phase) -> Duration {
+        self.entered[phase as usize]
+    }
+
+    /// Somebody wants it committed: because it is to be durable, or is full. True for the first who does.
+    pub(crate) fn request_commit(&mut self, now: impl FnOnce() -> Duration) -> bool {
+        if self.requested.is_none() {
+            self.requested = Some(now());
+        }
+        !std::mem::replace(&mut self.commit_requested, true)
     }
 
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// The one place where a transaction's life goes on.
-    pub(crate) fn advance(&mut self, to: Phase) {
+    /// New handles are kept out, and somebody waits for the last open one.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Paused | Phase::Locked)
+    }
+
+    /// The one place where a transaction's life goes on; `now` on the runtime's clock.
+    pub(crate) fn advance(&mut self, to: Phase, now: Duration) {
         let allowed = matches!(
             (self.phase, to),
-            (Phase::Running, Phase::Locked)
+            (Phase::Running, Phase::Locked | Phase::Paused)
+                | (Phase::Paused, Phase::Running)
                 | (Phase::Locked, Phase::Flushing)
                 | (Phase::Flushing, Phase::Committing)
                 | (Phase::Committing, Phase::Committed)
@@ -107,6 +147,10 @@ impl Transaction {
             self.id,
             self.handles
         );
+        // A pause does not count as a beginning.
+        if self.phase != Phase::Paused {
+            self.entered[to as usize] = now;
+        }
         self.phase = to;
     }
 
@@ -126,8 +170,9 @@ impl Transaction {
     }
 
     /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks and the
-    /// commit block. Revokes take no credits; one more block of them is counted, and a commit that needs yet more
-    /// has the checkpoint task make room.
+    /// commit block. Revokes take no credits: one block of them more than there are is counted. A handle that revokes
+    /// more than fit there is not stopped; its commit then waits until the checkpoint task has made room, which it can:
+    /// everything else in the log is committed. See [`crate::handle`].
     pub(crate) fn log_blocks(&self, layout: &Layout, more: u32) -> u32 {
         let revokes = self.revokes.len().saturating_add(layout.revokes_per_block());
         log_blocks(layout, self.size().saturating_add(more), revokes)

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
-use ext4_core::meta::credits;
+use ext4_core::meta::{Transaction as _, credits};
 use ext4_core::{Errno, Error, InodeNumber, Timestamp};
 
+use crate::fast_commit::Reason;
 use crate::inode_info::InodeInfo;
 use crate::namespace::Times;
 use crate::{Filesystem, Result};
@@ -154,10 +155,12 @@ impl Filesystem {
             let _content = info.rwlock.write().await;
             info.check_alive()?;
             let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
-            let handle = fs.begin(credits::INODE + acl, "setattr").await?;
+            let handle = fs.begin_tracked(credits::INODE + acl, "setattr").await?;
             let mut raw = info.inode.write().await;
-            if let Some(mode) = changes.mode {
-                crate::xattr::follow_mode(&fs.info, &handle, &mut raw, mode).await?;
+            if let Some(mode) = changes.mode
+                && crate::xattr::follow_mode(&fs.info, &handle, &mut raw, mode).await?
+            {
+                fs.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
             }
             apply(&mut raw, &changes, fs.now());
             fs.log_inode(&handle, &info, &raw, false).await
@@ -173,7 +176,7 @@ impl Filesystem {
         let times = *times;
         self.run("restore times", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            let handle = fs.begin(credits::INODE, "restore times").await?;
+            let handle = fs.begin_tracked(credits::INODE, "restore times").await?;
             let mut raw = info.inode.write().await;
             info.check_alive()?;
             raw.atime = fs.keepable(times.atime);
@@ -205,7 +208,7 @@ impl Filesystem {
         }
         let info = Arc::clone(info);
         self.run("access time", info.number, move |fs| async move {
-            let handle = fs.begin(credits::INODE, "access time").await?;
+            let handle = fs.begin_tracked(credits::INODE, "access time").await?;
             let mut raw = info.inode.write().await;
             if info.check_alive().is_err() {
                 return Ok(());

@@ -30,15 +30,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use ext4_core::meta::{Transaction, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::counters::LiveCounters;
 use crate::extent_status::Status;
+use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
 use crate::ioend::Ioend;
-use crate::lock_order::Scoped;
+use crate::lock_order::{Scoped, assert_no_handle};
 use crate::writeback;
 
 /// How many inodes a worker takes at a time.
@@ -58,8 +60,10 @@ struct State {
     done: Vec<Ioend>,
     /// They wait for earlier ones.
     parked: Vec<Ioend>,
-    /// The inode is in the workers' queue.
+    /// There is work: the inode is in the workers' queue, or somebody who waits does it.
     queued: bool,
+    /// How many wait for this inode and do its work meanwhile.
+    attendants: u32,
     /// The block at the end of i_disksize could not be written.
     failed_tail: Option<(u32, Error)>,
 }
@@ -69,12 +73,14 @@ struct State {
 pub(crate) struct CompletionQueue {
     disk_size: AtomicU64,
     state: Mutex<State>,
+    /// Ioends were finished, or there is work for whoever waits: those of other inodes sleep on.
+    progress: Notify,
 }
 
 impl CompletionQueue {
     /// Nothing in flight; `disk_size` is the size in the inode on the device (i_disksize).
     pub fn new(disk_size: u64) -> Self {
-        Self { disk_size: AtomicU64::new(disk_size), state: Mutex::default() }
+        Self { disk_size: AtomicU64::new(disk_size), state: Mutex::default(), progress: Notify::new() }
     }
 
     /// i_disksize.
@@ -168,11 +174,77 @@ pub(crate) fn end_io(fs: &Arc<FilesystemInner>, ioend: Ioend) {
     flusher::note_progress(fs);
 }
 
-/// Has a worker look at `inode`.
+/// Has a worker look at `inode`, or whoever waits for it.
 pub(crate) fn schedule(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
-    if std::mem::replace(&mut inode.completion.state.lock().queued, true) {
-        return;
+    {
+        let mut state = inode.completion.state.lock();
+        if std::mem::replace(&mut state.queued, true) {
+            return;
+        }
+        if state.attendants > 0 {
+            drop(state);
+            inode.completion.progress.notify_waiters();
+            return;
+        }
     }
+    give_to_workers(fs, inode);
+}
+
+/// Somebody waits for an inode's ioends and does what a worker would: two changes of tasks less for each fsync. Between
+/// the moment it begins and its end it waits for nothing but progress and the journal, so that nobody who needs a
+/// completion of this inode waits for us.
+pub(crate) struct Attendance<'a> {
+    fs: &'a Arc<FilesystemInner>,
+    inode: &'a Arc<InodeInfo>,
+}
+
+impl<'a> Attendance<'a> {
+    /// Begins. `None` where the order of completions is to be the same every time.
+    pub fn begin(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Option<Self> {
+        if fs.writeback.is_deterministic() {
+            return None;
+        }
+        inode.completion.state.lock().attendants += 1;
+        Some(Self { fs, inode })
+    }
+
+    /// Waits until every ioend of the inode with a number below `until` is finished. No handle may be held.
+    pub async fn wait(&self, until: u64) {
+        assert_no_handle("waiting for writeback");
+        let queue = &self.inode.completion;
+        loop {
+            let mut progress = std::pin::pin!(queue.progress.notified());
+            progress.as_mut().enable();
+            let (finished, wanted) = {
+                let state = queue.state.lock();
+                (state.unfinished.first().is_none_or(|first| *first >= until), state.queued)
+            };
+            if finished {
+                return;
+            }
+            if wanted {
+                process(self.fs, vec![Arc::clone(self.inode)]).await;
+            } else {
+                progress.await;
+            }
+        }
+    }
+}
+
+impl Drop for Attendance<'_> {
+    fn drop(&mut self) {
+        let left = {
+            let mut state = self.inode.completion.state.lock();
+            state.attendants -= 1;
+            state.queued && state.attendants == 0
+        };
+        if left {
+            give_to_workers(self.fs, self.inode);
+        }
+    }
+}
+
+fn give_to_workers(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
     let mut completed = fs.writeback.completed.completed.lock();
     completed.queue.push_back(Arc::clone(inode));
     if fs.writeback.is_deterministic() {
@@ -241,6 +313,7 @@ fn finish(fs: &FilesystemInner, ioend: Ioend) {
         }
     }
     ioend.inode.completion.state.lock().unfinished.remove(&ioend.id);
+    ioend.inode.completion.progress.notify_waiters();
     fs.writeback.finish_ioend(ioend.id);
 }
 
@@ -276,7 +349,7 @@ impl Batch<'_> {
         let most = self.fs.journal.as_ref().map_or(BATCH_CREDITS, |journal| journal.max_credits() / 4);
         LiveCounters::add(&self.fs.writeback.counters.completion_handles, 1);
         let credits = BATCH_CREDITS.min(most).max(CREDITS);
-        self.handle = Some(self.fs.begin(credits, "convert").await?);
+        self.handle = Some(self.fs.begin_tracked(credits, "convert").await?);
         Ok(())
     }
 }
@@ -471,10 +544,16 @@ async fn process_groups(
             if let Err(error) = converted {
                 tracing::error!(inode = inode.number.0, block = first.0, len, %error,
                     "conversion failed: potential data loss");
+                fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
                 fail(batch, inode, group, &error);
                 continue;
             }
             inode.extent_status.set_written(group.blocks.clone());
+            if let Some(first) = group.members.first() {
+                let mapped = Mapped::Blocks { physical: first.physical, unwritten: false };
+                let blocks = (group.blocks.start, group.blocks.end);
+                fs.fast_commits.range_changed(handle.id(), inode.number, blocks, mapped);
+            }
             LiveCounters::add(&fs.writeback.counters.conversions, 1);
             LiveCounters::add(&fs.writeback.counters.merges, group.members.len() as u64 - 1);
         }

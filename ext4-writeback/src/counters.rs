@@ -67,4 +67,10 @@ impl Filesystem {
     pub fn counters(&self) -> Counters {
         self.inner.writeback.counters.snapshot()
     }
+
+    /// What the journal did since the mount; `None` without a journal, and for a read-only mount.
+    #[must_use]
+    pub fn journal_statistics(&self) -> Option<ext4_journal::Statistics> {
+        self.inner.journal.as_ref().map(|journal| journal.statistics())
+    }
 }

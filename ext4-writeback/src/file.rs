@@ -12,7 +12,7 @@ use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::iomap::read::ReadAhead;
 use crate::iomap::{self, Kind, buffered_write};
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 use crate::writeback::{self, Mode};
 use crate::{Attributes, Filesystem, Result, truncate};
 
@@ -221,7 +221,7 @@ impl File {
         fs.errors.check_alive()?;
         let runtime = Arc::clone(&fs.runtime);
         let mode = Mode::Background { budget: u64::MAX };
-        RunToEnd::new(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
+        run_to_end(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
     }
 
     /// The mappings of the file, holes left out, delayed data written back first (fiemap).
@@ -233,8 +233,7 @@ impl File {
         fs.errors.check_alive()?;
         if self.inode.pages.is_dirty_folios() || self.inode.extent_status.delayed_blocks() > 0 {
             let (shared, inode) = (Arc::clone(fs), Arc::clone(&self.inode));
-            RunToEnd::new(&fs.runtime, async move { writeback::sync_inode_data(&shared, &inode).await })
-                .await?;
+            run_to_end(&fs.runtime, async move { writeback::sync_inode_data(&shared, &inode).await }).await?;
         }
         let disk = self.inode.inode.read().await;
         let mut mappings: Vec<Mapping> = Vec::new();
@@ -263,7 +262,7 @@ pub(crate) async fn sync_inode(
     writeback::sync_data(fs, inode, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
     let flushed = match (&fs.journal, inode.last_transaction(datasync)) {
-        (Some(journal), Some(id)) => journal.commit(id).await?,
+        (Some(journal), Some(id)) => fs.commit_file(journal, id).await?,
         (Some(_), None) => false,
         (None, _) => {
             fs.write_dirty_blocks().await?;

@@ -273,7 +273,7 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>) {
         // Nobody else does it. Errors are recorded in the inodes.
         let fs = Arc::clone(fs);
         let runtime = Arc::clone(&fs.runtime);
-        let _ = crate::runtime::RunToEnd::new(&runtime, async move { sync_all_data(&fs).await }).await;
+        let _ = crate::runtime::run_to_end(&runtime, async move { sync_all_data(&fs).await }).await;
         return;
     }
     control.kick();
@@ -317,13 +317,14 @@ pub(crate) async fn allocate_memory(
                 let fs = Arc::clone(fs);
                 async move { sync_all_data(&fs).await }
             };
-            let _ = crate::runtime::RunToEnd::new(&fs.runtime, operation).await;
+            let _ = crate::runtime::run_to_end(&fs.runtime, operation).await;
             tokio::task::yield_now().await;
             continue;
         }
         control.kick();
         // What is not dirty is locked or read right now, which ends without a word to us.
         tokio::select! {
+            biased;
             () = notified => {}
             () = fs.runtime.sleep(Duration::from_millis(1)) => {}
         }
@@ -364,6 +365,7 @@ pub(crate) fn start(fs: &Arc<FilesystemInner>) {
     fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
         loop {
             tokio::select! {
+                biased;
                 () = wake.notified() => {}
                 () = runtime.sleep(PERIOD) => {}
             }
@@ -412,6 +414,7 @@ async fn flush_background(fs: &Arc<FilesystemInner>) {
         if control.dirty.load(Ordering::Relaxed) >= before {
             // Everything is locked or under writeback: something has to end first.
             tokio::select! {
+                biased;
                 () = notified => {}
                 () = fs.runtime.sleep(Duration::from_millis(10)) => {}
             }

@@ -4,12 +4,15 @@
 //! ([`crate::filesystem`]): were a block freed and used for data while its old content is on its way to the device,
 //! the old content could land on top of the data.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::meta::{Buffer, DirectTransaction, Transaction};
 use ext4_core::{BlockNumber, Result, TransactionId};
 use tokio::sync::OwnedRwLockReadGuard;
 
+use crate::fast_commit::{Reason, Tracker};
 use crate::lock_order::HandleToken;
 
 /// One operation's part in a transaction, whichever kind of file system it is.
@@ -19,6 +22,8 @@ pub(crate) enum Handle {
     Journal {
         /// The journal's own.
         handle: ext4_journal::Handle,
+        /// What it does is not told to this tracker: why the transactions it joins cannot be fast commits.
+        untracked: Option<(Arc<Tracker>, Reason)>,
         /// For the check of the lock order.
         _token: HandleToken,
     },
@@ -34,6 +39,13 @@ pub(crate) enum Handle {
 }
 
 impl Handle {
+    /// Tells the tracker that the transaction this handle belongs to has something that is not tracked.
+    pub(crate) fn mark_untracked(&self) {
+        if let Self::Journal { handle, untracked: Some((tracker, reason)), .. } = self {
+            tracker.mark_ineligible(handle.id(), *reason);
+        }
+    }
+
     fn transaction(&self) -> &dyn Transaction {
         match self {
             Self::Journal { handle, .. } => handle,
@@ -66,7 +78,9 @@ impl Transaction for Handle {
         self.transaction().extend(credits)
     }
     async fn restart(&self, credits: u32) -> Result<()> {
-        self.transaction().restart(credits).await
+        self.transaction().restart(credits).await?;
+        self.mark_untracked();
+        Ok(())
     }
     fn on_commit(&self, callback: OnCommit) {
         self.transaction().on_commit(callback);

@@ -4,7 +4,7 @@
 //! The journal's commit waits for handles. Were a handle to wait for a folio whose owner waits to start a handle, both
 //! would wait for ever.
 //!
-//! An operation is whatever runs inside one [`Scoped`] future ([`crate::runtime::RunToEnd`] wraps each of its
+//! An operation is whatever runs inside one [`Scoped`] future ([`crate::runtime::run_to_end`] wraps each of its
 //! operations in one), on whichever thread it is polled. It counts the handles it holds; release builds count nothing.
 
 use std::future::Future;

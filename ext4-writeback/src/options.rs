@@ -42,6 +42,8 @@ pub struct MountOptions {
     pub barrier: bool,
     /// What follows an error; `None`: what the superblock says.
     pub errors: Option<OnError>,
+    /// fsync of a file uses fast commits, where the file system has the feature `fast_commit`.
+    pub fast_commit: bool,
     /// A failed data write aborts the journal (`data_err=abort`).
     pub data_error_aborts: bool,
     /// Freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one nothing
@@ -71,6 +73,7 @@ impl Default for MountOptions {
             commit_interval: Some(Duration::from_secs(5)),
             barrier: true,
             errors: None,
+            fast_commit: true,
             data_error_aborts: false,
             discard: false,
             erase_journal: false,
@@ -94,6 +97,7 @@ impl fmt::Debug for MountOptions {
             .field("commit_interval", &self.commit_interval)
             .field("barrier", &self.barrier)
             .field("errors", &self.errors)
+            .field("fast_commit", &self.fast_commit)
             .field("data_error_aborts", &self.data_error_aborts)
             .field("discard", &self.discard)
             .field("erase_journal", &self.erase_journal)

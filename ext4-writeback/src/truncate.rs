@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::meta::extent_tree::Removal;
-use ext4_core::meta::{block_map, credits};
+use ext4_core::meta::{Transaction as _, block_map, credits};
 use ext4_core::{Error, LogicalBlock, Result};
 
 use crate::completion;
+use crate::fast_commit::Mapped;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::iomap::zero::zero_block_tail;
@@ -58,7 +59,7 @@ fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
 async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     fs.check_writable()?;
     zero_block_tail(fs, inode, inode.size()).await?;
-    let handle = fs.begin(credits::INODE, "truncate").await?;
+    let handle = fs.begin_tracked(credits::INODE, "truncate").await?;
     let mut disk = inode.inode.write().await;
     // i_size first: a completion that is under way looks at it last, and takes i_disksize along.
     inode.size.store(size, Ordering::SeqCst);
@@ -77,9 +78,10 @@ async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) ->
 async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let _dropping = inode.invalidate_lock.write().await;
     {
-        let handle = fs.begin(ORPHAN_CREDITS, "truncate").await?;
+        let handle = fs.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
         fs.orphans.add(&fs.info, &handle, &mut disk).await?;
+        fs.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
@@ -132,7 +134,7 @@ async fn free_behind(
     let first = fs.info.block_size().blocks_for(size);
     let first = u32::try_from(first).unwrap_or(u32::MAX);
     loop {
-        let handle = fs.begin(FREE_CREDITS, "truncate").await?;
+        let handle = fs.begin_tracked(FREE_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
         // Between two transactions somebody may have looked at what was not freed yet.
         let promised = inode.extent_status.remove(first..u32::MAX);
@@ -144,6 +146,9 @@ async fn free_behind(
         };
         if removal == Removal::Done && finish {
             fs.orphans.remove(&fs.info, &handle, &mut disk).await?;
+            // What earlier handles freed of it is in the range too: none of it is to be left.
+            fs.fast_commits.range_changed(handle.id(), inode.number, (first, u32::MAX), Mapped::Hole);
+            fs.fast_commits.truncation_ends(handle.id(), inode.number);
         }
         fs.log_inode(&handle, inode, &disk, true).await?;
         if removal == Removal::Done {

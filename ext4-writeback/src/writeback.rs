@@ -24,12 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
-use ext4_core::meta::{block_map, credits, extent_tree};
+use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 
-use crate::completion;
+use crate::completion::{self, Attendance};
 use crate::counters::LiveCounters;
 use crate::extent_status::{Extent, Status};
+use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{Folio, FolioGuard};
@@ -251,7 +252,7 @@ async fn allocate_delayed(
     block: u32,
     len: u32,
 ) -> Result<Extent> {
-    let handle = fs.begin(ALLOCATE_CREDITS, "writepages").await?;
+    let handle = fs.begin_tracked(ALLOCATE_CREDITS, "writepages").await?;
     let mut disk = inode.inode.write().await;
     let es = &inode.extent_status;
     // Truncation and a new write may have come between the two looks.
@@ -277,6 +278,7 @@ async fn allocate_delayed(
     let inserted =
         extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(block), physical, got, true).await;
     if let Err(error) = inserted {
+        fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
         free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
         fs.log_inode(&handle, inode, &disk, false).await?;
         // The allocation used the promise up.
@@ -285,6 +287,8 @@ async fn allocate_delayed(
         }
         return Err(error);
     }
+    let mapped = Mapped::Blocks { physical, unwritten: true };
+    fs.fast_commits.range_changed(handle.id(), inode.number, (block, block + got), mapped);
     let (_, sequence) = es.set(block..block + got, Status::Unwritten(physical));
     fs.log_inode(&handle, inode, &disk, false).await?;
     let counters = &fs.writeback.counters;
@@ -311,7 +315,7 @@ pub(crate) async fn allocate_holes(
             at = extent.end;
             continue;
         }
-        let handle = fs.begin(ALLOCATE_CREDITS, "write").await?;
+        let handle = fs.begin_tracked(ALLOCATE_CREDITS, "write").await?;
         let mut disk = inode.inode.write().await;
         iomap::check_can_allocate(&disk)?;
         let request = AllocationRequest {
@@ -325,10 +329,13 @@ pub(crate) async fn allocate_holes(
         let inserted =
             extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, got, true).await;
         if let Err(error) = inserted {
+            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
             free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
             fs.log_inode(&handle, inode, &disk, false).await?;
             return Err(error);
         }
+        let mapped = Mapped::Blocks { physical, unwritten: true };
+        fs.fast_commits.range_changed(handle.id(), inode.number, (at, at + got), mapped);
         inode.extent_status.set(at..at + got, Status::Unwritten(physical));
         fs.log_inode(&handle, inode, &disk, false).await?;
         LiveCounters::add(&fs.writeback.counters.allocations, 1);
@@ -340,7 +347,7 @@ pub(crate) async fn allocate_holes(
 
 /// Logs mtime and ctime where a write changed them and nothing else logged them since.
 pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
-    let handle = fs.begin(credits::INODE, "times").await?;
+    let handle = fs.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
     if inode.pages.times_dirty.load(Ordering::Acquire) {
         fs.log_inode(&handle, inode, &disk, false).await?;
@@ -389,8 +396,19 @@ pub(crate) async fn sync_inode_data(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
 /// # Errors
 /// As [`sync_inode_data`].
 pub(crate) async fn sync_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
-    let result = start_inode_data(fs, inode, Mode::Sync).await;
-    wait_for_inode(fs, inode).await;
+    let (result, attendance) = {
+        let _pass = inode.pages.writeback_lock.lock().await;
+        let mut gather = Gather::new(fs);
+        let result = writepages(fs, inode, &mut gather, Mode::Sync).await;
+        // From here on nothing is waited for but the device and the journal. A fast device ends it within this call.
+        let attendance = Attendance::begin(fs, inode);
+        gather.submit();
+        (result, attendance)
+    };
+    match attendance {
+        Some(attendance) => attendance.wait(fs.writeback.next_ioend()).await,
+        None => wait_for_inode(fs, inode).await,
+    }
     result.and(settle(fs, inode, times).await)
 }
 

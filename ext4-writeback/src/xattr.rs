@@ -10,6 +10,7 @@ use ext4_core::meta::{credits, xattr};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use crate::Filesystem;
+use crate::fast_commit::Reason;
 use crate::filesystem::FilesystemInner;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
@@ -20,20 +21,21 @@ pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 pub(crate) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// Has the access control list of `inode`, where there is one, follow new permission bits, as chmod does: were it not
-/// to, the bits would say one thing and the list another.
+/// to, the bits would say one thing and the list another. True where there is a list.
 pub(crate) async fn follow_mode(
     info: &SuperblockInfo,
     handle: &Handle,
     inode: &mut Inode,
     mode: u16,
-) -> Result<()> {
-    let Some(value) = xattr::get(info, inode, ACCESS_ACL).await? else { return Ok(()) };
+) -> Result<bool> {
+    let Some(value) = xattr::get(info, inode, ACCESS_ACL).await? else { return Ok(false) };
     let number = inode.number;
     let acl = Acl::from_call(&value)
         .map_err(|problem| Error::corrupt(format!("inode {number}: access control list"), problem))?;
-    let Some(acl) = acl else { return Ok(()) };
+    let Some(acl) = acl else { return Ok(false) };
     let value = acl.with_mode(mode).to_call();
-    xattr::set(info, handle, inode, ACCESS_ACL, Some(&value), SetMode::Any).await
+    xattr::set(info, handle, inode, ACCESS_ACL, Some(&value), SetMode::Any).await?;
+    Ok(true)
 }
 
 impl Filesystem {
@@ -107,7 +109,7 @@ pub(crate) async fn set(
 ) -> Result<()> {
     let attempt = async || {
         let _content = info.rwlock.write().await;
-        let handle = fs.begin(credits::XATTR + credits::INODE, "setxattr").await?;
+        let handle = fs.begin_ineligible(credits::XATTR + credits::INODE, "setxattr", Reason::Xattr).await?;
         let mut raw = info.inode.write().await;
         info.check_alive()?;
         if raw.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {

@@ -88,6 +88,19 @@ async fn fill(filesystem: &Filesystem, round: u32) {
     filesystem.restore_times(top, &times).await.unwrap();
 }
 
+/// Sets an attribute through the kernel.
+fn set_xattr(path: &std::path::Path, name: &str, value: &[u8]) {
+    let value = String::from_utf8(value.to_vec()).unwrap();
+    common::run_ok("setfattr", &["-n", name, "-v", &value, path.to_str().unwrap()]);
+}
+
+/// Makes a special file through the kernel.
+fn make_node(path: &std::path::Path, file_type: &str, device: &[&str]) {
+    let mut arguments = vec![path.to_str().unwrap(), file_type];
+    arguments.extend(device);
+    common::run_ok("mknod", &arguments);
+}
+
 /// The same through the kernel.
 fn fill_by_kernel(root: &std::path::Path, round: u32) {
     let top = root.join(format!("theirs{round}"));
@@ -111,10 +124,10 @@ fn fill_by_kernel(root: &std::path::Path, round: u32) {
     let file = std::fs::File::create(top.join("sparse")).unwrap();
     file.set_len(5 << 20).unwrap();
     std::os::unix::fs::FileExt::write_at(&file, b"far out", 3 << 20).unwrap();
-    tree::set_xattr(&top.join("file1"), "user.colour", b"green");
-    tree::set_xattr(&top.join("file1"), "user.long", &[b'l'; 600]);
-    tree::make_node(&top.join("device"), "b", &["300", "70000"]);
-    tree::make_node(&top.join("pipe"), "p", &[]);
+    set_xattr(&top.join("file1"), "user.colour", b"green");
+    set_xattr(&top.join("file1"), "user.long", &[b'l'; 600]);
+    make_node(&top.join("device"), "b", &["300", "70000"]);
+    make_node(&top.join("pipe"), "p", &[]);
 }
 
 /// What both sides see of `image` is the same.

@@ -25,7 +25,9 @@ use ext4_core::environment::SystemEnvironment;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::{Errno, Error, Result};
-use ext4_writeback::filesystem::has_external_journal;
+use ext4_journal::Recovery;
+use ext4_journal::dump::Inspection;
+use ext4_writeback::filesystem::{JournalReplay, has_external_journal, inspect_journal, replay_journal};
 use ext4_writeback::{Filesystem, MountOptions};
 
 /// Which backend drives a target.
@@ -173,6 +175,35 @@ impl Opener {
             ..MountOptions::default()
         };
         Filesystem::mount(device, options).await
+    }
+
+    /// The log of what is on `path`, to look at: without a mount, without recovery.
+    ///
+    /// # Errors
+    /// The host's; those of [`inspect_journal`].
+    pub async fn inspect_journal(&self, path: &Path) -> Result<Inspection> {
+        let device = self.device(path, Access::Read)?;
+        let options = self.journal_options(&*device, Access::Read).await?;
+        inspect_journal(device, &options).await
+    }
+
+    /// Replays the log of what is on `path` without a mount.
+    ///
+    /// # Errors
+    /// The host's; those of [`replay_journal`].
+    pub async fn replay_journal(&self, path: &Path, mode: Recovery) -> Result<JournalReplay> {
+        let access = if mode.check { Access::Read } else { Access::Write };
+        let device = self.device(path, access)?;
+        let options = self.journal_options(&*device, access).await?;
+        replay_journal(device, &options, mode).await
+    }
+
+    async fn journal_options(&self, device: &dyn BlockDevice, access: Access) -> Result<MountOptions> {
+        Ok(MountOptions {
+            cache: INSPECTION_CACHE,
+            journal_device: self.journal_device_of(device, access).await?,
+            ..MountOptions::default()
+        })
     }
 
     /// The journal's own device, where what is on `device` says that it has one and it can be found.

@@ -274,7 +274,9 @@ pub struct Geometry {
     pub queue_depth: u32,
     /// Completed writes may be lost in a power cut until a flush.
     pub volatile_cache: bool,
-    /// [`BioFlags::FUA`] costs less than a flush. It is honoured on every device.
+    /// [`BioFlags::FUA`] costs less than a flush. It is honoured on every device: where this is false and the cache is
+    /// volatile, as the write and a flush after it, so that what had completed before the write was submitted is
+    /// durable too when the write completes.
     pub fua: bool,
     /// Discard does something.
     pub discard: bool,
@@ -284,9 +286,18 @@ pub struct Geometry {
     pub read_only: bool,
 }
 
+impl Geometry {
+    /// True where a write with [`BioFlags::FUA`] also makes durable what had completed before it was submitted.
+    #[must_use]
+    pub fn fua_flushes(&self) -> bool {
+        self.volatile_cache && !self.fua
+    }
+}
+
 /// A device that stores bytes in blocks.
 ///
-/// The implementer accepts a whole plug without blocking the submitter, completes every bio exactly once through its
+/// The implementer accepts a whole plug without blocking the submitter (but for some microseconds in which a fast device
+/// may end it), completes every bio exactly once through its
 /// [`EndIo`], in any order, from any thread (also from within `submit`); finishes short transfers itself or fails the bio; splits what exceeds the geometry's limits;
 /// and runs [`Bio::check`] on each bio first.
 #[async_trait]

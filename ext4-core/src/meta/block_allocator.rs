@@ -257,6 +257,57 @@ fn take(
     info.write_descriptor(transaction, number, &state.descriptor, place)
 }
 
+/// Marks blocks as used that something outside the bitmaps says belong to a file: a replayed fast commit. Gives the runs
+/// among them that were free. Without a journal, before anything else runs. Does not touch any inode.
+///
+/// # Errors
+/// Corrupt where a block is fixed metadata or outside the file system, or its group's bitmap is bad; those of the device
+/// and the transaction.
+pub async fn mark_used(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    first: BlockNumber,
+    count: u64,
+) -> Result<Vec<Range<u64>>> {
+    let wrong = |problem: &str| Error::corrupt(format!("blocks {first}..{}", first.offset(count)), problem);
+    if !info.is_data_range(first, count) {
+        return Err(wrong("are fixed metadata or outside the file system"));
+    }
+    if info.fixed.cluster_bits() != 0 {
+        return Err(Error::Unsupported("allocating blocks with bigalloc".into()));
+    }
+    let mut found = Vec::new();
+    let (mut next, mut left) = (first, count);
+    while left > 0 {
+        let place = info.fixed.group_of_block(next);
+        let (number, offset) = place.ok_or_else(|| wrong("are outside the file system"))?;
+        let len = left.min(u64::from(info.block_bits(number).saturating_sub(offset)));
+        if len == 0 {
+            return Err(wrong("are outside their group"));
+        }
+        let place = info.descriptor_buffer(number).await?;
+        let state = info.lock_blocks(number).await?;
+        let mut state = state.ok_or_else(|| wrong("are in a group whose block bitmap is bad"))?;
+        // At most a group's blocks.
+        let end = offset + len as u32;
+        let mut at = offset;
+        while let Some(run) = state
+            .blocks
+            .as_ref()
+            .and_then(|map| map.search(|bytes| bitmap::next_clear_run(bytes, at, end, u32::MAX)))
+        {
+            take(info, transaction, number, &mut state, &place, run.clone())?;
+            info.space.lost(u64::from(run.end - run.start));
+            let start = info.group_first_block(number).0;
+            found.push(start + u64::from(run.start)..start + u64::from(run.end));
+            at = run.end;
+        }
+        next = next.offset(len);
+        left -= len;
+    }
+    Ok(found)
+}
+
 /// Where freed blocks go when their transaction has committed.
 struct Circulation {
     groups: Arc<[Group]>,

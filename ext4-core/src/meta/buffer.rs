@@ -366,6 +366,14 @@ impl BufferCache {
         self.dirty.lock().len()
     }
 
+    /// Without a journal: takes over everything that has to be written, in device order. The cache keeps the content;
+    /// the caller brings it to the device.
+    #[must_use]
+    pub fn take_dirty(&self) -> Vec<(BlockNumber, BlockImage)> {
+        let dirty = std::mem::take(&mut *self.dirty.lock());
+        dirty.values().map(|buffer| (buffer.block(), buffer.image())).collect()
+    }
+
     /// Without a journal: writes everything dirty and waits for it. It does not flush the device.
     ///
     /// # Errors

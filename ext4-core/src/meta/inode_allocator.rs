@@ -15,7 +15,7 @@ use super::superblock_info::group::{Group, GroupState};
 use super::{SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
 use crate::format::bitmap;
-use crate::format::group_descriptor::GroupFlags;
+use crate::format::group_descriptor::{GroupDescriptor, GroupFlags};
 use crate::types::{GroupNumber, InodeNumber};
 
 /// Allocates an inode number: directories spread over flex groups (Orlov), others near `parent`.
@@ -200,37 +200,52 @@ async fn try_group(
     }
     let per_group = info.fixed.inodes_per_group;
     let Some(mut state) = info.lock_inodes(number).await? else { return Ok(None) };
-    let GroupState { descriptor, inodes, .. } = &mut *state;
-    let Some(map) = inodes else { return Ok(None) };
+    let Some(map) = &mut state.inodes else { return Ok(None) };
     let lowest = if number.0 == 0 { info.fixed.first_ino - 1 } else { 0 };
     let from = map.first_free.max(lowest);
     let Some(index) = map.bitmap.read(|bytes| bitmap::next_clear(bytes, from, per_group)) else {
         map.first_free = per_group;
         return Ok(None);
     };
+    take(info, transaction, number, &mut state, &place, index, is_directory)?;
+    if let Some(map) = &mut state.inodes {
+        map.first_free = index + 1;
+    }
+    // At most inodes_count, which fits.
+    Ok(Some(InodeNumber(number.0 * per_group + index + 1)))
+}
+
+/// Marks a free inode as used: in the bitmap, in the descriptor, in the counters.
+fn take(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: GroupNumber,
+    state: &mut GroupState,
+    place: &(super::Buffer, usize),
+    index: u32,
+    is_directory: bool,
+) -> Result<()> {
+    let group = info.group(number)?;
+    let per_group = info.fixed.inodes_per_group;
     let covered = info.inode_bitmap_bytes();
+    let GroupState { descriptor, inodes, .. } = state;
+    let Some(map) = inodes else {
+        return Err(Error::corrupt(format!("group {number}"), "its inode bitmap is gone"));
+    };
     let checksum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
         bitmap::set_range(bytes, index..index + 1);
         info.context.bitmap(&bytes[..covered])
     })?;
-    map.first_free = index + 1;
     descriptor.inode_bitmap_csum = checksum;
     descriptor.free_inodes_count = descriptor.free_inodes_count.saturating_sub(1);
     if info.features().group_checksums() {
-        // Without the flag a table that was never used is counted from its start.
-        let unused = if descriptor.flags.contains(GroupFlags::INODE_UNINIT) {
-            per_group
-        } else {
-            descriptor.itable_unused
-        };
-        descriptor.itable_unused = unused.min(per_group - (index + 1));
+        descriptor.itable_unused = unused(descriptor, per_group).min(per_group - (index + 1));
         descriptor.flags.remove(GroupFlags::INODE_UNINIT);
     }
     if is_directory {
         descriptor.used_dirs_count += 1;
     }
-    info.write_descriptor(transaction, number, descriptor, &place)?;
-    drop(state);
+    info.write_descriptor(transaction, number, descriptor, place)?;
     let flex = info.flex_group(number);
     group.free_inodes.fetch_sub(1, Ordering::Relaxed);
     flex.free_inodes.fetch_sub(1, Ordering::Relaxed);
@@ -240,8 +255,74 @@ async fn try_group(
         flex.used_dirs.fetch_add(1, Ordering::Relaxed);
         info.directories.fetch_add(1, Ordering::Relaxed);
     }
-    // At most inodes_count, which fits.
-    Ok(Some(InodeNumber(number.0 * per_group + index + 1)))
+    Ok(())
+}
+
+/// How many slots at the end of a group's table were never used.
+fn unused(descriptor: &GroupDescriptor, per_group: u32) -> u32 {
+    // Without the flag a table that was never used is counted from its start.
+    if descriptor.flags.contains(GroupFlags::INODE_UNINIT) { per_group } else { descriptor.itable_unused }
+}
+
+/// True where `inode` is in use as its bitmap says.
+///
+/// # Errors
+/// Corrupt where the number is out of range or the bitmap is bad; those of the device.
+pub async fn is_used(info: &SuperblockInfo, inode: InodeNumber) -> Result<bool> {
+    let (number, index) = place(info, inode)?;
+    let state = info.lock_inodes(number).await?.ok_or_else(|| bad_bitmap(inode))?;
+    let map = state.inodes.as_ref().ok_or_else(|| bad_bitmap(inode))?;
+    Ok(map.bitmap.read(|bytes| bitmap::is_set(bytes, index)))
+}
+
+/// Marks `inode`, which is free, as used, because something outside the bitmaps says so: a replayed fast commit. Slots
+/// of its table that are counted as used from now on, and were not before, become free inodes.
+///
+/// # Errors
+/// Corrupt where the number is out of range, reserved or in use, or the bitmap is bad; those of the device and the
+/// transaction.
+pub async fn mark_used(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    inode: InodeNumber,
+    is_directory: bool,
+) -> Result<()> {
+    let (number, index) = place(info, inode)?;
+    if inode.0 < info.fixed.first_ino {
+        return Err(Error::corrupt(format!("inode {inode}"), "is to be used but is reserved"));
+    }
+    let group = info.group(number)?;
+    let place = info.descriptor_buffer(number).await?;
+    if group.descriptor().flags.contains(GroupFlags::BLOCK_UNINIT) {
+        initialise_block_bitmap(info, transaction, number, &place).await?;
+    }
+    let per_group = info.fixed.inodes_per_group;
+    let first_unused = {
+        let mut state = info.lock_inodes(number).await?.ok_or_else(|| bad_bitmap(inode))?;
+        let map = state.inodes.as_ref().ok_or_else(|| bad_bitmap(inode))?;
+        if map.bitmap.read(|bytes| bitmap::is_set(bytes, index)) {
+            return Err(Error::corrupt(format!("inode {inode}"), "is to be used but is in use already"));
+        }
+        let first_unused = per_group.saturating_sub(unused(&state.descriptor, per_group));
+        take(info, transaction, number, &mut state, &place, index, is_directory)?;
+        first_unused
+    };
+    if info.features().group_checksums() {
+        for index in first_unused..index {
+            let slot = InodeNumber(number.0 * per_group + index + 1);
+            super::inode_table::clear_slot(info, transaction, slot).await?;
+        }
+    }
+    Ok(())
+}
+
+fn place(info: &SuperblockInfo, inode: InodeNumber) -> Result<(GroupNumber, u32)> {
+    let problem = || format!("is not within 1 to {}", info.inodes_count());
+    info.fixed.group_of_inode(inode).ok_or_else(|| Error::corrupt(format!("inode {inode}"), problem()))
+}
+
+fn bad_bitmap(inode: InodeNumber) -> Error {
+    Error::corrupt(format!("inode {inode}"), "its group's inode bitmap is bad")
 }
 
 /// Writes the block bitmap of a group that never had one.

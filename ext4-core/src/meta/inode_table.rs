@@ -8,11 +8,14 @@
 //!
 //! Locks: none of its own; two writers of one inode are kept apart by the inode's lock above.
 
+use zerocopy::FromBytes;
+
 use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
 use crate::error::{Error, Result};
+use crate::format::extent::Node;
 use crate::format::features::RoCompat;
 use crate::format::group_descriptor::GroupFlags;
-use crate::format::inode::{FileType, Inode, InodeLayout};
+use crate::format::inode::{FileType, Inode, InodeLayout, RawInode};
 use crate::types::{BlockNumber, InodeNumber, Timestamp};
 
 /// How many blocks of the table are read together where one is needed (the kernel's `inode_readahead_blks` is 32).
@@ -21,6 +24,8 @@ const READ_AHEAD_BLOCKS: u64 = 16;
 const OS_LINUX: u32 = 0;
 /// s_creator_os of the Hurd.
 const OS_HURD: u32 = 1;
+/// The bytes of an inode without its extra fields.
+const RAW_INODE_SIZE: usize = size_of::<RawInode>();
 /// The largest size of a file before the file system says that it has large files.
 const MAX_SMALL_FILE: u64 = 0x7fff_ffff;
 
@@ -71,6 +76,88 @@ pub async fn write_inode(info: &SuperblockInfo, transaction: &dyn Transaction, i
             _ => inode.serialize(slot, &layout),
         }
     })?
+}
+
+/// The bytes of an inode's slot as they lie there, unverified; zeros for one that was never used.
+///
+/// # Errors
+/// Corrupt for a number out of range; the device's.
+pub async fn read_slot(info: &SuperblockInfo, number: InodeNumber) -> Result<Vec<u8>> {
+    let (block, offset) = info.inode_location(number).await?;
+    let size = usize::from(info.inode_size());
+    if info.was_never_used(number)? {
+        return Ok(vec![0; size]);
+    }
+    let buffer = read_table_block(info, number, block).await?;
+    Ok(buffer.read(|bytes| bytes.get(offset..offset + size).unwrap_or_default().to_vec()))
+}
+
+/// Makes a slot that was never used that of a free inode.
+pub(super) async fn clear_slot(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    number: InodeNumber,
+) -> Result<()> {
+    let (block, offset) = info.inode_location(number).await?;
+    let size = usize::from(info.inode_size());
+    let buffer = read_table_block(info, number, block).await?;
+    buffer.modify(transaction, |bytes| bytes.get_mut(offset..offset + size).unwrap_or_default().fill(0))
+}
+
+/// An inode's bytes in its table, as the transaction that runs has them.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    buffer: Buffer,
+    offset: usize,
+    size: usize,
+}
+
+impl Slot {
+    /// How long it is: s_inode_size.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The fixed fields: 128 bytes and the extra ones in use. What is kept in the inode behind them is left out.
+    #[must_use]
+    pub fn fixed_fields(&self) -> Vec<u8> {
+        self.buffer.read(|block| {
+            let slot = block.get(self.offset..).and_then(|rest| rest.get(..self.size)).unwrap_or_default();
+            slot.get(..fixed_len(slot)).unwrap_or_default().to_vec()
+        })
+    }
+
+    /// True where nothing of an earlier inode could be taken for the next one's if its fixed fields were written over
+    /// the slot, with `extra_isize` bytes of extra ones, and the rest was not: no links, no extents, no attributes.
+    #[must_use]
+    pub fn is_blank(&self, extra_isize: u16) -> bool {
+        self.buffer.read(|block| {
+            let slot = block.get(self.offset..).and_then(|rest| rest.get(..self.size)).unwrap_or_default();
+            let Ok((raw, _)) = RawInode::ref_from_prefix(slot) else { return false };
+            let maps = Node::new(&raw.i_block).is_some_and(|root| !root.entries().is_empty());
+            let fixed = RAW_INODE_SIZE.saturating_add(usize::from(extra_isize));
+            let rest = slot.get(fixed..).unwrap_or_default();
+            raw.i_links_count.get() == 0 && !maps && rest.iter().all(|byte| *byte == 0)
+        })
+    }
+}
+
+/// The length of the fixed fields of the inode in `slot`.
+fn fixed_len(slot: &[u8]) -> usize {
+    let extra = slot.get(RAW_INODE_SIZE..).and_then(|rest| rest.first_chunk());
+    let extra = extra.map_or(0, |size| usize::from(u16::from_le_bytes(*size)));
+    RAW_INODE_SIZE.saturating_add(extra).min(slot.len())
+}
+
+/// The slot of inode `number`, read where it is not in memory.
+///
+/// # Errors
+/// Corrupt: a number out of range; the device's.
+pub async fn slot(info: &SuperblockInfo, number: InodeNumber) -> Result<Slot> {
+    let (block, offset) = info.inode_location(number).await?;
+    let buffer = read_table_block(info, number, block).await?;
+    Ok(Slot { buffer, offset, size: usize::from(info.inode_size()) })
 }
 
 /// Changes the `dtime` of an inode in its slot, whoever holds a copy of it: a link of the list of orphans.

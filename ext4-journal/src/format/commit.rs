@@ -33,10 +33,21 @@ impl Commit {
         Self::read_from_prefix(block).ok().map(|(commit, _)| commit)
     }
 
+    /// The checksum as it stands there: of the transaction (`COMPAT_CHECKSUM`) or of this block.
+    pub(crate) fn stored_checksum(&self) -> u32 {
+        let [stored, ..] = self.checksum;
+        stored.get()
+    }
+
+    /// The part of the commit time below a second.
+    pub(crate) fn nanoseconds(&self) -> u32 {
+        self.nanoseconds.get()
+    }
+
     /// True where the crc32 over the transaction is `computed`, or was never stored.
     pub(crate) fn verify_compat_checksum(&self, computed: u32) -> bool {
-        let [stored, ..] = self.checksum;
+        let stored = self.stored_checksum();
         let kind = (self.checksum_type, self.checksum_size);
-        (kind == COMMIT_CHECKSUM_CRC32 && stored.get() == computed) || (kind == (0, 0) && stored.get() == 0)
+        (kind == COMMIT_CHECKSUM_CRC32 && stored == computed) || (kind == (0, 0) && stored == 0)
     }
 }

@@ -2,7 +2,7 @@
 //! them.
 
 use ext4_core::checksum::crc32c;
-use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
+use ext4_core::{BlockNumber, BlockSize, TransactionId};
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -53,6 +53,9 @@ pub(crate) enum Checksums {
     V3,
 }
 
+/// Whether a checksum is right; if not, the one stored and the one computed.
+pub(crate) type Verdict = core::result::Result<(), (u32, u32)>;
+
 /// How the features shape the log's blocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
@@ -92,7 +95,7 @@ impl Layout {
     }
 
     /// The bytes of a descriptor or revoke block before its checksum.
-    fn body_size(&self) -> usize {
+    pub(crate) fn body_size(&self) -> usize {
         self.block_size.len().saturating_sub(self.tail_size())
     }
 
@@ -180,17 +183,16 @@ impl Layout {
     /// The blocks that a revoke block lists.
     ///
     /// # Errors
-    /// Corrupt where the list is said to be longer than its block.
-    pub(crate) fn revokes<'a>(&self, block: &'a [u8]) -> Result<impl Iterator<Item = BlockNumber> + use<'a>> {
-        let bad = |count: u32| Error::corrupt("journal revoke block", format!("{count} bytes in use"));
-        let (count, _) = block
-            .get(HEADER_SIZE..)
-            .and_then(|bytes| U32::read_from_prefix(bytes).ok())
-            .ok_or_else(|| bad(0))?;
-        let count = count.get();
-        let used = usize::try_from(count).map_err(|_| bad(count))?;
+    /// The number of bytes said to be in use, where the list would be longer than its block.
+    pub(crate) fn revokes<'a>(
+        &self,
+        block: &'a [u8],
+    ) -> core::result::Result<impl Iterator<Item = BlockNumber> + use<'a>, u32> {
+        let count = block.get(HEADER_SIZE..).and_then(|bytes| U32::read_from_prefix(bytes).ok());
+        let count = count.map_or(0, |(count, _)| count.get());
+        let used = usize::try_from(count).map_err(|_| count)?;
         if used > self.body_size() {
-            return Err(bad(count));
+            return Err(count);
         }
         let records = block.get(REVOKE_HEADER_SIZE..used).unwrap_or_default();
         let size = self.revoke_size();
@@ -231,31 +233,53 @@ impl Layout {
         crc32c(crc32c(self.seed, &id.0.to_be_bytes()), image)
     }
 
-    /// True where the checksum at the end of a descriptor or revoke block is right, or there is none.
-    pub(crate) fn verify_tail(&self, block: &[u8]) -> bool {
-        if self.checksums == Checksums::None {
-            return true;
-        }
-        let Some((body, tail)) = block.split_at_checked(self.body_size()) else {
-            return false;
-        };
-        tail == crc32c(crc32c(self.seed, body), &[0; TAIL_SIZE]).to_be_bytes()
+    /// True where tags, descriptors, revoke blocks and commit blocks have checksums of their own.
+    pub(crate) fn has_tag_checksums(&self) -> bool {
+        self.checksums != Checksums::None
     }
 
-    /// True where the checksum of a commit block is right, or there is none. As jbd2, a block of which only the
-    /// header reached the medium counts when the rest had been zeros.
-    pub(crate) fn verify_commit(&self, block: &[u8]) -> bool {
+    /// The checksum at the end of a descriptor or revoke block, where there is one.
+    pub(crate) fn stored_tail(&self, block: &[u8]) -> Option<u32> {
         if self.checksums == Checksums::None {
-            return true;
+            return None;
+        }
+        let (_, tail) = block.split_at_checked(self.body_size())?;
+        U32::read_from_prefix(tail).ok().map(|(stored, _)| stored.get())
+    }
+
+    /// Verifies the checksum at the end of a descriptor or revoke block, where there is one.
+    ///
+    /// # Errors
+    /// The checksum stored and the one computed.
+    pub(crate) fn verify_tail(&self, block: &[u8]) -> Verdict {
+        if self.checksums == Checksums::None {
+            return Ok(());
+        }
+        let (body, tail) = block.split_at_checked(self.body_size()).unwrap_or_default();
+        let stored = U32::read_from_prefix(tail).map_or(0, |(stored, _)| stored.get());
+        let computed = crc32c(crc32c(self.seed, body), &[0; TAIL_SIZE]);
+        if stored == computed { Ok(()) } else { Err((stored, computed)) }
+    }
+
+    /// Verifies the checksum of a commit block, where there is one. As jbd2, a block of which only the header reached
+    /// the medium counts when the rest had been zeros.
+    ///
+    /// # Errors
+    /// The checksum stored and the one computed.
+    pub(crate) fn verify_commit(&self, block: &[u8]) -> Verdict {
+        if self.checksums == Checksums::None {
+            return Ok(());
         }
         let Ok((mut commit, rest)) = Commit::read_from_prefix(block) else {
-            return false;
+            return Err((0, 0));
         };
         let [checksum, ..] = &mut commit.checksum;
         let stored = checksum.get();
         checksum.set(0);
         let header = crc32c(self.seed, commit.as_bytes());
-        stored == crc32c(header, rest) || stored == crc32c(header, &vec![0; rest.len()])
+        let computed = crc32c(header, rest);
+        let torn = || stored == crc32c(header, &vec![0; rest.len()]);
+        if stored == computed || torn() { Ok(()) } else { Err((stored, computed)) }
     }
 
     fn finish(&self, block: &mut [u8], bytes: &[u8]) {
@@ -353,12 +377,12 @@ mod tests {
             let mut block = vec![0xff; 1024];
             layout.write_descriptor(&mut block, TransactionId(9), &tags);
             assert_eq!(Header::read(&block), Some((DESCRIPTOR, TransactionId(9))));
-            assert!(layout.verify_tail(&block));
+            assert!(layout.verify_tail(&block).is_ok());
             let read: Vec<Tag> =
                 layout.tags(&block).map(|tag| Tag { flags: tag.flags & ESCAPED, ..tag }).collect();
             assert_eq!(read, tags);
             block[20] ^= 1;
-            assert_eq!(layout.verify_tail(&block), layout.checksums == Checksums::None);
+            assert_eq!(layout.verify_tail(&block).is_ok(), layout.checksums == Checksums::None);
         }
     }
 
@@ -369,10 +393,10 @@ mod tests {
                 (0..layout.revokes_per_block() as u64).map(|i| BlockNumber(77 + i)).collect();
             let mut block = vec![0; 1024];
             layout.write_revokes(&mut block, TransactionId(3), &blocks);
-            assert!(layout.verify_tail(&block));
+            assert!(layout.verify_tail(&block).is_ok());
             assert_eq!(layout.revokes(&block).unwrap().collect::<Vec<_>>(), blocks);
             block[HEADER_SIZE..HEADER_SIZE + 4].copy_from_slice(&1025_u32.to_be_bytes());
-            assert!(layout.revokes(&block).is_err());
+            assert_eq!(layout.revokes(&block).err(), Some(1025));
             block[HEADER_SIZE..HEADER_SIZE + 4].copy_from_slice(&3_u32.to_be_bytes());
             assert_eq!(layout.revokes(&block).unwrap().count(), 0);
         }
@@ -383,11 +407,11 @@ mod tests {
         for layout in layouts().filter(|layout| layout.checksums != Checksums::None) {
             let mut block = vec![0xee; 1024];
             layout.write_commit(&mut block, TransactionId(3), -1, 5);
-            assert!(layout.verify_commit(&block));
+            assert!(layout.verify_commit(&block).is_ok());
             block[900] = 1;
-            assert!(layout.verify_commit(&block), "a torn block whose header is whole counts");
+            assert!(layout.verify_commit(&block).is_ok(), "a torn block whose header is whole counts");
             block[0x33] ^= 1;
-            assert!(!layout.verify_commit(&block));
+            assert!(layout.verify_commit(&block).is_err());
         }
     }
 }

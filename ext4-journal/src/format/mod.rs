@@ -1,4 +1,4 @@
-//! The journal's on-disk structures: big-endian, unlike the rest of ext4. No I/O here.
+//! The journal's on-disk structures: big-endian, unlike the rest of ext4 and the fast-commit area. No I/O here.
 //!
 //! ```text
 //!   log block 0      superblock: where the log starts, which transaction is expected there, features
@@ -21,10 +21,12 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
 mod commit;
+mod fast_commit;
 mod layout;
 mod superblock;
 
 pub(crate) use commit::Commit;
+pub use fast_commit::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub(crate) use layout::{Checksums, Layout, Tag};
 pub(crate) use superblock::Superblock;
 

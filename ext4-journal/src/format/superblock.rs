@@ -257,9 +257,22 @@ impl Superblock {
 
     /// The size of the fast-commit area in blocks.
     pub(crate) fn fast_commit_blocks(&self) -> u32 {
-        if !self.has_incompat(INCOMPAT_FAST_COMMIT) {
-            return 0;
-        }
+        if self.has_incompat(INCOMPAT_FAST_COMMIT) { self.fast_commit_area() } else { 0 }
+    }
+
+    /// Says whether the end of the log is an area for fast commits. As in jbd2 that is not said while the log is empty,
+    /// so that a clean file system does not ask its reader for the feature.
+    pub(crate) fn set_fast_commit(&mut self, on: bool) {
+        let features = self.raw.feature_incompat.get();
+        self.raw.feature_incompat.set(if on {
+            features | INCOMPAT_FAST_COMMIT
+        } else {
+            features & !INCOMPAT_FAST_COMMIT
+        });
+    }
+
+    /// The size that the fast-commit area has or would have, in blocks.
+    pub(crate) fn fast_commit_area(&self) -> u32 {
         match self.raw.num_fc_blocks.get() {
             0 => DEFAULT_FAST_COMMIT_BLOCKS,
             blocks => blocks,

@@ -1,28 +1,181 @@
-//! Fast commits: whether the area at the end of the log holds any that follow the last full commit.
+//! Fast commits: what the area behind the ring holds of the transaction that follows the last full commit.
 //!
-//! The area is no part of the ring. What lies there from before the last full commit is void and is passed over.
+//! ```text
+//!   ring:  … commit 41 │ (42 never committed)      area:  HEAD 42 … TAIL 42 │ … TAIL 42 │ … TAIL 40
+//!                                                         └── these two ────────────────┘   └ an older one
+//! ```
 //!
-//! Source: fs/ext4/fast_commit.h (tags are little-endian, unlike the rest of the journal).
+//! A fast commit counts when every tag of it is valid, its TAIL names the transaction expected and the checksum is
+//! right; the first that does not count ends the area, because those behind it stand on it. HEAD, PAD and TAIL have
+//! done their work then: what is given on are the tags that change something, in their order.
+//!
+//! A first fast commit that does not count is the ordinary end too: it was torn. (The kernel refuses to mount then;
+//! see [`crate::format::FastCommitEncoder`] for how a writer keeps that from happening.)
+//!
+//! Invariants:
+//! - Nothing of a fast commit is given on before its TAIL was verified.
+//! - The walk reads each block of the area once, and memory is bounded by what the area's blocks hold.
+//!
+//! Source: fs/ext4/fast_commit.c (replay_scan), fs/jbd2/recovery.c (fc_do_one_pass: the area begins one block behind
+//! the ring, and belongs to the first transaction without a full commit).
 
-use ext4_core::TransactionId;
-use zerocopy::byteorder::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use std::fmt;
 
-const TAG_HEAD: u16 = 9;
+use ext4_core::checksum::crc32c;
+use ext4_core::{Error, Result, TransactionId};
 
-#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Head {
-    tag: U16,
-    len: U16,
-    features: U32,
-    id: U32,
+use crate::format::{FastCommitTag, FastCommitTags, Superblock};
+use crate::log::{Log, Reader};
+
+/// One fast commit: what became durable together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FastCommit {
+    /// What changes something, in order: no head, padding or tail.
+    pub tags: Vec<FastCommitTag>,
 }
 
-/// True where `block`, the first of the area, begins a fast commit of transaction `id`, the first one that has no
-/// full commit.
-pub(crate) fn begins(block: &[u8], id: TransactionId) -> bool {
-    Head::ref_from_prefix(block).is_ok_and(|(head, _)| {
-        head.tag.get() == TAG_HEAD && usize::from(head.len.get()) >= 8 && head.id.get() == id.0
-    })
+/// The fast commits that follow the last full one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FastCommits {
+    /// In the order in which they are to be applied.
+    pub commits: Vec<FastCommit>,
+    /// Where and why they end.
+    pub end: FastCommitEnd,
+}
+
+impl FastCommits {
+    /// All tags in order.
+    pub fn tags(&self) -> impl Iterator<Item = &FastCommitTag> {
+        self.commits.iter().flat_map(|commit| &commit.tags)
+    }
+
+    /// True where there is nothing to apply.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.commits.is_empty()
+    }
+}
+
+/// Where the fast commits that count end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FastCommitEnd {
+    /// The block of the area, counted from its first.
+    pub block: u32,
+    /// The byte in it.
+    pub offset: usize,
+    /// Why.
+    pub reason: FastCommitEndReason,
+}
+
+/// Why the fast commits end where they do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FastCommitEndReason {
+    /// The log has no area, or does not begin one here.
+    #[default]
+    NoHead,
+    /// What lies there belongs to another transaction, usually an older one.
+    OtherTransaction(TransactionId),
+    /// The checksum is wrong: the fast commit is not whole.
+    Checksum {
+        /// As it lies there.
+        stored: u32,
+        /// As it should be.
+        computed: u32,
+    },
+    /// What lies there is no valid tag.
+    Invalid(String),
+    /// The area ends.
+    AreaEnds,
+}
+
+impl fmt::Display for FastCommitEndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoHead => f.write_str("no head"),
+            Self::OtherTransaction(id) => write!(f, "it belongs to transaction {id}"),
+            Self::Checksum { stored, computed } => {
+                write!(f, "checksum {stored:#010x}, expected {computed:#010x}")
+            }
+            Self::Invalid(problem) => f.write_str(problem),
+            Self::AreaEnds => f.write_str("the area ends"),
+        }
+    }
+}
+
+/// The fast commits of transaction `id`, the first without a full commit.
+///
+/// # Errors
+/// The device's; unsupported where a whole fast commit asks for features that are not known.
+pub(crate) async fn scan(log: &Log, superblock: &Superblock, id: TransactionId) -> Result<FastCommits> {
+    let mut walk = Walk { id, pending: FastCommit::default(), checksum: 0, unknown_features: 0 };
+    let mut found = FastCommits::default();
+    if superblock.fast_commit_blocks() == 0 {
+        return Ok(found);
+    }
+    let first = superblock.last().saturating_add(1);
+    let mut reader = Reader::new(log);
+    for at in first..superblock.max_len() {
+        let block = at.saturating_sub(first);
+        if let Some((offset, reason)) = walk.block(reader.read(at).await?, block == 0, &mut found.commits)? {
+            found.end = FastCommitEnd { block, offset, reason };
+            return Ok(found);
+        }
+    }
+    let block = superblock.max_len().saturating_sub(first);
+    found.end = FastCommitEnd { block, offset: 0, reason: FastCommitEndReason::AreaEnds };
+    Ok(found)
+}
+
+struct Walk {
+    id: TransactionId,
+    /// The fast commit that is being walked through.
+    pending: FastCommit,
+    checksum: u32,
+    unknown_features: u32,
+}
+
+impl Walk {
+    /// Walks over a block; where and why the area ends in it.
+    fn block(
+        &mut self,
+        block: &[u8],
+        is_first: bool,
+        commits: &mut Vec<FastCommit>,
+    ) -> Result<Option<(usize, FastCommitEndReason)>> {
+        let mut tags = FastCommitTags::new(block);
+        if is_first && !matches!(tags.clone().next(), Some(Ok((_, FastCommitTag::Head { .. })))) {
+            return Ok(Some((0, FastCommitEndReason::NoHead)));
+        }
+        for tag in &mut tags {
+            let (covered, tag) = match tag {
+                Ok(tag) => tag,
+                Err((offset, problem)) => {
+                    return Ok(Some((offset, FastCommitEndReason::Invalid(problem))));
+                }
+            };
+            let at = covered.start;
+            self.checksum = crc32c(self.checksum, block.get(covered).unwrap_or_default());
+            match tag {
+                FastCommitTag::Head { id, .. } | FastCommitTag::Tail { id, .. } if id != self.id => {
+                    return Ok(Some((at, FastCommitEndReason::OtherTransaction(id))));
+                }
+                FastCommitTag::Head { features, .. } => self.unknown_features |= features,
+                FastCommitTag::Tail { checksum: stored, .. } => {
+                    let computed = std::mem::take(&mut self.checksum);
+                    if stored != computed {
+                        return Ok(Some((at, FastCommitEndReason::Checksum { stored, computed })));
+                    }
+                    if self.unknown_features != 0 {
+                        let features = self.unknown_features;
+                        let problem = format!("journal: fast commits with features {features:#x}");
+                        return Err(Error::Unsupported(problem));
+                    }
+                    commits.push(std::mem::take(&mut self.pending));
+                }
+                FastCommitTag::Pad { .. } => {}
+                tag => self.pending.tags.push(tag),
+            }
+        }
+        Ok(None)
+    }
 }

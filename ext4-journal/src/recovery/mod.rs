@@ -5,62 +5,98 @@
 //! 2. [`revoke`] collects which images must not be replayed.
 //! 3. [`replay`] verifies the images and writes the rest to their places.
 //!
+//! What is damaged is refused, or left out and reported: see [`Damage`].
+//!
 //! Then the device is flushed, and only then the superblock says that the log is empty. A crash anywhere before that
 //! leaves the log as it was, and recovering again writes the same images again.
 //!
+//! Where [`fast_commit`]s follow the last commit the log is not emptied yet: what they mean is for the file system to
+//! work out, on top of what was replayed. It comes back with the blocks that they change, and [`finish`] brings these
+//! in as one transaction.
+//!
 //! Invariants:
 //! - The walk ends after one turn of the ring, whatever the blocks say.
-//! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each image, and
-//!   images up to [`replay::BATCH_BYTES`].
+//! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each image, images
+//!   up to [`replay::BATCH_BYTES`], and a bounded report.
 //! - Nothing is written outside the file system's device, and nothing into the log itself.
-//! - What jbd2 refuses is refused: a bad checksum inside the committed part is an error that names it, and the log
-//!   stays as it is.
+//! - What jbd2 refuses is refused, before anything is written: a bad checksum inside the committed part is an error that
+//!   names it, and the log stays as it is. (jbd2 itself may have written by then.)
+//! - A salvage leaves in the journal superblock, in the same write that empties the log, that there was an error. Were
+//!   it recorded in another write, a crash between them would leave a damaged file system that passes for a clean one.
 
 pub(crate) mod fast_commit;
+pub(crate) mod finish;
 pub(crate) mod replay;
+pub(crate) mod report;
 pub(crate) mod revoke;
 pub(crate) mod scan;
 
 use std::sync::Arc;
 
 use ext4_core::device::BlockDevice;
-use ext4_core::{Error, Result, TransactionId};
+use ext4_core::{Result, TransactionId};
 
-use crate::RecoveryReport;
 use crate::format::Superblock;
 use crate::log::Log;
+use replay::Replay;
+use report::{Damage, Recovery, RecoveryReport};
 
-/// Replays the log into `filesystem` and flushes that. Returns what was done and the first id that no transaction in
-/// the log can have.
+/// What [`run`] leaves to do.
+pub(crate) struct Replayed {
+    pub(crate) report: RecoveryReport,
+    /// The first id that no transaction in the log can have.
+    pub(crate) next: TransactionId,
+    /// The log block behind the last commit.
+    pub(crate) head: u32,
+}
+
+/// Replays the log into `filesystem` and flushes that; collects the fast commits that follow.
 ///
 /// # Errors
-/// The devices'; corrupt where a committed transaction is damaged; unsupported where fast commits follow the last one.
+/// The devices'; unsupported where fast commits need something that is not known; corrupt where a committed
+/// transaction is damaged and that is refused.
 pub(crate) async fn run(
     log: &Log,
     superblock: &Superblock,
     filesystem: &Arc<dyn BlockDevice>,
-) -> Result<(RecoveryReport, TransactionId)> {
+    mode: Recovery,
+) -> Result<Replayed> {
     let layout = superblock.layout();
     let found = scan::scan(log, superblock).await?;
-    if superblock.fast_commit_blocks() > 0 {
-        let block = log.read_block(superblock.last().saturating_add(1)).await?;
-        if fast_commit::begins(&block, found.end) {
-            return Err(Error::Unsupported(format!(
-                "journal: fast commits after transaction {} (feature FAST_COMMIT)",
-                found.end.previous()
-            )));
-        }
+    let mut report = RecoveryReport {
+        transactions: found.transactions,
+        first: superblock.sequence(),
+        end: found.end,
+        ..RecoveryReport::default()
+    };
+    match (&found.damage, &found.suspicion) {
+        (Some(finding), _) if mode.damage == Damage::Refuse => return Err(finding.clone().into()),
+        (Some(finding), _) | (None, Some(finding)) => report.add(finding.clone()),
+        (None, None) => {}
+    }
+    let end = found.end.transaction;
+    // Fast commits belong to the last full one: behind a damaged transaction they have nothing to stand on.
+    if found.damage.is_none() {
+        report.fast_commits = fast_commit::scan(log, superblock, end).await?;
     }
     let revoked = revoke::collect(log, &layout, &found).await?;
-    let mut report = replay::replay(log, &layout, &found, &revoked, filesystem).await?;
-    report.transactions = found.transactions;
-    filesystem.flush().await?;
+    let replay = Replay { log, layout, found: &found, revoked: &revoked, filesystem };
+    replay.run(mode, &mut report).await?;
+    let mut last = end;
+    if !mode.check {
+        filesystem.flush().await?;
+        if found.damage.is_some() {
+            last = scan::last_id(log, end).await?;
+        }
+    }
     tracing::info!(
         transactions = report.transactions,
         blocks = report.blocks,
         revoked = report.revoked,
+        findings = report.findings.len(),
+        fast_commits = report.fast_commits.commits.len(),
         "journal recovered up to transaction {}",
-        found.end.previous()
+        end.previous()
     );
-    Ok((report, found.end.next()))
+    Ok(Replayed { report, next: last.next(), head: found.head })
 }

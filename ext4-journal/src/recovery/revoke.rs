@@ -1,6 +1,6 @@
 //! The second pass: which images must not be replayed.
 
-use ext4_core::{BlockNumber, Result, TransactionId};
+use ext4_core::{BlockNumber, Error, Result, TransactionId};
 use rustc_hash::FxHashMap;
 
 use super::scan::Found;
@@ -22,12 +22,18 @@ impl Revoked {
 /// Reads the revoke blocks that the scan found.
 ///
 /// # Errors
-/// The device's; corrupt where a list is longer than its block.
+/// The device's; corrupt where a list that the scan found in order no longer is.
 pub(crate) async fn collect(log: &Log, layout: &Layout, found: &Found) -> Result<Revoked> {
     let mut revoked = Revoked::default();
     let mut reader = Reader::new(log);
     for record in found.records.iter().filter(|record| record.revoke) {
-        for block in layout.revokes(reader.read(record.block).await?)? {
+        let blocks = layout.revokes(reader.read(record.block).await?).map_err(|bytes| {
+            Error::corrupt(
+                format!("journal: log block {}: revoke block", record.block),
+                format!("{bytes} bytes in use"),
+            )
+        })?;
+        for block in blocks {
             // A block without an image needs no entry: so the table is no larger than the log.
             if found.images.contains(&block) {
                 let last = revoked.0.entry(block).or_insert(record.id);

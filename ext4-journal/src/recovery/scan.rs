@@ -3,13 +3,21 @@
 //! The log ends at the first block that is not a metadata block of the transaction expected there: a torn or missing
 //! commit is the ordinary end of a log. A block that fails its checksum is a stale one from before the log was made
 //! when its transaction's commit time lies before that of the transaction before it; otherwise the log is damaged.
+//!
+//! With async commit a commit block may reach the medium before its transaction, so that one that does not match is
+//! the end and no damage, unless a later commit was found (checksums v1). With checksums v2 and v3 jbd2 does not look
+//! at that last rule, and of two such commits in a row it takes the second for the end; the first is the safe one.
+//!
+//! Invariant: whatever can be wrong with a transaction's own blocks is judged here, before anything is written. What is
+//! wrong in a transaction without a commit is no finding.
 
 use ext4_core::checksum::crc32_be;
-use ext4_core::{BlockNumber, Error, Result, TransactionId};
+use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::FxHashSet;
 
+use super::report::{EndReason, Finding, LogEnd};
 use crate::format::{
-    COMMIT, COMPAT_CHECKSUM, Commit, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, REVOKE, Superblock,
+    COMMIT, COMPAT_CHECKSUM, Commit, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, Layout, REVOKE, Superblock,
 };
 use crate::log::{Log, Reader};
 
@@ -31,116 +39,245 @@ pub(crate) struct Found {
     pub(crate) records: Vec<Record>,
     /// Every block that has an image in the log.
     pub(crate) images: FxHashSet<BlockNumber>,
+    /// Images in committed transactions, those of one block each counted.
+    pub(crate) image_count: u64,
     /// How many transactions have been committed.
     pub(crate) transactions: u32,
-    /// The first id without a commit.
-    pub(crate) end: TransactionId,
+    /// Where the committed part ends: with the first transaction that is not replayed.
+    pub(crate) end: LogEnd,
+    /// The block after the last commit.
+    pub(crate) head: u32,
+    /// Blocks of the ring that committed transactions take.
+    pub(crate) used: u32,
+    /// Why the log is to be refused; the committed part ends before it.
+    pub(crate) damage: Option<Finding>,
+    /// With async commit: a commit block that does not match, though a later transaction was committed.
+    pub(crate) suspicion: Option<Finding>,
+}
+
+/// The walk's state.
+struct Walk {
+    layout: Layout,
+    whole_checksum: bool,
+    async_commit: bool,
+    found: Found,
+    /// The next block and how many have been passed.
+    at: u32,
+    walked: u32,
+    expected: TransactionId,
+    /// Of the transaction that is being walked through.
+    pending: Vec<Record>,
+    pending_images: u64,
+    checksum: u32,
+    /// A block that failed its checksum and that may be stale: the commit block tells.
+    doubtful: Option<Finding>,
+    /// A block that cannot be used, though its checksum does not say so.
+    broken: Option<Finding>,
+    /// With async commit: the first commit block that does not match its transaction.
+    incomplete: Option<Finding>,
+    last_time: u64,
+}
+
+/// What a block means for the walk.
+enum Step {
+    GoOn,
+    End(EndReason),
+    Damaged(Finding),
 }
 
 /// Walks the log.
 ///
 /// # Errors
-/// The device's; corrupt where a committed transaction fails a checksum.
+/// The device's.
 pub(crate) async fn scan(log: &Log, superblock: &Superblock) -> Result<Found> {
-    let layout = superblock.layout();
-    let whole_checksum = superblock.has_compat(COMPAT_CHECKSUM);
-    let async_commit = superblock.has_incompat(INCOMPAT_ASYNC_COMMIT);
-    let mut found = Found {
-        records: Vec::new(),
-        images: FxHashSet::default(),
-        transactions: 0,
-        end: superblock.sequence(),
+    let start = superblock.start();
+    let end = |reason| LogEnd { transaction: superblock.sequence(), block: start, reason };
+    let mut walk = Walk {
+        layout: superblock.layout(),
+        whole_checksum: superblock.has_compat(COMPAT_CHECKSUM),
+        async_commit: superblock.has_incompat(INCOMPAT_ASYNC_COMMIT),
+        found: Found {
+            records: Vec::new(),
+            images: FxHashSet::default(),
+            image_count: 0,
+            transactions: 0,
+            end: end(EndReason::Empty),
+            head: start.max(log.first),
+            used: 0,
+            damage: None,
+            suspicion: None,
+        },
+        at: start,
+        walked: 0,
+        expected: superblock.sequence(),
+        pending: Vec::new(),
+        pending_images: 0,
+        checksum: !0,
+        doubtful: None,
+        broken: None,
+        incomplete: None,
+        last_time: 0,
     };
-    let mut reader = Reader::new(log);
-    let mut at = superblock.start();
-    let mut walked = 0_u32;
-    let mut expected = superblock.sequence();
-    let mut pending = Vec::new();
-    let mut checksum = !0_u32;
-    // A block that failed its checksum and that may be stale: the commit block tells.
-    let mut doubtful: Option<Error> = None;
-    // With async commit: the first transaction whose commit block does not match it.
-    let mut incomplete: Option<TransactionId> = None;
-    let mut last_time = 0_u64;
-    while walked < log.ring() {
-        let block = reader.read(at).await?;
-        let Some((kind, id)) = Header::read(block) else { break };
-        if id != expected {
-            break;
-        }
-        let here = at;
-        at = log.advance(at, 1);
-        walked += 1;
-        match kind {
-            DESCRIPTOR => {
-                if !layout.verify_tail(block) {
-                    doubtful.get_or_insert_with(|| bad(here, id, "descriptor"));
-                }
-                let mut count = 0;
-                for tag in layout.tags(block) {
-                    found.images.insert(tag.block);
-                    count += 1;
-                }
-                if whole_checksum && incomplete.is_none() && doubtful.is_none() {
-                    checksum = crc32_be(checksum, block);
-                    for index in 0..count {
-                        checksum = crc32_be(checksum, reader.read(log.advance(at, index)).await?);
-                    }
-                }
-                at = log.advance(at, count);
-                walked = walked.saturating_add(count);
-                pending.push(Record { block: here, id, revoke: false });
-            }
-            REVOKE => {
-                if !layout.verify_tail(block) {
-                    doubtful.get_or_insert_with(|| bad(here, id, "revoke block"));
-                }
-                pending.push(Record { block: here, id, revoke: true });
-            }
-            COMMIT => {
-                let Some(commit) = Commit::read(block) else { break };
-                let time = commit.seconds.get();
-                if let Some(error) = doubtful {
-                    if time < last_time {
-                        break;
-                    }
-                    return Err(error);
-                }
-                if whole_checksum && let Some(first) = incomplete {
-                    // A later transaction was committed, so the earlier one was not merely interrupted.
-                    return Err(Error::corrupt(
-                        "journal",
-                        format!("transaction {first} does not match the checksum of its commit block"),
-                    ));
-                }
-                let matches = !whole_checksum || commit.verify_compat_checksum(checksum);
-                checksum = !0;
-                if !matches || !layout.verify_commit(block) {
-                    if time < last_time {
-                        break;
-                    }
-                    if !async_commit {
-                        return Err(bad(here, id, "commit block"));
-                    }
-                    incomplete = Some(id);
-                    if !whole_checksum {
-                        break;
-                    }
-                }
-                if incomplete.is_none() {
-                    found.records.append(&mut pending);
-                    found.transactions += 1;
-                    found.end = id.next();
-                    last_time = time;
-                }
-                expected = id.next();
-            }
-            _ => break,
-        }
+    if start == 0 {
+        return Ok(walk.found);
     }
-    Ok(found)
+    let mut reader = Reader::new(log);
+    loop {
+        let here = walk.at;
+        let step = if walk.walked < log.ring() {
+            walk.step(log, &mut reader).await?
+        } else {
+            Step::End(EndReason::FullTurn)
+        };
+        let reason = match step {
+            Step::GoOn => continue,
+            Step::End(reason) => reason,
+            Step::Damaged(finding) => {
+                walk.found.damage = Some(finding);
+                EndReason::Damaged
+            }
+        };
+        let mut found = walk.found;
+        found.end = match walk.incomplete {
+            Some(first) => LogEnd {
+                transaction: first.transaction,
+                block: first.block,
+                reason: if reason == EndReason::Damaged { reason } else { EndReason::Incomplete },
+            },
+            None => LogEnd { transaction: walk.expected, block: here, reason },
+        };
+        return Ok(found);
+    }
 }
 
-fn bad(block: u32, id: TransactionId, what: &str) -> Error {
-    Error::corrupt(format!("journal: log block {block}: {what} of transaction {id}"), "the checksum is wrong")
+impl Walk {
+    async fn step(&mut self, log: &Log, reader: &mut Reader<'_>) -> Result<Step> {
+        let here = self.at;
+        let block = reader.read(here).await?;
+        let Some((kind, id)) = Header::read(block) else { return Ok(Step::End(EndReason::NoMagic)) };
+        if id != self.expected {
+            return Ok(Step::End(EndReason::OtherTransaction(id)));
+        }
+        self.at = log.advance(here, 1);
+        self.walked = self.walked.saturating_add(1);
+        match kind {
+            DESCRIPTOR => self.descriptor(log, reader, here).await,
+            REVOKE => {
+                self.verify_tail(block, here, "revoke block");
+                if let Err(bytes) = self.layout.revokes(block).map(drop) {
+                    self.broken.get_or_insert_with(|| Finding {
+                        block: here,
+                        transaction: id,
+                        what: "revoke block".into(),
+                        found: format!("{bytes} bytes in use"),
+                        expected: format!("no more than {}", self.layout.body_size()),
+                    });
+                }
+                self.pending.push(Record { block: here, id, revoke: true });
+                Ok(Step::GoOn)
+            }
+            COMMIT => Ok(match Commit::read(block) {
+                Some(commit) => self.commit(block, &commit, here),
+                None => Step::End(EndReason::UnknownType(kind)),
+            }),
+            _ => Ok(Step::End(EndReason::UnknownType(kind))),
+        }
+    }
+
+    fn verify_tail(&mut self, block: &[u8], here: u32, what: &str) {
+        if let Err((stored, computed)) = self.layout.verify_tail(block) {
+            let id = self.expected;
+            self.doubtful.get_or_insert_with(|| Finding::checksum(here, id, what, stored, computed));
+        }
+    }
+
+    async fn descriptor(&mut self, log: &Log, reader: &mut Reader<'_>, here: u32) -> Result<Step> {
+        let block = reader.read(here).await?;
+        self.verify_tail(block, here, "descriptor");
+        let mut count = 0_u32;
+        for tag in self.layout.tags(block) {
+            self.found.images.insert(tag.block);
+            count = count.saturating_add(1);
+        }
+        // More tags than the ring has blocks: the walk ends after this one.
+        let within = count.min(log.ring());
+        if self.whole_checksum && self.incomplete.is_none() && self.doubtful.is_none() {
+            self.checksum = crc32_be(self.checksum, block);
+            for index in 0..within {
+                self.checksum = crc32_be(self.checksum, reader.read(log.advance(self.at, index)).await?);
+            }
+        }
+        self.at = log.advance(self.at, count);
+        self.walked = self.walked.saturating_add(count);
+        self.pending_images = self.pending_images.saturating_add(u64::from(count));
+        self.pending.push(Record { block: here, id: self.expected, revoke: false });
+        Ok(Step::GoOn)
+    }
+
+    fn commit(&mut self, block: &[u8], commit: &Commit, here: u32) -> Step {
+        let id = self.expected;
+        let time = commit.seconds.get();
+        let stale = time < self.last_time;
+        if let Some(finding) = self.doubtful.take() {
+            return if stale { Step::End(EndReason::Stale) } else { Step::Damaged(finding) };
+        }
+        if self.whole_checksum
+            && let Some(first) = &self.incomplete
+        {
+            // A later transaction was committed, so the earlier one was not merely interrupted.
+            return Step::Damaged(first.clone());
+        }
+        let checksum = std::mem::replace(&mut self.checksum, !0);
+        let verdict = if self.whole_checksum && !commit.verify_compat_checksum(checksum) {
+            Err((commit.stored_checksum(), checksum))
+        } else {
+            self.layout.verify_commit(block)
+        };
+        if let Err((stored, computed)) = verdict {
+            let finding = Finding::checksum(here, id, "commit block", stored, computed);
+            if stale {
+                return Step::End(EndReason::Stale);
+            }
+            if !self.async_commit {
+                return Step::Damaged(finding);
+            }
+            self.incomplete.get_or_insert(finding);
+        } else if let Some(finding) = self.broken.take() {
+            return Step::Damaged(finding);
+        } else {
+            self.found.suspicion.clone_from(&self.incomplete);
+        }
+        self.last_time = time;
+        self.expected = id.next();
+        if self.incomplete.is_none() {
+            self.found.records.append(&mut self.pending);
+            self.found.image_count = self.found.image_count.saturating_add(self.pending_images);
+            self.found.transactions = self.found.transactions.saturating_add(1);
+            self.found.head = self.at;
+            self.found.used = self.walked;
+        }
+        self.pending_images = 0;
+        Step::GoOn
+    }
+}
+
+/// The last transaction that a metadata block of the ring names, if it is `end` or later: what a salvage dropped lies
+/// there still, and the next life of the log must not use those ids.
+///
+/// # Errors
+/// The device's.
+pub(crate) async fn last_id(log: &Log, end: TransactionId) -> Result<TransactionId> {
+    let mut last = end;
+    let mut reader = Reader::new(log);
+    for block in log.first..log.last() {
+        // What cannot be read will not be read by the next recovery either.
+        let Ok(content) = reader.read(block).await else { continue };
+        if let Some((_, id)) = Header::read(content)
+            && id.is_after(last)
+            && id.0.wrapping_sub(end.0) <= log.ring()
+        {
+            last = id;
+        }
+    }
+    Ok(last)
 }

@@ -1,6 +1,8 @@
 //! What the journal's tests share: a runtime, a device with a log in it, the tools of e2fsprogs.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses some of it, and a test may panic")]
 
+pub mod raw_log;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
-use ext4_core::meta::{credits, inode_allocator, xattr};
+use ext4_core::meta::{Transaction as _, credits, inode_allocator, xattr};
 use ext4_core::{InodeNumber, Result};
 
 use super::FilesystemInner;
+use crate::fast_commit::Reason;
 use crate::inode_info::InodeInfo;
 
 impl FilesystemInner {
@@ -31,7 +32,7 @@ impl FilesystemInner {
             crate::truncate::free_all_blocks(self, inode).await?;
         }
         let credits = credits::ALLOCATE_INODE + credits::XATTR + credits::ORPHAN + credits::INODE;
-        let handle = self.begin(credits, "delete inode").await?;
+        let handle = self.begin_tracked(credits, "delete inode").await?;
         let mut raw = inode.inode.write().await;
         xattr::release_block(&self.info, &handle, &mut raw).await?;
         self.orphans.remove(&self.info, &handle, &mut raw).await?;
@@ -41,6 +42,7 @@ impl FilesystemInner {
         }
         raw.dtime = u32::try_from(self.info.environment.now().seconds).unwrap_or(u32::MAX).max(1);
         self.log_inode(&handle, inode, &raw, true).await?;
+        self.fast_commits.inode_freed(handle.id(), inode.number);
         inode.freed.store(true, Ordering::Release);
         // Out of the cache before the number is free: whoever gets it next makes an inode of its own.
         self.inodes.remove(inode.number);
@@ -83,7 +85,7 @@ impl FilesystemInner {
     }
 
     async fn mend_orphan_list(&self) -> Result<()> {
-        let handle = self.begin(credits::ORPHAN, "mend orphan list").await?;
+        let handle = self.begin_ineligible(credits::ORPHAN, "mend orphan list", Reason::Orphan).await?;
         self.orphans.mend(&self.info, &handle).await
     }
 

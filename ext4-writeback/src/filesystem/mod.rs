@@ -19,16 +19,18 @@ mod statfs;
 mod superblock_state;
 mod sync;
 mod unmount;
+mod unmounted_journal;
 
 pub use journal_change::{ExternalJournal, NewJournalOptions, create_journal, remove_journal};
 pub use journal_location::has_external_journal;
+pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::device::{BlockDevice, MemoryPool};
-use ext4_core::environment::Runtime;
+use ext4_core::environment::{RunToEnd, Runtime};
 use ext4_core::format::inode::{FileType, Inode, InodeLayout};
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::mkfs::MkfsOptions;
@@ -36,15 +38,17 @@ use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo, Transaction as _, inode_table};
 use ext4_core::{Errno, Error, InodeNumber, Timestamp};
 use ext4_journal::Journal;
+use ext4_journal::create::NewJournal;
 use tokio::sync::{Mutex, RwLock};
 
 use crate::discard::Discards;
 use crate::error_policy::{Consequence, ErrorPolicy};
+use crate::fast_commit::{Reason, Tracker};
 use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
 use crate::inode_info::InodeInfo;
 use crate::lock_order::HandleToken;
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 use crate::{File, MountOptions, Result};
 
 /// A mounted ext4 file system. Cloning shares it. Dropping the last one without [`Filesystem::unmount`] is a crash,
@@ -79,6 +83,8 @@ pub(crate) struct FilesystemInner {
     pub errors: ErrorPolicy,
     /// Held while an error is written into the superblock past the journal.
     error_writer: Mutex<()>,
+    /// What the running transaction has done, for fast commits.
+    pub fast_commits: Arc<Tracker>,
     /// Held for reading by every operation that changes something, for writing by unmount: the outermost lock. False
     /// when the file system is no longer mounted.
     pub freeze: RwLock<bool>,
@@ -112,11 +118,43 @@ impl std::fmt::Debug for FilesystemInner {
 const DIRECT_DIRTY_BLOCKS: usize = 4096;
 
 impl FilesystemInner {
-    /// Starts a handle that may change `credits` blocks.
+    /// Starts a handle that may change `credits` blocks. Its transaction has to be committed in full: for operations
+    /// that do not tell [`FilesystemInner::fast_commits`] all they do.
     ///
     /// # Errors
     /// `EROFS`, or the journal's.
     pub async fn begin(&self, credits: u32, operation: &'static str) -> Result<Handle> {
+        self.begin_for(credits, operation, Some(Reason::Other)).await
+    }
+
+    /// As [`FilesystemInner::begin`], where the reason has a name.
+    ///
+    /// # Errors
+    /// As [`FilesystemInner::begin`].
+    pub async fn begin_ineligible(
+        &self,
+        credits: u32,
+        operation: &'static str,
+        reason: Reason,
+    ) -> Result<Handle> {
+        self.begin_for(credits, operation, Some(reason)).await
+    }
+
+    /// Starts a handle whose holder tells [`FilesystemInner::fast_commits`] of everything it changes that replay does
+    /// not find out by itself: names, ranges, inodes that come and go. [`FilesystemInner::log_inode`] tells of inodes.
+    ///
+    /// # Errors
+    /// As [`FilesystemInner::begin`].
+    pub async fn begin_tracked(&self, credits: u32, operation: &'static str) -> Result<Handle> {
+        self.begin_for(credits, operation, None).await
+    }
+
+    async fn begin_for(
+        &self,
+        credits: u32,
+        operation: &'static str,
+        untracked: Option<Reason>,
+    ) -> Result<Handle> {
         self.check_writable()?;
         let Some(journal) = &self.journal else {
             if self.info.cache.dirty_blocks() >= DIRECT_DIRTY_BLOCKS {
@@ -129,7 +167,12 @@ impl FilesystemInner {
             });
         };
         let handle = journal.start(credits, operation).await?;
-        Ok(Handle::Journal { handle, _token: HandleToken::new() })
+        let untracked = untracked
+            .filter(|_| self.fast_commits.is_enabled())
+            .map(|reason| (Arc::clone(&self.fast_commits), reason));
+        let handle = Handle::Journal { handle, untracked, _token: HandleToken::new() };
+        handle.mark_untracked();
+        Ok(handle)
     }
 
     /// Without a journal: writes the metadata that changed, with every handle kept out (see [`crate::handle`]).
@@ -148,7 +191,12 @@ impl FilesystemInner {
         datasync: bool,
     ) -> Result<()> {
         inode_table::write_inode(&self.info, handle, inode).await?;
-        info.note_transaction(handle.id(), datasync);
+        let transaction = handle.id();
+        if self.fast_commits.wants(transaction, inode) {
+            let slot = inode_table::slot(&self.info, inode.number).await?;
+            self.fast_commits.inode_logged(transaction, inode.number, slot);
+        }
+        info.note_transaction(transaction, datasync);
         info.pages.times_dirty.store(false, Ordering::Release);
         Ok(())
     }
@@ -289,7 +337,7 @@ impl Filesystem {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let fs = Arc::clone(&self.inner);
-        RunToEnd::new(&self.inner.runtime, async move {
+        run_to_end(&self.inner.runtime, async move {
             let mounted = fs.freeze.read().await;
             if !*mounted {
                 return Err(Error::posix(Errno::ENODEV, "unmounted"));
@@ -366,5 +414,8 @@ pub async fn mkfs(
     options: &MkfsOptions,
     environment: &dyn ext4_core::environment::Environment,
 ) -> Result<()> {
-    ext4_core::meta::mkfs::mkfs(device, options, environment, &ext4_journal::Journal::new_superblock).await
+    let superblock = |block_size, blocks, fast_commit_blocks, uuid| {
+        NewJournal { block_size, blocks, fast_commit_blocks, uuid, external: false }.superblock()
+    };
+    ext4_core::meta::mkfs::mkfs(device, options, environment, &superblock).await
 }

@@ -28,9 +28,10 @@ use super::superblock_state::{FormerErrors, mark_mounted, mark_recovered};
 use super::{Filesystem, FilesystemInner};
 use crate::discard::Discards;
 use crate::error_policy::ErrorPolicy;
+use crate::fast_commit::{Table, Tracker};
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
-use crate::runtime::{RunToEnd, TokioRuntime};
+use crate::runtime::{TokioRuntime, run_to_end};
 use crate::{MountOptions, OnError};
 
 /// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
@@ -47,7 +48,7 @@ impl Filesystem {
     pub async fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Self> {
         let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
         let mounting = mount(device, options, Arc::clone(&runtime));
-        RunToEnd::new(&runtime, mounting).await
+        run_to_end(&runtime, mounting).await
     }
 }
 
@@ -79,7 +80,7 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    fn check_writable(&self) -> Result<()> {
+    pub fn check_writable(&self) -> Result<()> {
         let read_only = |device: &Arc<dyn BlockDevice>| device.geometry().read_only;
         if read_only(&self.filesystem) {
             return Err(Error::posix(Errno::EROFS, "the device cannot be written; mount it read-only"));
@@ -96,7 +97,8 @@ pub(super) struct Found {
     pub info: Arc<SuperblockInfo>,
     /// Not recovered, where it needs that.
     pub journal: Option<Arc<Journal>>,
-    former: FormerErrors,
+    /// What the superblock said of errors.
+    pub former: FormerErrors,
     /// The journal was stopped by an error in its last life.
     pub journal_error: bool,
 }
@@ -117,7 +119,7 @@ impl Found {
     }
 }
 
-async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
+pub(super) async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
     let (device, environment) = (Arc::clone(&devices.filesystem), Arc::clone(&options.environment));
     SuperblockInfo::load(device, options.cache / 4, environment, options.read_only).await
 }
@@ -152,7 +154,11 @@ pub(super) async fn recover(devices: &Devices, found: Found, options: &MountOpti
     drop(info);
     let report = journal.recover(&devices.filesystem).await?;
     tracing::info!(?report, "journal recovered");
-    let info = load(devices, options).await?;
+    let mut info = load(devices, options).await?;
+    if !report.fast_commits.is_empty() {
+        crate::fast_commit::finish_recovery(&info, &journal, &report.fast_commits).await?;
+        info = load(devices, options).await?;
+    }
     if options.read_only {
         mark_recovered(&info, &former, journal_error).await?;
     }
@@ -177,6 +183,9 @@ pub(super) async fn run(
             journal.clear_errno().await?;
         }
         let features = info.features();
+        if options.fast_commit && features.compat.contains(Compat::FAST_COMMIT) {
+            journal.allow_fast_commits();
+        }
         journal.start_running(&info.cache, features.metadata_csum(), features.bit64()).await?;
     }
     let orphans = Orphans::load(&info).await?;
@@ -228,11 +237,18 @@ pub(super) fn assemble(
     runtime: Arc<dyn Runtime>,
 ) -> FilesystemInner {
     let superblock = info.superblock();
+    let table = Table {
+        journal: superblock.journal_inum,
+        inodes_per_group: superblock.inodes_per_group,
+        inodes_per_block: superblock.inodes_per_block(),
+    };
+    let fast_commits = journal.as_ref().is_some_and(|journal| journal.has_fast_commits());
     let data_capacity = options.cache - options.cache / 4;
     FilesystemInner {
         journal,
         runtime,
         orphans,
+        fast_commits: Arc::new(Tracker::new(fast_commits, table)),
         pool: MemoryPool::new(data_capacity),
         writeback: WritebackControl::new(&options, data_capacity),
         discards: None,

@@ -9,7 +9,7 @@ use ext4_core::format::inode::FileType;
 use ext4_core::{InodeNumber, Result};
 
 use super::{Filesystem, FilesystemInner};
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 
 impl Filesystem {
     /// sync(2): everything written so far is durable when it returns.
@@ -22,7 +22,7 @@ impl Filesystem {
             return Ok(());
         }
         let fs = Arc::clone(&self.inner);
-        RunToEnd::new(&self.inner.runtime, async move {
+        run_to_end(&self.inner.runtime, async move {
             let _mounted = fs.freeze.read().await;
             fs.sync_all().await
         })
@@ -41,10 +41,13 @@ impl Filesystem {
         }
         self.run("fsync", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            if info.inode.read().await.file_type() == Some(FileType::Regular) {
+            let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
+            if regular {
                 crate::writeback::sync_inode_data(&fs, &info).await?;
             }
             let flushed = match (&fs.journal, info.last_transaction(false)) {
+                (Some(journal), Some(transaction)) if regular => fs.commit_file(journal, transaction).await?,
+                // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
                 (Some(journal), Some(transaction)) => journal.commit(transaction).await?,
                 (Some(_), None) => false,
                 (None, _) => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ext4_core::{Errno, Error, Result};
 
 use super::{Filesystem, FilesystemInner};
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 
 impl Filesystem {
     /// Drains and closes everything; the device holds a clean file system when it returns. Other clones of the file
@@ -20,7 +20,7 @@ impl Filesystem {
     /// crash.
     pub async fn unmount(self) -> Result<()> {
         let fs = Arc::clone(&self.inner);
-        RunToEnd::new(&self.inner.runtime, unmount(fs)).await
+        run_to_end(&self.inner.runtime, unmount(fs)).await
     }
 }
 

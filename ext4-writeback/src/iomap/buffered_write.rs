@@ -27,7 +27,7 @@ use crate::flusher;
 use crate::folio::FolioGuard;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
-use crate::runtime::RunToEnd;
+use crate::runtime::run_to_end;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
 /// Free blocks below which writes allocate at once: what metadata may need on the way to the device.
@@ -107,7 +107,7 @@ fn partial(done: usize, error: Error) -> Result<usize> {
 async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
     let Some(journal) = fs.journal.clone() else { return Ok(false) };
     let shared = Arc::clone(fs);
-    RunToEnd::new(&fs.runtime, async move {
+    run_to_end(&fs.runtime, async move {
         if attempt == 1 {
             // Errors are recorded in the inodes they belong to.
             let _ = flusher::sync_all_data(&shared).await;
@@ -194,7 +194,7 @@ async fn write_folio(
                 // As much as this call writes, at once.
                 let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
                 let range = range.start..last.max(range.end);
-                RunToEnd::new(
+                run_to_end(
                     &fs.runtime,
                     async move { writeback::allocate_holes(&shared, &owned, range).await },
                 )

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::format::xattr::acl::Acl;
-use ext4_core::meta::{credits, directory, extent_tree, inode_allocator, xattr};
+use ext4_core::meta::{
+    Transaction as _, credits, directory, extent_tree, inode_allocator, inode_table, xattr,
+};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use super::new_inode::{NewInode, check_device, inherited_flags, mode_and_group};
 use super::{check_may_add, check_name, links, names_changed, symlink};
+use crate::fast_commit::{Operation, Reason};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::handle::Handle;
 use crate::inode_info::{InodeInfo, check_directory};
@@ -122,9 +125,15 @@ async fn make(
         template(fs, &directory, new)?
     };
     let (at_once, later) = new.xattrs.split_at(new.xattrs.len().min(XATTRS_AT_ONCE));
-    let handle = fs.begin(credits_for(new, at_once.len()), "create").await?;
+    let credits = credits_for(new, at_once.len());
+    let handle = match new.file_type {
+        FileType::Regular => fs.begin_tracked(credits, "create").await?,
+        FileType::Directory => fs.begin_ineligible(credits, "create", Reason::Directory).await?,
+        _ => fs.begin_ineligible(credits, "create", Reason::SpecialFile).await?,
+    };
     let is_directory = new.file_type == FileType::Directory;
     let number = inode_allocator::allocate_inode(info, &handle, parent.number, is_directory).await?;
+    track_inode(fs, &handle, number).await?;
     let child = Arc::new(InodeInfo::new(Inode { number, ..template }));
     let made = {
         // Held until the inode is whole: who finds it by its number before that waits.
@@ -135,6 +144,7 @@ async fn make(
             Err(error) => Err(error),
         };
         if made.is_err() {
+            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
             inode.links_count = 0;
             child.unlinked.store(true, std::sync::atomic::Ordering::Release);
             fs.orphans.add(info, &handle, &mut inode).await?;
@@ -154,6 +164,15 @@ async fn make(
         crate::xattr::set(fs, &child, name, Some(value), SetMode::Any, false).await?;
     }
     Ok(number)
+}
+
+/// Tells fast commits of the inode, before anything of it is in its slot.
+async fn track_inode(fs: &FilesystemInner, handle: &Handle, number: InodeNumber) -> Result<()> {
+    if fs.fast_commits.is_enabled() {
+        let blank = inode_table::slot(&fs.info, number).await?.is_blank(fs.extra_isize);
+        fs.fast_commits.inode_made(handle.id(), number, blank);
+    }
+    Ok(())
 }
 
 fn credits_for(new: &NewInode, xattrs: usize) -> u32 {
@@ -222,6 +241,9 @@ async fn fill(
     for (name, value) in xattrs {
         xattr::set(info, handle, inode, name, Some(value), SetMode::Any).await?;
     }
+    if inode.file_acl.0 != 0 || inode.xattr_area.iter().any(|byte| *byte != 0) {
+        fs.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
+    }
     Ok(())
 }
 
@@ -260,7 +282,10 @@ async fn add_name(
 ) -> Result<()> {
     let file_type = inode.file_type().unwrap_or(FileType::Regular);
     let mut directory = parent.inode.write().await;
+    let size = directory.size;
     let added = directory::add(&fs.info, handle, &mut directory, name, inode.number, file_type).await;
+    fs.fast_commits.directory_changed(handle.id(), &directory, size);
+    fs.fast_commits.name_changed(handle.id(), Operation::Create, parent.number, inode.number, name);
     if added.is_ok() {
         names_changed(&mut directory, fs.now());
         if file_type == FileType::Directory {

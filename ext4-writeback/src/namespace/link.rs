@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use ext4_core::format::inode::{FileType, InodeFlags};
-use ext4_core::meta::{credits, directory};
+use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use super::links::LINK_MAX;
 use super::{check_may_add, check_name, names_changed};
+use crate::fast_commit::Operation;
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode_info::check_directory;
 
@@ -70,12 +71,15 @@ async fn link(
         }
         inode.file_type().unwrap_or(FileType::Regular)
     };
-    let handle = fs.begin(credits::ADD_NAME + 2 * credits::INODE, "link").await?;
+    let handle = fs.begin_tracked(credits::ADD_NAME + 2 * credits::INODE, "link").await?;
     let now = fs.now();
     let added = {
         let mut directory = parent.inode.write().await;
+        let size = directory.size;
         let added = directory::add(&fs.info, &handle, &mut directory, name, number, file_type).await;
+        fs.fast_commits.directory_changed(handle.id(), &directory, size);
         if added.is_ok() {
+            fs.fast_commits.name_changed(handle.id(), Operation::Link, parent.number, number, name);
             names_changed(&mut directory, now);
         }
         parent.size.store(directory.size, std::sync::atomic::Ordering::Release);

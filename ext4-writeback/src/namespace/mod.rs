@@ -22,6 +22,7 @@ mod symlink;
 use ext4_core::format::inode::{Inode, InodeFlags};
 use ext4_core::{Errno, Error, Result, Timestamp};
 
+pub(crate) use links::{add_subdirectory, remove_subdirectory};
 pub use new_inode::{NewInode, Times};
 pub use rename::RenameFlags;
 pub(crate) use symlink::target as symlink_target;
@@ -59,7 +60,7 @@ fn check_may_remove(directory: InodeFlags, inode: &Inode) -> Result<()> {
 }
 
 /// A directory's names changed.
-fn names_changed(directory: &mut Inode, now: Timestamp) {
+pub(crate) fn names_changed(directory: &mut Inode, now: Timestamp) {
     directory.mtime = now;
     directory.ctime = now;
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::meta::{credits, directory};
+use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
 
 use super::{check_may_remove, check_name, links, names_changed};
+use crate::fast_commit::{Operation, Reason};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::handle::Handle;
 use crate::inode_info::{InodeInfo, check_directory};
@@ -62,11 +63,18 @@ async fn remove(
         check_removable(fs, &parent, &victim, expect_directory).await?;
 
         let credits = credits::REMOVE_NAME + 2 * credits::INODE + credits::ORPHAN;
-        let handle = fs.begin(credits, if expect_directory { "rmdir" } else { "unlink" }).await?;
+        let handle = if expect_directory {
+            fs.begin_ineligible(credits, "rmdir", Reason::Directory).await?
+        } else {
+            fs.begin_tracked(credits, "unlink").await?
+        };
         let now = fs.now();
         {
             let mut raw = parent.inode.write().await;
             directory::remove(&fs.info, &handle, &raw, name).await?;
+            fs.fast_commits.directory_changed(handle.id(), &raw, raw.size);
+            let (from, gone) = (parent.number, victim.number);
+            fs.fast_commits.name_changed(handle.id(), Operation::Unlink, from, gone, name);
             names_changed(&mut raw, now);
             if expect_directory {
                 links::remove_subdirectory(&mut raw);
@@ -122,6 +130,7 @@ pub(super) async fn drop_link(
     inode.links_count = if inode.is_dir() { 0 } else { inode.links_count.saturating_sub(1) };
     inode.ctime = now;
     if inode.links_count == 0 {
+        fs.fast_commits.last_name_went(handle.id(), victim.number);
         fs.orphans.add(&fs.info, handle, &mut inode).await?;
         victim.unlinked.store(true, Ordering::Release);
     }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::format::inode::{FileType, Inode};
-use ext4_core::meta::{credits, directory};
+use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 use tokio::sync::{MutexGuard, RwLockWriteGuard};
 
 use super::remove::{check_not_above, drop_link};
 use super::{check_may_add, check_may_remove, check_name, links, names_changed};
+use crate::fast_commit::{Operation, Reason};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::handle::Handle;
 use crate::inode_info::{InodeInfo, check_directory};
@@ -191,7 +192,15 @@ async fn rename(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> Result<()> 
         let _children = lock_children(request, &source, target.as_deref()).await;
         let types = check(fs, request, &from, &to, &source, target.as_deref()).await?;
         let credits = credits::ADD_NAME + 3 * credits::REMOVE_NAME + 4 * credits::INODE + credits::ORPHAN;
-        let handle = fs.begin(credits, "rename").await?;
+        let handle = match types {
+            Types { source: FileType::Directory, .. } | Types { target: Some(FileType::Directory), .. } => {
+                fs.begin_ineligible(credits, "rename", Reason::RenameDirectory).await?
+            }
+            _ if request.flags.exchange => {
+                fs.begin_ineligible(credits, "rename", Reason::CrossRename).await?
+            }
+            _ => fs.begin_tracked(credits, "rename").await?,
+        };
         let step = Step { fs, handle: &handle, from: &from, to: &to, source: &source, request };
         match &target {
             Some(target) if request.flags.exchange => step.exchange(target, types).await?,
@@ -343,11 +352,17 @@ impl Step<'_> {
         {
             let mut to = self.to.inode.write().await;
             let (name, number) = (request.to_name, self.source.number);
+            let size = to.size;
             let added = match target {
                 Some(_) => directory::replace(info, self.handle, &to, name, number, types.source).await,
                 None => directory::add(info, self.handle, &mut to, name, number, types.source).await,
             };
+            self.fs.fast_commits.directory_changed(self.handle.id(), &to, size);
             if added.is_ok() {
+                if let Some(target) = target {
+                    self.name_changed(Operation::Unlink, self.to, target.number, name);
+                }
+                self.name_changed(Operation::Link, self.to, number, name);
                 names_changed(&mut to, now);
                 if is_directory && types.target.is_none() {
                     links::add_subdirectory(&mut to);
@@ -360,6 +375,8 @@ impl Step<'_> {
         {
             let mut from = self.from.inode.write().await;
             directory::remove(info, self.handle, &from, request.from_name).await?;
+            self.fs.fast_commits.directory_changed(self.handle.id(), &from, from.size);
+            self.name_changed(Operation::Unlink, self.from, self.source.number, request.from_name);
             names_changed(&mut from, now);
             if is_directory {
                 links::remove_subdirectory(&mut from);
@@ -374,6 +391,11 @@ impl Step<'_> {
             Some(target) => drop_link(self.fs, self.handle, target, now).await,
             None => Ok(()),
         }
+    }
+
+    fn name_changed(&self, operation: Operation, parent: &InodeInfo, inode: InodeNumber, name: &[u8]) {
+        let transaction = self.handle.id();
+        self.fs.fast_commits.name_changed(transaction, operation, parent.number, inode, name);
     }
 
     async fn exchange(&self, target: &InodeInfo, types: Types) -> Result<()> {

@@ -1,5 +1,7 @@
 //! A tree as both sides see it: one line of facts for each path.
 
+#![allow(dead_code, reason = "each test takes what it needs")]
+
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -58,7 +60,7 @@ pub fn of_directory(root: &Path) -> Tree {
             device: if node { device(metadata.rdev()) } else { (0, 0) },
             mtime: (metadata.mtime(), metadata.mtime_nsec()),
             ctime: (metadata.ctime(), metadata.ctime_nsec()),
-            xattrs: BTreeMap::new(),
+            xattrs: xattrs(&path),
             content,
             inode: metadata.ino(),
         };
@@ -66,9 +68,6 @@ pub fn of_directory(root: &Path) -> Tree {
             pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
         tree.insert(path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec(), facts);
-    }
-    for (path, xattrs) in xattrs(root) {
-        tree.get_mut(&path).unwrap().xattrs = xattrs;
     }
     tree
 }
@@ -137,41 +136,10 @@ pub fn assert_same(ours: &Tree, theirs: &Tree, context: &str) {
     assert!(ours.len() > 10, "{context}: hardly anything was compared");
 }
 
-/// All extended attributes of a tree, by the tool of Debian's `attr`, which needs no unsafe code here.
-fn xattrs(root: &Path) -> BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>> {
-    let root = root.to_str().unwrap();
-    let said = super::common::run_ok(
-        "getfattr",
-        &["-R", "-P", "--no-dereference", "--absolute-names", "-d", "-m", "-", "-e", "hex", root],
-    );
-    let mut found: BTreeMap<Vec<u8>, BTreeMap<_, _>> = BTreeMap::new();
-    let mut file = Vec::new();
-    for line in said.lines() {
-        if let Some(path) = line.strip_prefix("# file: ") {
-            let path = path.strip_prefix(root).unwrap().trim_start_matches('/');
-            file = path.replace("\\040", " ").into_bytes();
-        } else if let Some((name, value)) = line.split_once('=') {
-            let value = value.strip_prefix("0x").unwrap_or_default();
-            let bytes = (0..value.len() / 2)
-                .map(|at| u8::from_str_radix(&value[2 * at..2 * at + 2], 16).unwrap())
-                .collect();
-            found.entry(file.clone()).or_default().insert(name.as_bytes().to_vec(), bytes);
-        }
-    }
-    found
-}
-
-/// Sets an attribute through the kernel.
-pub fn set_xattr(path: &Path, name: &str, value: &[u8]) {
-    let value = String::from_utf8(value.to_vec()).unwrap();
-    super::common::run_ok("setfattr", &["-n", name, "-v", &value, path.to_str().unwrap()]);
-}
-
-/// Makes a special file through the kernel.
-pub fn make_node(path: &Path, file_type: &str, device: &[&str]) {
-    let mut arguments = vec![path.to_str().unwrap(), file_type];
-    arguments.extend(device);
-    super::common::run_ok("mknod", &arguments);
+/// All extended attributes of one file, not following a symlink.
+fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let value = |name: &std::ffi::OsStr| xattr::get(path, name).unwrap().unwrap_or_default();
+    xattr::list(path).unwrap().map(|name| (name.as_bytes().to_vec(), value(&name))).collect()
 }
 
 /// Major and minor number as glibc packs them.

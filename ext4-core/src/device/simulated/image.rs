@@ -2,6 +2,7 @@
 //! nothing.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -147,6 +148,51 @@ impl Image {
             Some((chunk, start, len))
         })
     }
+}
+
+/// Fingerprints of images that share most of their chunks: those of chunks are remembered.
+#[derive(Debug, Default)]
+pub(super) struct Fingerprints {
+    /// By place: the last few contents there and their fingerprints. Held, so that an address is not used again.
+    chunks: Vec<std::collections::VecDeque<(Arc<[u8; CHUNK]>, u64)>>,
+}
+
+/// How many contents of one place are remembered.
+const REMEMBERED: usize = 4;
+
+impl Fingerprints {
+    /// The fingerprint of all of `image`.
+    pub(super) fn of(&mut self, image: &Image) -> u64 {
+        if self.chunks.len() < image.chunks.len() {
+            self.chunks.resize_with(image.chunks.len(), Default::default);
+        }
+        let mut all = DefaultHasher::new();
+        all.write_u64(image.len);
+        for (chunk, remembered) in image.chunks.iter().zip(&mut self.chunks) {
+            all.write_u64(chunk.as_ref().map_or(0, |chunk| fingerprint(chunk, remembered)));
+        }
+        all.finish()
+    }
+}
+
+/// The fingerprint of one chunk; 0 for zeros.
+fn fingerprint(
+    chunk: &Arc<[u8; CHUNK]>,
+    remembered: &mut std::collections::VecDeque<(Arc<[u8; CHUNK]>, u64)>,
+) -> u64 {
+    if let Some((_, fingerprint)) = remembered.iter().find(|(known, _)| Arc::ptr_eq(known, chunk)) {
+        return *fingerprint;
+    }
+    let fingerprint = if chunk.iter().all(|byte| *byte == 0) {
+        0
+    } else {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&chunk[..]);
+        hasher.finish()
+    };
+    remembered.truncate(REMEMBERED - 1);
+    remembered.push_front((Arc::clone(chunk), fingerprint));
+    fingerprint
 }
 
 impl From<&[u8]> for Image {

@@ -1,7 +1,7 @@
-//! Simulated devices: storage in memory, one that records everything, one that fails on purpose.
+//! Simulated devices: storage in memory, one that records everything, one that fails on purpose, one that is slow.
 //!
 //! ```text
-//!   engine ──► RecordingDevice ──► FaultyDevice ──► MemoryDevice        (any of them alone, in any order)
+//!   engine ──► RecordingDevice ──► DelayedDevice ──► FaultyDevice ──► MemoryDevice   (any of them alone, in any order)
 //!                   │ recording()
 //!                   ▼
 //!               Recording ── cuts() ──► Cut ── variant(seed) ──► Image ──► MemoryDevice ──► mount, check
@@ -13,15 +13,17 @@
 //!
 //! Invariant: whatever is random follows from a seed that the caller gives, so that a failure can be replayed.
 
+mod delayed;
 mod faulty;
 mod image;
 mod memory;
 mod recording;
 
+pub use delayed::DelayedDevice;
 pub use faulty::{Fault, FaultyDevice, Trigger};
 pub use image::Image;
 pub use memory::MemoryDevice;
-pub use recording::{Change, Cut, Cuts, Event, Recording, RecordingDevice};
+pub use recording::{Change, Cut, Cuts, DistinctStates, Event, Recording, RecordingDevice};
 
 /// Random numbers that follow from a seed: splitmix64 (<https://prng.di.unimi.it/splitmix64.c>, public domain).
 #[derive(Clone, Debug)]

@@ -173,7 +173,12 @@ impl Maker<'_> {
     async fn create_journal(&self, journal_superblock: JournalSuperblock<'_>) -> Result<(u32, [u32; 17])> {
         let info = &self.info;
         let blocks = self.plan.journal_blocks;
-        let content = journal_superblock(info.block_size(), blocks, self.plan.superblock.uuid);
+        let content = journal_superblock(
+            info.block_size(),
+            blocks,
+            self.plan.fast_commit_blocks,
+            self.plan.superblock.uuid,
+        );
         let copy = journal_inode::create(info, &self.transaction, blocks, &content).await?;
         Ok((InodeNumber::JOURNAL.0, copy))
     }

@@ -44,11 +44,11 @@ pub struct MkfsOptions {
     pub bytes_per_inode: Option<u64>,
     /// Exact number of inodes.
     pub inodes_count: Option<u32>,
-    /// Features: has_journal, ext_attr, resize_inode, dir_index, orphan_file, filetype, extents, 64bit, flex_bg,
+    /// Features: has_journal, ext_attr, resize_inode, dir_index, fast_commit, orphan_file, filetype, extents, 64bit, flex_bg,
     /// metadata_csum, metadata_csum_seed, sparse_super, large_file, huge_file, dir_nlink, extra_isize (and uninit_bg,
     /// meta_bg). `extents` cannot be left out. `None`: [`default_features`].
     pub features: Option<Features>,
-    /// Journal size in blocks.
+    /// Journal size in blocks; with `fast_commit` its area comes on top.
     pub journal_blocks: Option<u32>,
     /// Percentage of blocks kept for root: 5.
     pub reserved_percent: Option<f64>,
@@ -66,8 +66,9 @@ pub struct MkfsOptions {
     pub no_lost_and_found: bool,
 }
 
-/// Gives the image of a journal superblock for a log of so many blocks: (block size, blocks, file system UUID).
-pub type JournalSuperblock<'a> = &'a (dyn Fn(BlockSize, u32, [u8; 16]) -> Vec<u8> + Sync);
+/// Gives the image of a journal superblock for a log of so many blocks: (block size, blocks, those of them that are for
+/// fast commits, file system UUID).
+pub type JournalSuperblock<'a> = &'a (dyn Fn(BlockSize, u32, u32, [u8; 16]) -> Vec<u8> + Sync);
 
 /// The features that mke2fs 1.47 gives an ext4 file system.
 #[must_use]

@@ -24,6 +24,9 @@ const EXTRA_ISIZE: u16 = 32;
 const HASH_HALF_MD4: u8 = 1;
 /// Limits of a journal in blocks. Source: mke2fs(8), `-J size`.
 const JOURNAL_BLOCKS: std::ops::RangeInclusive<u32> = 1024..=10_240_000;
+/// The area for fast commits is this part of the default journal, whatever size the journal is given. Source:
+/// e2fsprogs 1.47, `EXT2_JOURNAL_TO_FC_BLKS_RATIO`.
+const JOURNAL_TO_FAST_COMMIT_BLOCKS: u32 = 64;
 
 /// What can be made.
 const MAKEABLE: Features = Features {
@@ -31,6 +34,7 @@ const MAKEABLE: Features = Features {
         .union(Compat::EXT_ATTR)
         .union(Compat::RESIZE_INODE)
         .union(Compat::DIR_INDEX)
+        .union(Compat::FAST_COMMIT)
         .union(Compat::ORPHAN_FILE),
     incompat: Incompat::FILETYPE
         .union(Incompat::EXTENTS)
@@ -52,8 +56,10 @@ const MAKEABLE: Features = Features {
 pub(super) struct Plan {
     /// Everything that does not depend on what inodes get.
     pub superblock: Superblock,
-    /// Blocks of the journal; 0 for none.
+    /// Blocks of the journal, its area for fast commits included; 0 for none.
     pub journal_blocks: u32,
+    /// Blocks of that area; 0 for none.
+    pub fast_commit_blocks: u32,
     /// Blocks of the orphan file; 0 for none.
     pub orphan_file_blocks: u32,
 }
@@ -141,11 +147,15 @@ impl Plan {
         count_groups(&mut superblock, inodes)?;
         let blocks = superblock.blocks_count;
         superblock.r_blocks_count = superblock.r_blocks_count.min(blocks / 2);
-        let journal_blocks = journal_blocks(options, &mut superblock)?;
+        let mut journal_blocks = journal_blocks(options, &mut superblock)?;
+        let fast_commit = superblock.features.compat.contains(Compat::FAST_COMMIT) && journal_blocks > 0;
+        let fast_commit_blocks =
+            if fast_commit { default_journal_blocks(blocks) / JOURNAL_TO_FAST_COMMIT_BLOCKS } else { 0 };
+        journal_blocks += fast_commit_blocks;
         let orphan_file = superblock.features.compat.contains(Compat::ORPHAN_FILE);
         let orphan_file_blocks = if orphan_file { default_orphan_file_blocks(blocks) } else { 0 };
         describe(&mut superblock, options, environment)?;
-        Ok(Self { superblock, journal_blocks, orphan_file_blocks })
+        Ok(Self { superblock, journal_blocks, fast_commit_blocks, orphan_file_blocks })
     }
 }
 

@@ -107,7 +107,7 @@ impl Space {
         books.pending = books.pending.saturating_sub(count);
     }
 
-    /// `count` free blocks turned out not to be usable.
+    /// `count` free blocks turned out not to be usable, or were taken without a promise.
     pub fn lost(&self, count: u64) {
         let mut books = self.books.lock();
         books.free = books.free.saturating_sub(count);

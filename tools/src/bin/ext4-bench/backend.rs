@@ -35,8 +35,8 @@ pub fn run(
     for workload in workloads(target).iter().filter(|workload| only(&workload.name)) {
         let subjects = [Subject::OursUring, Subject::OursFile, Subject::Raw, Subject::RawBatched];
         let subjects = if workload.depth == 1 { &subjects[..3] } else { &subjects[..] };
-        report.measure("backend", workload, subjects, rounds, |subject| match subject {
-            Subject::Raw | Subject::Kernel => fio::raw(&target.device, workload, false),
+        report.measure("backend", &workload.into(), subjects, rounds, |subject| match subject {
+            Subject::Raw => fio::raw(&target.device, workload, false),
             Subject::RawBatched => fio::raw(&target.device, workload, true),
             ours => {
                 drop_cache(&target.device)?;

@@ -8,10 +8,9 @@
 //! than it is cleared, and whoever comes first would pay.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use ext4_backend_uring::{UringDevice, UringOptions};
 use ext4_core::InodeNumber;
 use ext4_core::device::memory::MAX_FOLIO_SIZE;
@@ -22,6 +21,7 @@ use ext4_writeback::{Credentials, Filesystem, MountOptions};
 use tokio::runtime::Runtime;
 
 use crate::fio;
+use crate::kernel::Mounted;
 use crate::report::{Report, Subject};
 use crate::workload::{Measurement, Stopwatch, Target, Workload};
 
@@ -50,13 +50,16 @@ pub fn run(
         subjects.retain(|subject| *subject != Subject::Kernel);
     }
     for workload in workloads(target).iter().filter(|workload| only(&workload.name)) {
-        report.measure("data", workload, &subjects, rounds, |subject| {
+        report.measure("data", &workload.into(), &subjects, rounds, |subject| {
             touch_memory(workload.bytes)?;
             match subject {
                 Subject::Raw => fio::raw(&target.device, workload, false),
                 Subject::RawBatched => fio::raw(&target.device, workload, true),
-                Subject::Kernel => kernel(&target.device, workload),
-                Subject::OursUring | Subject::OursFile => runtime.block_on(ours(&target.device, workload)),
+                Subject::Kernel => {
+                    let mounted = Mounted::new(&target.device, &[], None)?;
+                    fio::file(&mounted.path().join("file"), workload)
+                }
+                _ => runtime.block_on(ours(&target.device, workload)),
             }
         })?;
     }
@@ -126,38 +129,4 @@ async fn ours(path: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
     let measured = task.await.context("the writer")??;
     filesystem.unmount().await.context("unmount")?;
     Ok(measured)
-}
-
-/// A mounted file system of the kernel; unmounted when dropped.
-struct Mounted(tempfile::TempDir);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
-fn kernel(device: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
-    // Nothing is left for the kernel to initialize while it is measured.
-    tool(
-        Command::new("mkfs.ext4")
-            .args(["-F", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
-            .arg(device),
-    )?;
-    let directory =
-        tempfile::Builder::new().prefix("ext4-bench").tempdir().context("a directory to mount on")?;
-    tool(Command::new("mount").args(["-t", "ext4"]).arg(device).arg(directory.path()))?;
-    let mounted = Mounted(directory);
-    let measured = fio::file(&mounted.0.path().join("file"), workload);
-    drop(mounted);
-    measured
-}
-
-fn tool(command: &mut Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("run {name}"))?;
-    if !output.status.success() {
-        bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }

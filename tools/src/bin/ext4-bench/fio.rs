@@ -86,5 +86,5 @@ fn measurement(parsed: &Value, workload: &Workload) -> anyhow::Result<Measuremen
     // Milliseconds, the fsync at the end included (`job_runtime`).
     let seconds = number(&job["job_runtime"])?.max(number(&side["runtime"])?).max(1.0) / 1000.0;
     let share = (number(&job["usr_cpu"])? + number(&job["sys_cpu"])?) / 100.0;
-    Ok(Measurement { seconds, cpu_seconds: share * seconds })
+    Ok(Measurement { seconds, cpu_seconds: share * seconds, traffic: None })
 }

@@ -7,6 +7,8 @@
 //! | `workload.rs` | what is measured |
 //! | `backend.rs` | suite `backend`: the devices alone |
 //! | `data.rs` | suite `data`: the whole stack |
+//! | `journal.rs` | suite `journal`: small things made durable |
+//! | `kernel.rs` | the kernel's ext4 |
 //! | `fio.rs` | the yardstick |
 //! | `report.rs` | rounds, medians, ratios, table and JSON |
 #![forbid(unsafe_code)]
@@ -15,6 +17,8 @@ mod backend;
 mod data;
 mod fio;
 mod guard;
+mod journal;
+mod kernel;
 mod report;
 mod workload;
 
@@ -32,6 +36,7 @@ Examples:
   ext4-bench run --suite backend --device /dev/nvme1n1          the device through each backend, beside fio
   ext4-bench run --suite data --device /dev/loop7 --json        the whole stack, beside the kernel's ext4 and fio
   ext4-bench run --suite data --device /dev/loop7 --only write-fsync --size 256M
+  ext4-bench run --suite journal --device /dev/loop7            fsync after each append, and creating many files
 
 The device is written over. One that holds a file system or a partition table is refused without --force, one that is
 mounted always. fio (Debian: apt install fio) is the yardstick; the kernel's ext4 is measured when run as root.";
@@ -57,6 +62,8 @@ enum Suite {
     Backend,
     /// The whole stack: writing a file, cached and durable
     Data,
+    /// The journal: appends with fsync by 1 to 64 tasks, creating many files
+    Journal,
 }
 
 #[derive(Args, Debug)]
@@ -100,7 +107,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &RunArguments) -> anyhow::Result<()> {
-    fio::check()?;
+    if arguments.suite != Suite::Journal {
+        fio::check()?;
+    }
     let available = guard::check(&arguments.device, arguments.force)?;
     let unit = 4 << 20;
     let size = arguments.size.min(available) / unit * unit;
@@ -116,6 +125,7 @@ fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     match arguments.suite {
         Suite::Backend => backend::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
         Suite::Data => data::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
+        Suite::Journal => journal::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
     }
     report.print(arguments.json)
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::workload::{Measurement, Workload};
+use crate::workload::{Description, Measurement, Traffic};
 
 /// Who carried a workload out.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,6 +17,10 @@ pub enum Subject {
     RawBatched,
     /// The kernel's ext4.
     Kernel,
+    /// Ours, with the fast_commit feature.
+    OursFastCommit,
+    /// The kernel's, with the fast_commit feature.
+    KernelFastCommit,
 }
 
 impl Subject {
@@ -26,6 +30,8 @@ impl Subject {
             Self::OursFile => "ours-file",
             Self::Raw | Self::RawBatched => "raw",
             Self::Kernel => "kernel",
+            Self::OursFastCommit => "ours-fc",
+            Self::KernelFastCommit => "kernel-fc",
         }
     }
 }
@@ -46,8 +52,21 @@ struct Row {
     /// How many times as fast as the raw device: the median of the rounds' ratios, so that both sides saw the same
     /// machine.
     ratio_to_raw: Option<f64>,
-    /// How many times as fast as the kernel's ext4.
+    /// How many times as fast as the kernel's ext4, without fast commits.
     ratio_to_kernel: Option<f64>,
+    /// How many times as many operations a second as one task has.
+    ratio_to_one_task: Option<f64>,
+    /// Bytes written to the journal for each operation.
+    journal_bytes_per_op: Option<f64>,
+    /// Flushes of the device for each operation.
+    flushes_per_op: Option<f64>,
+}
+
+impl Row {
+    /// Operations a second.
+    fn rate(&self) -> f64 {
+        self.ops as f64 / self.seconds
+    }
 }
 
 /// What has been measured.
@@ -70,7 +89,7 @@ impl Report {
     pub fn measure(
         &mut self,
         suite: &'static str,
-        workload: &Workload,
+        workload: &Description,
         subjects: &[Subject],
         rounds: u32,
         mut measure: impl FnMut(Subject) -> anyhow::Result<Measurement>,
@@ -103,6 +122,11 @@ impl Report {
                 let base = base?;
                 Some(median(base.iter().zip(rounds).map(|(base, own)| base.seconds / own.seconds)))
             };
+            let per_operation = |of: &dyn Fn(&Traffic) -> f64| {
+                let figures: Option<Vec<f64>> =
+                    rounds.iter().map(|round| round.traffic.as_ref().map(of)).collect();
+                Some(median(figures?.into_iter()) / workload.operations as f64)
+            };
             self.rows.push(Row {
                 suite,
                 workload: workload.name.clone(),
@@ -110,13 +134,30 @@ impl Report {
                 subject: subject.name(),
                 seconds: median(rounds.iter().map(|round| round.seconds)),
                 bytes: workload.bytes,
-                ops: workload.operations(),
+                ops: workload.operations,
                 cpu_seconds: median(rounds.iter().map(|round| round.cpu_seconds)),
                 ratio_to_raw: ratio(of(raw)),
                 ratio_to_kernel: ratio(of(Subject::Kernel)),
+                ratio_to_one_task: None,
+                journal_bytes_per_op: per_operation(&|traffic| traffic.journal_bytes),
+                flushes_per_op: per_operation(&|traffic| traffic.flushes),
             });
         }
         Ok(())
+    }
+
+    /// Says of each subject's rows of `workload` how many times as many operations a second they are as those of `base`.
+    pub fn compare(&mut self, workload: &str, base: &str) {
+        let rates: Vec<(&'static str, f64)> = self
+            .rows
+            .iter()
+            .filter(|row| row.workload == base)
+            .map(|row| (row.subject, row.rate()))
+            .collect();
+        for row in self.rows.iter_mut().filter(|row| row.workload == workload) {
+            let base = rates.iter().find(|(subject, _)| *subject == row.subject);
+            row.ratio_to_one_task = base.map(|(_, rate)| row.rate() / rate);
+        }
     }
 
     /// Prints everything on standard output.
@@ -129,8 +170,19 @@ impl Report {
             return Ok(());
         }
         println!(
-            "{:24} {:>9} {:11} {:>9} {:>9} {:>9} {:>8} {:>7} {:>9}",
-            "workload", "block", "subject", "seconds", "MB/s", "kIOPS", "cpu s", "of raw", "of kernel"
+            "{:24} {:>9} {:11} {:>9} {:>9} {:>9} {:>8} {:>7} {:>9} {:>10} {:>9} {:>9}",
+            "workload",
+            "block",
+            "subject",
+            "seconds",
+            "MB/s",
+            "kIOPS",
+            "cpu s",
+            "of raw",
+            "of kernel",
+            "of 1 task",
+            "log B/op",
+            "flush/op"
         );
         let mut last = "";
         for row in &self.rows {
@@ -138,19 +190,23 @@ impl Report {
                 println!();
             }
             last = &row.workload;
-            let ratio =
-                |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+            let digits = |value: Option<f64>, digits: usize| {
+                value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+            };
             println!(
-                "{:24} {:>9} {:11} {:>9.3} {:>9.0} {:>9.1} {:>8.2} {:>7} {:>9}",
+                "{:24} {:>9} {:11} {:>9.3} {:>9.0} {:>9.1} {:>8.2} {:>7} {:>9} {:>10} {:>9} {:>9}",
                 row.workload,
                 row.block_size,
                 row.subject,
                 row.seconds,
                 row.bytes as f64 / row.seconds / 1e6,
-                row.ops as f64 / row.seconds / 1e3,
+                row.rate() / 1e3,
                 row.cpu_seconds,
-                ratio(row.ratio_to_raw),
-                ratio(row.ratio_to_kernel)
+                digits(row.ratio_to_raw, 2),
+                digits(row.ratio_to_kernel, 2),
+                digits(row.ratio_to_one_task, 2),
+                digits(row.journal_bytes_per_op, 0),
+                digits(row.flushes_per_op, 2)
             );
         }
         Ok(())
@@ -174,16 +230,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        let workload = Workload {
-            name: "w".into(),
-            block_size: 4096,
-            depth: 1,
-            write: true,
-            random: false,
-            range: 8192,
-            bytes: 8192,
-            durable: false,
-        };
+        let workload = Description { name: "w".into(), block_size: 4096, bytes: 8192, operations: 2 };
         let mut report = Report::new(false);
         let mut turn = 0.0;
         let measure = |subject| {
@@ -191,7 +238,7 @@ mod tests {
             turn += 1.0;
             let slow = f64::floor((turn - 1.0) / 2.0) + 1.0;
             let seconds = if subject == Subject::Raw { slow } else { 2.0 * slow };
-            Ok(Measurement { seconds, cpu_seconds: 0.0 })
+            Ok(Measurement { seconds, cpu_seconds: 0.0, traffic: None })
         };
         report.measure("backend", &workload, &[Subject::OursUring, Subject::Raw], 3, measure).unwrap();
         assert_eq!(report.rows[0].ratio_to_raw, Some(0.5));

@@ -45,6 +45,30 @@ impl Workload {
     }
 }
 
+/// What the report says of a workload, whatever kind it is.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Its name.
+    pub name: String,
+    /// Bytes of one operation.
+    pub block_size: u64,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Operations in all.
+    pub operations: u64,
+}
+
+impl From<&Workload> for Description {
+    fn from(workload: &Workload) -> Self {
+        Self {
+            name: workload.name.clone(),
+            block_size: workload.block_size,
+            bytes: workload.bytes,
+            operations: workload.operations(),
+        }
+    }
+}
+
 /// What one run took.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurement {
@@ -52,6 +76,17 @@ pub struct Measurement {
     pub seconds: f64,
     /// Processor time of the process that submits, user and system.
     pub cpu_seconds: f64,
+    /// What the journal cost, where there is one and it tells.
+    pub traffic: Option<Traffic>,
+}
+
+/// What making things durable cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    /// Bytes written to the log and to the fast-commit area.
+    pub journal_bytes: f64,
+    /// Flushes that the block device carried out.
+    pub flushes: f64,
 }
 
 /// Wall clock and this process's processor time.
@@ -74,6 +109,7 @@ impl Stopwatch {
         Measurement {
             seconds: self.start.elapsed().as_secs_f64(),
             cpu_seconds: cpu_time().saturating_sub(self.cpu).as_secs_f64(),
+            traffic: None,
         }
     }
 }

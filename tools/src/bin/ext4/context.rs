@@ -30,6 +30,18 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// Done, but something that is damaged had to be left out: exit code 3.
+#[derive(Debug)]
+pub struct Salvaged(pub String);
+
+impl fmt::Display for Salvaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Salvaged {}
+
 /// A usage error.
 pub fn usage(text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(text.into()))

@@ -1,7 +1,7 @@
 //! `ext4`: make, fill, read and change ext4 file systems in image files and on block devices, without mounting them.
 //!
 //! One file for each command; this one knows what all of them share: the global options, the runtime, how errors are
-//! said. Exit code 0: done; 1: failed; 2: wrong usage.
+//! said. Exit code 0: done; 1: failed; 2: wrong usage; 3: done, and something damaged was left out.
 #![forbid(unsafe_code)]
 
 mod cat;
@@ -32,7 +32,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ext4_tools::open::{Backend, Opener};
 use ext4_tools::size::parse_size;
 
-use crate::context::{Context, Usage};
+use crate::context::{Context, Salvaged, Usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -190,5 +190,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     }
     let text = format!("{error:#}").replace('\n', " ");
     eprintln!("ext4: {text}");
-    if error.downcast_ref::<Usage>().is_some() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.downcast_ref::<Usage>().is_some() {
+        ExitCode::from(2)
+    } else if error.downcast_ref::<Salvaged>().is_some() {
+        ExitCode::from(3)
+    } else {
+        ExitCode::FAILURE
+    }
 }

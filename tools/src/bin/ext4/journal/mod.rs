@@ -1,7 +1,10 @@
-//! `ext4 journal`: adding and removing the journal of a file system, without a mount.
+//! `ext4 journal`: what the log of a file system holds, replaying it, making and removing it, without a mount.
 
 mod create;
+mod dump;
 mod remove;
+mod replay;
+mod stat;
 
 use clap::{Args, Subcommand};
 
@@ -9,10 +12,14 @@ use crate::context::Context;
 
 const EXAMPLES: &str = "\
 Examples:
+  ext4 journal stat disk.img              how large the log is and what it holds
+  ext4 journal dump disk.img              every transaction in it
+  ext4 journal replay --check disk.img    what a replay would do
+  ext4 journal replay disk.img            do it
   ext4 journal create disk.img            give it a journal, or another one
   ext4 journal remove disk.img            take it away";
 
-/// Make and remove the journal
+/// Show, check, replay, make and remove the journal
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Journal {
@@ -22,6 +29,9 @@ pub struct Journal {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Dump(dump::Dump),
+    Stat(stat::Stat),
+    Replay(replay::Replay),
     Create(create::Create),
     Remove(remove::Remove),
 }
@@ -29,6 +39,9 @@ enum Command {
 impl Journal {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.command {
+            Command::Dump(command) => command.run(context).await,
+            Command::Stat(command) => command.run(context).await,
+            Command::Replay(command) => command.run(context).await,
             Command::Create(command) => command.run(context).await,
             Command::Remove(command) => command.run(context).await,
         }

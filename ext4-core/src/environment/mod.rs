@@ -6,9 +6,15 @@
 //! Invariant: below the backends and the tools nothing else reads a clock, draws a random number, starts a thread,
 //! spawns a task or waits for a time.
 
+mod run_to_end;
+mod simulation;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
+
+pub use run_to_end::RunToEnd;
+pub use simulation::{Simulation, Stuck};
 
 use crate::types::Timestamp;
 

@@ -1,0 +1,429 @@
+//! Fast commit: a few tags say what the running transaction has done so far, instead of the images of all its blocks.
+//!
+//! ```text
+//!   fsync ─► Running ─► Paused ─────────► Running ─► area: [HEAD tags··· TAIL][tags··· TAIL] ─► returns
+//!             new handles wait,   the snapshot is       one write behind a preflush, with FUA
+//!             open ones finish    taken: memory only
+//! ```
+//!
+//! What the tags mean is the file system's business ([`FastCommitSource`]); here is only when they may be written and
+//! where. Recovery replays them on top of the last transaction that was committed in full.
+//!
+//! Invariants, each with the crash it prevents:
+//! - A fast commit belongs to the running transaction, and every transaction before it has been committed in full. Were
+//!   one before it only half written, recovery would end there and apply the tags to a state they do not fit.
+//! - The tags are taken when no handle is open. Were one open, half of its operation could be replayed.
+//! - The superblock on the medium says that the log is not empty while there are fast commits to replay: recovery does
+//!   not look at the area of an empty log. (jbd2 asks for one full commit after the mount; here the log may also become
+//!   empty later, and is kept from it.)
+//! - Where one of the transaction's fast commits was not written for whatever reason, no other follows: its tags would
+//!   miss the lost ones. The next fsync commits in full, which needs no tags.
+//! - The first fast commit of a transaction is there as a whole or not at all, whatever a crash tears: its first sector,
+//!   which names the transaction, is written when the rest has completed. The kernel refuses to mount where it finds
+//!   that name and no whole fast commit. Of a later one a torn block is passed over, so those are one write.
+//! - The area's last block stays unused: a kernel that has read the area to its end goes on behind the log, and refuses
+//!   to mount.
+//! - One at a time, never beside a full commit of the same transaction, and the area is written over only when the full
+//!   commit that makes it void is durable: all of that happens between `busy` and its end.
+//! - The file system's data that the tags point to had completed before the call: the preflush (with an external log a
+//!   flush of the file system's device before the write) makes it durable no later than the tags.
+//!
+//! Batching: whoever calls is served by the next fast commit whose snapshot is still to be taken. So all who come while
+//! one is being written share the one after it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ext4_core::device::{AlignedBuffer, Segment};
+use ext4_core::{Error, Result, TransactionId};
+
+use crate::format::{FastCommitEncoder, FastCommitTag, FastCommitTags, MIN_BLOCKS};
+use crate::journal::{Journal, Mode, State};
+use crate::statistics::Counters as JournalCounters;
+use crate::transaction::{Phase, Transaction};
+
+/// Why the running transaction cannot be made durable by tags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ineligible;
+
+/// Who knows what the running transaction has done.
+pub trait FastCommitSource: Send + Sync {
+    /// False where transaction `id` certainly has to be committed in full: its handles need not be stopped to find out.
+    fn is_eligible(&self, id: TransactionId) -> bool;
+
+    /// Everything that transaction `id` has done since this was called last, or since it began: tags in the order in
+    /// which they are to be replayed, without head, padding and tail. No handle is open. Must not wait.
+    ///
+    /// # Errors
+    /// Where there are no tags for it: the transaction is committed in full.
+    fn take(&self, id: TransactionId) -> std::result::Result<Vec<FastCommitTag>, Ineligible>;
+}
+
+/// What fast commits did, and why there were full ones instead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FastCommitStatistics {
+    /// Fast commits written.
+    pub commits: u64,
+    /// Blocks written for them.
+    pub blocks: u64,
+    /// Calls served by a fast commit, their own or another's.
+    pub served: u64,
+    /// Calls that led to a full commit because the transaction did something that no tag says.
+    pub ineligible: u64,
+    /// … because the log was empty on the medium.
+    pub log_empty: u64,
+    /// … because the area was full.
+    pub area_full: u64,
+    /// … because an earlier fast commit of the transaction was not written.
+    pub failed: u64,
+    /// … because the transaction was about to be committed in full, or was already.
+    pub overtaken: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    commits: AtomicU64,
+    blocks: AtomicU64,
+    served: AtomicU64,
+    ineligible: AtomicU64,
+    log_empty: AtomicU64,
+    area_full: AtomicU64,
+    failed: AtomicU64,
+    overtaken: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn snapshot(&self) -> FastCommitStatistics {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        FastCommitStatistics {
+            commits: get(&self.commits),
+            blocks: get(&self.blocks),
+            served: get(&self.served),
+            ineligible: get(&self.ineligible),
+            log_empty: get(&self.log_empty),
+            area_full: get(&self.area_full),
+            failed: get(&self.failed),
+            overtaken: get(&self.overtaken),
+        }
+    }
+
+    fn count(&self, refusal: Refusal) {
+        let counter = match refusal {
+            Refusal::Ineligible => &self.ineligible,
+            Refusal::LogEmpty => &self.log_empty,
+            Refusal::AreaFull => &self.area_full,
+            Refusal::Failed => &self.failed,
+            Refusal::Overtaken => &self.overtaken,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a call ends in a full commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Refusal {
+    Ineligible,
+    LogEmpty,
+    AreaFull,
+    Failed,
+    Overtaken,
+}
+
+/// The state of fast commits.
+#[derive(Debug, Default)]
+pub(crate) struct FastCommits {
+    /// Whoever runs the journal wants them.
+    wanted: bool,
+    /// The area as far as it is used: log blocks `area.0..area.1`. Nothing where there is none.
+    area: Option<(u32, u32)>,
+    /// The transaction that the blocks in use belong to; they are void when it has been committed in full.
+    transaction: Option<TransactionId>,
+    /// How many blocks of the area are in use.
+    used: u32,
+    /// The transaction that is to be committed in full whatever comes, and why.
+    refused: Option<(TransactionId, Refusal)>,
+    /// One is under way.
+    busy: bool,
+    /// How many snapshots have been taken.
+    begun: u64,
+    /// The number of the last one that is durable.
+    finished: u64,
+    /// The number of the last one that flushed the device.
+    flushed: u64,
+}
+
+impl FastCommits {
+    /// One is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy
+    }
+
+    /// There is an area for them.
+    pub(crate) fn are_allowed(&self) -> bool {
+        self.area.is_some()
+    }
+
+    /// True while the log must not be marked empty: what was reported durable is in the area, or about to be.
+    pub(crate) fn hold_log(&self, running: Option<&Transaction>) -> bool {
+        self.busy || running.is_some_and(|running| self.transaction == Some(running.id) && self.used > 0)
+    }
+}
+
+/// What a caller does next.
+enum Step {
+    Served { flushed: bool },
+    Wait,
+    Lead,
+    Full(Refusal),
+}
+
+impl Journal {
+    /// Has the journal make an area for fast commits when it begins to run. Before that.
+    pub fn allow_fast_commits(&self) {
+        self.state.lock().fast.wanted = true;
+    }
+
+    /// True where the running journal has an area for fast commits.
+    #[must_use]
+    pub fn has_fast_commits(&self) -> bool {
+        self.state.lock().fast.are_allowed()
+    }
+
+    /// Divides the log, which is empty, into the ring and the area. Source: jbd2, `jbd2_journal_initialize_fast_commit`.
+    pub(crate) fn set_area(&self, state: &mut State) {
+        let (end, blocks) = (state.superblock.max_len(), state.superblock.fast_commit_area());
+        let last = end.checked_sub(blocks).filter(|last| *last >= MIN_BLOCKS && blocks > 2);
+        if state.fast.wanted && last.is_none() {
+            tracing::warn!("the log of {end} blocks has no room for {blocks} of fast commits");
+        }
+        state.fast.area = last.filter(|_| state.fast.wanted).map(|last| (last + 1, end - 1));
+        self.log.set_last(if state.fast.area.is_some() { last.unwrap_or(end) } else { end });
+        state.space = crate::log::Space::empty(&self.log);
+    }
+
+    /// Makes what transaction `id` has done so far durable: by a fast commit of what `source` says, shared with others
+    /// who ask at the same time; where that cannot be, by [`Journal::commit`]. Returns true when that flushed the file
+    /// system's device after the call.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`].
+    pub async fn fast_commit(
+        self: &Arc<Self>,
+        id: TransactionId,
+        source: &dyn FastCommitSource,
+    ) -> Result<bool> {
+        let mut number = None;
+        loop {
+            let mut committed = std::pin::pin!(self.wake.committed.notified());
+            committed.as_mut().enable();
+            let step = self.next_step(id, source, &mut number)?;
+            match step {
+                Step::Served { flushed } => {
+                    self.counters.fast_commits.served.fetch_add(1, Ordering::Relaxed);
+                    return Ok(flushed);
+                }
+                Step::Wait => committed.await,
+                Step::Lead => Leader { journal: self, id, number: None }.run(source).await?,
+                Step::Full(refusal) => {
+                    self.counters.fast_commits.count(refusal);
+                    return self.commit(id).await;
+                }
+            }
+        }
+    }
+
+    /// What a caller who wants a snapshot of transaction `id` that is still to be taken does now. `number`: that of the
+    /// first one that will do.
+    fn next_step(
+        &self,
+        id: TransactionId,
+        source: &dyn FastCommitSource,
+        number: &mut Option<u64>,
+    ) -> Result<Step> {
+        let mut state = self.state.lock();
+        state.check()?;
+        let wanted = *number.get_or_insert(state.fast.begun + 1);
+        if state.fast.finished >= wanted {
+            return Ok(Step::Served { flushed: state.fast.flushed >= wanted });
+        }
+        let State { running, committing, fast, space, checkpoints, mode, .. } = &mut *state;
+        let Some(running) = running.as_mut().filter(|running| running.id == id) else {
+            return Ok(Step::Full(Refusal::Overtaken));
+        };
+        if let Some((_, refusal)) = fast.refused.filter(|(refused, _)| *refused == id) {
+            return Ok(Step::Full(refusal));
+        }
+        if *mode != Mode::Running
+            || (running.commit_requested && !fast.busy)
+            || running.phase() == Phase::Locked
+        {
+            return Ok(Step::Full(Refusal::Overtaken));
+        }
+        if fast.busy || committing.is_some() {
+            return Ok(Step::Wait);
+        }
+        let refusal = if !fast.are_allowed() || !source.is_eligible(id) {
+            Refusal::Ineligible
+        } else if space.empty_on_medium || checkpoints.is_emptying() {
+            Refusal::LogEmpty
+        } else {
+            running.advance(Phase::Paused, self.runtime.monotonic());
+            fast.busy = true;
+            return Ok(Step::Lead);
+        };
+        fast.refused = Some((id, refusal));
+        Ok(Step::Full(refusal))
+    }
+}
+
+/// The caller who writes a fast commit. Dropped before its end it refuses the transaction any other.
+struct Leader<'a> {
+    journal: &'a Arc<Journal>,
+    id: TransactionId,
+    /// The number of its snapshot, once that was taken.
+    number: Option<u64>,
+}
+
+impl Leader<'_> {
+    /// The transaction is paused. One that is refused is no error: the caller sees it when it looks again.
+    async fn run(mut self, source: &dyn FastCommitSource) -> Result<()> {
+        let journal = self.journal;
+        journal.drain().await?;
+        let tags = source.take(self.id);
+        {
+            let mut state = journal.state.lock();
+            state.fast.begun += 1;
+            self.number = Some(state.fast.begun);
+        }
+        self.resume();
+        let written = match tags {
+            Err(Ineligible) => Err(Refusal::Ineligible),
+            Ok(tags) if tags.is_empty() => Ok(false),
+            Ok(tags) => match self.write(&tags).await {
+                Ok(()) => Ok(true),
+                Err(WriteError::AreaFull) => Err(Refusal::AreaFull),
+                Err(WriteError::Other(error)) => {
+                    tracing::warn!(%error, "a fast commit of transaction {} was not written", self.id);
+                    Err(Refusal::Failed)
+                }
+            },
+        };
+        let mut state = journal.state.lock();
+        state.check()?;
+        let number = state.fast.begun;
+        match written {
+            Ok(flushed) => {
+                state.fast.finished = number;
+                if flushed && journal.options.barrier {
+                    state.fast.flushed = number;
+                }
+            }
+            Err(refusal) => state.fast.refused = Some((self.id, refusal)),
+        }
+        Ok(())
+    }
+
+    /// Lets handles start again.
+    fn resume(&self) {
+        let mut state = self.journal.state.lock();
+        if let Some(running) = state.running.as_mut().filter(|running| running.phase() == Phase::Paused) {
+            running.advance(Phase::Running, self.journal.runtime.monotonic());
+        }
+        drop(state);
+        self.journal.wake.room.notify_waiters();
+    }
+
+    /// Writes the tags behind those of the transaction's earlier fast commits.
+    async fn write(&self, tags: &[FastCommitTag]) -> std::result::Result<(), WriteError> {
+        let journal = self.journal;
+        let (start, used, end) = {
+            let mut state = journal.state.lock();
+            state.check()?;
+            let fast = &mut state.fast;
+            if fast.transaction != Some(self.id) {
+                fast.transaction = Some(self.id);
+                fast.used = 0;
+            }
+            let (start, end) = fast.area.unwrap_or_default();
+            (start, fast.used, end)
+        };
+        let mut encoder = FastCommitEncoder::new(journal.log.block_size, self.id, used);
+        for tag in tags {
+            encoder.push(tag)?;
+        }
+        let blocks = encoder.finish();
+        let count = u32::try_from(blocks.len()).unwrap_or(u32::MAX);
+        if count > end - start - used {
+            return Err(WriteError::AreaFull);
+        }
+        let home = journal.home();
+        if journal.options.barrier {
+            JournalCounters::add(&journal.counters.flushes, 1);
+            if home.external {
+                JournalCounters::add(&journal.counters.flushes, 1);
+                home.cache.device().flush().await?;
+            }
+        }
+        let flags = journal.barrier_flags();
+        if used == 0 && !is_one_sector(&blocks, journal.log.device.geometry().logical_block_size) {
+            journal.log.write_first_sector_last(start, &blocks, flags).await?;
+        } else {
+            let aligned = |block: &Vec<u8>| AlignedBuffer::copied(block).map(Segment::Owned);
+            let blocks = blocks.iter().map(aligned).collect::<Result<_>>()?;
+            journal.log.write_area(start + used, blocks, flags).await?;
+        }
+        let counters = &journal.counters.fast_commits;
+        counters.commits.fetch_add(1, Ordering::Relaxed);
+        counters.blocks.fetch_add(u64::from(count), Ordering::Relaxed);
+        journal.state.lock().fast.used += count;
+        Ok(())
+    }
+}
+
+/// True where everything that the checksum covers, and the checksum, lie in the first sector: a torn block is whole then
+/// or not there.
+fn is_one_sector(blocks: &[Vec<u8>], sector: u32) -> bool {
+    let [block] = blocks else { return false };
+    let end =
+        FastCommitTags::new(block).last().map(|tag| tag.map(|(covered, _)| covered.end + size_of::<u32>()));
+    matches!(end, Some(Ok(end)) if end <= sector as usize)
+}
+
+enum WriteError {
+    AreaFull,
+    Other(Error),
+}
+
+impl From<Error> for WriteError {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        let journal = self.journal;
+        self.resume();
+        let (empty, requested) = {
+            let mut state = journal.state.lock();
+            let number = self.number;
+            let fast = &mut state.fast;
+            let settled = number.is_some_and(|number| fast.finished >= number)
+                || fast.refused.is_some_and(|(refused, _)| refused == self.id);
+            if !settled {
+                fast.refused = Some((self.id, Refusal::Failed));
+            }
+            fast.busy = false;
+            let requested = state.running.as_ref().is_some_and(|running| running.commit_requested);
+            (state.checkpoints.is_to_be_emptied(), requested)
+        };
+        journal.wake.committed.notify_waiters();
+        if requested {
+            // A full commit has waited for this one to end.
+            journal.wake.commit.notify_one();
+        }
+        if empty {
+            journal.wake.checkpoint.notify_one();
+        }
+    }
+}

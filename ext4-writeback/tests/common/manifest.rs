@@ -1,0 +1,153 @@
+//! Trees as `../shared/corpus/manifest.py` describes them: a JSON object for each path.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ext4_core::format::inode::FileType;
+use ext4_core::{InodeNumber, Timestamp};
+use ext4_writeback::Filesystem;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+/// Path (escaped as there) to facts.
+pub type Manifest = BTreeMap<String, Map<String, Value>>;
+
+/// What of i_flags GETFLAGS shows (kernel: `EXT4_FL_USER_VISIBLE`).
+const VISIBLE_FLAGS: u32 = 0x705b_dfff;
+
+/// From a file that manifest.py wrote.
+pub fn read(path: &Path) -> Manifest {
+    let output = std::process::Command::new("gzip").arg("-dc").arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", path.display());
+    let line = |line: &str| {
+        let Value::Object(mut facts) = serde_json::from_str(line).unwrap() else { panic!("{line}") };
+        let Some(Value::String(path)) = facts.remove("path") else { panic!("{line}") };
+        (path, facts)
+    };
+    String::from_utf8(output.stdout).unwrap().lines().map(line).collect()
+}
+
+/// As we show it.
+pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
+    let mut manifest = Manifest::new();
+    let mut pending = vec![(Vec::new(), InodeNumber::ROOT)];
+    while let Some((path, inode)) = pending.pop() {
+        manifest.insert(escaped(&path), facts(filesystem, &path, inode).await);
+        let attributes = filesystem.attributes(inode).await.unwrap();
+        let mut position = 0;
+        while attributes.file_type == FileType::Directory {
+            let entries = filesystem.readdir(inode, position, 64).await.unwrap();
+            let Some(last) = entries.last() else { break };
+            position = last.next;
+            for entry in entries.into_iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")) {
+                let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                pending.push(([&path, slash, &entry.name].concat(), entry.inode));
+            }
+        }
+    }
+    manifest
+}
+
+async fn facts(filesystem: &Filesystem, path: &[u8], inode: InodeNumber) -> Map<String, Value> {
+    let attributes = filesystem.attributes(inode).await.unwrap();
+    let kind = match attributes.file_type {
+        FileType::Regular => "reg",
+        FileType::Directory => "dir",
+        FileType::Symlink => "lnk",
+        FileType::CharacterDevice => "chr",
+        FileType::BlockDevice => "blk",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "sock",
+    };
+    let mut facts = Map::new();
+    let mut put = |key: &str, value: Value| drop(facts.insert(key.to_owned(), value));
+    put("type", json!(kind));
+    put("mode", json!(format!("{:04o}", attributes.mode & 0o7777)));
+    put("uid", json!(attributes.uid));
+    put("gid", json!(attributes.gid));
+    put("ino", json!(inode.0));
+    put("nlink", json!(attributes.links));
+    put("blocks", json!(attributes.sectors));
+    put("size", json!(attributes.size));
+    put("mtime", time(attributes.mtime));
+    put("ctime", time(attributes.ctime));
+    if let Some(crtime) = attributes.crtime {
+        put("crtime", time(crtime));
+    }
+    if let Some((major, minor)) = attributes.device {
+        put("rdev", json!([major, minor]));
+    }
+    match attributes.file_type {
+        FileType::Symlink => put("target", json!(escaped(&filesystem.readlink(inode).await.unwrap()))),
+        FileType::Regular => {
+            let content = filesystem.read(path).await.unwrap();
+            put("sha256", json!(hex(&Sha256::digest(&content))));
+        }
+        _ => {}
+    }
+    if matches!(attributes.file_type, FileType::Regular | FileType::Directory) {
+        put("flags", json!(format!("{:x}", attributes.flags.bits() & VISIBLE_FLAGS)));
+        put("gen", json!(attributes.generation));
+    }
+    let mut xattrs = Map::new();
+    for name in filesystem.listxattr(inode).await.unwrap() {
+        let value = filesystem.getxattr(inode, &name).await.unwrap();
+        xattrs.insert(String::from_utf8(name).unwrap(), json!(hex(&value)));
+    }
+    if !xattrs.is_empty() {
+        put("xattrs", Value::Object(xattrs));
+    }
+    facts
+}
+
+fn time(time: Timestamp) -> Value {
+    json!(format!("{}.{:09}", time.seconds, time.nanoseconds))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn escaped(path: &[u8]) -> String {
+    if path.is_empty() {
+        return ".".to_owned();
+    }
+    let one = |byte: &u8| match byte {
+        0x21..=0x7e if *byte != b'%' => char::from(*byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    path.iter().map(one).collect()
+}
+
+/// What differs in the keys that both have, as lines: path, key, ours, theirs. `ignore` says which to pass over.
+pub fn differences(
+    ours: &Manifest,
+    theirs: &Manifest,
+    ignore: impl Fn(&str, &Map<String, Value>, &str) -> bool,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(*path))) {
+        let (Some(mine), Some(other)) = (ours.get(path), theirs.get(path)) else {
+            let facts = ours.get(path).or(theirs.get(path)).unwrap();
+            if !ignore(path, facts, "") {
+                let side = if ours.contains_key(path) { "only ours" } else { "only theirs" };
+                found.push(format!("{path}: {side}"));
+            }
+            continue;
+        };
+        for (key, value) in mine {
+            let theirs = other.get(key);
+            if theirs.is_some_and(|theirs| theirs != value) && !ignore(path, other, key) {
+                found.push(format!("{path}: {key}: {value}, expected {}", theirs.unwrap()));
+            }
+        }
+        if mine.contains_key("xattrs") != other.contains_key("xattrs") && !ignore(path, other, "xattrs") {
+            found.push(format!(
+                "{path}: xattrs: {:?}, expected {:?}",
+                mine.get("xattrs"),
+                other.get("xattrs")
+            ));
+        }
+    }
+    found
+}

@@ -1,0 +1,226 @@
+//! Three recoveries of one image, and whether they agree.
+//!
+//! | who                  | how                                                                     |
+//! |----------------------|-------------------------------------------------------------------------|
+//! | ours                 | mounted on a device in memory, shown, unmounted                         |
+//! | `e2fsck -fy`         | on a copy; then shown by us, read-only                                  |
+//! | the kernel           | mounted on a loop device over a copy, shown by its own system calls     |
+//!
+//! They agree on every path, and of each on type, mode, owner, links, size, inode, attributes, content. Not compared:
+//! times (who finishes a truncation stamps it with his own clock) and sizes in blocks (each is free to keep or give
+//! back what is allocated past a file's end). What ours and `e2fsck -fy` leave must be clean for `e2fsck -fn`; images
+//! that have been found clean are not asked about again. `e2fsck -fy` may replay the journal and finish orphans, and
+//! has nothing else to mend.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ext4_core::device::MemoryDevice;
+use ext4_core::device::simulated::{DistinctStates, Image};
+use ext4_core::environment::Simulation;
+use ext4_writeback::{Filesystem, MountOptions};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tempfile::TempDir;
+
+use crate::common;
+use crate::tree::{Facts, Tree, of_directory, of_filesystem};
+
+/// What was judged, over all judges.
+#[derive(Default, Debug)]
+pub struct Judged {
+    pub ours: AtomicUsize,
+    pub by_kernel: AtomicUsize,
+    pub by_e2fsck: AtomicUsize,
+    /// Runs of `e2fsck -fn`: as many different images as were left by the recoveries.
+    pub checked_clean: AtomicUsize,
+}
+
+/// Recovers images; each judge has files and a loop device of its own.
+pub struct Judge<'a> {
+    directory: TempDir,
+    loop_device: Option<String>,
+    /// The size that the loop device knows of.
+    loop_size: u64,
+    clean: HashSet<u64>,
+    states: DistinctStates,
+    judged: &'a Judged,
+}
+
+impl<'a> Judge<'a> {
+    /// In memory where the host has a file system for that. With a loop device where `kernel`.
+    pub fn new(kernel: bool, judged: &'a Judged) -> Self {
+        let memory = PathBuf::from("/dev/shm");
+        let directory = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
+        std::fs::create_dir(directory.path().join("mounted")).unwrap();
+        let mut judge = Self {
+            directory,
+            loop_device: None,
+            loop_size: 0,
+            clean: HashSet::new(),
+            states: DistinctStates::new(),
+            judged,
+        };
+        if kernel {
+            // Each image sets its own size.
+            Image::zeroed(1 << 20).to_file(&judge.path("kernel")).unwrap();
+            let file = judge.path("kernel");
+            let name = common::run_ok("losetup", &["-f", "--show", file.to_str().unwrap()]);
+            judge.loop_device = Some(name.trim().to_owned());
+        }
+        judge
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Recovers `image` in every way and compares; what was found.
+    pub fn judge(&mut self, image: &Image, context: &str) -> Tree {
+        let (ours, left) = recover(image, context);
+        self.judged.ours.fetch_add(1, Ordering::Relaxed);
+        self.assert_clean(&left, context);
+        let (theirs, left) = self.e2fsck(image, context);
+        assert_same(&ours, &theirs, &format!("{context}: e2fsck"));
+        self.judged.by_e2fsck.fetch_add(1, Ordering::Relaxed);
+        self.assert_clean(&left, &format!("{context}: after e2fsck -fy"));
+        if let Some(theirs) = self.kernel(image, context) {
+            assert_same(&ours, &theirs, &format!("{context}: the kernel"));
+            self.judged.by_kernel.fetch_add(1, Ordering::Relaxed);
+        }
+        ours
+    }
+
+    /// What `e2fsck -fn` has to say to an image that it was not asked about.
+    fn assert_clean(&mut self, image: &Image, context: &str) {
+        let fingerprint = self.states.fingerprint(image);
+        if self.clean.insert(fingerprint) {
+            let path = self.path("clean");
+            image.to_file(&path).unwrap();
+            common::assert_file_clean(&path, context);
+            self.judged.checked_clean.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn e2fsck(&self, image: &Image, context: &str) -> (Tree, Image) {
+        let path = self.path("e2fsck");
+        image.to_file(&path).unwrap();
+        let output = common::run("e2fsck", &["-fy", path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {said}");
+        // The superblock's own sums of what is free are not journaled each time: whoever mounts adds them up anew. A
+        // mounted file system says that there may be orphans, as the kernel's does, also when there are none.
+        let expected = [
+            "Free blocks count wrong (",
+            "Free inodes count wrong (",
+            "Feature orphan_present is set but orphan file is clean.",
+        ];
+        // When it has finished the orphans of an orphan file, it finds that file still naming them.
+        let orphans = said.lines().any(|line| line.contains("orphaned inode"));
+        let finished =
+            |line: &str| orphans && line.starts_with("Orphan file (") && line.ends_with("is not clean.");
+        let mended: Vec<&str> = said
+            .lines()
+            .zip(said.lines().skip(1))
+            .filter(|(before, line)| {
+                !finished(before)
+                    && line.contains("? yes")
+                    && !expected.iter().any(|expected| before.starts_with(expected))
+            })
+            .map(|(before, _)| before)
+            .collect();
+        assert!(mended.is_empty(), "{context}: more than a replay: {mended:?}\n{said}");
+        let left = Image::from_file(&path).unwrap();
+        let (tree, _) = show(&left, true, context);
+        (tree, left)
+    }
+
+    fn kernel(&mut self, image: &Image, context: &str) -> Option<Tree> {
+        let device = self.loop_device.as_deref()?;
+        // The same file under the device: what the kernel knew of it went when it was unmounted.
+        image.to_file(&self.path("kernel")).unwrap();
+        if self.loop_size != image.len() {
+            common::run_ok("losetup", &["-c", device]);
+            self.loop_size = image.len();
+        }
+        let point = self.path("mounted");
+        let flags = MsFlags::MS_NOATIME;
+        mount(Some(device), &point, Some("ext4"), flags, Some("noinit_itable"))
+            .unwrap_or_else(|error| panic!("{context}: the kernel does not mount it: {error}"));
+        let tree = std::panic::catch_unwind(|| of_directory(&point));
+        // Another test's child may have inherited a file for the moment before it runs its program.
+        let unmounted = (0..100).any(|_| {
+            let done = umount2(&point, MntFlags::empty()).is_ok();
+            if !done {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            done
+        });
+        assert!(unmounted, "{} is busy", point.display());
+        Some(tree.unwrap_or_else(|_| panic!("{context}: the kernel cannot read it")))
+    }
+}
+
+impl Drop for Judge<'_> {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path("mounted"), MntFlags::MNT_DETACH);
+        if let Some(device) = &self.loop_device {
+            let _ = std::process::Command::new("losetup").args(["-d", device]).status();
+        }
+    }
+}
+
+/// Our own recovery: what it shows, and what it leaves on the device.
+pub fn recover(image: &Image, context: &str) -> (Tree, Image) {
+    show(image, false, context)
+}
+
+fn show(image: &Image, read_only: bool, context: &str) -> (Tree, Image) {
+    let world = Simulation::new(1);
+    let device = Arc::new(MemoryDevice::from_image(image.clone()));
+    let options = MountOptions {
+        read_only,
+        cache: 8 << 20,
+        runtime: Some(world.runtime()),
+        environment: world.environment(),
+        ..MountOptions::default()
+    };
+    let work = {
+        let (device, context) = (Arc::clone(&device), context.to_owned());
+        async move {
+            let filesystem = Filesystem::mount(device, options).await;
+            let filesystem = filesystem.unwrap_or_else(|error| panic!("{context}: {error}"));
+            let tree = of_filesystem(&filesystem).await;
+            filesystem.unmount().await.unwrap();
+            tree
+        }
+    };
+    let tree = world.run(work).unwrap_or_else(|stuck| panic!("{context}: {stuck}"));
+    (tree, device.image())
+}
+
+fn comparable(facts: &Facts) -> Facts {
+    Facts { sectors: 0, mtime: (0, 0), ctime: (0, 0), ..facts.clone() }
+}
+
+fn assert_same(ours: &Tree, theirs: &Tree, context: &str) {
+    if ours.len() == theirs.len()
+        && ours
+            .iter()
+            .zip(theirs)
+            .all(|(left, right)| left.0 == right.0 && comparable(left.1) == comparable(right.1))
+    {
+        return;
+    }
+    let mut differences = Vec::new();
+    for path in ours.keys().chain(theirs.keys()) {
+        let (ours, theirs) = (ours.get(path).map(comparable), theirs.get(path).map(comparable));
+        if ours != theirs {
+            let path = String::from_utf8_lossy(path);
+            differences.push(format!("{path}\n  ours   {ours:?}\n  theirs {theirs:?}"));
+        }
+    }
+    differences.dedup();
+    panic!("{context}: {} differ\n{}", differences.len(), differences[..differences.len().min(5)].join("\n"));
+}
