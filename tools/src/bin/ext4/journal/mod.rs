@@ -1,4 +1,4 @@
-//! `ext4 journal`: what the log of a file system holds, replaying it, adding and removing it, without a mount.
+//! `ext4 journal`: what the log of a file system holds, replaying it, making and removing it, without a mount.
 
 mod create;
 mod dump;
