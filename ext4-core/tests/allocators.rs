@@ -277,6 +277,25 @@ async fn small_requests_in_turn_lie_behind_each_other() {
 }
 
 #[tokio::test]
+async fn those_who_append_in_turn_keep_out_of_each_other_s_way() {
+    let Some(content) = mke2fs("300M", &["-b", "4096"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    let mut ends: [Option<BlockNumber>; 4] = [None; 4];
+    let mut pieces = 0;
+    for _ in 0..400 {
+        for end in &mut ends {
+            let request = AllocationRequest { goal: *end, ..request(1) };
+            let (first, len) = allocate_blocks(&info, &transaction, &request).await.unwrap();
+            assert_eq!(len, 1);
+            pieces += u32::from(*end != Some(first));
+            *end = Some(first.offset(1));
+        }
+    }
+    assert!(pieces <= 8, "{pieces} pieces of 4 files of 400 blocks");
+}
+
+#[tokio::test]
 async fn a_long_request_finds_the_long_run() {
     let Some(content) = mke2fs("512M", &["-b", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));

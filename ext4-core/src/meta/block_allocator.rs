@@ -35,6 +35,10 @@ const LONG_RUN: u32 = 2_048;
 /// How many bitmaps a search for a run longer than [`LONG_RUN`] looks at.
 const MOST_SEARCHED: u32 = 64;
 
+/// Who appends and finds his goal taken begins anew where so many blocks are free, aligned to as many: were he to go on
+/// right behind the other, the two would get in each other's way with every further block.
+const ROOM_TO_GROW: [u32; 2] = [2_048, 256];
+
 /// What an allocation asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct AllocationRequest {
@@ -168,7 +172,8 @@ async fn search(
                 }
                 searched += 1;
                 let from = if number == goal.group { goal.offset } else { 0 };
-                if let Some(found) = try_group(info, transaction, number, from, wanted, least).await? {
+                let grows = request.goal.is_some() && !request.metadata && number == goal.group;
+                if let Some(found) = try_group(info, transaction, number, from, wanted, least, grows).await? {
                     if let Some(stream) = goal.stream {
                         stream.store(found.0.offset(u64::from(found.1)).0, Ordering::Relaxed);
                     }
@@ -189,7 +194,7 @@ async fn search(
 }
 
 /// Allocates in one group: the run at `from` where it is long enough, otherwise the first after it that has `wanted`
-/// blocks, otherwise the longest; `None` where that has fewer than `least`.
+/// blocks, otherwise the longest; `None` where that has fewer than `least`. `grows`: for a file that may go on behind it.
 async fn try_group(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -197,6 +202,7 @@ async fn try_group(
     from: u32,
     wanted: u32,
     least: u32,
+    grows: bool,
 ) -> Result<Option<(BlockNumber, u32)>> {
     let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
@@ -206,7 +212,8 @@ async fn try_group(
     let run = map.search(|bytes| {
         let at_goal = bitmap::next_clear_run(bytes, from, end, wanted)
             .filter(|run| run.start == from && run.len() >= least.min(LONG_RUN) as usize);
-        at_goal.or_else(|| {
+        let elsewhere = || if grows { room_to_grow(bytes, from, end, wanted) } else { None };
+        at_goal.or_else(elsewhere).or_else(|| {
             let long_enough = |run: &Range<u32>| run.len() >= wanted as usize;
             let behind = bitmap::best_clear_run(bytes, from..end, wanted);
             if from == 0 || behind.as_ref().is_some_and(long_enough) {
@@ -225,6 +232,20 @@ async fn try_group(
     take(info, transaction, number, &mut state, &place, run.clone())?;
     let first = info.group_first_block(number).offset(u64::from(run.start));
     Ok(Some((first, found)))
+}
+
+/// The first `wanted` blocks of a free, aligned piece of the group with room for more, behind `from` or before it.
+fn room_to_grow(bytes: &[u8], from: u32, end: u32, wanted: u32) -> Option<Range<u32>> {
+    ROOM_TO_GROW.into_iter().filter(|room| *room > wanted).find_map(|room| {
+        // So many hold an aligned piece wherever they begin.
+        let enough = 2 * room;
+        let found = |run: &Range<u32>| run.end - run.start >= enough;
+        let run = bitmap::best_clear_run(bytes, from..end, enough)
+            .filter(found)
+            .or_else(|| bitmap::best_clear_run(bytes, 0..from, enough).filter(found))?;
+        let start = run.start.next_multiple_of(room);
+        Some(start..start + wanted)
+    })
 }
 
 /// Marks a run as in use: in the bitmap, in what is allocatable, in the descriptor.
