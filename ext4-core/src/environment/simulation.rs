@@ -40,7 +40,7 @@ use crate::types::Timestamp;
 
 /// A timer fires although tasks are runnable, once in so many steps.
 const EARLY_TIMER: u64 = 64;
-/// Steps after which a run is given up, unless [`Simulation::step_limit`] says otherwise.
+/// Steps after which a run is given up, unless [`Simulation::run_for`] says otherwise.
 const STEP_LIMIT: u64 = 10_000_000;
 /// Seconds since 1970 at which the clock begins.
 const EPOCH: i64 = 1_700_000_000;
@@ -300,7 +300,7 @@ impl Simulation {
     /// Runs everything until `main` has ended; what else there is stays for the next run.
     ///
     /// # Errors
-    /// A deadlock, or more than [`STEP_LIMIT`] steps; what did not end stays where it is.
+    /// A deadlock, or more than ten million steps; what did not end stays where it is.
     pub fn run<T: Send + 'static>(&self, main: impl Future<Output = T> + Send + 'static) -> Result<T, Stuck> {
         self.run_for(STEP_LIMIT, main)
     }

@@ -177,7 +177,7 @@ impl Cut<'_> {
         self.position
     }
 
-    /// Whether the test had called [`RecordingDevice::mark`] with `name` before.
+    /// Whether the test had called [`RecordingDevice::mark`](super::RecordingDevice::mark) with `name` before.
     #[must_use]
     pub fn has_passed(&self, name: &str) -> bool {
         self.marks().any(|mark| mark == name)

@@ -44,7 +44,7 @@ impl RecordingDevice {
         self
     }
 
-    /// Notes a moment by a name: `fsync returned`. [`Cut::has_passed`] asks for it.
+    /// Notes a moment by a name: `fsync returned`. [`Cut::has_passed`](super::Cut::has_passed) asks for it.
     pub fn mark(&self, name: impl Into<String>) {
         self.events.lock().push(Event::Mark(name.into()));
     }
