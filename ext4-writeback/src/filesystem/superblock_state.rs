@@ -147,11 +147,22 @@ impl FilesystemInner {
             .await
     }
 
-    /// Puts findings into the superblock, in a transaction of the running file system.
+    /// Puts findings into the superblock: in a transaction of the running file system, past the journal where that has
+    /// stopped. What cannot be put there is kept.
     pub(crate) async fn record_findings(&self) -> Result<()> {
+        if self.check_writable().is_err() {
+            return self.record_on_device().await;
+        }
         let Some(findings) = self.errors.take() else { return Ok(()) };
-        let handle = self.begin(credits::INODE, "record errors").await?;
-        self.info.modify_superblock(&handle, &mut |superblock| record(superblock, &findings)).await
+        let recorded = async {
+            let handle = self.begin(credits::INODE, "record errors").await?;
+            self.info.modify_superblock(&handle, &mut |superblock| record(superblock, &findings)).await
+        };
+        let recorded = recorded.await;
+        if recorded.is_err() {
+            self.errors.put_back(findings);
+        }
+        recorded
     }
 
     /// Stops all writing after `error`: the journal ends, and the superblock gets the finding at once.
