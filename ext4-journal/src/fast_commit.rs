@@ -407,7 +407,10 @@ impl Leader<'_> {
             }
         }
         let flags = journal.barrier_flags();
-        if used == 0 && !is_one_sector(&blocks, journal.log.device.geometry().logical_block_size) {
+        let geometry = journal.log.device.geometry();
+        let may_tear = used == 0 && !is_one_sector(&blocks, geometry.logical_block_size);
+        // Two writes with a flush behind each are sooner done than a flush, a write and a flush.
+        if may_tear || (journal.options.barrier && geometry.fua_flushes()) {
             journal.log.write_first_sector_last(start, &blocks, flags).await?;
         } else {
             let aligned = |block: &Vec<u8>| AlignedBuffer::copied(block).map(Segment::Owned);

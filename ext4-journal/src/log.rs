@@ -224,13 +224,19 @@ impl Log {
         let sector = (self.device.geometry().logical_block_size as usize).min(first.len());
         let (head, rest) = first.split_at(sector);
         let at = self.byte(self.locate(start)?.0)?;
-        if !rest.is_empty() {
-            let flags = BioFlags::META | BioFlags::SYNC;
-            self.device.write_at(at + sector as u64, vec![owned(rest)?], flags).await?;
-        }
         if !others.is_empty() {
             let others = others.iter().map(|block| owned(block)).collect::<Result<_>>()?;
             self.write_area(start + 1, others, BioFlags::empty()).await?;
+        }
+        let mut flags = flags;
+        if !rest.is_empty() {
+            let mut own = BioFlags::META | BioFlags::SYNC;
+            if flags.contains(BioFlags::PREFLUSH | BioFlags::FUA) && self.device.geometry().fua_flushes() {
+                // The flush behind this write is the one before the first sector.
+                own |= BioFlags::FUA;
+                flags.remove(BioFlags::PREFLUSH);
+            }
+            self.device.write_at(at + sector as u64, vec![owned(rest)?], own).await?;
         }
         self.device.write_at(at, vec![owned(head)?], flags | BioFlags::META | BioFlags::SYNC).await
     }
