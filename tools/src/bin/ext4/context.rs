@@ -88,10 +88,10 @@ pub fn naming(image: &Path, error: anyhow::Error) -> anyhow::Error {
 /// Unmounts after some work; the work's own error comes first.
 pub async fn finish<T>(filesystem: Filesystem, image: &Path, result: anyhow::Result<T>) -> anyhow::Result<T> {
     let mut unmounted = filesystem.clone().unmount().await;
-    // Readers that run ahead of a copy that failed still hold their files for a moment.
+    // A reader that ran ahead holds its file for a moment after its last chunk was taken, or after the copy failed.
     for _ in 0..100 {
         match &unmounted {
-            Err(error) if error.errno() == Errno::EBUSY && result.is_err() => {
+            Err(error) if error.errno() == Errno::EBUSY => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 unmounted = filesystem.clone().unmount().await;
             }
