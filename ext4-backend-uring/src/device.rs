@@ -210,6 +210,10 @@ impl Shared {
     fn watch(&self) {
         let began = Instant::now();
         loop {
+            let to_be_posted = self.ring.is_to_be_posted(&mut self.state.lock().queues);
+            if to_be_posted {
+                self.enter();
+            }
             self.reap();
             {
                 let state = self.state.lock();

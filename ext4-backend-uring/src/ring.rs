@@ -65,6 +65,10 @@ impl Ring {
             builder.setup_clamp().setup_cqsize(2 * slots);
             if newest {
                 builder.setup_submit_all().setup_no_sqarray();
+                // What has ended is posted when the thread that started it next enters the kernel, for whatever reason, or
+                // sleeps, or at its next tick: it is not interrupted for it. On a virtual machine that interrupt costs
+                // as much as the transfer.
+                builder.setup_coop_taskrun().setup_taskrun_flag();
             }
             builder.build(slots)
         };
@@ -205,7 +209,7 @@ impl Ring {
         assert!(pushed.is_ok(), "the engine has no more slots than the ring has entries");
     }
 
-    /// Starts everything queued. True where it has to be tried again later ([`Ring::nudge`]).
+    /// Starts everything queued, and has what this thread started and has ended posted. True where it has to be tried again later ([`Ring::nudge`]).
     pub(crate) fn enter(&self) -> bool {
         for _ in 0..ENTER_TRIES {
             match self.uring.submitter().submit() {
@@ -226,6 +230,12 @@ impl Ring {
     /// Wakes the reaper, which enters again.
     pub(crate) fn nudge(&self) {
         let _ = self.event.write(1);
+    }
+
+    /// True where something has ended and is posted when its thread enters the kernel.
+    pub(crate) fn is_to_be_posted(&self, _queues: &mut Queues) -> bool {
+        // SAFETY: `_queues` is borrowed mutably, and there is one: nobody else touches the submission queue.
+        unsafe { self.uring.submission_shared() }.taskrun()
     }
 
     /// From now on completions are not told through the eventfd.
