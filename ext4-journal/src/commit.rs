@@ -246,7 +246,7 @@ impl Journal {
                 let mut state = self.state.lock();
                 state.check()?;
                 let State { committing, space, checkpoints, .. } = &mut *state;
-                let Some(committing) = committing else { unreachable!("the commit task put it there") };
+                let Some(committing) = committing else { unreachable!("whoever commits put it there") };
                 if !checkpoints.is_emptying() {
                     let count = committing.wanted;
                     if count >= self.log.ring() {
@@ -305,7 +305,7 @@ impl Journal {
             let mut state = self.state.lock();
             state.check()?;
             let State { committing, checkpoints, fast, history, .. } = &mut *state;
-            let Some(committing) = committing else { unreachable!("the commit task put it there") };
+            let Some(committing) = committing else { unreachable!("whoever commits put it there") };
             committing.transaction.advance(Phase::Committed, self.runtime.monotonic());
             history.add(&committing.transaction);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);

@@ -1,11 +1,13 @@
 //! The journal: its state, its two tasks, its superblock.
 //!
-//! - The *commit task* commits the running transaction when somebody asks, or when it is large or old.
+//! - The *commit task* commits the running transaction when it is large or old, or when somebody asks and does not do
+//!   it himself: who waits for a commit that nobody carries out does so in his own task, which spares two changes of
+//!   tasks.
 //! - The *checkpoint task* writes committed blocks to their places when the log runs short, or to empty it.
 //!
 //! Each holds only a weak reference while it waits: dropping the last [`Journal`] without [`Journal::close`] ends them
-//! and is a crash. All commits happen in the one task and all checkpoints in the other, so that a caller who goes away
-//! leaves neither half done.
+//! and is a crash. One commits at a time (`committer`), and a caller who goes away while he does leaves nothing half done:
+//! the rest goes to the runtime ([`RunToEnd`](ext4_core::environment::RunToEnd)).
 //!
 //! Invariant: after the first error nothing more is written but that error into the superblock, on top of the tail
 //! that is on the medium. Were the tail of a checkpoint that failed written with it, recovery would skip blocks that

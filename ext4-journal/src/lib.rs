@@ -22,8 +22,9 @@
 //!   write of the old content is in flight. Otherwise old metadata could appear in a file.
 //!
 //! Locks: one synchronous lock for the whole state, never held across an await or a device call; it is outside a
-//! buffer's image lock. Two asynchronous ones: writing the journal superblock, and nothing else, happens under one.
-//! Devices are called only by the commit task, the checkpoint task, recovery, start and close.
+//! buffer's image lock. Two asynchronous ones: `committer` is held for a commit, and inside it the one under which
+//! the journal superblock, and nothing else, is written. Devices are called only by whoever commits or writes a fast
+//! commit, by the checkpoint task, recovery, start and close.
 #![forbid(unsafe_code)]
 
 mod checkpoint;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   device ── end_io ──► nothing to do: finished at once
-//!                   └──► the inode's list ──► worker: one handle for many ioends of many inodes
+//!                   └──► the inode's list ──► worker, or whoever waits in fsync ([`crate::attendance`]): one handle for many
 //!                                              errors │ merge │ gate │ convert, raise i_disksize, log │ stop │ finish
 //!                                                             └── parked until earlier data is there
 //! ```
@@ -31,6 +31,7 @@ use ext4_core::meta::{Transaction, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::counters::LiveCounters;
 use crate::extent_status::Status;
@@ -40,7 +41,7 @@ use crate::flusher;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
 use crate::ioend::Ioend;
-use crate::lock_order::{Scoped, assert_no_handle};
+use crate::lock_order::Scoped;
 use crate::writeback;
 
 /// How many inodes a worker takes at a time.
@@ -125,6 +126,28 @@ impl CompletionQueue {
         self.state.lock().unfinished.first().is_none_or(|first| *first >= id)
     }
 
+    /// From now on whoever calls this does the workers' part, until [`CompletionQueue::stop_attending`].
+    pub fn attend(&self) {
+        self.state.lock().attendants += 1;
+    }
+
+    /// True where work is left that nobody does any more.
+    pub fn stop_attending(&self) -> bool {
+        let mut state = self.state.lock();
+        state.attendants -= 1;
+        state.queued && state.attendants == 0
+    }
+
+    /// True where there is work for a worker or an attendant.
+    pub fn has_work(&self) -> bool {
+        self.state.lock().queued
+    }
+
+    /// Resolves when ioends of the inode have been finished since this was called, or there is work for an attendant.
+    pub fn progress(&self) -> Notified<'_> {
+        self.progress.notified()
+    }
+
     fn remove(&self, ioend: &Ioend) {
         self.state.lock().in_flight.remove(&(ioend.offset, ioend.id));
     }
@@ -190,61 +213,8 @@ pub(crate) fn schedule(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
     give_to_workers(fs, inode);
 }
 
-/// Somebody waits for an inode's ioends and does what a worker would: two changes of tasks less for each fsync. Between
-/// the moment it begins and its end it waits for nothing but progress and the journal, so that nobody who needs a
-/// completion of this inode waits for us.
-pub(crate) struct Attendance<'a> {
-    fs: &'a Arc<FilesystemInner>,
-    inode: &'a Arc<InodeInfo>,
-}
-
-impl<'a> Attendance<'a> {
-    /// Begins. `None` where the order of completions is to be the same every time.
-    pub fn begin(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Option<Self> {
-        if fs.writeback.is_deterministic() {
-            return None;
-        }
-        inode.completion.state.lock().attendants += 1;
-        Some(Self { fs, inode })
-    }
-
-    /// Waits until every ioend of the inode with a number below `until` is finished. No handle may be held.
-    pub async fn wait(&self, until: u64) {
-        assert_no_handle("waiting for writeback");
-        let queue = &self.inode.completion;
-        loop {
-            let mut progress = std::pin::pin!(queue.progress.notified());
-            progress.as_mut().enable();
-            let (finished, wanted) = {
-                let state = queue.state.lock();
-                (state.unfinished.first().is_none_or(|first| *first >= until), state.queued)
-            };
-            if finished {
-                return;
-            }
-            if wanted {
-                process(self.fs, vec![Arc::clone(self.inode)]).await;
-            } else {
-                progress.await;
-            }
-        }
-    }
-}
-
-impl Drop for Attendance<'_> {
-    fn drop(&mut self) {
-        let left = {
-            let mut state = self.inode.completion.state.lock();
-            state.attendants -= 1;
-            state.queued && state.attendants == 0
-        };
-        if left {
-            give_to_workers(self.fs, self.inode);
-        }
-    }
-}
-
-fn give_to_workers(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+/// Puts `inode`, which has work, into the workers' queue.
+pub(crate) fn give_to_workers(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
     let mut completed = fs.writeback.completed.completed.lock();
     completed.queue.push_back(Arc::clone(inode));
     if fs.writeback.is_deterministic() {

@@ -9,7 +9,7 @@
 //!   bring the file back without its content.
 //! - A block goes back to the allocator only when its discard has ended, well or not. Were it allocated while the discard
 //!   is in flight, the discard could take its new owner's data.
-//! - The commit task only fills the queue: it never waits for the device's discards, which can take long.
+//! - Whoever commits only fills the queue: he never waits for the device's discards, which can take long.
 //! - A discard that fails is logged and changes nothing: the blocks are free all the same.
 //!
 //! Lock: the queue's, a leaf.

@@ -1,6 +1,7 @@
 //! The mounted file system.
 #![forbid(unsafe_code)]
 
+mod attendance;
 pub mod attributes;
 mod completion;
 pub mod counters;

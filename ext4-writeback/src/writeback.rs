@@ -27,7 +27,8 @@ use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_
 use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 
-use crate::completion::{self, Attendance};
+use crate::attendance::Attendance;
+use crate::completion;
 use crate::counters::LiveCounters;
 use crate::extent_status::{Extent, Status};
 use crate::fast_commit::{Mapped, Reason};

@@ -353,7 +353,7 @@ impl Circulation {
 /// Whoever wants to do something about freed blocks before they are handed out again: discard them.
 pub trait FreedBlocks: Send + Sync + std::fmt::Debug {
     /// The transaction that freed `count` blocks from `first` on has committed. They stay out of use until `release` is
-    /// called. Called in the commit task: it must not block.
+    /// called. Called by whoever commits: it must not block.
     fn freed(&self, first: BlockNumber, count: u64, release: Box<dyn FnOnce() + Send>);
 }
 

@@ -9,7 +9,8 @@ use super::{Buffer, BufferCache};
 use crate::error::Result;
 use crate::types::{BlockNumber, TransactionId};
 
-/// Runs once its transaction has committed, in the commit task; it must not block or start a handle.
+/// Runs once its transaction has committed, in the task of whoever commits; it must not block or
+/// start a handle.
 pub type OnCommit = Box<dyn FnOnce() + Send>;
 
 /// One operation's part in a transaction: jbd2's handle.
