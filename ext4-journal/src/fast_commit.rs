@@ -411,7 +411,7 @@ impl Leader<'_> {
         let may_tear = used == 0 && !is_one_sector(&blocks, geometry.logical_block_size);
         // Two writes with a flush behind each are sooner done than a flush, a write and a flush.
         if may_tear || (journal.options.barrier && geometry.fua_flushes()) {
-            journal.log.write_first_sector_last(start, &blocks, flags).await?;
+            journal.log.write_first_sector_last(start + used, &blocks, flags).await?;
         } else {
             let aligned = |block: &Vec<u8>| AlignedBuffer::copied(block).map(Segment::Owned);
             let blocks = blocks.iter().map(aligned).collect::<Result<_>>()?;
