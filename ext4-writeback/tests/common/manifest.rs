@@ -84,6 +84,12 @@ async fn facts(filesystem: &Filesystem, inode: InodeNumber) -> Map<String, Value
         FileType::Symlink => put("target", json!(escaped(&filesystem.readlink(inode).await.unwrap()))),
         FileType::Regular => {
             put("dsha256", json!(chunks_hash(filesystem, inode, attributes.size).await));
+            if attributes.size <= WHOLE {
+                let mut content = vec![0; usize::try_from(attributes.size).unwrap()];
+                let file = filesystem.open(inode).await.unwrap();
+                assert_eq!(file.read_at(0, &mut content).await.unwrap(), content.len());
+                put("sha256", json!(hex(&Sha256::digest(&content))));
+            }
         }
         _ => {}
     }
@@ -101,6 +107,9 @@ async fn facts(filesystem: &Filesystem, inode: InodeNumber) -> Map<String, Value
     }
     facts
 }
+
+/// Files up to so many bytes are hashed as a whole too, as what other tools copied out has no other hash.
+const WHOLE: u64 = 16 << 20;
 
 /// What manifest.py calls `dsha256`: the chunks of 4 KiB that hold something, each behind its place.
 async fn chunks_hash(filesystem: &Filesystem, inode: InodeNumber, size: u64) -> String {
