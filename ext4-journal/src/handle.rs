@@ -263,7 +263,8 @@ impl Handle {
         running.reserved -= self.credits.swap(0, Ordering::Relaxed);
         running.handles -= 1;
         let drained = running.handles == 0 && running.is_draining();
-        let large = running.size() >= journal.max_credits() / 4 * 3
+        // Nearly full: a block that changes all the time is logged once for each transaction, so few large ones log least.
+        let large = running.size() >= journal.max_credits() / 32 * 31
             || running.log_blocks(layout, 0) > space.free.max(journal.log.ring() / 2);
         let request = large && running.request_commit(|| journal.runtime.monotonic());
         drop(state);
