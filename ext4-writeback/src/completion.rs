@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Invariants:
-//! - In the device's context there is bookkeeping only; handles are opened in the worker, which waits for no data.
+//! - In the device's context there is bookkeeping only; handles are opened by a worker or an attendant, who wait for no data.
 //! - i_disksize moves over completed data only, in the order of the file: an ioend that reaches past it is parked while
 //!   an earlier one that does is unfinished. After a crash no file has zeros where data was appended, and no written
 //!   block lies behind the size, which e2fsck would call corrupt.
