@@ -61,6 +61,8 @@ struct State {
     done: Vec<Ioend>,
     /// They wait for earlier ones.
     parked: Vec<Ioend>,
+    /// How many ioends have left `in_flight`: who parks what he found blocked asks whether that is still true.
+    removals: u64,
     /// There is work: the inode is in the workers' queue, or somebody who waits does it.
     queued: bool,
     /// How many wait for this inode and do its work meanwhile.
@@ -148,8 +150,25 @@ impl CompletionQueue {
         self.progress.notified()
     }
 
-    fn remove(&self, ioend: &Ioend) {
-        self.state.lock().in_flight.remove(&(ioend.offset, ioend.id));
+    /// `ioend` blocks nobody any more. True where others are parked, perhaps behind it: they have to be looked at.
+    #[must_use]
+    fn remove(&self, ioend: &Ioend) -> bool {
+        let mut state = self.state.lock();
+        state.in_flight.remove(&(ioend.offset, ioend.id));
+        state.removals += 1;
+        !state.parked.is_empty()
+    }
+
+    /// Ends a look at what was completed: parks `ioends`, which are blocked. `removals` is what it was when the look
+    /// began; since then `own` ioends were taken out of `in_flight` by the caller. True where somebody has to look
+    /// again: what the parked were found to be blocked by may be gone, and whoever took it away did not see them.
+    #[must_use]
+    fn park(&self, mut ioends: Vec<Ioend>, removals: u64, own: u64) -> bool {
+        let mut state = self.state.lock();
+        let others_parked = own > 0 && !state.parked.is_empty();
+        let others_removed = !ioends.is_empty() && state.removals != removals + own;
+        state.parked.append(&mut ioends);
+        others_parked || others_removed
     }
 }
 
@@ -182,16 +201,17 @@ pub(crate) fn end_io(fs: &Arc<FilesystemInner>, ioend: Ioend) {
     let disk_size = inode.completion.disk_size();
     let defer =
         ioend.result.is_err() || ioend.unwritten || ioend.end() > disk_size || inode.size() > disk_size;
+    let mut others_wait = false;
     if defer {
         inode.completion.state.lock().done.push(ioend);
     } else {
-        inode.completion.remove(&ioend);
+        others_wait = inode.completion.remove(&ioend);
         finish(fs, ioend);
     }
     fs.writeback.completed.ios.fetch_sub(1, Ordering::AcqRel);
     // Somebody who extends the file looks for ioends in flight after raising i_size; if he saw this one, the size is
     // left to us.
-    if defer || inode.size() > inode.completion.disk_size() {
+    if defer || others_wait || inode.size() > inode.completion.disk_size() {
         schedule(fs, &inode);
     }
     flusher::note_progress(fs);
@@ -292,9 +312,18 @@ struct Batch<'a> {
     fs: &'a Arc<FilesystemInner>,
     handle: Option<Handle>,
     finished: Vec<Ioend>,
+    /// How many ioends of the inode in hand have blocked nobody since.
+    removed: u64,
 }
 
 impl Batch<'_> {
+    /// Everything of `ioend` but the end of the handle is decided.
+    fn end(&mut self, ioend: Ioend) {
+        let _ = ioend.inode.completion.remove(&ioend);
+        self.removed += 1;
+        self.finished.push(ioend);
+    }
+
     /// Stops the handle, then ends the writeback of what it converted.
     fn stop(&mut self) {
         self.handle = None;
@@ -370,7 +399,7 @@ enum Gate {
 
 /// Converts and finishes what has completed of `inodes`.
 pub(crate) async fn process(fs: &Arc<FilesystemInner>, inodes: Vec<Arc<InodeInfo>>) {
-    let mut batch = Batch { fs, handle: None, finished: Vec::new() };
+    let mut batch = Batch { fs, handle: None, finished: Vec::new(), removed: 0 };
     for inode in inodes {
         process_inode(&mut batch, &inode).await;
     }
@@ -378,23 +407,48 @@ pub(crate) async fn process(fs: &Arc<FilesystemInner>, inodes: Vec<Arc<InodeInfo
 }
 
 async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
-    let fs = batch.fs;
     let queue = &inode.completion;
-    let ioends = {
+    let (ioends, removals) = {
         let mut state = queue.state.lock();
         state.queued = false;
         let mut ioends = std::mem::take(&mut state.done);
         ioends.append(&mut state.parked);
-        ioends
+        (ioends, state.removals)
     };
+    batch.removed = 0;
+    let (parked, kick) = process_ioends(batch, inode, ioends).await;
+    LiveCounters::add(&batch.fs.writeback.counters.parked, parked.len() as u64);
+    // Attendants of one inode and a worker may be here at the same time.
+    if queue.park(parked, removals, batch.removed) {
+        schedule(batch.fs, inode);
+    }
+    if kick {
+        let tail = queue.disk_size();
+        let (fs, inode) = (Arc::clone(batch.fs), Arc::clone(inode));
+        Arc::clone(&fs.runtime).spawn(Box::pin(Scoped::new(Box::pin(async move {
+            writeback::write_tail(&fs, &inode, tail).await;
+            // It may have been cleaned by somebody else, or dropped: look again.
+            schedule(&fs, &inode);
+        }))));
+    }
+}
+
+/// Fails, converts and finishes `ioends`. Returns those that wait for others, and whether the block at the end of
+/// i_disksize has to be written for that, which nobody does yet.
+async fn process_ioends(
+    batch: &mut Batch<'_>,
+    inode: &Arc<InodeInfo>,
+    ioends: Vec<Ioend>,
+) -> (Vec<Ioend>, bool) {
+    let fs = batch.fs;
+    let queue = &inode.completion;
     let (good, failed): (Vec<_>, Vec<_>) = ioends.into_iter().partition(|ioend| ioend.result.is_ok());
     for ioend in failed {
         note_failure(fs, inode, &ioend);
-        queue.remove(&ioend);
-        batch.finished.push(ioend);
+        batch.end(ioend);
     }
     if good.is_empty() && inode.size() <= queue.disk_size() {
-        return;
+        return (Vec::new(), false);
     }
     let mut groups = VecDeque::from(merge(good));
     let mut parked = Vec::new();
@@ -402,7 +456,7 @@ async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
     loop {
         if let Err(error) = batch.make_room().await {
             for group in groups {
-                fail(batch, inode, group, &error);
+                fail(batch, group, &error);
             }
             break;
         }
@@ -410,6 +464,9 @@ async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
             Ok(true) => break,
             Ok(false) => {}
             Err(error) => {
+                for group in groups {
+                    fail(batch, group, &error);
+                }
                 // Neither conversion nor size is in a transaction: what the caller waits for did not happen.
                 for ioend in batch.finished.iter_mut().filter(|ioend| Arc::ptr_eq(&ioend.inode, inode)) {
                     if ioend.result.is_ok() {
@@ -420,19 +477,7 @@ async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
             }
         }
     }
-    if !parked.is_empty() {
-        LiveCounters::add(&fs.writeback.counters.parked, parked.len() as u64);
-        queue.state.lock().parked.append(&mut parked);
-        if kick {
-            let tail = queue.disk_size();
-            let (fs, inode) = (Arc::clone(fs), Arc::clone(inode));
-            Arc::clone(&fs.runtime).spawn(Box::pin(Scoped::new(Box::pin(async move {
-                writeback::write_tail(&fs, &inode, tail).await;
-                // It may have been cleaned by somebody else, or dropped: look again.
-                schedule(&fs, &inode);
-            }))));
-        }
-    }
+    (parked, kick)
 }
 
 fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
@@ -454,11 +499,10 @@ fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
     }
 }
 
-fn fail(batch: &mut Batch<'_>, inode: &InodeInfo, group: Group, error: &Error) {
+fn fail(batch: &mut Batch<'_>, group: Group, error: &Error) {
     for mut ioend in group.members {
         ioend.result = Err(error.clone());
-        inode.completion.remove(&ioend);
-        batch.finished.push(ioend);
+        batch.end(ioend);
     }
 }
 
@@ -481,19 +525,18 @@ async fn process_groups(
         if group.offset >= size.next_multiple_of(u64::from(block_size.bytes())) {
             // Cut off meanwhile: the blocks stay unwritten until the truncation frees them.
             for ioend in group.members {
-                inode.completion.remove(&ioend);
-                batch.finished.push(ioend);
+                batch.end(ioend);
             }
             continue;
         }
         if group.end > disk.size {
-            match gate(fs, inode, &disk, &group).await? {
-                Gate::Open => {}
-                Gate::Failed(error) => {
-                    fail(batch, inode, group, &error);
+            match gate(fs, inode, &disk, &group).await {
+                Ok(Gate::Open) => {}
+                Ok(Gate::Failed(error)) | Err(error) => {
+                    fail(batch, group, &error);
                     continue;
                 }
-                Gate::Closed { kick: wanted } => {
+                Ok(Gate::Closed { kick: wanted }) => {
                     *kick |= wanted;
                     parked.extend(group.members);
                     continue;
@@ -515,7 +558,7 @@ async fn process_groups(
                 tracing::error!(inode = inode.number.0, block = first.0, len, %error,
                     "conversion failed: potential data loss");
                 fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-                fail(batch, inode, group, &error);
+                fail(batch, group, &error);
                 continue;
             }
             inode.extent_status.set_written(group.blocks.clone());
@@ -540,8 +583,7 @@ async fn process_groups(
             }
         }
         for ioend in group.members {
-            inode.completion.remove(&ioend);
-            batch.finished.push(ioend);
+            batch.end(ioend);
         }
     }
     // A size that was raised without data of its own follows when nothing before it is unfinished.
@@ -607,4 +649,77 @@ async fn gate(
         return Ok(Gate::Failed(Error::io("order the tail of", location, Errno::EIO)));
     }
     Ok(Gate::Closed { kick: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use ext4_core::format::features::Features;
+    use ext4_core::format::inode::{Inode, InodeLayout};
+    use ext4_core::{BlockNumber, BlockSize, InodeNumber};
+
+    use super::*;
+
+    fn test_inode() -> Inode {
+        let layout = InodeLayout {
+            features: Features::default(),
+            inode_size: 256,
+            block_size: BlockSize::KIB_4,
+            cluster_sectors: 8,
+            checksum_seed: 0,
+            linux: true,
+            hurd: false,
+        };
+        Inode::free(InodeNumber(12), &layout)
+    }
+
+    fn ioend(inode: &Arc<InodeInfo>, id: u64, offset: u64) -> Ioend {
+        let first = (offset >> 12) as u32;
+        let ioend = Ioend {
+            id,
+            inode: Arc::clone(inode),
+            offset,
+            size: 4096,
+            blocks: first..first + 1,
+            physical: BlockNumber(1000 + u64::from(first)),
+            unwritten: true,
+            pieces: Vec::new(),
+            result: Ok(()),
+        };
+        inode.completion.start(&ioend);
+        inode.completion.close(&ioend);
+        ioend
+    }
+
+    /// Two look at an inode's ioends at the same time: the first finds the second block's ioend blocked by that of
+    /// the first block, which is in the other's hands. In each order somebody must look again.
+    #[test]
+    fn what_is_parked_while_its_blocker_ends_is_looked_at_again() {
+        for blocker_ends_first in [false, true] {
+            let inode = Arc::new(InodeInfo::new(test_inode()));
+            let queue = &inode.completion;
+            let (first, second) = (ioend(&inode, 1, 0), ioend(&inode, 2, 4096));
+            let removals = queue.state.lock().removals;
+            let again = if blocker_ends_first {
+                let _ = queue.remove(&first);
+                let others = queue.park(Vec::new(), removals, 1);
+                assert!(!others, "nobody was parked yet");
+                queue.park(vec![second], removals, 0)
+            } else {
+                assert!(!queue.park(vec![second], removals, 0), "still blocked");
+                assert!(queue.remove(&first));
+                queue.park(Vec::new(), removals, 1)
+            };
+            assert!(again, "forgotten, blocker first: {blocker_ends_first}");
+        }
+    }
+
+    #[test]
+    fn who_parks_behind_his_own_ioends_does_not_ask_for_another_look() {
+        let inode = Arc::new(InodeInfo::new(test_inode()));
+        let queue = &inode.completion;
+        let (first, third) = (ioend(&inode, 1, 0), ioend(&inode, 3, 8192));
+        let removals = queue.state.lock().removals;
+        let _ = queue.remove(&first);
+        assert!(!queue.park(vec![third], removals, 1));
+    }
 }
