@@ -1,0 +1,315 @@
+//! What a worker or an attendant does with ioends whose I/O has ended: one handle for many, each inode's in the order
+//! of its file.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ext4_core::meta::{Transaction, credits, extent_tree};
+use ext4_core::{Error, LogicalBlock, Result};
+
+use super::gate::{Gate, gate};
+use super::{finish, schedule};
+use crate::counters::LiveCounters;
+use crate::fast_commit::{Mapped, Reason};
+use crate::filesystem::FilesystemInner;
+use crate::handle::Handle;
+use crate::inode_info::InodeInfo;
+use crate::ioend::Ioend;
+use crate::lock_order::Scoped;
+use crate::writeback;
+
+/// Credits for one ioend: its conversion and its inode.
+const CREDITS: u32 = credits::EXTENT + credits::INODE;
+/// How many ioends one handle makes room for when it begins.
+const BATCH_CREDITS: u32 = 16 * CREDITS;
+
+/// A handle that many ioends share, and those that are finished when it has been stopped.
+struct Batch<'a> {
+    fs: &'a Arc<FilesystemInner>,
+    handle: Option<Handle>,
+    finished: Vec<Ioend>,
+    /// How many ioends of the inode in hand have blocked nobody since.
+    removed: u64,
+}
+
+impl Batch<'_> {
+    /// Everything of `ioend` but the end of the handle is decided.
+    fn end(&mut self, ioend: Ioend) {
+        let _ = ioend.inode.completion.remove(&ioend);
+        self.removed += 1;
+        self.finished.push(ioend);
+    }
+
+    /// Stops the handle, then ends the writeback of what it converted.
+    fn stop(&mut self) {
+        self.handle = None;
+        for ioend in self.finished.drain(..) {
+            finish(self.fs, ioend);
+        }
+    }
+
+    /// True where the handle has credits for one more ioend.
+    fn has_room(&self) -> bool {
+        self.handle.as_ref().is_some_and(|handle| {
+            handle.credits() >= CREDITS || matches!(handle.extend(BATCH_CREDITS), Ok(true))
+        })
+    }
+
+    /// A handle with credits for one ioend; another one where this one has none. No inode lock may be held.
+    async fn make_room(&mut self) -> Result<()> {
+        if self.has_room() {
+            return Ok(());
+        }
+        self.stop();
+        let most = self.fs.journal.as_ref().map_or(BATCH_CREDITS, |journal| journal.max_credits() / 4);
+        LiveCounters::add(&self.fs.writeback.counters.completion_handles, 1);
+        let credits = BATCH_CREDITS.min(most).max(CREDITS);
+        self.handle = Some(self.fs.begin_tracked(credits, "convert").await?);
+        Ok(())
+    }
+}
+
+/// Ioends that follow one another in the file and on the device.
+pub(super) struct Group {
+    pub blocks: Range<u32>,
+    pub offset: u64,
+    pub end: u64,
+    pub unwritten: bool,
+    pub members: Vec<Ioend>,
+}
+
+fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
+    ioends.sort_by_key(|ioend| (ioend.offset, ioend.id));
+    let mut groups: Vec<Group> = Vec::new();
+    for ioend in ioends {
+        if let Some(group) = groups.last_mut()
+            && let Some(last) = group.members.last()
+            && group.unwritten == ioend.unwritten
+            && last.end() == ioend.offset
+            && last.physical.offset(u64::from(last.blocks.end - last.blocks.start)) == ioend.physical
+        {
+            group.blocks.end = ioend.blocks.end;
+            group.end = ioend.end();
+            group.members.push(ioend);
+            continue;
+        }
+        groups.push(Group {
+            blocks: ioend.blocks.clone(),
+            offset: ioend.offset,
+            end: ioend.end(),
+            unwritten: ioend.unwritten,
+            members: vec![ioend],
+        });
+    }
+    groups
+}
+
+/// Converts and finishes what has completed of `inodes`.
+pub(crate) async fn process(fs: &Arc<FilesystemInner>, inodes: Vec<Arc<InodeInfo>>) {
+    let mut batch = Batch { fs, handle: None, finished: Vec::new(), removed: 0 };
+    for inode in inodes {
+        process_inode(&mut batch, &inode).await;
+    }
+    batch.stop();
+}
+
+async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
+    let queue = &inode.completion;
+    let (ioends, removals) = {
+        let mut state = queue.state.lock();
+        state.queued = false;
+        let mut ioends = std::mem::take(&mut state.done);
+        ioends.append(&mut state.parked);
+        (ioends, state.removals)
+    };
+    batch.removed = 0;
+    let (parked, kick) = process_ioends(batch, inode, ioends).await;
+    LiveCounters::add(&batch.fs.writeback.counters.parked, parked.len() as u64);
+    // Attendants of one inode and a worker may be here at the same time.
+    if queue.park(parked, removals, batch.removed) {
+        schedule(batch.fs, inode);
+    }
+    if kick {
+        let tail = queue.disk_size();
+        let (fs, inode) = (Arc::clone(batch.fs), Arc::clone(inode));
+        Arc::clone(&fs.runtime).spawn(Box::pin(Scoped::new(Box::pin(async move {
+            writeback::write_tail(&fs, &inode, tail).await;
+            // It may have been cleaned by somebody else, or dropped: look again.
+            schedule(&fs, &inode);
+        }))));
+    }
+}
+
+/// Fails, converts and finishes `ioends`. Returns those that wait for others, and whether the block at the end of
+/// i_disksize has to be written for that, which nobody does yet.
+async fn process_ioends(
+    batch: &mut Batch<'_>,
+    inode: &Arc<InodeInfo>,
+    ioends: Vec<Ioend>,
+) -> (Vec<Ioend>, bool) {
+    let fs = batch.fs;
+    let queue = &inode.completion;
+    let (good, failed): (Vec<_>, Vec<_>) = ioends.into_iter().partition(|ioend| ioend.result.is_ok());
+    for ioend in failed {
+        note_failure(fs, inode, &ioend);
+        batch.end(ioend);
+    }
+    if good.is_empty() && inode.size() <= queue.disk_size() {
+        return (Vec::new(), false);
+    }
+    let mut groups = VecDeque::from(merge(good));
+    let mut parked = Vec::new();
+    let mut kick = false;
+    loop {
+        if let Err(error) = batch.make_room().await {
+            for group in groups {
+                fail(batch, group, &error);
+            }
+            break;
+        }
+        match process_groups(batch, inode, &mut groups, &mut parked, &mut kick).await {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(error) => {
+                for group in groups {
+                    fail(batch, group, &error);
+                }
+                // Neither conversion nor size is in a transaction: what the caller waits for did not happen.
+                for ioend in batch.finished.iter_mut().filter(|ioend| Arc::ptr_eq(&ioend.inode, inode)) {
+                    if ioend.result.is_ok() {
+                        ioend.result = Err(error.clone());
+                    }
+                }
+                break;
+            }
+        }
+    }
+    (parked, kick)
+}
+
+fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
+    if let Err(error) = &ioend.result {
+        if fs.options.data_error_aborts
+            && let Some(journal) = &fs.journal
+        {
+            journal.abort(error);
+        }
+        let size = inode.completion.disk_size();
+        let block_size = fs.info.block_size();
+        let tail = (size >> block_size.bits()) as u32;
+        if !ioend.unwritten
+            && !size.is_multiple_of(u64::from(block_size.bytes()))
+            && ioend.blocks.contains(&tail)
+        {
+            inode.completion.state.lock().failed_tail = Some((tail, error.clone()));
+        }
+    }
+}
+
+fn fail(batch: &mut Batch<'_>, group: Group, error: &Error) {
+    for mut ioend in group.members {
+        ioend.result = Err(error.clone());
+        batch.end(ioend);
+    }
+}
+
+/// Works on `groups` under one hold of the inode's lock, as far as the handle's credits go. True when all are done or
+/// parked.
+async fn process_groups(
+    batch: &mut Batch<'_>,
+    inode: &Arc<InodeInfo>,
+    groups: &mut VecDeque<Group>,
+    parked: &mut Vec<Ioend>,
+    kick: &mut bool,
+) -> Result<bool> {
+    let fs = batch.fs;
+    let block_size = fs.info.block_size();
+    let mut disk = inode.inode.write().await;
+    let mut changed = false;
+    let mut all = true;
+    while let Some(group) = groups.pop_front() {
+        let size = inode.size();
+        if group.offset >= size.next_multiple_of(u64::from(block_size.bytes())) {
+            // Cut off meanwhile: the blocks stay unwritten until the truncation frees them.
+            for ioend in group.members {
+                batch.end(ioend);
+            }
+            continue;
+        }
+        if group.end > disk.size {
+            match gate(fs, inode, &disk, &group).await {
+                Ok(Gate::Open) => {}
+                Ok(Gate::Failed(error)) | Err(error) => {
+                    fail(batch, group, &error);
+                    continue;
+                }
+                Ok(Gate::Closed { kick: wanted }) => {
+                    *kick |= wanted;
+                    parked.extend(group.members);
+                    continue;
+                }
+            }
+        }
+        if !batch.has_room() {
+            groups.push_front(group);
+            all = false;
+            break;
+        }
+        let Some(handle) = &batch.handle else { break };
+        if group.unwritten {
+            let first = LogicalBlock(group.blocks.start);
+            let len = group.blocks.end - group.blocks.start;
+            let converted = extent_tree::convert_to_written(&fs.info, handle, &mut disk, first, len).await;
+            changed = true;
+            if let Err(error) = converted {
+                tracing::error!(inode = inode.number.0, block = first.0, len, %error,
+                    "conversion failed: potential data loss");
+                fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+                fail(batch, group, &error);
+                continue;
+            }
+            inode.extent_status.set_written(group.blocks.clone());
+            if let Some(first) = group.members.first() {
+                let mapped = Mapped::Blocks { physical: first.physical, unwritten: false };
+                let blocks = (group.blocks.start, group.blocks.end);
+                fs.fast_commits.range_changed(handle.id(), inode.number, blocks, mapped);
+            }
+            LiveCounters::add(&fs.writeback.counters.conversions, 1);
+            LiveCounters::add(&fs.writeback.counters.merges, group.members.len() as u64 - 1);
+        }
+        let end = group.end.min(size);
+        if end > disk.size {
+            disk.size = end;
+            inode.completion.set_disk_size(end);
+            changed = true;
+        }
+        {
+            let mut state = inode.completion.state.lock();
+            if state.failed_tail.as_ref().is_some_and(|(block, _)| group.blocks.contains(block)) {
+                state.failed_tail = None;
+            }
+        }
+        for ioend in group.members {
+            batch.end(ioend);
+        }
+    }
+    // A size that was raised without data of its own follows when nothing before it is unfinished.
+    let size = inode.size();
+    let floor = disk.size & !(u64::from(block_size.bytes()) - 1);
+    if all
+        && size > disk.size
+        && batch.has_room()
+        && !inode.completion.has_failed_tail()
+        && !inode.completion.is_in_flight_from(floor)
+        && !inode.pages.is_dirty_from(floor)
+    {
+        disk.size = size;
+        inode.completion.set_disk_size(size);
+        changed = true;
+    }
+    if changed && let Some(handle) = &batch.handle {
+        fs.log_inode(handle, inode, &disk, true).await?;
+    }
+    Ok(all)
+}

@@ -1,0 +1,179 @@
+//! What happens after the I/O of an ioend: conversion of unwritten blocks, the size on the device, and only then the
+//! end of the folios' writeback.
+//!
+//! ```text
+//!   device ── end_io ──► nothing to do: finished at once
+//!                   └──► the inode's list ──► worker, or whoever waits in fsync ([`crate::attendance`]): one handle for many
+//!                                              errors │ merge │ gate │ convert, raise i_disksize, log │ stop │ finish
+//!                                                             └── parked until earlier data is there
+//! ```
+//!
+//! Invariants:
+//! - In the device's context there is bookkeeping only; handles are opened by a worker or an attendant, who wait for no data.
+//! - i_disksize moves over completed data only, in the order of the file: an ioend that reaches past it is parked while
+//!   an earlier one that does is unfinished. After a crash no file has zeros where data was appended, and no written
+//!   block lies behind the size, which e2fsck would call corrupt.
+//! - The tail gate: while the block that i_disksize ends in (unaligned) is written on the device and dirty in memory,
+//!   nothing moves i_disksize past it, and the folio is kicked. Its bytes behind the size are anything on the device
+//!   until then; were the size to pass, a crash would show them.
+//! - Where writing that block failed, what lies behind it fails with it.
+//! - The truncate race: size and conversion are decided under the inode's lock, against i_size as it is then.
+//! - A folio's writeback ends after the handle has been stopped.
+//!
+//! Locks: the queue's mutex is a leaf.
+
+mod convert;
+mod gate;
+mod queue;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+pub(crate) use self::convert::process;
+pub(crate) use self::queue::CompletionQueue;
+use crate::filesystem::FilesystemInner;
+use crate::flusher;
+use crate::inode_info::InodeInfo;
+use crate::ioend::Ioend;
+use crate::lock_order::Scoped;
+
+/// How many inodes a worker takes at a time.
+const BATCH_INODES: usize = 128;
+
+#[derive(Debug, Default)]
+struct Completed {
+    queue: VecDeque<Arc<InodeInfo>>,
+    worker: bool,
+}
+
+/// Inodes with ioends whose I/O has ended.
+#[derive(Debug, Default)]
+pub(crate) struct CompletedInodes {
+    completed: Mutex<Completed>,
+    ios: AtomicUsize,
+}
+
+impl CompletedInodes {
+    /// An ioend goes to the device.
+    pub fn io_started(&self) {
+        self.ios.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// The I/O of `ioend` ended, well or not. In the device's completion context.
+pub(crate) fn end_io(fs: &Arc<FilesystemInner>, ioend: Ioend) {
+    for (folio, _) in &ioend.pieces {
+        folio.end_piece_io();
+    }
+    let inode = Arc::clone(&ioend.inode);
+    let disk_size = inode.completion.disk_size();
+    let defer =
+        ioend.result.is_err() || ioend.unwritten || ioend.end() > disk_size || inode.size() > disk_size;
+    let mut others_wait = false;
+    if defer {
+        inode.completion.state.lock().done.push(ioend);
+    } else {
+        others_wait = inode.completion.remove(&ioend);
+        finish(fs, ioend);
+    }
+    fs.writeback.completed.ios.fetch_sub(1, Ordering::AcqRel);
+    // Somebody who extends the file looks for ioends in flight after raising i_size; if he saw this one, the size is
+    // left to us.
+    if defer || others_wait || inode.size() > inode.completion.disk_size() {
+        schedule(fs, &inode);
+    }
+    flusher::note_progress(fs);
+}
+
+/// Has a worker look at `inode`, or whoever waits for it.
+pub(crate) fn schedule(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+    {
+        let mut state = inode.completion.state.lock();
+        if std::mem::replace(&mut state.queued, true) {
+            return;
+        }
+        if state.attendants > 0 {
+            drop(state);
+            inode.completion.progress.notify_waiters();
+            return;
+        }
+    }
+    give_to_workers(fs, inode);
+}
+
+/// Puts `inode`, which has work, into the workers' queue.
+pub(crate) fn give_to_workers(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+    let mut completed = fs.writeback.completed.completed.lock();
+    completed.queue.push_back(Arc::clone(inode));
+    if fs.writeback.is_deterministic() {
+        drop(completed);
+        flusher::note_progress(fs);
+        return;
+    }
+    if completed.worker {
+        return;
+    }
+    completed.worker = true;
+    drop(completed);
+    let worker = Arc::clone(fs);
+    fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
+        loop {
+            let inodes: Vec<_> = {
+                let mut completed = worker.writeback.completed.completed.lock();
+                let count = completed.queue.len().min(BATCH_INODES);
+                completed.worker = count > 0;
+                completed.queue.drain(..count).collect()
+            };
+            if inodes.is_empty() {
+                flusher::note_progress(&worker);
+                return;
+            }
+            process(&worker, inodes).await;
+        }
+    }))));
+}
+
+/// Without workers: where no I/O is in flight, converts what has completed, inode by inode. True where there was
+/// something.
+pub(crate) async fn run_when_io_ended(fs: &Arc<FilesystemInner>) -> bool {
+    let control = &fs.writeback.completed;
+    if control.ios.load(Ordering::Acquire) != 0 {
+        return false;
+    }
+    let mut inodes: Vec<_> = control.completed.lock().queue.drain(..).collect();
+    if inodes.is_empty() {
+        return false;
+    }
+    inodes.sort_by_key(|inode| inode.number);
+    process(fs, inodes).await;
+    true
+}
+
+/// Waits until no worker runs and none is needed.
+pub(crate) async fn wait_for_workers(fs: &Arc<FilesystemInner>) {
+    flusher::wait_for_progress(fs, || {
+        let completed = fs.writeback.completed.completed.lock();
+        completed.queue.is_empty() && !completed.worker
+    })
+    .await;
+}
+
+/// Everything of `ioend` is done: ends its folios' writeback and reports its error.
+fn finish(fs: &FilesystemInner, ioend: Ioend) {
+    if let Err(error) = &ioend.result {
+        tracing::warn!(inode = ioend.inode.number.0, offset = ioend.offset, size = ioend.size, %error,
+            "data was not written");
+        ioend.inode.write_errors.record(error);
+    }
+    for (folio, _) in &ioend.pieces {
+        if folio.finish_piece() {
+            fs.writeback.end_writeback(folio.len());
+        }
+    }
+    ioend.inode.completion.state.lock().unfinished.remove(&ioend.id);
+    ioend.inode.completion.progress.notify_waiters();
+    fs.writeback.finish_ioend(ioend.id);
+}

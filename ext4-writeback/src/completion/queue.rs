@@ -1,0 +1,211 @@
+//! The inode's list of ioends: which are in flight, done, parked, unfinished.
+//!
+//! Locks: the mutex is a leaf. Attendants of one inode and a worker may look at the list at the same time;
+//! [`CompletionQueue::park`] sees to it that nothing is forgotten between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ext4_core::Error;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::ioend::Ioend;
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Ioends that are not converted yet: (first byte, number) → byte behind the last.
+    pub(super) in_flight: BTreeMap<(u64, u64), u64>,
+    /// The numbers of ioends that are not finished.
+    pub(super) unfinished: BTreeSet<u64>,
+    /// Their I/O has ended.
+    pub(super) done: Vec<Ioend>,
+    /// They wait for earlier ones.
+    pub(super) parked: Vec<Ioend>,
+    /// How many ioends have left `in_flight`: who parks what he found blocked asks whether that is still true.
+    pub(super) removals: u64,
+    /// There is work: the inode is in the workers' queue, or somebody who waits does it.
+    pub(super) queued: bool,
+    /// How many wait for this inode and do its work meanwhile.
+    pub(super) attendants: u32,
+    /// The block at the end of i_disksize could not be written.
+    pub(super) failed_tail: Option<(u32, Error)>,
+}
+
+/// The inode's list of ioends, and i_disksize for those who must not wait for the inode's lock.
+#[derive(Debug)]
+pub(crate) struct CompletionQueue {
+    disk_size: AtomicU64,
+    pub(super) state: Mutex<State>,
+    /// Ioends were finished, or there is work for whoever waits: those of other inodes sleep on.
+    pub(super) progress: Notify,
+}
+
+impl CompletionQueue {
+    /// Nothing in flight; `disk_size` is the size in the inode on the device (i_disksize).
+    pub fn new(disk_size: u64) -> Self {
+        Self { disk_size: AtomicU64::new(disk_size), state: Mutex::default(), progress: Notify::new() }
+    }
+
+    /// i_disksize.
+    pub fn disk_size(&self) -> u64 {
+        self.disk_size.load(Ordering::SeqCst)
+    }
+
+    /// i_disksize was changed. The caller holds the inode's lock for writing.
+    pub fn set_disk_size(&self, size: u64) {
+        self.disk_size.store(size, Ordering::SeqCst);
+    }
+
+    /// `ioend` is being built.
+    pub fn start(&self, ioend: &Ioend) {
+        let mut state = self.state.lock();
+        state.in_flight.insert((ioend.offset, ioend.id), u64::MAX);
+        state.unfinished.insert(ioend.id);
+    }
+
+    /// `ioend` is complete and about to be submitted.
+    pub fn close(&self, ioend: &Ioend) {
+        self.state.lock().in_flight.insert((ioend.offset, ioend.id), ioend.end());
+    }
+
+    /// True where an ioend that reaches past `position` is unfinished.
+    pub fn is_in_flight_from(&self, position: u64) -> bool {
+        self.state.lock().in_flight.values().any(|end| *end > position)
+    }
+
+    /// A truncation cut the failed block off, or it is to be tried again.
+    pub fn forget_failed_tail(&self) {
+        self.state.lock().failed_tail = None;
+    }
+
+    /// True where the block at the end of i_disksize could not be written.
+    pub fn has_failed_tail(&self) -> bool {
+        self.state.lock().failed_tail.is_some()
+    }
+
+    /// True where every ioend with a number below `id` is finished.
+    pub fn is_finished_below(&self, id: u64) -> bool {
+        self.state.lock().unfinished.first().is_none_or(|first| *first >= id)
+    }
+
+    /// From now on whoever calls this does the workers' part, until [`CompletionQueue::stop_attending`].
+    pub fn attend(&self) {
+        self.state.lock().attendants += 1;
+    }
+
+    /// True where work is left that nobody does any more.
+    pub fn stop_attending(&self) -> bool {
+        let mut state = self.state.lock();
+        state.attendants -= 1;
+        state.queued && state.attendants == 0
+    }
+
+    /// True where there is work for a worker or an attendant.
+    pub fn has_work(&self) -> bool {
+        self.state.lock().queued
+    }
+
+    /// Resolves when ioends of the inode have been finished since this was called, or there is work for an attendant.
+    pub fn progress(&self) -> Notified<'_> {
+        self.progress.notified()
+    }
+
+    /// `ioend` blocks nobody any more. True where others are parked, perhaps behind it: they have to be looked at.
+    #[must_use]
+    pub(super) fn remove(&self, ioend: &Ioend) -> bool {
+        let mut state = self.state.lock();
+        state.in_flight.remove(&(ioend.offset, ioend.id));
+        state.removals += 1;
+        !state.parked.is_empty()
+    }
+
+    /// Ends a look at what was completed: parks `ioends`, which are blocked. `removals` is what it was when the look
+    /// began; since then `own` ioends were taken out of `in_flight` by the caller. True where somebody has to look
+    /// again: what the parked were found to be blocked by may be gone, and whoever took it away did not see them.
+    #[must_use]
+    pub(super) fn park(&self, mut ioends: Vec<Ioend>, removals: u64, own: u64) -> bool {
+        let mut state = self.state.lock();
+        let others_parked = own > 0 && !state.parked.is_empty();
+        let others_removed = !ioends.is_empty() && state.removals != removals + own;
+        state.parked.append(&mut ioends);
+        others_parked || others_removed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ext4_core::format::features::Features;
+    use ext4_core::format::inode::{Inode, InodeLayout};
+    use ext4_core::{BlockNumber, BlockSize, InodeNumber};
+
+    use super::*;
+    use crate::inode_info::InodeInfo;
+
+    fn test_inode() -> Inode {
+        let layout = InodeLayout {
+            features: Features::default(),
+            inode_size: 256,
+            block_size: BlockSize::KIB_4,
+            cluster_sectors: 8,
+            checksum_seed: 0,
+            linux: true,
+            hurd: false,
+        };
+        Inode::free(InodeNumber(12), &layout)
+    }
+
+    fn ioend(inode: &Arc<InodeInfo>, id: u64, offset: u64) -> Ioend {
+        let first = (offset >> 12) as u32;
+        let ioend = Ioend {
+            id,
+            inode: Arc::clone(inode),
+            offset,
+            size: 4096,
+            blocks: first..first + 1,
+            physical: BlockNumber(1000 + u64::from(first)),
+            unwritten: true,
+            pieces: Vec::new(),
+            result: Ok(()),
+        };
+        inode.completion.start(&ioend);
+        inode.completion.close(&ioend);
+        ioend
+    }
+
+    /// Two look at an inode's ioends at the same time: the first finds the second block's ioend blocked by that of
+    /// the first block, which is in the other's hands. In each order somebody must look again.
+    #[test]
+    fn what_is_parked_while_its_blocker_ends_is_looked_at_again() {
+        for blocker_ends_first in [false, true] {
+            let inode = Arc::new(InodeInfo::new(test_inode()));
+            let queue = &inode.completion;
+            let (first, second) = (ioend(&inode, 1, 0), ioend(&inode, 2, 4096));
+            let removals = queue.state.lock().removals;
+            let again = if blocker_ends_first {
+                let _ = queue.remove(&first);
+                let others = queue.park(Vec::new(), removals, 1);
+                assert!(!others, "nobody was parked yet");
+                queue.park(vec![second], removals, 0)
+            } else {
+                assert!(!queue.park(vec![second], removals, 0), "still blocked");
+                assert!(queue.remove(&first));
+                queue.park(Vec::new(), removals, 1)
+            };
+            assert!(again, "forgotten, blocker first: {blocker_ends_first}");
+        }
+    }
+
+    #[test]
+    fn who_parks_behind_his_own_ioends_does_not_ask_for_another_look() {
+        let inode = Arc::new(InodeInfo::new(test_inode()));
+        let queue = &inode.completion;
+        let (first, third) = (ioend(&inode, 1, 0), ioend(&inode, 3, 8192));
+        let removals = queue.state.lock().removals;
+        let _ = queue.remove(&first);
+        assert!(!queue.park(vec![third], removals, 1));
+    }
+}
