@@ -16,9 +16,10 @@
 //!
 //! Each with transfers of 1 KiB, 4 KiB, 64 KiB and 1 MiB, one after the other by one task. Every run begins with a fresh
 //! file system. What is timed is the calls, not mkfs, mount, unmount and what is done before. The cache is large enough
-//! for the file, as the kernel's is on a machine with memory to spare. Before each run as much memory is touched and
-//! given back: the host under a virtual machine may have to find memory for it first, twenty times slower than it is
-//! cleared, and whoever comes first would pay. The device is written over once for the same reason.
+//! for the file, as the kernel's is on a machine with memory to spare. On both sides a file of the same size is written
+//! to the cache and deleted first: a process pays for the first touch of its memory, and the host under a virtual machine
+//! may have to find it, twenty times slower than it is cleared. What is measured is a file system that has been running
+//! for a while. The device is written over once for the same reason.
 //!
 //! Processor time is that of the process that calls and of the kernel's own threads together: the kernel writes back
 //! and completes in its workers.
@@ -30,8 +31,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use ext4_core::device::MemoryPool;
-use ext4_core::device::memory::MAX_FOLIO_SIZE;
 use tokio::runtime::Runtime;
 
 use crate::fio;
@@ -101,14 +100,11 @@ pub fn run(
             }
         }
         let transfers = &workload.transfers;
-        report.measure("data", &transfers.into(), &subjects, rounds, |subject| {
-            touch_memory(target.size)?;
-            match subject {
-                Subject::Raw => fio::raw(&target.device, transfers, false),
-                Subject::RawBatched => fio::raw(&target.device, transfers, true),
-                Subject::Kernel => kernel::measure(&target.device, workload),
-                _ => runtime.block_on(ours::measure(&target.device, workload)),
-            }
+        report.measure("data", &transfers.into(), &subjects, rounds, |subject| match subject {
+            Subject::Raw => fio::raw(&target.device, transfers, false),
+            Subject::RawBatched => fio::raw(&target.device, transfers, true),
+            Subject::Kernel => kernel::measure(&target.device, workload),
+            _ => runtime.block_on(ours::measure(&target.device, workload)),
         })?;
     }
     Ok(())
@@ -167,17 +163,6 @@ fn touch_device(device: &Path, bytes: u64) -> anyhow::Result<()> {
         file.write_all_at(&zeros, at).context("write over the device")?;
     }
     file.sync_all().context("write over the device")
-}
-
-/// Touches `bytes` of memory and gives it back.
-fn touch_memory(bytes: u64) -> anyhow::Result<()> {
-    let pool = MemoryPool::new(usize::try_from(bytes)?);
-    let mut held = Vec::new();
-    while let Some(memory) = pool.allocate(MAX_FOLIO_SIZE)? {
-        memory.write(0, u32::try_from(MAX_FOLIO_SIZE)?, |bytes| bytes.fill(1));
-        held.push(memory);
-    }
-    Ok(())
 }
 
 /// What a transfer of `len` bytes holds.

@@ -32,10 +32,7 @@ pub async fn measure(path: &Path, workload: &FileWorkload) -> anyhow::Result<Mea
         Before::Empty => {}
         Before::Hole => file.set_len(range).await.context("extend")?,
         Before::Cached | Before::Cold => {
-            let data = content(1 << 20)?;
-            for at in (0..range).step_by(data.len()) {
-                file.write_at(at, &data).await.context("write")?;
-            }
+            write(&file, range).await?;
             file.sync_all().await.context("fsync")?;
         }
     }
@@ -62,7 +59,22 @@ async fn mount(path: &Path, workload: &FileWorkload) -> anyhow::Result<Filesyste
     let range = workload.transfers.range;
     let cache = usize::try_from(range + range / 4 + (64 << 20))?;
     let options = MountOptions { cache, ..MountOptions::default() };
-    Filesystem::mount(open(path)?, options).await.context("mount")
+    let filesystem = Filesystem::mount(open(path)?, options).await.context("mount")?;
+    let owner = Credentials { uid: 0, gid: 0, mode: 0o644 };
+    let inode = filesystem.create(InodeNumber::ROOT, b"warm", owner).await.context("create")?;
+    write(&filesystem.open(inode).await.context("open")?, range).await?;
+    filesystem.unlink(InodeNumber::ROOT, b"warm").await.context("unlink")?;
+    filesystem.sync().await.context("sync")?;
+    Ok(filesystem)
+}
+
+/// Writes the first `range` bytes.
+async fn write(file: &File, range: u64) -> anyhow::Result<()> {
+    let data = content(1 << 20)?;
+    for at in (0..range).step_by(data.len()) {
+        file.write_at(at, &data).await.context("write")?;
+    }
+    Ok(())
 }
 
 fn journal_bytes(filesystem: &Filesystem) -> f64 {
