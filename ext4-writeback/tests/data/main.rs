@@ -5,4 +5,5 @@ mod common;
 mod crash;
 mod model;
 mod speed;
+mod statements;
 mod stress;
