@@ -52,6 +52,12 @@ counters! {
     reclaimed_folios,
     /// Bios of reads.
     read_bios,
+    /// Reads past the page cache.
+    direct_reads,
+    /// Writes past the page cache.
+    direct_writes,
+    /// Those of them that had to go through it after all.
+    direct_fallbacks,
 }
 
 impl LiveCounters {

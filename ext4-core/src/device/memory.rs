@@ -26,7 +26,7 @@ use crate::error::{Errno, Error, Result};
 /// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment` 511).
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(512))]
-struct Sector([u8; 512]);
+pub(super) struct Sector([u8; 512]);
 
 /// Owned bytes that start on a 512-byte boundary.
 pub struct AlignedBuffer {
@@ -45,6 +45,12 @@ impl AlignedBuffer {
         Ok(Self { sectors, len })
     }
 
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { sectors: Box::default(), len: 0 }
+    }
+
     /// A copy of `bytes`.
     ///
     /// # Errors
@@ -53,6 +59,14 @@ impl AlignedBuffer {
         let mut buffer = Self::zeroed(bytes.len())?;
         buffer.copy_from_slice(bytes);
         Ok(buffer)
+    }
+
+    pub(super) fn into_sectors(self) -> (Box<[Sector]>, usize) {
+        (self.sectors, self.len)
+    }
+
+    pub(super) fn from_sectors(sectors: Box<[Sector]>, len: usize) -> Self {
+        Self { sectors, len }
     }
 }
 

@@ -106,6 +106,31 @@ pub(crate) async fn read(
     Ok(done)
 }
 
+/// Copies what is in memory from `position` on into `buffer`: as many bytes as are there without a gap.
+pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> usize {
+    let end = position.saturating_add(buffer.len() as u64).min(inode.size());
+    let mut at = position;
+    while at < end
+        && let Some(folio) = inode.pages.find(at)
+    {
+        let stop = end.min(folio.end());
+        let gap = folio.next_not_uptodate(folio.blocks_touched(at, stop));
+        let block_len = folio.len() as u64 / u64::from(folio.blocks());
+        let stop =
+            gap.as_ref().map_or(stop, |gap| stop.min(folio.start() + u64::from(gap.start) * block_len));
+        if stop > at {
+            let part = (at - position) as usize..(stop - position) as usize;
+            folio.read(at, stop, |bytes| buffer[part].copy_from_slice(bytes));
+            folio.touch();
+            at = stop;
+        }
+        if gap.is_some() {
+            break;
+        }
+    }
+    (at - position) as usize
+}
+
 /// Starts reading at `position` up to `end`, and perhaps up to `window`; waits for the first folio where `wait`.
 async fn fill(
     fs: &Arc<FilesystemInner>,

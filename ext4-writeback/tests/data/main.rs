@@ -3,6 +3,7 @@
 mod basic;
 mod common;
 mod crash;
+mod direct;
 mod model;
 mod speed;
 mod stress;
