@@ -13,7 +13,7 @@ use crate::inode_info::InodeInfo;
 use crate::iomap::read::ReadAhead;
 use crate::iomap::{self, Kind, buffered_write};
 use crate::runtime::run_to_end;
-use crate::writeback::{self, Mode};
+use crate::writeback;
 use crate::{Attributes, Filesystem, Result, truncate};
 
 /// An open regular file. Cloning is by `Arc` outside; every method takes `&self`.
@@ -220,8 +220,8 @@ impl File {
         let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
         fs.errors.check_alive()?;
         let runtime = Arc::clone(&fs.runtime);
-        let mode = Mode::Background { budget: u64::MAX };
-        run_to_end(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
+        run_to_end(&runtime, async move { writeback::start_inode_range(&fs, &inode, 0..u64::MAX).await })
+            .await
     }
 
     /// The mappings of the file, holes left out, delayed data written back first (fiemap).

@@ -26,6 +26,7 @@ pub mod path;
 pub mod runtime;
 mod truncate;
 mod writeback;
+mod writepages;
 mod xattr;
 
 pub use attributes::{Attributes, Credentials, SetAttributes, StatFs};
