@@ -28,6 +28,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Passes of writeback over one inode (calls of writepages).
+    passes,
     /// Runs of blocks allocated at writeback or for a write without delayed allocation.
     allocations,
     /// Blocks in them.

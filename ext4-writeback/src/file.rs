@@ -14,7 +14,7 @@ use crate::iomap::{self, Kind};
 use crate::open_options::{OpenOptions, SyncMode};
 use crate::runtime::run_to_end;
 use crate::transfer_flags::WriteFlags;
-use crate::writeback::{self, Mode};
+use crate::writeback;
 use crate::{Attributes, Filesystem, Result, truncate};
 
 /// An open regular file. Cloning is by `Arc` outside; every method takes `&self`.
@@ -177,8 +177,8 @@ impl File {
         let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
         fs.errors.check_alive()?;
         let runtime = Arc::clone(&fs.runtime);
-        let mode = Mode::Background { budget: u64::MAX };
-        run_to_end(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
+        run_to_end(&runtime, async move { writeback::start_inode_range(&fs, &inode, 0..u64::MAX).await })
+            .await
     }
 
     /// The mappings of the file, holes left out, delayed data written back first (fiemap).

@@ -29,6 +29,7 @@ pub mod runtime;
 pub mod transfer_flags;
 mod truncate;
 mod writeback;
+mod writepages;
 mod xattr;
 
 pub use attributes::{Attributes, Credentials, SetAttributes, StatFs};

@@ -35,17 +35,18 @@ pub(super) async fn write_back(
     inode: &Arc<InodeInfo>,
     range: &Range<u64>,
 ) -> Result<()> {
-    if is_busy(inode, range) { write_back_all(fs, inode).await } else { Ok(()) }
+    if is_busy(inode, range) { write_back_busy(fs, inode, range.clone()).await } else { Ok(()) }
 }
 
-/// As [`write_back`], of the whole file; i_disksize is i_size then.
-///
-/// # Errors
-/// As [`write_back`].
-pub(super) async fn write_back_all(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+async fn write_back_busy(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    range: Range<u64>,
+) -> Result<()> {
     let mut cursor = inode.write_errors.sample();
     let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-    run_to_end(&fs.runtime, async move { writeback::sync_data(&shared, &owned, false).await }).await?;
+    let operation = async move { writeback::sync_inode_range(&shared, &owned, range, false).await };
+    run_to_end(&fs.runtime, operation).await?;
     inode.write_errors.check_and_advance(&mut cursor)
 }
 
@@ -57,7 +58,7 @@ pub(super) async fn settle_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo
     if inode.completion.disk_size() >= end {
         return Ok(());
     }
-    write_back_all(fs, inode).await?;
+    write_back_busy(fs, inode, 0..u64::MAX).await?;
     if inode.completion.disk_size() < end {
         let location = format!("inode {} before byte {end}", inode.number);
         return Err(Error::io("write back", location, Errno::EIO));

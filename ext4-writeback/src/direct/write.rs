@@ -272,7 +272,7 @@ async fn through_cache(
     LiveCounters::add(&fs.writeback.counters.direct_fallbacks, 1);
     let count = buffered_write::write(fs, inode, range.start, buffer).await?;
     let written = range.start..range.start + count as u64;
-    coherence::write_back_all(fs, inode).await?;
+    coherence::write_back(fs, inode, &written).await?;
     coherence::invalidate(inode, &written).await;
     Ok((range.start, count))
 }
