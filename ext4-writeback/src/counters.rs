@@ -54,6 +54,12 @@ counters! {
     reclaimed_folios,
     /// Bios of reads.
     read_bios,
+    /// Reads that did not find what they wanted in memory and read more than that.
+    read_ahead_sync,
+    /// Times that a reader passed the mark and more was read behind his back.
+    read_ahead_async,
+    /// Folios that were made, for reads and writes.
+    folios_made,
     /// Reads past the page cache.
     direct_reads,
     /// Writes past the page cache.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
-use crate::iomap::read::ReadAhead;
+use crate::iomap::read_ahead::ReadAhead;
 use crate::iomap::{self, Kind};
 use crate::open_options::{OpenOptions, SyncMode};
 use crate::runtime::run_to_end;
@@ -56,8 +56,22 @@ impl File {
         if self.options.direct {
             return self.read_direct_copied(offset, buffer).await;
         }
-        let read = iomap::read::read(self.fs(), &self.inode, offset, buffer, &self.read_ahead);
-        self.filesystem.observe("read", self.inode.number, read).await
+        self.filesystem.observe("read", self.inode.number, self.read_cached_at(offset, buffer)).await
+    }
+
+    /// Through the page cache, however the file was opened.
+    pub(crate) async fn read_cached_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        iomap::read::read(self.fs(), &self.inode, offset, buffer, &self.read_ahead).await
+    }
+
+    /// Has the page cache hold the folio at `offset`, for an access up to `end`.
+    pub(crate) async fn read_ahead_of(&self, offset: u64, end: u64) -> Result<()> {
+        iomap::read::fill_sequential(self.fs(), &self.inode, offset, end, &self.read_ahead).await
+    }
+
+    /// Errors of writeback that this opener has not seen.
+    pub(crate) fn report_write_errors(&self) -> Result<()> {
+        self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock())
     }
 
     /// Writes all of `data` at byte `offset`, into the page cache, or past it where the file was opened so. Returns how
@@ -96,8 +110,7 @@ impl File {
             .filesystem
             .run("fsync", inode.number, move |fs| async move { sync_inode(&fs, &inode, datasync).await })
             .await;
-        let reported = self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock());
-        reported.and(result)
+        self.report_write_errors().and(result)
     }
 
     /// Truncates or extends (with a hole) to `size` bytes.

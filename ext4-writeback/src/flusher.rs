@@ -32,6 +32,7 @@ use crate::filesystem::FilesystemInner;
 use crate::folio::Folio;
 use crate::inode_info::InodeInfo;
 use crate::ioend::Gather;
+use crate::lazytime;
 use crate::lock_order::{Scoped, assert_no_handle};
 use crate::page_cache::AddressSpace;
 use crate::writeback;
@@ -378,6 +379,7 @@ pub(crate) fn start(fs: &Arc<FilesystemInner>) {
             }
             fs.writeback.kicked.store(false, Ordering::Release);
             flush_old(&fs).await;
+            lazytime::log_expired(&fs).await;
             if fs.writeback.dirty_bytes() > fs.writeback.background {
                 flush_background(&fs).await;
             }
@@ -437,6 +439,10 @@ async fn flush_inode(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, gather: 
         tracing::warn!(inode = inode.number.0, %error, "writeback failed");
     }
     if !inode.pages.is_dirty_folios() && inode.pages.times_dirty.load(Ordering::Acquire) {
+        if fs.options.lazytime {
+            fs.lazy_times.add(inode, fs.runtime.monotonic());
+            return;
+        }
         let _ = writeback::log_times(fs, inode).await;
     }
     if inode.pages.is_dirty() && fs.check_writable().is_ok() {
@@ -476,6 +482,7 @@ pub(crate) async fn sync_all_data(fs: &Arc<FilesystemInner>) -> Result<()> {
             control.enqueue(fs, &inode);
         }
     }
+    lazytime::log_all(fs).await;
     result
 }
 

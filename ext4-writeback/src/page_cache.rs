@@ -63,6 +63,19 @@ impl AddressSpace {
         tree.folios.range(position..).next().map(|(_, folio)| Arc::clone(folio))
     }
 
+    /// How many bytes before `position` are in memory, or on their way there, without a gap; no more than `most`.
+    pub fn cached_before(&self, position: u64, most: u64) -> u64 {
+        let tree = self.tree.lock();
+        let mut from = position;
+        for (start, folio) in tree.folios.range(..position).rev() {
+            if folio.end() < from || position - from >= most {
+                break;
+            }
+            from = *start;
+        }
+        (position - from).min(most)
+    }
+
     /// Where the free room from `position` on ends.
     fn room_behind(&self, position: u64) -> u64 {
         let tree = self.tree.lock();
@@ -193,6 +206,8 @@ pub(crate) struct PageCache {
     pub queued: AtomicBool,
     /// mtime and ctime were changed and not logged.
     pub times_dirty: AtomicBool,
+    /// The inode is among those whose times wait (`lazytime`).
+    pub times_wait: AtomicBool,
     /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
     /// file.
     pub writeback_lock: tokio::sync::Mutex<()>,

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod overlay;
 mod parts;
 pub mod simulated;
+mod view;
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ pub use memory::{AlignedBuffer, BlockImage, MemoryPool, PoolMemory};
 pub use overlay::OverlayDevice;
 pub use parts::BufferPart;
 pub use simulated::{FaultyDevice, Image, MemoryDevice, RecordingDevice};
+pub use view::PoolView;
 
 /// What a bio asks of the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -38,11 +38,7 @@ pub(super) async fn write_back(
     if is_busy(inode, range) { write_back_busy(fs, inode, range.clone()).await } else { Ok(()) }
 }
 
-async fn write_back_busy(
-    fs: &Arc<FilesystemInner>,
-    inode: &Arc<InodeInfo>,
-    range: Range<u64>,
-) -> Result<()> {
+async fn write_back_busy(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, range: Range<u64>) -> Result<()> {
     let mut cursor = inode.write_errors.sample();
     let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
     let operation = async move { writeback::sync_inode_range(&shared, &owned, range, false).await };

@@ -18,6 +18,7 @@ mod read_only;
 mod statfs;
 mod superblock_state;
 mod sync;
+mod synchronous;
 mod unmount;
 mod unmounted_journal;
 
@@ -27,7 +28,7 @@ pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::{RunToEnd, Runtime};
@@ -76,6 +77,10 @@ pub(crate) struct FilesystemInner {
     pub pool: Arc<MemoryPool>,
     /// Dirty accounting and the flusher.
     pub writeback: crate::flusher::WritebackControl,
+    /// Inodes whose times are logged when there is another reason.
+    pub lazy_times: crate::lazytime::LazyTimes,
+    /// Bytes of folios that somebody views.
+    pub viewed: Arc<AtomicUsize>,
     /// Freed blocks on their way back to the allocator, where they are discarded first.
     pub discards: Option<Arc<Discards>>,
     /// Inodes in memory.

@@ -11,18 +11,18 @@ use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevi
 use ext4_core::device::{Bio, BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_writeback::{File, Filesystem, MountOptions};
 
-const STALE: u8 = 0xaa;
+pub const STALE: u8 = 0xaa;
 
 /// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at all the
 /// writers would write back themselves.)
-fn quiet() -> MountOptions {
+pub fn quiet() -> MountOptions {
     let hour = std::time::Duration::from_secs(3600);
     MountOptions { commit_interval: Some(hour), ..options() }
 }
 
 /// Runs `work` on a recorded device over `image`, which reorders what is in flight, and drops the file system as a
 /// crash would.
-async fn record<F: Future<Output = ()>>(
+pub async fn record<F: Future<Output = ()>>(
     image: Image,
     seed: Option<u64>,
     options: MountOptions,
@@ -46,7 +46,7 @@ async fn record<F: Future<Output = ()>>(
 
 /// Commits all the time, as other tasks' fsyncs would: whatever is in the running transaction becomes durable between
 /// the completions of the data.
-async fn commits(fs: &Filesystem) {
+pub async fn commits(fs: &Filesystem) {
     for i in 0.. {
         drop(create(fs, &format!("other{i}")).await);
         fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
@@ -54,7 +54,7 @@ async fn commits(fs: &Filesystem) {
 }
 
 /// Recovers `image` and hands its file to `check`; e2fsck judges what is left.
-async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)) {
+pub async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)) {
     let (device, fs) = mount_image(image, options()).await;
     match fs.lookup(ext4_core::InodeNumber::ROOT, name.as_bytes()).await {
         Ok(number) => {
@@ -69,7 +69,7 @@ async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)
 }
 
 /// Every `step`th cut, in several variants.
-async fn at_every_cut(
+pub async fn at_every_cut(
     recording: &Recording,
     cuts: usize,
     name: &str,
@@ -85,7 +85,7 @@ async fn at_every_cut(
     }
 }
 
-fn blank() -> Image {
+pub fn blank() -> Image {
     make_image(16, 4096, &["-J", "size=4"], STALE)
 }
 
@@ -237,7 +237,7 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
 
 /// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device; and the byte of the device
 /// where the block lies.
-async fn with_planted_tail() -> (Image, u64) {
+pub async fn with_planted_tail() -> (Image, u64) {
     let (device, fs) = mount_image(blank(), quiet()).await;
     let file = create(&fs, "file").await;
     file.write_at(0, &pattern(7, 0, 2000)).await.expect("writes");
