@@ -14,6 +14,7 @@
 //! - Bytes between the old end of the file and the start of the write are zeros before the size passes them.
 //! - Throttling comes before any folio lock.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::{Errno, Error, Result};
@@ -24,7 +25,7 @@ use crate::counters::LiveCounters;
 use crate::extent_status::{Reservation, Status};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
-use crate::folio::FolioGuard;
+use crate::folio::{FolioGuard, WriteState};
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
@@ -174,8 +175,8 @@ async fn write_folio(
         let mut read = None;
         if covered != touched {
             let size = inode.size();
-            for block in [touched.start, touched.end - 1] {
-                if covered.contains(&block) || folio.is_uptodate(block..block + 1) {
+            for (block, uptodate) in edges(&touched, &state) {
+                if covered.contains(&block) || uptodate {
                     continue;
                 }
                 let written = start_of(block) < size && {
@@ -227,16 +228,24 @@ async fn write_folio(
             }
             Err(error) => return Err(error),
         }
-        // From here on nothing is awaited.
-        for block in [touched.start, touched.end - 1] {
-            if !covered.contains(&block) && !folio.is_uptodate(block..block + 1) {
-                folio.zero(start_of(block), start_of(block + 1));
-                folio.set_uptodate(block..block + 1);
+        // From here on nothing is awaited. Around the copy nothing written lies below: zeros, but for what is behind the
+        // end of the file, which nobody reads and which writeback, or whoever extends the file, zeroes.
+        let size = inode.size();
+        for (block, uptodate) in edges(&touched, &state) {
+            if !covered.contains(&block) && !uptodate {
+                let (from, to) = (start_of(block), start_of(block + 1));
+                folio.zero(from, position.clamp(from, to));
+                folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to));
             }
         }
         let data = &data[..(end - position) as usize];
         return Ok(copy(inode, &folio, position, data, || mark_dirty(fs, inode, &folio, touched)));
     }
+}
+
+/// The first and the last of the blocks that a write touches, and whether memory holds their content.
+fn edges(touched: &Range<u32>, state: &WriteState) -> [(u32, bool); 2] {
+    [(touched.start, state.uptodate[0]), (touched.end - 1, state.uptodate[1])]
 }
 
 /// Copies `data` to byte `position` of the locked folio, whose blocks are ready for it; `mark` makes them dirty.
