@@ -199,6 +199,9 @@ impl Filesystem {
         }
         if fs.options.lazytime {
             let mut raw = info.inode.write().await;
+            if info.check_alive().is_err() {
+                return Ok(());
+            }
             raw.atime = now;
             info.pages.times_dirty.store(true, std::sync::atomic::Ordering::Release);
             fs.lazy_times.add(info, fs.runtime.monotonic());

@@ -56,7 +56,19 @@ impl File {
         if self.options.direct {
             return self.read_direct_copied(offset, buffer).await;
         }
-        self.filesystem.observe("read", self.inode.number, self.read_cached_at(offset, buffer)).await
+        let read = self.read_cached_at(offset, buffer);
+        let count = self.filesystem.observe("read", self.inode.number, read).await?;
+        self.note_access().await;
+        Ok(count)
+    }
+
+    /// Notes a read, where access times are kept. That it cannot be noted is no error of the read.
+    pub(crate) async fn note_access(&self) {
+        if self.fs().options.access_times
+            && let Err(error) = self.filesystem.touch_atime(&self.inode).await
+        {
+            tracing::warn!(inode = self.inode.number.0, %error, "an access was not noted");
+        }
     }
 
     /// Through the page cache, however the file was opened.

@@ -281,11 +281,14 @@ pub(crate) async fn allocate_holes(
     Ok(())
 }
 
-/// Logs mtime and ctime where a write changed them and nothing else logged them since.
+/// Logs times where a write or an access changed them and nothing else logged them since; not of an inode that was
+/// deleted: its slot may be another's by now.
 pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = fs.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
-    if inode.pages.times_dirty.load(Ordering::Acquire) {
+    if inode.freed.load(Ordering::Acquire) {
+        inode.pages.times_dirty.store(false, Ordering::Release);
+    } else if inode.pages.times_dirty.load(Ordering::Acquire) {
         fs.log_inode(&handle, inode, &disk, false).await?;
     }
     Ok(())

@@ -59,10 +59,9 @@ impl Environment for SystemEnvironment {
     fn now(&self) -> Timestamp {
         // clock_gettime(2), CLOCK_REALTIME_COARSE.
         match nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE) {
-            Ok(time) => Timestamp {
-                seconds: time.tv_sec(),
-                nanoseconds: u32::try_from(time.tv_nsec()).unwrap_or(0),
-            },
+            Ok(time) => {
+                Timestamp { seconds: time.tv_sec(), nanoseconds: u32::try_from(time.tv_nsec()).unwrap_or(0) }
+            }
             Err(_) => Timestamp::default(),
         }
     }

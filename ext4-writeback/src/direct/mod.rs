@@ -85,6 +85,9 @@ impl File {
         let mut back = buffer;
         let read = async { read::read(self.fs(), &self.inode, offset, &mut back).await };
         let result = self.filesystem.observe("read", self.inode.number, read).await;
+        if result.is_ok() {
+            self.note_access().await;
+        }
         (result, back)
     }
 

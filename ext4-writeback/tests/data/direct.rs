@@ -8,7 +8,7 @@ use ext4_core::device::simulated::{DelayedDevice, FaultyDevice};
 use ext4_core::device::{AlignedBuffer, BlockDevice, MemoryDevice, Operation};
 use ext4_core::{Errno, InodeNumber};
 use ext4_writeback::runtime::TokioRuntime;
-use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, WriteFlags};
+use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, SyncRange, WriteFlags};
 
 async fn open_direct(fs: &Filesystem, name: &str) -> File {
     let number = fs.lookup(InodeNumber::ROOT, name.as_bytes()).await.expect("is there");
@@ -274,6 +274,146 @@ async fn direct_and_cached_io_agree_with_an_array_of_bytes() {
         mix(seed(), block_size, 1200, options()).await;
         mix(seed(), block_size, 600, MountOptions { delayed_allocation: false, ..options() }).await;
     }
+}
+
+/// Odd, as all patterns are, and the same for all writers of a block.
+fn value(block: u64) -> u8 {
+    (block as u8).wrapping_mul(2) | 1
+}
+
+/// Everybody at one file: direct and cached writes, stores, reads, truncations, syncs, and a device that fails now and
+/// then. Each block is written whole, in one value that tells its place: none may show two, or another's.
+async fn crowd(seed: u64, block_size: u64) {
+    const BLOCK: u64 = 4096;
+    const BLOCKS: u64 = 128;
+    println!("seed {seed}, blocks of {block_size}");
+    let image = make_image(32, block_size as u32, &[], 0xaa);
+    let memory = Arc::new(MemoryDevice::from_image(image));
+    let runtime: Arc<dyn ext4_core::environment::Runtime> = Arc::new(TokioRuntime::current());
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
+    let slow = DelayedDevice::new(Arc::clone(&faulty) as _, runtime, Duration::from_micros(300), seed);
+    let fs = mount(Arc::new(slow), options()).await;
+    let cached = Arc::new(create(&fs, "file").await);
+    let direct = Arc::new(open_direct(&fs, "file").await);
+    let check = move |block: u64, bytes: &[u8]| {
+        for bytes in bytes.chunks(block_size as usize) {
+            let one = bytes.iter().all(|byte| *byte == bytes[0]);
+            assert!(one && (bytes[0] == 0 || bytes[0] == value(block)), "{:#x} in block {block}", bytes[0]);
+        }
+    };
+    let tasks: Vec<_> = (0..12_u64)
+        .map(|task| {
+            let (fs, cached, direct) = (fs.clone(), Arc::clone(&cached), Arc::clone(&direct));
+            let faulty = Arc::clone(&faulty);
+            tokio::spawn(async move {
+                let mut random = fastrand::Rng::with_seed(seed * 100 + task);
+                for _ in 0..150 {
+                    let block = random.u64(0..BLOCKS);
+                    let (at, data) = (block * BLOCK, vec![value(block); BLOCK as usize]);
+                    match (task % 6, random.u8(0..20)) {
+                        (0 | 1, 0) => faulty.fail_nth(Operation::Write, random.u64(0..3)),
+                        (0 | 1, _) => {
+                            let count = random.u64(1..8).min(BLOCKS - block);
+                            let data: Vec<u8> = (block..block + count)
+                                .flat_map(|block| vec![value(block); BLOCK as usize])
+                                .collect();
+                            // A fault may have met it, or what was to be written back before it.
+                            let _ = direct.write_at(at, &data).await;
+                        }
+                        (2, _) => drop(cached.write_at(at, &data).await),
+                        (3, 0..15) => {
+                            let mut bytes = vec![0xee; BLOCK as usize];
+                            let file = if random.bool() { &cached } else { &direct };
+                            if file.read_at(at, &mut bytes).await.is_ok_and(|count| count as u64 == BLOCK) {
+                                check(block, &bytes);
+                            }
+                        }
+                        (3, _) => {
+                            if let Ok(view) = cached.map_read(at, BLOCK as usize).await
+                                && view.len() as u64 == BLOCK
+                            {
+                                check(block, &view);
+                                tokio::task::yield_now().await;
+                                check(block, &view);
+                            }
+                        }
+                        (4, 0..12) => {
+                            if let Ok(mut map) = cached.map_write(at, BLOCK as usize).await {
+                                map.fill(value(block));
+                                let _ = map.commit().await;
+                            }
+                        }
+                        (4, _) => drop(cached.sync_data().await),
+                        (_, 0..6) => drop(cached.set_len(at).await),
+                        (_, 6..10) => drop(fs.sync().await),
+                        _ => drop(cached.sync_range(at, 10 * BLOCK, SyncRange::all()).await),
+                    }
+                    if fs.create(InodeNumber::ROOT, b"file", Default::default()).await.is_ok() {
+                        panic!("it is there");
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    faulty.heal();
+    drop((cached, direct));
+    if fs.sync().await.is_ok() {
+        fs.unmount().await.expect("unmounts");
+    } else {
+        // A fault met the journal.
+        drop(fs);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (device, fs) = mount_image(memory.image(), options()).await;
+    let bytes = content(&open(&fs, "file").await).await;
+    for (block, bytes) in bytes.chunks(BLOCK as usize).enumerate() {
+        check(block as u64, bytes);
+    }
+    finish(&device, fs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_crowd_at_one_file_ends_clean() {
+    if !have_tools() {
+        return;
+    }
+    for (i, block_size) in [1024, 4096, 4096].into_iter().enumerate() {
+        let run = crowd(seed() + i as u64, block_size);
+        tokio::time::timeout(Duration::from_secs(120), run).await.expect("a deadlock");
+    }
+}
+
+#[tokio::test]
+async fn k_54_a_mapping_of_no_blocks_is_an_error_and_no_loop() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
+    let file = create(&fs, "file").await;
+    file.write_at(0, &pattern(1, 0, 16_384)).await.expect("writes");
+    drop(file);
+    let image = finish(&device, fs).await;
+    let path = tempfile::NamedTempFile::new().expect("a temporary file");
+    image.to_file(path.path()).expect("room");
+    // ee_len of the only extent, which lies in the inode.
+    let request = "set_inode_field file block[4] 0";
+    let output = std::process::Command::new("debugfs").args(["-w", "-R", request]).arg(path.path()).output();
+    assert!(output.expect("debugfs runs").status.success());
+    let image = ext4_core::device::Image::from_file(path.path()).expect("the image");
+    let (_, fs) = mount_image(image, options()).await;
+    let (cached, direct) = (open(&fs, "file").await, open_direct(&fs, "file").await);
+    let everything = async {
+        assert_eq!(direct.read_at(0, &mut [0; 4096]).await.expect_err("read").errno(), Errno::EUCLEAN);
+        assert_eq!(cached.read_at(0, &mut [0; 4096]).await.expect_err("read").errno(), Errno::EUCLEAN);
+        assert!(direct.write_at(0, &[1; 4096]).await.is_err());
+        let _ = cached.write_at(0, &[1; 4096]).await;
+        let _ = cached.sync_all().await;
+        let _ = cached.map_write(0, 100).await;
+    };
+    tokio::time::timeout(Duration::from_secs(20), everything).await.expect("it loops");
 }
 
 fn seed() -> u64 {

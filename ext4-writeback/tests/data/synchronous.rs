@@ -321,3 +321,56 @@ async fn lazytime_writes_times_with_the_inode_and_when_asked() {
         finish(&device, fs).await;
     }
 }
+
+#[tokio::test]
+async fn times_that_wait_do_not_outlive_their_inode() {
+    if !have_tools() {
+        return;
+    }
+    let options = MountOptions { lazytime: true, access_times: true, ..quiet() };
+    let (device, fs) = mount_image(image(), options).await;
+    let owner = Credentials { mode: 0o755, ..Credentials::default() };
+    let directory = fs.mkdir(InodeNumber::ROOT, b"directory", owner).await.expect("makes");
+    fs.sync().await.expect("syncs");
+    // atime is at most mtime: an access is noted, in memory.
+    fs.readdir(directory, 0, 10).await.expect("reads");
+    fs.rmdir(InodeNumber::ROOT, b"directory").await.expect("removes");
+    let file = create(&fs, "file").await;
+    let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
+    assert_eq!(number, directory, "the number is used again");
+    file.write_at(0, b"something").await.expect("writes");
+    file.sync_all().await.expect("syncs");
+    fs.sync().await.expect("syncs");
+    drop(file);
+    let image = finish(&device, fs).await;
+    let (device, fs) = mount_image(image, quiet()).await;
+    assert_eq!(content(&open(&fs, "file").await).await, b"something");
+    finish(&device, fs).await;
+}
+
+#[tokio::test]
+async fn a_read_is_noted_where_access_times_are_kept() {
+    if !have_tools() {
+        return;
+    }
+    for lazytime in [false, true] {
+        let clock = Clock::new();
+        let options = MountOptions { lazytime, access_times: true, environment: clock, ..quiet() };
+        let (device, fs) = mount_image(image(), options).await;
+        let file = create(&fs, "file").await;
+        file.write_at(0, b"something").await.expect("writes");
+        file.sync_all().await.expect("syncs");
+        let old = Some(Timestamp { seconds: 1_000_000, nanoseconds: 0 });
+        let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
+        let changes = SetAttributes { atime: old, ..SetAttributes::default() };
+        fs.set_attributes(number, &changes).await.expect("changes");
+        assert_eq!(Some(file.attributes().await.expect("stat").atime), old);
+        content(&file).await;
+        assert!(file.attributes().await.expect("stat").atime.seconds >= 1_700_000_000);
+        drop(file);
+        let image = finish(&device, fs).await;
+        let (device, fs) = mount_image(image, quiet()).await;
+        assert!(fs.attributes(number).await.expect("stat").atime.seconds >= 1_700_000_000, "{lazytime}");
+        finish(&device, fs).await;
+    }
+}
