@@ -165,14 +165,19 @@ async fn g_4_strict_the_size_moves_over_completed_data_only() {
 
 /// Holds writes to some bytes back until they are let go.
 #[derive(Debug)]
-struct Holding {
+pub struct Holding {
     inner: Arc<MemoryDevice>,
     range: std::ops::Range<u64>,
     held: std::sync::Mutex<Option<Vec<Bio>>>,
 }
 
 impl Holding {
-    fn release(&self) {
+    /// Over `inner`; writes that touch bytes `range` are held from now on.
+    pub fn new(inner: Arc<MemoryDevice>, range: std::ops::Range<u64>) -> Self {
+        Self { inner, range, held: std::sync::Mutex::new(Some(Vec::new())) }
+    }
+
+    pub fn release(&self) {
         let held = self.held.lock().expect("no panic").take().unwrap_or_default();
         self.inner.submit(held);
     }
@@ -207,8 +212,7 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
     }
     let (image, tail) = with_planted_tail().await;
     let memory = Arc::new(MemoryDevice::from_image(image));
-    let held = std::sync::Mutex::new(Some(Vec::new()));
-    let device = Arc::new(Holding { inner: Arc::clone(&memory), range: tail..tail + 4096, held });
+    let device = Arc::new(Holding::new(Arc::clone(&memory), tail..tail + 4096));
     let fs = mount(Arc::clone(&device) as _, quiet()).await;
     let file = open(&fs, "file").await;
     for at in [6000, 10_000, 20_000] {

@@ -9,5 +9,6 @@ mod model;
 mod read_ahead;
 mod speed;
 mod store;
+mod statements;
 mod stress;
 mod synchronous;
