@@ -8,7 +8,7 @@ mod direct_crash;
 mod model;
 mod read_ahead;
 mod speed;
-mod store;
 mod statements;
+mod store;
 mod stress;
 mod synchronous;
