@@ -1,5 +1,6 @@
 //! An open file.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::meta::block_map;
@@ -113,15 +114,23 @@ impl File {
     }
 
     async fn sync(&self, datasync: bool) -> Result<()> {
+        self.sync_bytes(0..u64::MAX, datasync).await
+    }
+
+    /// As fsync, for the data of bytes `range` only; where it reaches past what the device has of the file, for all from
+    /// there on.
+    pub(crate) async fn sync_bytes(&self, range: Range<u64>, datasync: bool) -> Result<()> {
         let inode = Arc::clone(&self.inode);
         self.fs().errors.check_alive()?;
         if self.fs().options.read_only {
             return Ok(());
         }
-        let result = self
-            .filesystem
-            .run("fsync", inode.number, move |fs| async move { sync_inode(&fs, &inode, datasync).await })
-            .await;
+        let result =
+            self.filesystem
+                .run("fsync", inode.number, move |fs| async move {
+                    sync_inode(&fs, &inode, range, datasync).await
+                })
+                .await;
         self.report_write_errors().and(result)
     }
 
@@ -138,7 +147,7 @@ impl File {
                 move |fs| async move { truncate::set_size(&fs, &inode, size).await },
             )
             .await?;
-        self.sync_change(SyncMode::None).await
+        self.sync_change(0..u64::MAX, SyncMode::None).await
     }
 
     /// The size in bytes.
@@ -232,16 +241,17 @@ impl File {
     }
 }
 
-/// What fsync does, but for reporting errors of the past.
+/// What fsync of bytes `range` does, but for reporting errors of the past.
 ///
 /// # Errors
 /// Those of writeback, of the journal and of the device.
 pub(crate) async fn sync_inode(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
+    range: Range<u64>,
     datasync: bool,
 ) -> Result<()> {
-    writeback::sync_data(fs, inode, !datasync).await?;
+    writeback::sync_inode_range(fs, inode, range, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
     let flushed = match (&fs.journal, inode.last_transaction(datasync)) {
         (Some(journal), Some(id)) => fs.commit_file(journal, id).await?,

@@ -608,4 +608,34 @@ mod tests {
         assert_eq!(folio.next_dirty(0..8), Some(0..1));
         assert_eq!(folio.next_dirty(1..8), Some(2..8));
     }
+
+    #[test]
+    fn what_is_viewed_stays_and_the_folio_goes_on_with_other_memory() {
+        let pool = MemoryPool::new(2 << 20);
+        let memory = Arc::new(pool.allocate(16384).expect("pool").expect("room"));
+        let folio = Folio::new(memory, 0, BlockSize::KIB_4);
+        let guard = folio.try_lock().expect("free");
+        guard.write(0, 16384, |bytes| bytes.fill(1));
+        guard.set_uptodate(0..4);
+        let view = guard.view(4096, 8192);
+        let first = folio.memory().as_ptr();
+        guard.write(8192, 12288, |bytes| bytes.fill(2));
+        assert_eq!(folio.memory().as_ptr(), first, "nobody looks there");
+        // A device may fill blocks that are not uptodate: never those that somebody looks at.
+        guard.make_gaps_unviewed(0..4);
+        assert_eq!(folio.memory().as_ptr(), first, "there is no gap");
+        guard.discard_blocks(1..2);
+        guard.make_gaps_unviewed(0..1);
+        assert_eq!(folio.memory().as_ptr(), first, "the gap is elsewhere");
+        guard.make_gaps_unviewed(0..4);
+        assert_ne!(folio.memory().as_ptr(), first);
+        folio.memory().write(4096, 4096, |bytes| bytes.fill(3));
+        assert!(view.iter().all(|byte| *byte == 1));
+        assert!(folio.read(8192, 12288, |bytes| bytes.iter().all(|byte| *byte == 2)), "the rest came along");
+        let again = guard.view(0, 4096);
+        guard.write(100, 200, |bytes| bytes.fill(4));
+        assert!(again.iter().all(|byte| *byte == 1));
+        assert!(folio.read(100, 200, |bytes| bytes.iter().all(|byte| *byte == 4)));
+        drop((view, again));
+    }
 }

@@ -1,5 +1,7 @@
 //! Opening a file: past the page cache or through it, and what its writes make durable.
 
+use std::ops::Range;
+
 use ext4_core::format::inode::{FileType, InodeFlags};
 use ext4_core::{Errno, Error, InodeNumber};
 
@@ -73,15 +75,16 @@ impl File {
         self.options
     }
 
-    /// Makes durable what was just changed through this file, as far as it was opened for that or `asked` says so.
+    /// Makes bytes `range`, which were just changed through this file, durable, as far as it was opened for that or
+    /// `asked` says so.
     ///
     /// # Errors
     /// Those of [`File::sync_all`].
-    pub(crate) async fn sync_change(&self, asked: SyncMode) -> Result<()> {
+    pub(crate) async fn sync_change(&self, range: Range<u64>, asked: SyncMode) -> Result<()> {
         match self.options.sync.max(asked) {
             SyncMode::None => Ok(()),
-            SyncMode::Data => self.sync_data().await,
-            SyncMode::All => self.sync_all().await,
+            SyncMode::Data => self.sync_bytes(range, true).await,
+            SyncMode::All => self.sync_bytes(range, false).await,
         }
     }
 }

@@ -115,7 +115,8 @@ impl MappedFolio<'_> {
         let file = self.file;
         let stored = file.filesystem.observe("write", file.inode.number, self.store()).await?;
         if stored > 0 {
-            file.sync_change(crate::SyncMode::None).await?;
+            let range = self.offset..self.offset + stored as u64;
+            file.sync_change(range, crate::SyncMode::None).await?;
         }
         Ok(stored)
     }

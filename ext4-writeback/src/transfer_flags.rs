@@ -149,8 +149,9 @@ impl File {
         } else {
             self.filesystem.observe("write", self.inode.number, self.write_buffered(position, slices)).await?
         };
-        if written.1 > 0 {
-            self.sync_change(flags.sync_mode()).await?;
+        let (position, count) = written;
+        if count > 0 {
+            self.sync_change(position..position + count as u64, flags.sync_mode()).await?;
         }
         Ok(written)
     }

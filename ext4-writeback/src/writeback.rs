@@ -281,14 +281,12 @@ pub(crate) async fn allocate_holes(
     Ok(())
 }
 
-/// Logs times where a write or an access changed them and nothing else logged them since; not of an inode that was
-/// deleted: its slot may be another's by now.
+/// Logs times where a write or an access changed them and nothing else logged them since. Those of a deleted inode are
+/// not: its deletion logged it, and nobody changes its times then.
 pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = fs.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
-    if inode.freed.load(Ordering::Acquire) {
-        inode.pages.times_dirty.store(false, Ordering::Release);
-    } else if inode.pages.times_dirty.load(Ordering::Acquire) {
+    if inode.pages.times_dirty.load(Ordering::Acquire) {
         fs.log_inode(&handle, inode, &disk, false).await?;
     }
     Ok(())

@@ -35,6 +35,7 @@ mod write;
 use std::sync::Arc;
 
 use ext4_core::device::AlignedBuffer;
+use ext4_core::format::inode::InodeFlags;
 use ext4_core::{Errno, Error};
 use parking_lot::Mutex;
 
@@ -49,6 +50,11 @@ const COPY_STEP: usize = 8 << 20;
 /// The unit of direct I/O: the device's logical block, as in the kernel.
 fn unit(fs: &FilesystemInner) -> u64 {
     u64::from(fs.info.device().geometry().logical_block_size)
+}
+
+/// True where the file's data lies in its inode: only the page cache can get at it.
+async fn is_inline(inode: &InodeInfo) -> bool {
+    inode.inode.read().await.flags.contains(InodeFlags::INLINE_DATA)
 }
 
 /// `EINVAL` where a transfer is not made of whole logical blocks of the device.
@@ -83,7 +89,13 @@ impl File {
     /// it holds; those of writing back what was dirty there.
     pub async fn read_direct(&self, offset: u64, buffer: AlignedBuffer) -> (Result<usize>, AlignedBuffer) {
         let mut back = buffer;
-        let read = async { read::read(self.fs(), &self.inode, offset, &mut back).await };
+        let read = async {
+            check_aligned(self.fs(), &self.inode, offset, back.len())?;
+            if is_inline(&self.inode).await {
+                return self.read_cached_at(offset, &mut back).await;
+            }
+            read::read(self.fs(), &self.inode, offset, &mut back).await
+        };
         let result = self.filesystem.observe("read", self.inode.number, read).await;
         if result.is_ok() {
             self.note_access().await;
@@ -118,7 +130,9 @@ impl File {
         let append = self.options.append || flags.contains(WriteFlags::APPEND);
         let (result, buffer) = self.write_owned((!append).then_some(offset), buffer, flags).await;
         let result = match result {
-            Ok((_, count)) if count > 0 => self.sync_change(flags.sync_mode()).await.map(|()| count),
+            Ok((at, count)) if count > 0 => {
+                self.sync_change(at..at + count as u64, flags.sync_mode()).await.map(|()| count)
+            }
             result => result.map(|(_, count)| count),
         };
         (result, buffer)

@@ -6,23 +6,22 @@ use ext4_core::device::{AlignedBuffer, Operation};
 use ext4_core::{Errno, Error, Result};
 
 use super::transfer::{Piece, transfer};
-use super::{check_aligned, coherence, unit};
+use super::{coherence, unit};
 use crate::counters::LiveCounters;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::iomap::{self, Kind};
 
-/// Reads at byte `offset` into `buffer`; how many bytes.
+/// Reads at byte `offset` into `buffer`, both aligned; how many bytes.
 ///
 /// # Errors
-/// `EINVAL`; those of writeback, of the device and of what it holds.
+/// Those of writeback, of the device and of what it holds.
 pub(super) async fn read(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     offset: u64,
     buffer: &mut AlignedBuffer,
 ) -> Result<usize> {
-    check_aligned(fs, inode, offset, buffer.len())?;
     let _content = inode.rwlock.read().await;
     inode.check_alive()?;
     let size = inode.size();

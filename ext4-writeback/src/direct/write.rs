@@ -8,7 +8,7 @@ use ext4_core::{BlockNumber, Errno, Error, Result};
 
 use super::complete::{self, Run};
 use super::transfer::{Piece, transfer};
-use super::{check_aligned, coherence};
+use super::{check_aligned, coherence, is_inline};
 use crate::counters::LiveCounters;
 use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
@@ -81,7 +81,7 @@ async fn overwrite(
     };
     inode.check_alive()?;
     let range = offset..offset.saturating_add(buffer.len() as u64);
-    if range.end > inode.size() {
+    if range.end > inode.size() || is_inline(inode).await {
         return Ok(None);
     }
     if nowait && (coherence::is_busy(inode, &range) || inode.completion.disk_size() < range.end) {
@@ -113,6 +113,9 @@ async fn allocate_and_write(
     if range.end > limit {
         let context = format!("a direct write at {}..{}: files end at {limit}", range.start, range.end);
         return Err(Error::posix(Errno::EFBIG, context));
+    }
+    if is_inline(inode).await {
+        return through_cache(fs, inode, &range, buffer).await;
     }
     if offset > size {
         zero_block_tail(fs, inode, size).await?;

@@ -128,6 +128,42 @@ async fn overwrites_take_no_handle_and_go_beside_each_other() {
     drop(fs);
 }
 
+/// The kernel goes through the page cache for a hole of such a file: its blocks cannot be unwritten.
+#[tokio::test]
+async fn a_file_of_indirect_blocks_is_overwritten_directly_and_filled_through_the_cache() {
+    if !have_tools() {
+        return;
+    }
+    let image = make_image(32, 1024, &["-O", "^extent,^64bit"], 0xaa);
+    let host = tempfile::NamedTempFile::new().expect("a temporary file");
+    let mut data = pattern(6, 0, 700_416);
+    data[100 * 1024..150 * 1024].fill(0);
+    std::fs::write(host.path(), &data).expect("room");
+    let path = tempfile::NamedTempFile::new().expect("a temporary file");
+    image.to_file(path.path()).expect("room");
+    let request = format!("write {} file", host.path().display());
+    let output = std::process::Command::new("debugfs").args(["-w", "-R", &request]).arg(path.path()).output();
+    assert!(output.expect("debugfs runs").status.success());
+    let image = ext4_core::device::Image::from_file(path.path()).expect("the image");
+    let (device, fs) = mount_image(image, options()).await;
+    let (cached, direct) = (open(&fs, "file").await, open_direct(&fs, "file").await);
+    for (at, len) in [(0, 4096), (204_800, 51_200), (600_064, 512)] {
+        direct.write_at(at as u64, &pattern(8, at as u64, len)).await.expect("overwrites");
+        data[at..at + len].copy_from_slice(&pattern(8, at as u64, len));
+    }
+    assert_eq!(fs.counters().direct_fallbacks, 0);
+    match direct.write_at(120 * 1024, &pattern(9, 0, 2048)).await {
+        Ok(_) => data[120 * 1024..122 * 1024].copy_from_slice(&pattern(9, 0, 2048)),
+        Err(error) => assert_eq!(error.errno(), Errno::EOPNOTSUPP),
+    }
+    assert_eq!(fs.counters().direct_fallbacks, 1);
+    let mut bytes = vec![0; 700_416];
+    direct.read_at(0, &mut bytes).await.expect("reads");
+    assert!(bytes == data && content(&cached).await == data);
+    drop((cached, direct));
+    finish(&device, fs).await;
+}
+
 #[tokio::test]
 async fn nowait_takes_what_is_there_and_nothing_else() {
     if !have_tools() {
