@@ -3,7 +3,12 @@
 mod basic;
 mod common;
 mod crash;
+mod direct;
+mod direct_crash;
 mod model;
+mod read_ahead;
 mod speed;
 mod statements;
+mod store;
 mod stress;
+mod synchronous;
