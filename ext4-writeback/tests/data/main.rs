@@ -4,5 +4,6 @@ mod basic;
 mod common;
 mod crash;
 mod model;
+mod published;
 mod speed;
 mod stress;

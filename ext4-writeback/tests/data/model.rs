@@ -144,8 +144,13 @@ impl World {
 }
 
 async fn run(seed: u64, block_size: u32, options: MountOptions, steps: usize) {
+    run_on(seed, make_image(48, block_size, &[], 0xaa), block_size, options, steps).await;
+}
+
+/// Runs `steps` on an image with blocks of `block_size`.
+pub async fn run_on(seed: u64, image: Image, block_size: u32, options: MountOptions, steps: usize) {
     println!("seed {seed}, blocks of {block_size}, {options:?}");
-    let mut world = World::new(seed, make_image(48, block_size, &[], 0xaa), options).await;
+    let mut world = World::new(seed, image, options).await;
     for _ in 0..steps {
         world.step().await;
     }
@@ -166,7 +171,7 @@ async fn run(seed: u64, block_size: u32, options: MountOptions, steps: usize) {
     finish(&world.device, fs).await;
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
