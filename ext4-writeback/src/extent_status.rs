@@ -162,6 +162,26 @@ impl Tree {
         self.insert(start, end, status);
     }
 
+    /// True where `range` is the beginning of a hole behind a delayed extent: the next step of a stream of writes.
+    fn goes_on_behind_delayed(&self, range: &Range<u32>) -> bool {
+        let mut before = self.extents.range(..=range.start).rev();
+        matches!(
+            (before.next(), before.next()),
+            (Some((start, (end, Status::Hole))), Some((_, (before_end, Status::Delayed))))
+                if *start == range.start && *end > range.end && before_end == start
+        )
+    }
+
+    /// Makes `range`, for which [`Tree::goes_on_behind_delayed`] holds, part of the delayed extent before it.
+    fn lengthen_delayed(&mut self, range: &Range<u32>) {
+        let Some(hole) = self.extents.remove(&range.start) else { return };
+        self.extents.insert(range.end, hole);
+        if let Some((_, (end, _))) = self.extents.range_mut(..range.start).next_back() {
+            *end = range.end;
+            self.delayed_blocks += u64::from(range.end - range.start);
+        }
+    }
+
     /// Keeps the tree within its bound; `keep` stays.
     fn prune(&mut self, keep: u32) {
         if self.extents.len() - self.delayed_extents <= MAX_RECLAIMABLE {
@@ -235,6 +255,12 @@ impl ExtentStatusTree {
     /// Those of `promise`; then nothing was changed.
     pub fn reserve(&self, range: Range<u32>, promise: impl FnOnce(u64) -> Result<()>) -> Result<Reservation> {
         let mut tree = self.tree.lock();
+        if tree.goes_on_behind_delayed(&range) {
+            promise(u64::from(range.end - range.start))?;
+            tree.lengthen_delayed(&range);
+            self.bump();
+            return Ok(Reservation::Done);
+        }
         let (mut at, mut holes) = (range.start, 0);
         while at < range.end {
             let Some((_, end, status)) = tree.covering(at) else {

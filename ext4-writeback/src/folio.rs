@@ -407,6 +407,8 @@ pub(crate) struct WriteState {
     pub in_flight: bool,
     /// All of them are dirty: what lies below is known to be there or promised.
     pub dirty: bool,
+    /// Memory holds the content of the first, and of the last.
+    pub uptodate: [bool; 2],
 }
 
 impl FolioGuard {
@@ -422,13 +424,15 @@ impl FolioGuard {
         Ok(Self(folio))
     }
 
-    /// What a write to `blocks` has to know.
+    /// What a write to `blocks`, of which there is one at least, has to know.
     pub fn write_state(&self, blocks: &Range<u32>) -> WriteState {
         let state = self.state.lock();
+        let uptodate = |block: u32| state.uptodate.contains(block..block + 1);
         WriteState {
             removed: state.removed,
             in_flight: state.in_flight.start < blocks.end && blocks.start < state.in_flight.end,
             dirty: state.dirty.contains(blocks.clone()),
+            uptodate: [uptodate(blocks.start), uptodate(blocks.end - 1)],
         }
     }
 

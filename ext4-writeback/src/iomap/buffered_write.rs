@@ -15,6 +15,7 @@
 //! - Bytes between the old end of the file and the start of the write are zeros before the size passes them.
 //! - Throttling comes before any folio lock.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::{Errno, Error, Result};
@@ -25,7 +26,7 @@ use crate::counters::LiveCounters;
 use crate::extent_status::{Reservation, Status};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
-use crate::folio::FolioGuard;
+use crate::folio::{FolioGuard, WriteState};
 use crate::indirect::prepare_pointers;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
@@ -61,6 +62,13 @@ fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     Allocation::Delayed
 }
 
+/// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
+/// allocation, and where three of them for each promised block might not be found at publication.
+fn needs_pointers_first(fs: &FilesystemInner) -> bool {
+    let (free, promised) = fs.info.free_and_reserved_blocks();
+    !fs.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
+}
+
 /// Writes `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes; fewer only where
 /// an error came after some.
 ///
@@ -79,8 +87,11 @@ pub(crate) async fn write(
     let mut mode = allocation_mode(fs);
     // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
     let mut prepared = u64::MAX;
-    if mode == Allocation::AtOnce && inode.is_indirect().await {
-        (mode, prepared) = (Allocation::Delayed, position);
+    if inode.is_indirect().await {
+        mode = Allocation::Delayed;
+        if needs_pointers_first(fs) {
+            prepared = position;
+        }
     }
     let mut done = 0;
     let mut retries = 0;
@@ -181,8 +192,8 @@ async fn write_folio(
         let mut read = None;
         if covered != touched {
             let size = inode.size();
-            for block in [touched.start, touched.end - 1] {
-                if covered.contains(&block) || folio.is_uptodate(block..block + 1) {
+            for (block, uptodate) in edges(&touched, &state) {
+                if covered.contains(&block) || uptodate {
                     continue;
                 }
                 let written = start_of(block) < size && {
@@ -231,16 +242,24 @@ async fn write_folio(
             }
             Err(error) => return Err(error),
         }
-        // From here on nothing is awaited.
-        for block in [touched.start, touched.end - 1] {
-            if !covered.contains(&block) && !folio.is_uptodate(block..block + 1) {
-                folio.zero(start_of(block), start_of(block + 1));
-                folio.set_uptodate(block..block + 1);
+        // From here on nothing is awaited. Around the copy nothing written lies below: zeros, but for what is behind the
+        // end of the file, which nobody reads and which writeback, or whoever extends the file, zeroes.
+        let size = inode.size();
+        for (block, uptodate) in edges(&touched, &state) {
+            if !covered.contains(&block) && !uptodate {
+                let (from, to) = (start_of(block), start_of(block + 1));
+                folio.zero(from, position.clamp(from, to));
+                folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to));
             }
         }
         let data = &data[..(end - position) as usize];
         return Ok(copy(inode, &folio, position, data, || mark_dirty(fs, inode, &folio, touched)));
     }
+}
+
+/// The first and the last of the blocks that a write touches, and whether memory holds their content.
+fn edges(touched: &Range<u32>, state: &WriteState) -> [(u32, bool); 2] {
+    [(touched.start, state.uptodate[0]), (touched.end - 1, state.uptodate[1])]
 }
 
 /// Copies `data` to byte `position` of the locked folio, whose blocks are ready for it; `mark` makes them dirty.

@@ -1,8 +1,12 @@
 //! The data path against models, power cuts and faults. e2fsck judges every image.
 
+#[path = "../common/mod.rs"]
+mod images;
+
 mod basic;
 mod common;
 mod crash;
+mod indirect;
 mod model;
 mod published;
 mod speed;

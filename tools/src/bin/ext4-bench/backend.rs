@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::fio;
 use crate::report::{Report, Subject};
-use crate::workload::{Measurement, Stopwatch, Target, Workload};
+use crate::workload::{Fsync, Measurement, Stopwatch, Target, Workload};
 
 /// Runs the suite.
 ///
@@ -58,7 +58,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
                 random: false,
                 range: target.size,
                 bytes: target.size,
-                durable: write,
+                fsync: if write { Fsync::AtTheEnd } else { Fsync::Never },
             })
         });
     let random = [1, 32, 128].into_iter().flat_map(|depth| {
@@ -71,7 +71,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
             range: target.size,
             // One at a time takes long.
             bytes: if depth == 1 { target.size / 16 } else { target.size },
-            durable: write,
+            fsync: if write { Fsync::AtTheEnd } else { Fsync::Never },
         })
     });
     sequential.chain(random).collect()
@@ -87,7 +87,7 @@ fn fill(runtime: &Runtime, target: &Target) -> anyhow::Result<()> {
         random: false,
         range: target.size,
         bytes: target.size,
-        durable: true,
+        fsync: Fsync::AtTheEnd,
     };
     runtime.block_on(drive(Subject::OursUring, &target.device, &workload)).map(drop)
 }
@@ -131,7 +131,7 @@ async fn drive(subject: Subject, path: &Path, workload: &Workload) -> anyhow::Re
     for task in tasks {
         task.await.context("a submitter")??;
     }
-    if workload.durable {
+    if workload.fsync != Fsync::Never {
         device.flush().await?;
     }
     Ok(watch.stop())

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::workload::{Measurement, Workload};
+use crate::workload::{Fsync, KernelThreads, Measurement, Workload};
 
 /// # Errors
 /// Where fio is not there.
@@ -25,7 +25,9 @@ pub fn check() -> anyhow::Result<()> {
 /// Those of fio.
 pub fn raw(device: &Path, workload: &Workload, batched: bool) -> anyhow::Result<Measurement> {
     let mut engine =
-        ["--ioengine=io_uring", "--fixedbufs", "--registerfiles", "--direct=1"].map(String::from).to_vec();
+        ["--ioengine=io_uring", "--fixedbufs", "--registerfiles", "--direct=1", "--invalidate=1"]
+            .map(String::from)
+            .to_vec();
     if batched {
         let batch = workload.depth.div_ceil(4);
         engine.push(format!("--iodepth_batch_submit={batch}"));
@@ -34,12 +36,14 @@ pub fn raw(device: &Path, workload: &Workload, batched: bool) -> anyhow::Result<
     run(device, workload, &engine)
 }
 
-/// Writes a file as a program does: one `pwrite` after the other, an `fsync` at the end where the workload asks.
+/// Reads or writes a file that is there, as a program does: one call after the other, with `fsync` where the workload
+/// asks. What is in memory stays there.
 ///
 /// # Errors
 /// Those of fio.
 pub fn file(path: &Path, workload: &Workload) -> anyhow::Result<Measurement> {
-    run(path, workload, &["--ioengine=psync".into(), "--fallocate=none".into()])
+    let engine = ["--ioengine=psync", "--fallocate=none", "--invalidate=0", "--gtod_reduce=1"];
+    run(path, workload, &engine.map(String::from))
 }
 
 fn run(path: &Path, workload: &Workload, engine: &[String]) -> anyhow::Result<Measurement> {
@@ -52,16 +56,18 @@ fn run(path: &Path, workload: &Workload, engine: &[String]) -> anyhow::Result<Me
     let mut name = OsString::from("--filename=");
     // fio takes a colon for a separator of names.
     name.push(path.to_string_lossy().replace(':', "\\:"));
+    let threads = KernelThreads::now();
     let output = Command::new("fio")
         .args(["--name=bench", "--thread", "--output-format=json", "--randrepeat=0", "--norandommap"])
-        .args(["--randseed=1", "--invalidate=1", "--zero_buffers=0", "--refill_buffers=0"])
+        .args(["--randseed=1", "--zero_buffers=0", "--refill_buffers=0"])
         .arg(name)
         .arg(format!("--rw={kind}"))
         .arg(format!("--bs={}", workload.block_size))
         .arg(format!("--iodepth={}", workload.depth))
         .arg(format!("--size={}", workload.range))
         .arg(format!("--io_size={}", workload.bytes))
-        .arg(format!("--end_fsync={}", u8::from(workload.durable)))
+        .arg(format!("--end_fsync={}", u8::from(workload.fsync == Fsync::AtTheEnd)))
+        .arg(format!("--fsync={}", u8::from(workload.fsync == Fsync::Each)))
         .args(engine)
         .output()
         .context("run fio")?;
@@ -72,7 +78,9 @@ fn run(path: &Path, workload: &Workload, engine: &[String]) -> anyhow::Result<Me
     let text = String::from_utf8_lossy(&output.stdout);
     let start = text.find('{').unwrap_or(0);
     let parsed: Value = serde_json::from_str(text[start..].trim()).context("read fio's report")?;
-    measurement(&parsed, workload)
+    let mut measured = measurement(&parsed, workload)?;
+    measured.cpu_seconds += threads.seconds_since();
+    Ok(measured)
 }
 
 fn measurement(parsed: &Value, workload: &Workload) -> anyhow::Result<Measurement> {

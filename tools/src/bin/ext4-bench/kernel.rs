@@ -11,6 +11,7 @@ use crate::workload::Traffic;
 #[derive(Debug)]
 pub struct Mounted {
     directory: tempfile::TempDir,
+    device: PathBuf,
     /// The device's name in /sys and /proc.
     name: String,
 }
@@ -39,7 +40,18 @@ impl Mounted {
         let directory =
             tempfile::Builder::new().prefix("ext4-bench").tempdir().context("a directory to mount on")?;
         tool(Command::new("mount").args(["-t", "ext4"]).arg(device).arg(directory.path()))?;
-        Ok(Self { directory, name: device_name(device)? })
+        Ok(Self { directory, device: device.to_owned(), name: device_name(device)? })
+    }
+
+    /// Unmounts it and mounts it again: nothing of it is in memory then.
+    ///
+    /// # Errors
+    /// Those of umount and mount.
+    pub fn again(self) -> anyhow::Result<Self> {
+        let directory = self.path();
+        tool(Command::new("umount").arg(directory))?;
+        tool(Command::new("mount").args(["-t", "ext4"]).arg(&self.device).arg(directory))?;
+        Ok(self)
     }
 
     /// Where it is mounted.

@@ -1,5 +1,6 @@
 //! What is measured, in words that every subject can carry out.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,8 +34,19 @@ pub struct Workload {
     pub range: u64,
     /// Bytes in all.
     pub bytes: u64,
-    /// What is written is durable at the end.
-    pub durable: bool,
+    /// When what is written is made durable.
+    pub fsync: Fsync,
+}
+
+/// When a workload makes durable what it wrote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fsync {
+    /// It does not.
+    Never,
+    /// Once, at the end of all.
+    AtTheEnd,
+    /// After each transfer.
+    Each,
 }
 
 impl Workload {
@@ -74,7 +86,7 @@ impl From<&Workload> for Description {
 pub struct Measurement {
     /// Wall clock.
     pub seconds: f64,
-    /// Processor time of the process that submits, user and system.
+    /// Processor time of the process that calls, user and system, and of the kernel's own threads.
     pub cpu_seconds: f64,
     /// What the journal cost, where there is one and it tells.
     pub traffic: Option<Traffic>,
@@ -89,28 +101,63 @@ pub struct Traffic {
     pub flushes: f64,
 }
 
-/// Wall clock and this process's processor time.
+/// Wall clock, and the processor time of this process and of the kernel's threads.
 #[derive(Debug)]
 pub struct Stopwatch {
     start: std::time::Instant,
     cpu: Duration,
+    kernel: KernelThreads,
 }
 
 impl Stopwatch {
     /// Starts.
     #[must_use]
     pub fn start() -> Self {
-        Self { cpu: cpu_time(), start: std::time::Instant::now() }
+        Self { kernel: KernelThreads::now(), cpu: cpu_time(), start: std::time::Instant::now() }
     }
 
     /// Stops.
     #[must_use]
     pub fn stop(&self) -> Measurement {
-        Measurement {
-            seconds: self.start.elapsed().as_secs_f64(),
-            cpu_seconds: cpu_time().saturating_sub(self.cpu).as_secs_f64(),
-            traffic: None,
-        }
+        let seconds = self.start.elapsed().as_secs_f64();
+        let process = cpu_time().saturating_sub(self.cpu).as_secs_f64();
+        Measurement { seconds, cpu_seconds: process + self.kernel.seconds_since(), traffic: None }
+    }
+}
+
+/// How long each of the kernel's own threads has run: flushers, completion workers, the loop device's, jbd2.
+#[derive(Debug)]
+pub struct KernelThreads(BTreeMap<i32, u64>);
+
+impl KernelThreads {
+    /// Up to now. Threads that cannot be looked at are left out.
+    #[must_use]
+    pub fn now() -> Self {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return Self(BTreeMap::new()) };
+        let threads = processes.flatten().filter_map(|process| {
+            let number: i32 = process.file_name().to_str()?.parse().ok()?;
+            // Kernel threads have no executable and no arguments.
+            let arguments = std::fs::read(process.path().join("cmdline")).ok()?;
+            if !arguments.is_empty() {
+                return None;
+            }
+            // Nanoseconds on a processor. Source: kernel documentation, "Scheduler Statistics", /proc/<pid>/schedstat.
+            let figures = std::fs::read_to_string(process.path().join("schedstat")).ok()?;
+            Some((number, figures.split_ascii_whitespace().next()?.parse().ok()?))
+        });
+        Self(threads.collect())
+    }
+
+    /// Seconds of processor time that they took since, those that have begun meanwhile included.
+    #[must_use]
+    pub fn seconds_since(&self) -> f64 {
+        let now = Self::now();
+        let nanoseconds: u64 = now
+            .0
+            .iter()
+            .map(|(number, ran)| ran.saturating_sub(self.0.get(number).copied().unwrap_or(0)))
+            .sum();
+        nanoseconds as f64 / 1e9
     }
 }
 
