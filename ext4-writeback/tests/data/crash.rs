@@ -173,14 +173,29 @@ pub async fn scattered_appends(way: Way) {
 
 /// Holds writes to some bytes back until they are let go.
 #[derive(Debug)]
-struct Holding {
+pub struct Holding {
     inner: Arc<MemoryDevice>,
     range: std::ops::Range<u64>,
     held: std::sync::Mutex<Option<Vec<Bio>>>,
 }
 
 impl Holding {
-    fn release(&self) {
+    /// Holds nothing yet.
+    pub fn new(inner: &Arc<MemoryDevice>, range: std::ops::Range<u64>) -> Self {
+        Self { inner: Arc::clone(inner), range, held: std::sync::Mutex::new(None) }
+    }
+
+    /// From now on.
+    pub fn hold(&self) {
+        self.held.lock().expect("no panic").get_or_insert_default();
+    }
+
+    /// How many writes it holds.
+    pub fn holds(&self) -> usize {
+        self.held.lock().expect("no panic").as_ref().map_or(0, Vec::len)
+    }
+
+    pub fn release(&self) {
         let held = self.held.lock().expect("no panic").take().unwrap_or_default();
         self.inner.submit(held);
     }
@@ -458,6 +473,53 @@ async fn g_17_the_same_without_delayed_allocation() {
         return;
     }
     random_workload(Way::Unwritten, 23, false).await;
+}
+
+/// Appends and overwrites, each made durable by a fast commit: after each cut a prefix of what was
+/// written is there, and at least what was promised.
+pub async fn fast_commits(way: Way, seed: u64, without_fua: bool) {
+    println!("seed {seed}, {way:?}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut steps, mut states): (Vec<(u64, usize)>, _) = (Vec::new(), vec![Vec::new()]);
+    for i in 0..40 {
+        let mut model: Vec<u8> = states[i].clone();
+        // One hole, and no more extents than the inode holds.
+        let at = if i == 0 { 20_000 } else { random.u64(model.len() as u64 / 2..=model.len() as u64) };
+        let len = random.usize(1..9000);
+        steps.push((at, len));
+        let end = at as usize + len;
+        model.resize(model.len().max(end), 0);
+        model[at as usize..end].copy_from_slice(&pattern(i as u64, at, len));
+        states.push(model);
+    }
+    let image = way.image(16, 1024, &["-J", "size=4", "-O", "fast_commit"], STALE);
+    let device = RecordingDevice::new(image);
+    let device = Arc::new(if without_fua { device.without_fua() } else { device });
+    let fs = mount(Arc::clone(&device) as _, way.mounted(quiet())).await;
+    let file = create(&fs, "file").await;
+    fs.sync().await.expect("syncs");
+    device.mark("made");
+    for (i, (at, len)) in steps.iter().enumerate() {
+        file.write_at(*at, &pattern(i as u64, *at, *len)).await.expect("writes");
+        if i % 2 == 0 { file.sync_all().await } else { file.sync_data().await }.expect("syncs");
+        device.mark(format!("sync {i}"));
+    }
+    let (statistics, reasons) = fs.fast_commit_statistics();
+    assert!(statistics.commits > 20, "{statistics:?} {reasons:?}");
+    drop((file, fs));
+    let recording = device.recording();
+    at_every_cut(&recording, 80, "file", |passed, bytes| {
+        let promised = (0..steps.len()).rev().find(|i| passed(&format!("sync {i}"))).map_or(0, |i| i + 1);
+        let Some(bytes) = bytes else { return assert!(!passed("made")) };
+        // A write is in place of another while it is in flight: block by block it is the promised state or the next.
+        let (now, next) = (&states[promised], states.get(promised + 1).unwrap_or(&states[promised]));
+        assert!(bytes.len() >= now.len(), "{} bytes of {}", bytes.len(), now.len());
+        for (at, byte) in bytes.iter().enumerate() {
+            let ok = now.get(at) == Some(byte) || next.get(at) == Some(byte);
+            assert!(ok, "{byte:#x} at {at} of {} after {promised} writes", bytes.len());
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
