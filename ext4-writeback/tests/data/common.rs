@@ -138,3 +138,8 @@ pub async fn finish(device: &MemoryDevice, fs: Filesystem) -> Image {
     assert_clean(&image);
     image
 }
+
+/// True where the long forms of tests are asked for.
+pub fn long_tests() -> bool {
+    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value != "0")
+}

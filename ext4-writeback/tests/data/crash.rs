@@ -11,18 +11,18 @@ use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevi
 use ext4_core::device::{Bio, BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_writeback::{File, Filesystem, MountOptions};
 
-const STALE: u8 = 0xaa;
+pub const STALE: u8 = 0xaa;
 
 /// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at all the
 /// writers would write back themselves.)
-fn quiet() -> MountOptions {
+pub fn quiet() -> MountOptions {
     let hour = std::time::Duration::from_secs(3600);
     MountOptions { commit_interval: Some(hour), ..options() }
 }
 
 /// Runs `work` on a recorded device over `image`, which reorders what is in flight, and drops the file system as a
 /// crash would.
-async fn record<F: Future<Output = ()>>(
+pub async fn record<F: Future<Output = ()>>(
     image: Image,
     seed: Option<u64>,
     options: MountOptions,
@@ -46,7 +46,7 @@ async fn record<F: Future<Output = ()>>(
 
 /// Commits all the time, as other tasks' fsyncs would: whatever is in the running transaction becomes durable between
 /// the completions of the data.
-async fn commits(fs: &Filesystem) {
+pub async fn commits(fs: &Filesystem) {
     for i in 0.. {
         drop(create(fs, &format!("other{i}")).await);
         fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
@@ -54,7 +54,7 @@ async fn commits(fs: &Filesystem) {
 }
 
 /// Recovers `image` and hands its file to `check`; e2fsck judges what is left.
-async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)) {
+pub async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)) {
     let (device, fs) = mount_image(image, options()).await;
     match fs.lookup(ext4_core::InodeNumber::ROOT, name.as_bytes()).await {
         Ok(number) => {
@@ -69,7 +69,7 @@ async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u8>>)
 }
 
 /// Every `step`th cut, in several variants.
-async fn at_every_cut(
+pub async fn at_every_cut(
     recording: &Recording,
     cuts: usize,
     name: &str,
@@ -85,7 +85,7 @@ async fn at_every_cut(
     }
 }
 
-fn blank(way: Way) -> Image {
+pub fn blank(way: Way) -> Image {
     way.image(16, 4096, &["-J", "size=4"], STALE)
 }
 
@@ -180,12 +180,12 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Holds nothing yet.
-    pub fn new(inner: &Arc<MemoryDevice>, range: std::ops::Range<u64>) -> Self {
-        Self { inner: Arc::clone(inner), range, held: std::sync::Mutex::new(None) }
+    /// Over `inner`; writes that touch bytes `range` are held from now on.
+    pub fn new(inner: Arc<MemoryDevice>, range: std::ops::Range<u64>) -> Self {
+        Self { inner, range, held: std::sync::Mutex::new(Some(Vec::new())) }
     }
 
-    /// From now on.
+    /// Holds again, after a release.
     pub fn hold(&self) {
         self.held.lock().expect("no panic").get_or_insert_default();
     }
@@ -230,8 +230,7 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
     }
     let (image, tail) = with_planted_tail(Way::Unwritten).await;
     let memory = Arc::new(MemoryDevice::from_image(image));
-    let held = std::sync::Mutex::new(Some(Vec::new()));
-    let device = Arc::new(Holding { inner: Arc::clone(&memory), range: tail..tail + 4096, held });
+    let device = Arc::new(Holding::new(Arc::clone(&memory), tail..tail + 4096));
     let fs = mount(Arc::clone(&device) as _, quiet()).await;
     let file = open(&fs, "file").await;
     for at in [6000, 10_000, 20_000] {
@@ -260,7 +259,7 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
 
 /// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device; and the byte of the device
 /// where the block lies.
-async fn with_planted_tail(way: Way) -> (Image, u64) {
+pub async fn with_planted_tail(way: Way) -> (Image, u64) {
     let (device, fs) = mount_image(blank(way), way.mounted(quiet())).await;
     let file = create(&fs, "file").await;
     file.write_at(0, &pattern(7, 0, 2000)).await.expect("writes");

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::common::*;
 use super::images::{KernelMount, can_mount};
-use super::model::seed;
 use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_core::{Errno, InodeNumber};
@@ -107,6 +106,11 @@ fn offset(random: &mut fastrand::Rng, block_size: u32, limit: u64) -> u64 {
     };
     let block = (near + random.u64(0..12)).saturating_sub(6);
     (block * u64::from(block_size) + random.u64(0..u64::from(block_size))).min(limit)
+}
+
+/// The seed of a run; `SEED=n` for another.
+fn seed() -> u64 {
+    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7)
 }
 
 async fn random_sparse(seed: u64, block_size: u32, name: &str, features: &[&str], options: MountOptions) {

@@ -11,4 +11,5 @@ mod indirect;
 mod model;
 mod published;
 mod speed;
+mod statements;
 mod stress;

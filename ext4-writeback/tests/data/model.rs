@@ -1,35 +1,131 @@
-//! Random operations against an array of bytes.
+//! Random operations against an array of bytes, many of them, in every mode of the data path.
+//!
+//! Files are small and so are most transfers, so that the operations meet in the same blocks and folios. Now and then
+//! the file system is unmounted and judged by e2fsck, with garbage put behind the ends of its files (an append that got
+//! to the device without its size leaves some); now and then it crashes.
+//!
+//! After a crash each file is as it was when it was last synced, or newer: of a size that it had since, each byte zero
+//! or something that was written there since. A file that was not changed since its sync is exactly as it was.
+//!
+//! Seeds are fixed, and printed when a world fails; `SEED=n` runs another one, `EXT4_LONG_TESTS=1` many.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::common::*;
 use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
+use ext4_core::meta::extent_tree::MappingState;
 use ext4_writeback::file::SeekTarget;
 use ext4_writeback::{File, Filesystem, MountOptions};
 
 const FILES: usize = 4;
-const MAX: u64 = 3 << 20;
+/// Files end here or before.
+const MAX: u64 = 400_000;
+/// What is put behind the ends of files: even, which nothing written is.
+const GARBAGE: u8 = 0x66;
+
+/// What happened to a file since it was synced.
+#[derive(Debug)]
+enum Change {
+    Written { at: usize, data: Vec<u8> },
+    Resized(usize),
+}
+
+/// What a file should hold.
+#[derive(Debug, Default)]
+struct Model {
+    bytes: Vec<u8>,
+    synced: Vec<u8>,
+    since: Vec<Change>,
+}
+
+impl Model {
+    fn write(&mut self, at: usize, data: Vec<u8>) {
+        if self.bytes.len() < at + data.len() {
+            self.bytes.resize(at + data.len(), 0);
+        }
+        self.bytes[at..at + data.len()].copy_from_slice(&data);
+        self.since.push(Change::Written { at, data });
+    }
+
+    fn resize(&mut self, len: usize) {
+        self.bytes.resize(len, 0);
+        self.since.push(Change::Resized(len));
+    }
+
+    fn sync(&mut self) {
+        self.synced.clone_from(&self.bytes);
+        self.since.clear();
+    }
+
+    /// Panics where `found` is not what a crash may leave; goes on from there.
+    fn crash(&mut self, found: Vec<u8>, what: &str) {
+        if self.since.is_empty() {
+            assert!(found == self.bytes, "{what}: synced, and not as it was");
+        }
+        let (mut least, mut most) = (self.synced.len(), self.synced.len());
+        let mut values: Vec<[u64; 4]> = vec![[0; 4]; found.len()];
+        let mut allow = |at: usize, byte: u8| {
+            if let Some(set) = values.get_mut(at) {
+                set[usize::from(byte / 64)] |= 1 << (byte % 64);
+            }
+        };
+        for (at, byte) in self.synced.iter().enumerate() {
+            allow(at, *byte);
+        }
+        let mut len = self.synced.len();
+        // Below this every state since the sync had its bytes: no zeros but where they were written.
+        for change in &self.since {
+            match change {
+                Change::Written { at, data } => {
+                    data.iter().enumerate().for_each(|(i, byte)| allow(at + i, *byte));
+                    len = len.max(at + data.len());
+                }
+                Change::Resized(to) => len = *to,
+            }
+            (least, most) = (least.min(len), most.max(len));
+        }
+        assert!((least..=most).contains(&found.len()), "{what}: {} of {least} to {most} bytes", found.len());
+        for (at, byte) in found.iter().enumerate() {
+            let allowed = values[at][usize::from(byte / 64)] & 1 << (byte % 64) != 0;
+            // A byte of the synced file that nobody cut off or wrote to stays what it was.
+            let zero = *byte == 0 && (at >= least || self.synced.get(at).is_none_or(|old| *old == 0));
+            assert!(allowed || zero, "{what}: {byte:#x} at {at} of {}", found.len());
+        }
+        self.bytes = found;
+        self.sync();
+    }
+}
+
+/// What a world is made of.
+#[derive(Clone)]
+pub struct Form {
+    name: &'static str,
+    block_size: u32,
+    /// Of mkfs.ext4.
+    pub features: &'static [&'static str],
+    pub options: MountOptions,
+}
 
 struct World {
     random: fastrand::Rng,
+    form: Form,
     device: Arc<MemoryDevice>,
     fs: Option<Filesystem>,
-    files: Vec<Option<File>>,
-    model: Vec<Vec<u8>>,
-    options: MountOptions,
+    files: Vec<File>,
+    model: Vec<Model>,
 }
 
 impl World {
-    async fn new(seed: u64, image: Image, options: MountOptions) -> Self {
-        let (device, fs) = mount_image(image, options.clone()).await;
+    async fn new(seed: u64, image: Image, form: Form) -> Self {
+        let (device, fs) = mount_image(image, form.options.clone()).await;
         let mut files = Vec::new();
         for i in 0..FILES {
-            files.push(Some(create(&fs, &format!("file{i}")).await));
+            files.push(create(&fs, &format!("file{i}")).await);
         }
-        let model = vec![Vec::new(); FILES];
-        Self { random: fastrand::Rng::with_seed(seed), device, fs: Some(fs), files, model, options }
+        fs.sync().await.expect("syncs");
+        let model = (0..FILES).map(|_| Model::default()).collect();
+        Self { random: fastrand::Rng::with_seed(seed), form, device, fs: Some(fs), files, model }
     }
 
     fn offset(&mut self, len: u64) -> u64 {
@@ -46,190 +142,245 @@ impl World {
     }
 
     fn length(&mut self) -> usize {
-        match self.random.u8(0..8) {
-            0..4 => self.random.usize(1..5000),
-            4 => 4096,
-            5 => 1024 * self.random.usize(1..64),
-            6 => self.random.usize(1..100_000),
-            _ => self.random.usize(1..1_000_000),
+        match self.random.u8(0..16) {
+            0..10 => self.random.usize(1..3000),
+            10 => 4096,
+            11 => 1024 * self.random.usize(1..16),
+            12..15 => self.random.usize(1..20_000),
+            _ => self.random.usize(1..200_000),
         }
     }
 
-    fn file(&self, i: usize) -> &File {
-        self.files[i].as_ref().expect("open")
+    fn fs(&self) -> &Filesystem {
+        self.fs.as_ref().expect("mounted")
     }
 
     async fn step(&mut self) {
         let i = self.random.usize(0..FILES);
-        let len = self.model[i].len() as u64;
-        match self.random.u8(0..100) {
-            0..45 => {
-                let offset = self.offset(len);
+        let len = self.model[i].bytes.len() as u64;
+        match self.random.u16(0..1000) {
+            0..460 => {
+                let offset = self.offset(len).min(MAX);
                 let data = pattern(self.random.u64(..), offset, self.length());
-                let count = self.file(i).write_at(offset, &data).await.expect("writes");
+                let count = self.files[i].write_at(offset, &data).await.expect("writes");
                 assert_eq!(count, data.len());
-                let end = offset as usize + data.len();
-                if self.model[i].len() < end {
-                    self.model[i].resize(end, 0);
-                }
-                self.model[i][offset as usize..end].copy_from_slice(&data);
+                self.model[i].write(offset as usize, data);
             }
-            45..75 => {
+            460..730 => {
                 let offset = self.offset(len);
                 let mut bytes = vec![0xee; self.length()];
-                let count = self.file(i).read_at(offset, &mut bytes).await.expect("reads");
-                let start = (offset as usize).min(self.model[i].len());
-                let end = (start + bytes.len()).min(self.model[i].len());
+                let count = self.files[i].read_at(offset, &mut bytes).await.expect("reads");
+                let model = &self.model[i].bytes;
+                let start = (offset as usize).min(model.len());
+                let end = (start + bytes.len()).min(model.len());
                 assert_eq!(count, end - start, "at {offset}");
-                assert!(bytes[..count] == self.model[i][start..end], "content at {offset}+{count}");
+                assert!(bytes[..count] == model[start..end], "content at {offset}+{count}");
             }
-            75..87 => {
+            730..860 => {
                 let size = self.offset(len);
-                self.file(i).set_len(size).await.expect("truncates");
-                self.model[i].resize(size as usize, 0);
+                self.files[i].set_len(size).await.expect("truncates");
+                self.model[i].resize(size as usize);
             }
-            87..93 => {
-                let result = if self.random.bool() {
-                    self.file(i).sync_all().await
+            860..920 => {
+                if self.random.bool() {
+                    self.files[i].sync_all().await
                 } else {
-                    self.file(i).sync_data().await
-                };
-                result.expect("syncs");
+                    self.files[i].sync_data().await
+                }
+                .expect("syncs");
+                self.model[i].sync();
             }
-            93..95 => self.file(i).start_writeback().await.expect("starts"),
-            95 => self.fs.as_ref().expect("mounted").sync().await.expect("syncs"),
-            96..98 => self.check_seek(i).await,
-            _ => {
+            920..950 => self.files[i].start_writeback().await.expect("starts"),
+            950..955 => {
+                self.fs().sync().await.expect("syncs");
+                self.model.iter_mut().for_each(Model::sync);
+            }
+            955..985 => self.check_seek(i).await,
+            985..995 => {
                 if self.random.u8(0..8) == 0 {
                     self.remount().await;
                 }
             }
+            _ => {
+                if self.random.u8(0..4) == 0 {
+                    self.crash().await;
+                }
+            }
         }
-        assert_eq!(self.file(i).len(), self.model[i].len() as u64);
+        assert_eq!(self.files[i].len(), self.model[i].bytes.len() as u64);
     }
 
     /// What is said to be a hole reads as zeros.
     async fn check_seek(&mut self, i: usize) {
-        let size = self.model[i].len() as u64;
+        let size = self.model[i].bytes.len() as u64;
         let mut at = 0;
         while at < size {
-            let data = self.file(i).seek(at, SeekTarget::Data).await.expect("seeks").unwrap_or(size);
-            assert!(self.model[i][at as usize..data as usize].iter().all(|byte| *byte == 0));
+            let data = self.files[i].seek(at, SeekTarget::Data).await.expect("seeks").unwrap_or(size);
+            assert!(self.model[i].bytes[at as usize..data as usize].iter().all(|byte| *byte == 0));
             if data == size {
                 break;
             }
-            at = self.file(i).seek(data, SeekTarget::Hole).await.expect("seeks").expect("the end is one");
+            at = self.files[i].seek(data, SeekTarget::Hole).await.expect("seeks").expect("the end is one");
             assert!(at > data);
         }
     }
 
     async fn check_all(&self) {
         for (i, model) in self.model.iter().enumerate() {
-            assert!(content(self.file(i)).await == *model, "file {i}");
+            assert!(content(&self.files[i]).await == model.bytes, "file {i}");
         }
     }
 
-    async fn remount(&mut self) {
-        self.files.clear();
-        let fs = self.fs.take().expect("mounted");
-        let image = finish(&self.device, fs).await;
-        let (device, fs) = mount_image(image, self.options.clone()).await;
+    async fn mount(&mut self, image: Image) {
+        let (device, fs) = mount_image(image, self.form.options.clone()).await;
         for i in 0..FILES {
-            self.files.push(Some(open(&fs, &format!("file{i}")).await));
+            self.files.push(open(&fs, &format!("file{i}")).await);
         }
         self.device = device;
         self.fs = Some(fs);
+    }
+
+    /// Where on the device the unaligned ends of files lie that are written there, and how many bytes follow.
+    async fn ends(&self) -> Vec<(u64, u64)> {
+        let block_size = u64::from(self.form.block_size);
+        let mut ends = Vec::new();
+        for file in &self.files {
+            let (size, within) = (file.len(), file.len() % block_size);
+            let last = size / block_size;
+            for extent in file.extents().await.expect("maps") {
+                let first = u64::from(extent.logical.0);
+                if let MappingState::Written(block) = extent.state
+                    && within > 0
+                    && (first..first + u64::from(extent.len)).contains(&last)
+                {
+                    ends.push(((block.0 + last - first) * block_size + within, block_size - within));
+                }
+            }
+        }
+        ends
+    }
+
+    async fn remount(&mut self) {
+        let ends = self.ends().await;
+        self.files.clear();
+        let fs = self.fs.take().expect("mounted");
+        let mut image = finish(&self.device, fs).await;
+        for (at, len) in ends {
+            image.fill(at, len, GARBAGE);
+        }
+        self.mount(image).await;
         self.check_all().await;
+        self.model.iter_mut().for_each(Model::sync);
+    }
+
+    /// The device stays as it is at this moment, and somebody mounts it.
+    async fn crash(&mut self) {
+        let image = self.device.image();
+        self.files.clear();
+        self.fs = None;
+        self.mount(image).await;
+        for i in 0..FILES {
+            let found = content(&self.files[i]).await;
+            self.model[i].crash(found, &format!("file {i} after a crash"));
+        }
     }
 }
 
-async fn run(seed: u64, block_size: u32, options: MountOptions, steps: usize) {
-    run_on(seed, make_image(48, block_size, &[], 0xaa), block_size, options, steps).await;
+/// Says which world it was when it fails.
+struct Told(String);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("this world failed: {}", self.0);
+        }
+    }
 }
 
-/// Runs `steps` on an image with blocks of `block_size`.
-pub async fn run_on(seed: u64, image: Image, block_size: u32, options: MountOptions, steps: usize) {
-    println!("seed {seed}, blocks of {block_size}, {options:?}");
-    let mut world = World::new(seed, image, options).await;
+async fn run(seed: u64, form: &Form, steps: usize) {
+    let _told = Told(format!("SEED={seed} {} blocks of {}", form.name, form.block_size));
+    let features = [&["-J", "size=4"][..], form.features].concat();
+    let features = if form.features.contains(&"^has_journal") { &features[2..] } else { &features[..] };
+    let image = make_image(24, form.block_size, features, 0xaa);
+    let mut world = World::new(seed, image, form.clone()).await;
     for _ in 0..steps {
         world.step().await;
     }
     world.check_all().await;
     world.remount().await;
     // Nothing is promised to nobody, and nothing is lost.
-    let before = world.fs.as_ref().expect("mounted").statfs().free_blocks;
-    let mut freed = BTreeMap::new();
-    for i in 0..FILES {
-        freed.insert(i, world.file(i).attributes().await.expect("stat").sectors);
-        world.file(i).set_len(0).await.expect("truncates");
+    let before = world.fs().statfs().free_blocks;
+    let mut sectors = 0;
+    for file in &world.files {
+        sectors += file.attributes().await.expect("stat").sectors;
+        file.set_len(0).await.expect("truncates");
     }
+    world.files.clear();
     let fs = world.fs.take().expect("mounted");
     fs.sync().await.expect("syncs");
-    let sectors: u64 = freed.values().sum();
-    assert_eq!(fs.statfs().free_blocks - before, sectors * 512 / u64::from(block_size));
-    world.files.clear();
+    assert_eq!(fs.statfs().free_blocks - before, sectors * 512 / u64::from(form.block_size));
     finish(&world.device, fs).await;
 }
 
-pub fn seed() -> u64 {
-    std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| fastrand::u64(..1_000_000))
+/// How many steps a form is run for, and with which seeds.
+pub async fn worlds(forms: &[Form], steps: usize) {
+    if !have_tools() {
+        return;
+    }
+    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds: Vec<u64> = match given {
+        Some(seed) => vec![seed],
+        None if long_tests() => (1..40).collect(),
+        None => vec![1, 2],
+    };
+    for form in forms {
+        for seed in &seeds {
+            run(*seed, form, steps / 2).await;
+        }
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// `name` on file systems with blocks of each of `block_sizes`.
+pub fn forms(name: &'static str, block_sizes: &[u32], options: MountOptions) -> Vec<Form> {
+    let form =
+        |block_size: &u32| Form { name, block_size: *block_size, features: &[], options: options.clone() };
+    block_sizes.iter().map(form).collect()
+}
+
+/// Steps of each form in CI; twelve forms make 200,000 and more.
+pub const STEPS: usize = 18_000;
+
+#[tokio::test]
 async fn files_agree_with_arrays_of_bytes() {
-    if !have_tools() {
-        return;
-    }
-    for block_size in [1024, 2048, 4096] {
-        run(seed(), block_size, options(), 1500).await;
-    }
+    worlds(&forms("delayed", &[1024, 2048, 4096], options()), STEPS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_agree_with_arrays_of_bytes_on_two_threads() {
+    worlds(&forms("two threads", &[1024, 4096], options()), STEPS).await;
+}
+
+#[tokio::test]
 async fn files_agree_with_arrays_of_bytes_with_little_memory() {
-    if !have_tools() {
-        return;
-    }
-    for block_size in [1024, 4096] {
-        let options = MountOptions { cache: 6 << 20, ..options() };
-        run(seed(), block_size, options, 1000).await;
-    }
+    let options = MountOptions { cache: 3 << 20, ..options() };
+    worlds(&forms("little memory", &[1024, 4096], options), STEPS).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn files_agree_with_arrays_of_bytes_without_delayed_allocation() {
-    if !have_tools() {
-        return;
-    }
-    for block_size in [1024, 4096] {
-        let options = MountOptions { delayed_allocation: false, ..options() };
-        run(seed(), block_size, options, 1000).await;
-    }
+    let options = MountOptions { delayed_allocation: false, ..options() };
+    worlds(&forms("nodelalloc", &[1024, 4096], options), STEPS).await;
 }
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_without_a_flusher() {
-    if !have_tools() {
-        return;
-    }
-    let options = MountOptions { commit_interval: None, cache: 12 << 20, ..options() };
-    run(seed(), 4096, options, 1000).await;
+    let options = MountOptions { commit_interval: None, cache: 6 << 20, ..options() };
+    worlds(&forms("no flusher", &[4096], options), STEPS).await;
 }
 
 #[tokio::test]
-async fn files_agree_with_arrays_of_bytes_without_a_journal() {
-    if !have_tools() {
-        return;
-    }
-    let (seed, options) = (seed(), options());
-    println!("seed {seed}");
-    let image = make_image(48, 4096, &["-O", "^has_journal"], 0xaa);
-    let mut world = World::new(seed, image, options).await;
-    for _ in 0..1000 {
-        world.step().await;
-    }
-    world.remount().await;
+async fn files_agree_with_arrays_of_bytes_with_fast_commits() {
+    let mut forms = forms("fast commits", &[1024, 4096], options());
+    forms.iter_mut().for_each(|form| form.features = &["-O", "fast_commit"]);
+    worlds(&forms, STEPS).await;
 }

@@ -112,10 +112,6 @@ async fn sixty_four_tasks_and_bad_sectors() {
     }
 }
 
-fn long_tests() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value != "0")
-}
-
 /// A file of 64 KiB on a device that can be told to fail, and the byte of the device where its data lies.
 async fn one_file(options: MountOptions) -> (Arc<MemoryDevice>, Arc<FaultyDevice>, Filesystem, u64) {
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 4096, &[], 0xaa)));
