@@ -15,7 +15,8 @@
 //!   block lies behind the size, which e2fsck would call corrupt.
 //! - The tail gate: while the block that i_disksize ends in (unaligned) is written on the device and dirty in memory,
 //!   nothing moves i_disksize past it, and the folio is kicked. Its bytes behind the size are anything on the device
-//!   until then; were the size to pass, a crash would show them.
+//!   until then; were the size to pass, a crash would show them. (Where the folio is that of the ioend itself, the block
+//!   became dirty after its zeros were sent.)
 //! - Where writing that block failed, what lies behind it fails with it.
 //! - The truncate race: size and conversion are decided under the inode's lock, against i_size as it is then.
 //! - A parked ioend is not published, and no block past the end of the file is: a block that is not unwritten must not

@@ -268,6 +268,49 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
     }
 }
 
+/// The block that i_disksize ends in is changed while its folio is under writeback for a block behind it. What the change
+/// replaces is on the device, zeros behind the size included, so nothing has to wait for it; and it could not: the
+/// folio is not written again before its writeback ends.
+#[tokio::test]
+async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_nobody() {
+    if !have_tools() {
+        return;
+    }
+    for way in [Way::Unwritten, Way::Publish, Way::Indirect] {
+        let memory = Arc::new(MemoryDevice::from_image(way.image(32, 1024, &[], 0xaa)));
+        let device = Arc::new(crash::Holding::new(Arc::clone(&memory), 0..u64::MAX));
+        device.release();
+        let fs = mount(Arc::clone(&device) as _, way.mounted(quiet())).await;
+        let file = create(&fs, "file").await;
+        file.sync_all().await.expect("syncs");
+        device.hold();
+        file.write_at(0, &pattern(1, 0, 100)).await.expect("writes");
+        file.start_writeback().await.expect("starts");
+        assert_eq!(device.holds(), 1);
+        // The I/O has ended, and nobody had a turn to make the block part of the file: it is not written yet.
+        device.release();
+        file.write_at(1500, &pattern(1, 1500, 100)).await.expect("writes");
+        while fs.counters().conversions + fs.counters().publications == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        device.hold();
+        file.start_writeback().await.expect("starts");
+        assert_eq!(device.holds(), 1, "{way:?}: the second block");
+        file.write_at(50, &pattern(2, 50, 10)).await.expect("writes");
+        device.release();
+        file.sync_all().await.unwrap_or_else(|error| panic!("{way:?}: {error}"));
+        let mut expected = pattern(1, 0, 1600);
+        expected[100..1500].fill(0);
+        expected[50..60].copy_from_slice(&pattern(2, 50, 10));
+        assert!(content(&file).await == expected, "{way:?}");
+        drop(file);
+        finish(&memory, fs).await;
+    }
+}
+
 /// A truncation waits for what is in flight; the blocks that it cuts off go back without having been anywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_43_what_is_cut_off_in_flight_is_given_back() {

@@ -115,14 +115,9 @@ pub fn max_blocks(info: &SuperblockInfo) -> u64 {
     if info.features().ro_compat.contains(RoCompat::HUGE_FILE) {
         return reach;
     }
+    // As many blocks of pointers as that many blocks of data would take; the kernel does not count closer either.
     let limit = u64::from(u32::MAX) / block_size.sectors();
-    let fits = |blocks: u64| blocks.saturating_add(table_blocks(block_size, blocks)) <= limit;
-    let (mut low, mut high) = (0, reach);
-    while low < high {
-        let middle = low + (high - low).div_ceil(2);
-        if fits(middle) { low = middle } else { high = middle - 1 }
-    }
-    low
+    reach.min(limit.saturating_sub(table_blocks(block_size, limit)))
 }
 
 /// The way to a logical block, as far as there are blocks of pointers.
