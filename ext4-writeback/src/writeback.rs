@@ -246,8 +246,8 @@ impl WritepageContext<'_> {
 }
 
 /// Allocates blocks for the delayed ones at `block`, up to `len`, as unwritten; whatever else lies there by now is
-/// returned as it is. The caller holds the folio's lock.
-async fn allocate_delayed(
+/// returned as it is. The caller holds the folio's lock, or `rwlock` for writing.
+pub(crate) async fn allocate_delayed(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     block: u32,

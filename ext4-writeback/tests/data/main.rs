@@ -3,6 +3,9 @@
 mod basic;
 mod common;
 mod crash;
+mod fallocate;
+mod fallocate_crash;
+mod fallocate_model;
 mod model;
 mod speed;
 mod statements;
