@@ -4,6 +4,7 @@
 mod attendance;
 pub mod attributes;
 mod completion;
+mod copy_range;
 pub mod counters;
 mod discard;
 mod error_policy;
@@ -25,6 +26,7 @@ pub mod options;
 mod page_cache;
 pub mod path;
 pub mod runtime;
+mod trim;
 mod truncate;
 mod writeback;
 mod xattr;

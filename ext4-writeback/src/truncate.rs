@@ -46,6 +46,17 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
     if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
 }
 
+/// Extends a regular file to `size` bytes, with a hole; nothing where it is as long already. Takes `rwlock` itself. The
+/// caller runs it to its end, and has checked `size` against [`max_size`].
+///
+/// # Errors
+/// Those of the journal and of the device.
+pub(crate) async fn extend_to(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    let _changing = inode.rwlock.write().await;
+    inode.check_alive()?;
+    if size > inode.size() { extend(fs, inode, size).await } else { Ok(()) }
+}
+
 /// The largest size a file can have: 2^32 - 1 blocks (kernel: `ext4_max_size`).
 pub(crate) fn max_size(fs: &FilesystemInner) -> u64 {
     u64::from(u32::MAX) << fs.info.block_size().bits()

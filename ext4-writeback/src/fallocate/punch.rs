@@ -30,11 +30,11 @@ impl Request<'_> {
         }
         let block_size = fs.info.block_size();
         let _dropping = inode.invalidate_lock.write().await;
-        // Blocks behind the end are left to truncation; the rest of the last block is zeros already.
-        let end = self.end.min(size.next_multiple_of(u64::from(block_size.bytes())));
+        // Blocks behind the end are left to truncation; the last block goes whole: what is behind the end in it is nothing.
+        let end = if self.end < size { self.end } else { size.next_multiple_of(block_size.bytes().into()) };
         let blocks = self.covered(end);
         self.drop_cache(&blocks).await;
-        self.zero_edges(end.min(size)).await?;
+        self.zero_edges(end).await?;
         self.free(blocks).await?;
         self.stamp().await
     }
