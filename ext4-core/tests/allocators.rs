@@ -270,8 +270,7 @@ async fn picked_blocks_are_kept_in_memory_only() {
         let request = |len| AllocationRequest { reserved: true, ..request(len) };
         let below = BlockNumber(info.blocks_count() / 2);
         let mut random = fastrand::Rng::with_seed(5);
-        let (mut picked, mut owned, mut waiting): (Vec<(u64, u32)>, Vec<(u64, u32)>, Vec<(u64, u32)>) =
-            Default::default();
+        let [mut picked, mut owned, mut waiting] = [const { Vec::<(u64, u32)>::new() }; 3];
         let disjoint = |runs: &[(u64, u32)], (first, len): (u64, u32)| {
             runs.iter()
                 .all(|(other, count)| *other >= first + u64::from(len) || first >= other + u64::from(*count))

@@ -212,8 +212,8 @@ async fn pick_delayed(
 }
 
 /// Allocates blocks for the delayed ones at `block`, up to `len`, as unwritten; whatever else lies there by now is
-/// returned as it is. The caller holds the folio's lock.
-async fn allocate_delayed(
+/// returned as it is. The caller holds the folio's lock, or `rwlock` for writing.
+pub(crate) async fn allocate_delayed(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     block: u32,
