@@ -70,6 +70,9 @@ async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) ->
     {
         disk.size = size;
         inode.completion.set_disk_size(size);
+    } else {
+        // The size follows the data, which is not to wait until it is old.
+        fs.writeback.expedite(inode);
     }
     touch(fs, &mut disk);
     fs.log_inode(&handle, inode, &disk, true).await
@@ -134,12 +137,17 @@ async fn free_behind(
 ) -> Result<()> {
     let first = fs.info.block_size().blocks_for(size);
     let first = u32::try_from(first).unwrap_or(u32::MAX);
+    tracing::debug!(ino = inode.number.0, size, "ext4_truncate_enter");
     loop {
         let handle = fs.begin_tracked(FREE_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
         // Between two transactions somebody may have looked at what was not freed yet.
         let promised = inode.extent_status.remove(first..u32::MAX);
         fs.info.release_reserved_blocks(promised);
+        if promised > 0 {
+            tracing::trace!(ino = inode.number.0, freed_blocks = promised, "ext4_da_release_space");
+        }
+        tracing::trace!(ino = inode.number.0, lblk = first, "ext4_es_remove_extent");
         let removal = if first < u32::MAX {
             block_map::remove(&fs.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX).await?
         } else {
@@ -153,6 +161,7 @@ async fn free_behind(
         }
         fs.log_inode(&handle, inode, &disk, true).await?;
         if removal == Removal::Done {
+            tracing::debug!(ino = inode.number.0, sectors = disk.sectors, "ext4_truncate_exit");
             return Ok(());
         }
     }
