@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod images;
 
+mod allocations;
 mod basic;
 mod common;
 mod crash;
@@ -13,6 +14,7 @@ mod fallocate;
 mod fallocate_crash;
 mod fallocate_model;
 mod indirect;
+mod memory;
 mod model;
 mod published;
 mod read_ahead;
@@ -21,3 +23,4 @@ mod statements;
 mod store;
 mod stress;
 mod synchronous;
+mod way;

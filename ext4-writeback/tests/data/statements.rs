@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use super::crash::{STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail};
+use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
