@@ -16,10 +16,9 @@ use ext4_core::{Errno, Result};
 
 use super::Request;
 use crate::extent_status::Status;
-use crate::iomap;
 use crate::iomap::zero::zero_block_tail;
-use crate::truncate;
 use crate::writeback::{self, ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
+use crate::{iomap, preallocation, truncate};
 
 impl Request<'_> {
     pub(super) async fn allocate(&self, grow: bool) -> Result<()> {
@@ -55,6 +54,12 @@ impl Request<'_> {
             let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
             let allocated = match extent.status {
                 Status::Hole => writeback::allocate_holes(fs, inode, at..stop).await,
+                // Its blocks may be picked, and its data under way to them: they are mapped when it is there.
+                Status::Delayed if preallocation::is_published(fs, inode).await => {
+                    let bits = fs.info.block_size().bits();
+                    let bytes = u64::from(at) << bits..u64::from(stop) << bits;
+                    writeback::sync_inode_range(fs, inode, bytes, false).await
+                }
                 // Writeback may come first: then this finds its blocks, and allocates nothing.
                 Status::Delayed => writeback::allocate_delayed(fs, inode, at, stop - at).await.map(|_| ()),
                 Status::Unwritten(_) | Status::Written(_) => {

@@ -35,6 +35,7 @@ use ext4_core::{Errno, Error, Result};
 use crate::File;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
+use crate::open_options::SyncMode;
 use crate::truncate;
 
 /// What [`File::fallocate`] does with a range (fallocate(2)).
@@ -60,7 +61,8 @@ pub enum FallocateMode {
 }
 
 impl File {
-    /// Changes how `len` bytes from byte `offset` on are allocated, as `mode` says.
+    /// Changes how `len` bytes from byte `offset` on are allocated, as `mode` says. Durable when it returns where the file
+    /// was opened for that ([`crate::OpenOptions::sync`]).
     ///
     /// # Errors
     /// As the kernel's ext4: `EINVAL` for a length of 0, for a range to collapse or insert that is not whole blocks
@@ -74,7 +76,9 @@ impl File {
             .run("fallocate", inode.number, move |fs| async move {
                 Request::new(&fs, &inode, mode, offset, len)?.run().await
             })
-            .await
+            .await?;
+        // Collapse and insert have written back all that moved.
+        self.sync_change(offset..offset.saturating_add(len), SyncMode::None).await
     }
 }
 

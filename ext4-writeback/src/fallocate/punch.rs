@@ -65,6 +65,7 @@ impl Request<'_> {
             let handle = fs.begin_tracked(PUNCH_CREDITS, "fallocate").await?;
             let mut disk = inode.inode.write().await;
             let promised = inode.extent_status.remove(blocks.clone());
+            inode.preallocation.give_back(&fs.info, blocks.clone());
             fs.info.release_reserved_blocks(promised);
             let first = LogicalBlock(blocks.start);
             let removed = block_map::remove(&fs.info, &handle, &mut disk, first, last).await;
