@@ -4,6 +4,8 @@ mod basic;
 mod common;
 mod crash;
 mod model;
+mod rows;
+mod simulated;
 mod speed;
 mod statements;
 mod stress;
