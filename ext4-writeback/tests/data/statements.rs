@@ -369,6 +369,9 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         drop(new);
         let root = InodeNumber::ROOT;
         fs.rename((root, b"config.new"), (root, b"config"), RenameFlags::default()).await.expect("renames");
+        // The rename is committed by somebody else, and the power goes.
+        fs.sync_inode(root).await.expect("commits");
+        device.mark("renamed");
         fs.sync().await.expect("syncs");
     };
     let recording = record(blank(), Some(201), quiet(), work).await;
@@ -385,6 +388,7 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
                 };
                 // Before the first fsync there may be nothing, or an empty file.
                 assert!(whole && !(bytes.is_empty() && cut.has_passed("old")), "{} bytes", bytes.len());
+                assert!(!cut.has_passed("renamed") || bytes.len() == 30_000, "{} bytes", bytes.len());
                 seen.insert(bytes.len());
             })
             .await;
