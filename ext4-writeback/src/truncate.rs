@@ -86,6 +86,7 @@ async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) ->
         fs.orphans.add(&fs.info, &handle, &mut disk).await?;
         fs.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
+        inode.pages.note_cut(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
         touch(fs, &mut disk);

@@ -29,6 +29,7 @@ use crate::folio::{FolioGuard, WriteState};
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
+use crate::store::Promise;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
 /// Free blocks below which writes allocate at once: what metadata may need on the way to the device.
@@ -38,13 +39,13 @@ const THROTTLE_STEP: u64 = 4 << 20;
 
 /// How one write gets its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Allocation {
+pub(crate) enum Allocation {
     Delayed,
     AtOnce,
 }
 
 /// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
-fn allocation_mode(fs: &FilesystemInner) -> Allocation {
+pub(crate) fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     if !fs.options.delayed_allocation {
         return Allocation::AtOnce;
     }
@@ -69,12 +70,30 @@ pub(crate) async fn write(
     position: u64,
     data: &[u8],
 ) -> Result<usize> {
+    write_promised(fs, inode, position, data, None).await
+}
+
+/// As [`write`], with blocks that `promise` holds already.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) async fn write_promised(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    data: &[u8],
+    promise: Option<&Promise>,
+) -> Result<usize> {
     let size = inode.size();
     if position > size {
         zero_block_tail(fs, inode, size).await?;
     }
     // Where blocks come from indirect maps, the holes are asked for at once, and refused there.
-    let mode = if inode.is_indirect().await { Allocation::AtOnce } else { allocation_mode(fs) };
+    let mode = match promise {
+        _ if inode.is_indirect().await => Allocation::AtOnce,
+        Some(promise) if promise.blocks() > 0 => Allocation::Delayed,
+        _ => allocation_mode(fs),
+    };
     let mut done = 0;
     let mut retries = 0;
     // The caller has looked at the dirty limit.
@@ -85,7 +104,7 @@ pub(crate) async fn write(
             flusher::throttle(fs).await;
             throttled = at - position + THROTTLE_STEP;
         }
-        match write_folio(fs, inode, at, &data[done..], mode).await {
+        match write_folio(fs, inode, at, &data[done..], mode, promise).await {
             Ok(count) => done += count,
             Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                 retries += 1;
@@ -105,7 +124,7 @@ fn partial(done: usize, error: Error) -> Result<usize> {
 
 /// Tries to get blocks back: those that were freed are free after the commit; data that is delayed may need fewer
 /// than was promised.
-async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
+pub(crate) async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
     let Some(journal) = fs.journal.clone() else { return Ok(false) };
     let shared = Arc::clone(fs);
     run_to_end(&fs.runtime, async move {
@@ -126,6 +145,7 @@ async fn write_folio(
     position: u64,
     data: &[u8],
     mode: Allocation,
+    promise: Option<&Promise>,
 ) -> Result<usize> {
     let bits = fs.info.block_size().bits();
     let wanted = data.len() as u64;
@@ -178,7 +198,10 @@ async fn write_folio(
         let mut hole = false;
         let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
             if mode == Allocation::Delayed {
-                return fs.info.reserve_blocks(blocks);
+                return match promise {
+                    Some(promise) => promise.take(blocks),
+                    None => fs.info.reserve_blocks(blocks),
+                };
             }
             hole = true;
             Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))

@@ -3,9 +3,14 @@
 mod basic;
 mod common;
 mod crash;
+mod direct;
+mod direct_crash;
 mod model;
+mod read_ahead;
 mod rows;
 mod simulated;
 mod speed;
 mod statements;
+mod store;
 mod stress;
+mod synchronous;

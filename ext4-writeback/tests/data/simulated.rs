@@ -2,8 +2,7 @@
 //! timers, and a failure is replayed by `SEED=n`.
 //!
 //! Each file has an owner, who knows what it holds and looks at it after every change, and disturbers, who write it
-//! back, sync it, read it, and extend nothing. That is what two looks at a mapping meet (K-20, K-23): blocks delayed,
-//! allocated, converted, cut off and delayed again between them. With faults the owner knows no content; what counts
+//! back, sync it, read it, and extend nothing. With faults the owner knows no content; what counts
 //! is that everything ends, and that `e2fsck -fn` finds nothing: where metadata was hit, and the journal stopped, after
 //! recovery on a device that is well again.
 
@@ -201,7 +200,7 @@ fn worlds(weather: Weather) {
 const FAIR: Weather = Weather { block_size: 1024, mib: 32, bad_sectors: false, delayed_allocation: true };
 
 #[test]
-fn k_20_k_23_sixty_four_tasks_on_the_seeded_scheduler() {
+fn sixty_four_tasks_on_the_seeded_scheduler() {
     worlds(FAIR);
 }
 
