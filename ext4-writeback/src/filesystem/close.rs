@@ -12,7 +12,7 @@ use crate::File;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::lock_order::Scoped;
-use crate::writeback::{self, Mode};
+use crate::writeback;
 
 impl Drop for File {
     fn drop(&mut self) {
@@ -35,8 +35,7 @@ fn write_back_replaced(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
         let mounted = fs.freeze.read().await;
         if *mounted {
             // Errors are recorded in the inode.
-            let mode = Mode::Background { budget: u64::MAX };
-            let _ = writeback::start_inode_data(&fs, &inode, mode).await;
+            let _ = writeback::start_inode_range(&fs, &inode, 0..u64::MAX).await;
         }
     }))));
 }
