@@ -30,7 +30,7 @@ macro_rules! counters {
 counters! {
     /// Passes of writeback over one inode (calls of writepages).
     passes,
-    /// Runs of blocks allocated at writeback or for a write without delayed allocation.
+    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed allocation.
     allocations,
     /// Blocks in them.
     blocks_allocated,
@@ -42,6 +42,8 @@ counters! {
     bytes,
     /// Runs of unwritten blocks made written.
     conversions,
+    /// Runs of blocks that became part of their file with their data.
+    publications,
     /// Ioends that another one's conversion took along.
     merges,
     /// Handles opened for conversions and sizes.

@@ -232,7 +232,11 @@ impl File {
         let (fs, inode) = (self.fs(), &self.inode);
         let bits = fs.info.block_size().bits();
         let (first, last) = ((offset >> bits) as u32, end.div_ceil(1 << bits) as u32);
-        if inode.is_indirect().await || buffered_write::allocation_mode(fs) == Allocation::AtOnce {
+        let indirect = inode.is_indirect().await;
+        if indirect && buffered_write::needs_pointers_first(fs) {
+            buffered_write::prepare(fs, inode, offset, end).await?;
+        }
+        if !indirect && buffered_write::allocation_mode(fs) == Allocation::AtOnce {
             let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
             let operation = async move { writeback::allocate_holes(&shared, &owned, first..last).await };
             return run_to_end(&fs.runtime, operation).await;

@@ -11,7 +11,7 @@ use ext4_core::{Errno, Error};
 
 use crate::iomap::{self, buffered_write};
 use crate::open_options::SyncMode;
-use crate::{File, Result, truncate};
+use crate::{File, Result};
 
 /// Slices of up to so many bytes in all are joined before they are written: two halves of a block are a whole one then,
 /// which need not be read first.
@@ -175,7 +175,7 @@ impl File {
         };
         self.inode.check_alive()?;
         let position = position.unwrap_or_else(|| self.inode.size());
-        let limit = truncate::max_size(fs);
+        let limit = crate::indirect::max_size(fs, &self.inode).await;
         if position >= limit {
             return Err(Error::posix(Errno::EFBIG, format!("a write at {position}: files end at {limit}")));
         }

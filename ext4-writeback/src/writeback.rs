@@ -12,6 +12,8 @@
 //!
 //! Invariants:
 //! - i_size is sampled after the dirty bits are taken: what is appended later makes the block dirty again.
+//! - Where the file's data is published ([`crate::preallocation`]) blocks are picked instead, without a handle; nothing on
+//!   the device changes until their data is there.
 //! - Blocks allocated here are unwritten: a crash before their data is on the device shows zeros, never what another
 //!   file left there.
 //! - Before waiting for anything that may depend on our own I/O, the plug goes out.
@@ -34,9 +36,9 @@ use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{Folio, FolioGuard};
 use crate::inode_info::InodeInfo;
-use crate::ioend::Gather;
-use crate::iomap;
+use crate::ioend::{Gather, Kind};
 use crate::writepages::{WritebackControl, writepages};
+use crate::{iomap, preallocation};
 
 /// The most blocks one allocation asks for (the kernel's MAX_WRITEPAGES_EXTENT_LEN).
 pub(crate) const MAX_EXTENT_BLOCKS: u32 = 2048;
@@ -53,6 +55,8 @@ pub(crate) struct WritepageContext<'a> {
     /// of dirty blocks.
     range_end: u32,
     mapping: Option<Extent>,
+    /// Delayed data is published, not allocated.
+    publishes: bool,
 }
 
 /// Writes back the folio that holds byte `position`, where it is dirty and not under writeback.
@@ -63,7 +67,7 @@ pub(crate) async fn write_tail(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>
         return;
     }
     let mut gather = Gather::new(fs);
-    let mut context = WritepageContext::new(fs, inode, folio.end());
+    let mut context = WritepageContext::new(fs, inode, folio.end()).await;
     if let Err(error) = context.writeback_folio(&mut gather, &guard).await {
         inode.write_errors.record(&error);
     }
@@ -72,9 +76,10 @@ pub(crate) async fn write_tail(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>
 
 impl<'a> WritepageContext<'a> {
     /// For a pass over a range that ends at byte `range_end`.
-    pub fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
-        let range_end = fs.info.block_size().blocks_for(range_end);
-        Self { fs, inode, range_end: u32::try_from(range_end).unwrap_or(u32::MAX), mapping: None }
+    pub async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
+        let range_end = u32::try_from(fs.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
+        let publishes = preallocation::is_published(fs, inode).await;
+        Self { fs, inode, range_end, mapping: None, publishes }
     }
 
     /// Takes the dirty blocks of one folio, locked and dirty, and adds them to ioends.
@@ -106,14 +111,18 @@ impl<'a> WritepageContext<'a> {
                     let count = (extent.end - extent.start).min(run.end - run.start);
                     let blocks = run.start..run.start + count;
                     at = blocks.end;
-                    match extent.status {
-                        Status::Written(physical) => {
-                            gather.add(inode, folio, blocks, physical, false, size);
-                        }
-                        Status::Unwritten(physical) => {
-                            gather.add(inode, folio, blocks, physical, true, size);
-                        }
-                        Status::Hole | Status::Delayed => {
+                    let place = match extent.status {
+                        Status::Written(physical) => Some((physical, Kind::Overwrite)),
+                        Status::Unwritten(physical) => Some((physical, Kind::Unwritten)),
+                        Status::Delayed => inode
+                            .preallocation
+                            .find(extent.start)
+                            .map(|(physical, _)| (physical, Kind::Picked)),
+                        Status::Hole => None,
+                    };
+                    match place {
+                        Some((physical, kind)) => gather.add(inode, folio, blocks, physical, kind, size),
+                        None => {
                             // Only where the allocation of this run failed for an earlier folio.
                             result = Err(Error::io(
                                 "map",
@@ -126,8 +135,8 @@ impl<'a> WritepageContext<'a> {
                 Err(error) => {
                     // The rest of the folio is lost.
                     let first = folio.first_block();
-                    let freed = inode.extent_status.remove_delayed(first + run.start..first + folio.blocks());
-                    fs.info.release_reserved_blocks(freed);
+                    let lost = first + run.start..first + folio.blocks();
+                    preallocation::drop_delayed(fs, inode, lost).await;
                     tracing::error!(inode = inode.number.0, block = first + run.start, %error,
                         "no blocks for delayed data: it is lost");
                     result = Err(error);
@@ -151,12 +160,10 @@ impl<'a> WritepageContext<'a> {
             let status = kept.status.advance(block - kept.start);
             return Ok(Extent { start: block, status, ..kept });
         }
-        let extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
-        let extent = if extent.status == Status::Delayed {
-            self.allocate_retrying(gather, block, len).await?
-        } else {
-            extent
-        };
+        let mut extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
+        if extent.status == Status::Delayed {
+            extent = self.allocate_retrying(gather, block, len).await?;
+        }
         self.mapping = Some(extent);
         Ok(extent)
     }
@@ -166,7 +173,12 @@ impl<'a> WritepageContext<'a> {
         loop {
             // One allocation for the whole of a long run, of which this folio is the beginning.
             let wanted = len.max(self.range_end.saturating_sub(block)).min(MAX_EXTENT_BLOCKS);
-            match allocate_delayed(self.fs, self.inode, block, wanted).await {
+            let allocated = if self.publishes {
+                pick_delayed(self.fs, self.inode, block, len, wanted).await
+            } else {
+                allocate_delayed(self.fs, self.inode, block, wanted).await
+            };
+            match allocated {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     let Some(journal) = &self.fs.journal else { return Err(error) };
                     // Blocks that were freed are free after the commit. It never needs this folio.
@@ -180,9 +192,28 @@ impl<'a> WritepageContext<'a> {
     }
 }
 
+/// Picks blocks for the delayed ones at `block`; what lies there then, as far as one pick reaches. The caller holds the
+/// folio's lock.
+async fn pick_delayed(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    block: u32,
+    len: u32,
+    wanted: u32,
+) -> Result<Extent> {
+    preallocation::pick(fs, inode, block, wanted).await?;
+    let extent = iomap::lookup_under_folio(fs, inode, block, len).await?;
+    match inode.preallocation.find(block) {
+        Some((_, end)) if extent.status == Status::Delayed => {
+            Ok(Extent { end: extent.end.min(end), ..extent })
+        }
+        _ => Ok(extent),
+    }
+}
+
 /// Allocates blocks for the delayed ones at `block`, up to `len`, as unwritten; whatever else lies there by now is
-/// returned as it is. The caller holds the folio's lock.
-async fn allocate_delayed(
+/// returned as it is. The caller holds the folio's lock, or `rwlock` for writing.
+pub(crate) async fn allocate_delayed(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     block: u32,
@@ -234,11 +265,11 @@ async fn allocate_delayed(
     Ok(Extent { start: block, end: block + got, status: Status::Unwritten(physical), sequence })
 }
 
-/// Allocates, as unwritten, the holes among `blocks`: a write without delayed allocation. Runs before any folio is
-/// locked.
+/// Allocates, as unwritten, the holes among `blocks` of a file with extents: a write without delayed allocation. Runs
+/// before any folio is locked. (For one without extents there is [`crate::indirect`].)
 ///
 /// # Errors
-/// `ENOSPC`; unsupported where the file is not mapped by extents.
+/// `ENOSPC`; those of the journal and of the device.
 pub(crate) async fn allocate_holes(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -253,7 +284,6 @@ pub(crate) async fn allocate_holes(
         }
         let handle = fs.begin_tracked(ALLOCATE_CREDITS, "write").await?;
         let mut disk = inode.inode.write().await;
-        iomap::check_can_allocate(&disk)?;
         let request = AllocationRequest {
             goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
             inode: inode.number,

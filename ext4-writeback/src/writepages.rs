@@ -115,7 +115,7 @@ pub(crate) async fn writepages(
         sync_mode = ?control.mode,
         "ext4_writepages"
     );
-    let mut context = WritepageContext::new(fs, inode, control.range.end);
+    let mut context = WritepageContext::new(fs, inode, control.range.end).await;
     let mut result = Ok(());
     let mut written = 0;
     // Where the next pass begins: at the start, where this one gets to the end.

@@ -18,6 +18,7 @@ pub mod buffer;
 pub mod credits;
 pub mod directory;
 pub mod extent_tree;
+pub mod free_runs;
 pub mod inode_allocator;
 pub mod inode_table;
 pub mod journal_inode;

@@ -14,7 +14,6 @@ use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::iomap::{self, buffered_write, zero::zero_block_tail};
-use crate::truncate;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
 /// Where a write goes: the pieces of the buffer, and what has to be converted after it.
@@ -109,7 +108,7 @@ async fn allocate_and_write(
     let offset = position.unwrap_or(size);
     check_aligned(fs, inode, offset, buffer.len())?;
     let range = offset..offset.saturating_add(buffer.len() as u64);
-    let limit = truncate::max_size(fs);
+    let limit = crate::indirect::max_size(fs, inode).await;
     if range.end > limit {
         let context = format!("a direct write at {}..{}: files end at {limit}", range.start, range.end);
         return Err(Error::posix(Errno::EFBIG, context));

@@ -20,7 +20,7 @@ async fn k_08_z_7_a_direct_write_past_an_unaligned_end_shows_zeros_before_it() {
     if !have_tools() {
         return;
     }
-    let (planted, _) = with_planted_tail().await;
+    let (planted, _) = with_planted_tail(Way::Unwritten).await;
     // Past the block, next to it, and within it.
     for (offset, len) in [(8192_u64, 8192), (4096, 4096), (2560, 512), (2048, 6144)] {
         for seed in [1, 2] {
@@ -179,7 +179,7 @@ async fn a_synchronous_direct_write_is_durable_when_it_returns() {
                 device.mark(format!("{i}"));
             }
         };
-        let recording = record(blank(), Some(4), quiet(), work).await;
+        let recording = record(blank(Way::Unwritten), Some(4), quiet(), work).await;
         at_every_cut(&recording, 60, "file", |passed, bytes| {
             let bytes = bytes.unwrap_or_default();
             let Some(last) = (0..12).rev().find(|i: &u64| passed(&i.to_string())) else { return };

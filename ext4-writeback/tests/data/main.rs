@@ -1,11 +1,20 @@
 //! The data path against models, power cuts and faults. e2fsck judges every image.
 
+#[allow(clippy::unwrap_used, reason = "what fails there is a failed test")]
+#[path = "../common/mod.rs"]
+mod images;
+
 mod basic;
 mod common;
 mod crash;
 mod direct;
 mod direct_crash;
+mod fallocate;
+mod fallocate_crash;
+mod fallocate_model;
+mod indirect;
 mod model;
+mod published;
 mod read_ahead;
 mod rows;
 mod simulated;

@@ -218,7 +218,7 @@ async fn k_01_w_11_a_store_before_an_extension_does_not_reach_into_it() {
     if !have_tools() {
         return;
     }
-    let (planted, _) = with_planted_tail().await;
+    let (planted, _) = with_planted_tail(Way::Unwritten).await;
     let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
         let file = open(&fs, "file").await;
         let mut map = file.map_write(0, 1 << 20).await.expect("maps");
