@@ -401,6 +401,35 @@ mod tests {
         Mapping { logical: LogicalBlock(logical), len, state }
     }
 
+    /// A kept answer is fresh while the sequence is the one it came with; 32 bits of it would come round.
+    #[test]
+    fn k_24_the_sequence_goes_on_behind_32_bits() {
+        let tree = ExtentStatusTree { sequence: AtomicU64::new(7), ..ExtentStatusTree::new() };
+        tree.cache(&mapping(0, 10, MappingState::Written(BlockNumber(1000))));
+        let kept = tree.lookup(3).expect("known");
+        tree.sequence.store(kept.sequence + (1 << 32) - 1, Ordering::Release);
+        tree.remove(0..10);
+        assert_ne!(kept.sequence, tree.sequence());
+        assert_eq!(tree.sequence() as u32, kept.sequence as u32, "what 32 bits would have said");
+    }
+
+    /// Who made blocks delayed has an answer that is true at once.
+    #[test]
+    fn k_25_k_19_what_was_just_reserved_is_delayed_and_fresh() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, 100, MappingState::Hole));
+        let before = tree.sequence();
+        assert_eq!(tree.reserve(5..9, |_| Ok(())).expect("room"), Reservation::Done);
+        let extent = tree.lookup(5).expect("known");
+        assert_eq!((extent.status, extent.end, extent.sequence), (Status::Delayed, 9, tree.sequence()));
+        assert_ne!(before, tree.sequence(), "who had kept the hole looks again");
+        // The next step of a stream takes a short cut, and changes the sequence too.
+        let before = tree.sequence();
+        assert_eq!(tree.reserve(9..12, |_| Ok(())).expect("room"), Reservation::Done);
+        assert_eq!(tree.lookup(5).expect("known").end, 12);
+        assert_ne!(before, tree.sequence());
+    }
+
     #[test]
     fn agrees_with_a_vector_of_blocks() {
         const BLOCKS: usize = 200;

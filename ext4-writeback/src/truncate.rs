@@ -121,6 +121,9 @@ pub(crate) fn settle_size(
 }
 
 async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    if size == 0 && inode.size() > 0 {
+        inode.replaced_by_truncation.store(true, Ordering::Release);
+    }
     let _dropping = inode.invalidate_lock.write().await;
     {
         let handle = fs.begin_tracked(ORPHAN_CREDITS, "truncate").await?;

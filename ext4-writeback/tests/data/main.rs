@@ -18,6 +18,8 @@ mod memory;
 mod model;
 mod published;
 mod read_ahead;
+mod rows;
+mod simulated;
 mod speed;
 mod statements;
 mod store;
