@@ -81,6 +81,12 @@ pub async fn remove(
     if inode.uses_extents() {
         return extent_tree::remove(info, transaction, inode, first, last).await;
     }
+    if info.cluster_bits() != 0 {
+        return Err(Error::Unsupported(format!(
+            "inode {} is mapped by indirect blocks: with bigalloc it can only be read",
+            inode.number
+        )));
+    }
     let before = (inode.i_block, inode.sectors);
     let result = remove_indirect(info, transaction, inode, first, last.min(LogicalBlock::MAX)).await;
     if result.is_err() && before != (inode.i_block, inode.sectors) {

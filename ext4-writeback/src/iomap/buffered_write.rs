@@ -31,7 +31,7 @@ use crate::iomap;
 use crate::runtime::run_to_end;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
-/// Free blocks below which writes allocate at once: what metadata may need on the way to the device.
+/// Free blocks (clusters) below which writes allocate at once: what metadata may need on the way to the device.
 const LOW_SPACE_MARGIN: u64 = 64;
 /// How much is copied between two looks at the dirty limit.
 const THROTTLE_STEP: u64 = 4 << 20;
@@ -52,7 +52,7 @@ fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     if promised > 0 && free < 2 * promised {
         fs.writeback.kick();
     }
-    if 2 * free < 3 * promised || free < promised + LOW_SPACE_MARGIN {
+    if 2 * free < 3 * promised || free < promised + (LOW_SPACE_MARGIN << fs.info.cluster_bits()) {
         return Allocation::AtOnce;
     }
     Allocation::Delayed

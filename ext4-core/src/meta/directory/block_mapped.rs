@@ -52,6 +52,20 @@ pub(super) async fn map_block(
     Ok(())
 }
 
+/// Fails with bigalloc, where every file is mapped by extents (the kernel's `ext4_ind_map_blocks` does too).
+///
+/// # Errors
+/// Unsupported.
+pub(super) fn refuse_clusters(info: &SuperblockInfo, inode: &Inode) -> Result<()> {
+    if info.cluster_bits() == 0 {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "inode {} is mapped by indirect blocks: with bigalloc it can only be read",
+        inode.number
+    )))
+}
+
 /// Blocks for `count` blocks of pointers, or none. A pointer has 32 bits: no block may lie past them.
 async fn allocate(
     info: &SuperblockInfo,

@@ -126,17 +126,25 @@ impl Directory<'_> {
             reserved: false,
             metadata: false,
         };
-        let (physical, _) = allocate_blocks(self.info, transaction, &request).await?;
-        let mapped = if inode.uses_extents() {
-            extent_tree::insert(self.info, transaction, inode, LogicalBlock(logical), physical, 1, false)
-                .await
+        let (info, at) = (self.info, LogicalBlock(logical));
+        let physical = if inode.uses_extents() {
+            let new = extent_tree::allocate(info, transaction, inode, at, &request).await?;
+            if let Err(error) =
+                extent_tree::insert(info, transaction, inode, at, new.physical, 1, false).await
+            {
+                extent_tree::give_back(info, transaction, &new, true).await?;
+                return Err(error);
+            }
+            new.physical
         } else {
-            block_mapped::map_block(self.info, transaction, inode, LogicalBlock(logical), physical).await
+            block_mapped::refuse_clusters(info, inode)?;
+            let (physical, _) = allocate_blocks(info, transaction, &request).await?;
+            if let Err(error) = block_mapped::map_block(info, transaction, inode, at, physical).await {
+                free_blocks(info, transaction, physical, 1, true).await?;
+                return Err(error);
+            }
+            physical
         };
-        if let Err(error) = mapped {
-            free_blocks(self.info, transaction, physical, 1, true).await?;
-            return Err(error);
-        }
         let buffer = self.info.cache.create(transaction, physical)?;
         inode.size = size;
         Ok((logical, buffer))

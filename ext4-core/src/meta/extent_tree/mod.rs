@@ -13,6 +13,7 @@
 //! | `path` | the way from the root to the leaf of a logical block, each node verified |
 //! | `edit` | the one primitive under every change: replace some extents of a leaf by others; splits, growth, keys |
 //! | `insert`, `convert`, `remove` | what replaces what |
+//! | `cluster` | blocks for a hole; with bigalloc, who else uses a cluster |
 //!
 //! Invariants:
 //! - Depth falls by one at each level and the logical ranges of children nest in that of their parent; it is checked on
@@ -27,6 +28,7 @@
 //! transaction: that waits for a commit, which waits for other handles, which may wait for this very lock. Where
 //! credits run out the caller is told.
 
+mod cluster;
 mod convert;
 mod edit;
 mod insert;
@@ -39,6 +41,7 @@ use crate::format::extent::{Extent, NodeMut, ROOT_ENTRIES};
 use crate::format::inode::{FileType, Inode, InodeFlags};
 use crate::types::{BlockNumber, LogicalBlock};
 
+pub use cluster::{Allocated, allocate, give_back, is_cluster_mapped};
 pub use convert::{Conversion, convert_step, convert_to_unwritten, convert_to_written};
 pub use insert::insert;
 pub use remove::remove;
