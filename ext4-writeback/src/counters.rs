@@ -28,7 +28,9 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Runs of blocks allocated at writeback or for a write without delayed allocation.
+    /// Passes of writeback over one inode (calls of writepages).
+    passes,
+    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed allocation.
     allocations,
     /// Blocks in them.
     blocks_allocated,
@@ -40,6 +42,8 @@ counters! {
     bytes,
     /// Runs of unwritten blocks made written.
     conversions,
+    /// Runs of blocks that became part of their file with their data.
+    publications,
     /// Ioends that another one's conversion took along.
     merges,
     /// Handles opened for conversions and sizes.
@@ -52,6 +56,18 @@ counters! {
     reclaimed_folios,
     /// Bios of reads.
     read_bios,
+    /// Reads that did not find what they wanted in memory and read more than that.
+    read_ahead_sync,
+    /// Times that a reader passed the mark and more was read behind his back.
+    read_ahead_async,
+    /// Folios that were made, for reads and writes.
+    folios_made,
+    /// Reads past the page cache.
+    direct_reads,
+    /// Writes past the page cache.
+    direct_writes,
+    /// Those of them that had to go through it after all.
+    direct_fallbacks,
 }
 
 impl LiveCounters {

@@ -6,7 +6,8 @@
 //! dirty data above it, and nothing to take back when a copy fails.
 //!
 //! Without delayed allocation (asked for, or when space is low) the holes are allocated first, as unwritten blocks,
-//! under a handle that is stopped before any folio is locked.
+//! under a handle that is stopped before any folio is locked. A file of indirect blocks has nothing unwritten: there its
+//! blocks of pointers are allocated first, and the rest is promised as ever ([`crate::indirect`]).
 //!
 //! Invariants:
 //! - `rwlock` is held for writing: nobody truncates, and nobody else fills holes.
@@ -17,6 +18,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use ext4_core::meta::block_map;
 use ext4_core::{Errno, Error, Result};
 
 use super::read::{find_or_create, read_blocks};
@@ -26,25 +28,29 @@ use crate::extent_status::{Reservation, Status};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{FolioGuard, WriteState};
+use crate::indirect::prepare_pointers;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
+use crate::store::Promise;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
 /// Free blocks (clusters) below which writes allocate at once: what metadata may need on the way to the device.
 const LOW_SPACE_MARGIN: u64 = 64;
 /// How much is copied between two looks at the dirty limit.
 const THROTTLE_STEP: u64 = 4 << 20;
+/// For how many bytes blocks of pointers are allocated at a time.
+const PREPARE_STEP: u64 = 1 << 20;
 
 /// How one write gets its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Allocation {
+pub(crate) enum Allocation {
     Delayed,
     AtOnce,
 }
 
 /// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
-fn allocation_mode(fs: &FilesystemInner) -> Allocation {
+pub(crate) fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     if !fs.options.delayed_allocation {
         return Allocation::AtOnce;
     }
@@ -58,23 +64,55 @@ fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     Allocation::Delayed
 }
 
+/// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
+/// allocation, and where three of them for each promised block might not be found at publication.
+pub(crate) fn needs_pointers_first(fs: &FilesystemInner) -> bool {
+    let (free, promised) = fs.info.free_and_reserved_blocks();
+    !fs.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
+}
+
 /// Writes `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes; fewer only where
 /// an error came after some.
 ///
 /// # Errors
-/// `ENOSPC`, `EFBIG`, those of the device; unsupported for a hole of a file that is mapped by indirect blocks.
+/// `ENOSPC`, `EFBIG`, those of the device; unsupported for a file of indirect blocks where there are clusters.
 pub(crate) async fn write(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
 ) -> Result<usize> {
+    write_promised(fs, inode, position, data, None).await
+}
+
+/// As [`write`], with blocks that `promise` holds already.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) async fn write_promised(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    data: &[u8],
+    promise: Option<&Promise>,
+) -> Result<usize> {
     let size = inode.size();
     if position > size {
         zero_block_tail(fs, inode, size).await?;
     }
-    // Where blocks come from indirect maps, the holes are asked for at once, and refused there.
-    let mode = if inode.is_indirect().await { Allocation::AtOnce } else { allocation_mode(fs) };
+    let mut mode = match promise {
+        Some(promise) if promise.blocks() > 0 => Allocation::Delayed,
+        _ => allocation_mode(fs),
+    };
+    // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
+    let mut prepared = u64::MAX;
+    if inode.is_indirect().await {
+        block_map::refuse_clusters(&fs.info, inode.number)?;
+        mode = Allocation::Delayed;
+        if needs_pointers_first(fs) {
+            prepared = position;
+        }
+    }
     let mut done = 0;
     let mut retries = 0;
     // The caller has looked at the dirty limit.
@@ -85,7 +123,18 @@ pub(crate) async fn write(
             flusher::throttle(fs).await;
             throttled = at - position + THROTTLE_STEP;
         }
-        match write_folio(fs, inode, at, &data[done..], mode).await {
+        let written = if at >= prepared {
+            let end = (position + data.len() as u64).min(at + PREPARE_STEP);
+            prepare(fs, inode, at, end).await.map(|()| {
+                prepared = end;
+                0
+            })
+        } else {
+            let room = usize::try_from(prepared - at).unwrap_or(usize::MAX);
+            let now = &data[done..data.len().min(done.saturating_add(room))];
+            write_folio(fs, inode, at, now, mode, promise).await
+        };
+        match written {
             Ok(count) => done += count,
             Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                 retries += 1;
@@ -99,13 +148,27 @@ pub(crate) async fn write(
     Ok(done)
 }
 
+/// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks.
+pub(crate) async fn prepare(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    end: u64,
+) -> Result<()> {
+    let bits = fs.info.block_size().bits();
+    let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
+    let blocks = (position >> bits) as u32..last;
+    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
+    run_to_end(&fs.runtime, async move { prepare_pointers(&shared, &owned, blocks).await }).await
+}
+
 fn partial(done: usize, error: Error) -> Result<usize> {
     if done > 0 { Ok(done) } else { Err(error) }
 }
 
 /// Tries to get blocks back: those that were freed are free after the commit; data that is delayed may need fewer
 /// than was promised.
-async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
+pub(crate) async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
     let Some(journal) = fs.journal.clone() else { return Ok(false) };
     let shared = Arc::clone(fs);
     run_to_end(&fs.runtime, async move {
@@ -126,6 +189,7 @@ async fn write_folio(
     position: u64,
     data: &[u8],
     mode: Allocation,
+    promise: Option<&Promise>,
 ) -> Result<usize> {
     let bits = fs.info.block_size().bits();
     let wanted = data.len() as u64;
@@ -178,7 +242,10 @@ async fn write_folio(
         let mut hole = false;
         let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
             if mode == Allocation::Delayed {
-                return fs.info.reserve_blocks(blocks);
+                return match promise {
+                    Some(promise) => promise.take(blocks),
+                    None => fs.info.reserve_blocks(blocks),
+                };
             }
             hole = true;
             Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))

@@ -6,7 +6,7 @@
 
 use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode, InodeLayout};
-use ext4_core::meta::block_allocator::AllocationRequest;
+use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks};
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::meta::{BlockKind, SuperblockInfo, block_map, extent_tree};
 use ext4_core::{Errno, Error, InodeNumber, LogicalBlock, Result};
@@ -48,14 +48,18 @@ pub(super) async fn store_target(
         inode.i_block[..target.len()].copy_from_slice(target);
         return Ok(());
     }
-    if !info.features().incompat.contains(Incompat::EXTENTS) {
-        return Err(Error::Unsupported("long symlinks on a file system without extents".into()));
-    }
-    extent_tree::initialize(inode);
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: false, metadata: false };
-    let block = extent_tree::allocate(info, handle, inode, LogicalBlock(0), &request).await?.physical;
-    extent_tree::insert(info, handle, inode, LogicalBlock(0), block, 1, false).await?;
+    let block = if info.features().incompat.contains(Incompat::EXTENTS) {
+        extent_tree::initialize(inode);
+        let new = extent_tree::allocate(info, handle, inode, LogicalBlock(0), &request).await?;
+        extent_tree::insert(info, handle, inode, LogicalBlock(0), new.physical, 1, false).await?;
+        new.physical
+    } else {
+        let (block, _) = allocate_blocks(info, handle, &request).await?;
+        block_map::insert(info, handle, inode, LogicalBlock(0), block, 1).await?;
+        block
+    };
     let buffer = info.cache.create(handle, block)?;
     buffer.modify(handle, |bytes| bytes[..target.len()].copy_from_slice(target))
 }

@@ -1,10 +1,21 @@
 //! The data path against models, power cuts and faults. e2fsck judges every image.
 
+#[allow(clippy::unwrap_used, reason = "what fails there is a failed test")]
+#[path = "../common/mod.rs"]
+mod images;
+
 mod basic;
 mod bigalloc;
 mod common;
 mod crash;
+mod direct;
+mod direct_crash;
+mod indirect;
 mod model;
+mod published;
+mod read_ahead;
 mod speed;
 mod statements;
+mod store;
 mod stress;
+mod synchronous;

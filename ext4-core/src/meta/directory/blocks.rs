@@ -3,7 +3,7 @@
 //! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled before
 //! the function that appended it returns to the caller of this room.
 
-use super::{Directory, block_mapped};
+use super::Directory;
 use crate::error::{Errno, Error, Result};
 use crate::format::directory::index::IndexKind;
 use crate::format::directory::{Layout, Problem};
@@ -116,8 +116,7 @@ impl Directory<'_> {
         let size = (u64::from(logical) + 1) << self.layout.block_size.bits();
         let large = self.info.features().incompat.contains(Incompat::LARGEDIR);
         if logical >= LogicalBlock::MAX.0 || (size > u64::from(u32::MAX) && !large) {
-            let context = format!("directory {} has reached its largest size", inode.number);
-            return Err(Error::posix(Errno::ENOSPC, context));
+            return Err(self.full(inode));
         }
         let request = AllocationRequest {
             goal: self.goal(inode, logical).await?,
@@ -133,21 +132,25 @@ impl Directory<'_> {
                 extent_tree::insert(info, transaction, inode, at, new.physical, 1, false).await
             {
                 extent_tree::give_back(info, transaction, &new, true).await?;
-                return Err(error);
+                return Err(if error.errno() == Errno::EFBIG { self.full(inode) } else { error });
             }
             new.physical
         } else {
-            block_mapped::refuse_clusters(info, inode)?;
             let (physical, _) = allocate_blocks(info, transaction, &request).await?;
-            if let Err(error) = block_mapped::map_block(info, transaction, inode, at, physical).await {
+            if let Err(error) = block_map::insert(info, transaction, inode, at, physical, 1).await {
                 free_blocks(info, transaction, physical, 1, true).await?;
-                return Err(error);
+                // A directory that cannot grow is full.
+                return Err(if error.errno() == Errno::EFBIG { self.full(inode) } else { error });
             }
             physical
         };
         let buffer = self.info.cache.create(transaction, physical)?;
         inode.size = size;
         Ok((logical, buffer))
+    }
+
+    fn full(&self, inode: &Inode) -> Error {
+        Error::posix(Errno::ENOSPC, format!("directory {} has reached its largest size", inode.number))
     }
 
     /// Next to the block before, so that a directory is read in one sweep.
