@@ -8,6 +8,7 @@ use super::common::*;
 use super::crash::{
     Holding, STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail,
 };
+use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, RecordingDevice};
 use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::{Errno, InodeNumber};
@@ -21,7 +22,7 @@ async fn k_09_appends_with_gaps_of_a_few_bytes_wait_for_no_device() {
     if !have_tools() {
         return;
     }
-    let (planted, _) = with_planted_tail().await;
+    let (planted, _) = with_planted_tail(Way::Unwritten).await;
     let memory = Arc::new(MemoryDevice::from_image(planted));
     let fs = mount(Arc::clone(&memory) as _, quiet()).await;
     let file = open(&fs, "file").await;
@@ -214,7 +215,7 @@ async fn k_17_a_write_that_fails_past_the_end_leaves_nothing_there() {
     if !have_tools() {
         return;
     }
-    let (planted, tail) = with_planted_tail().await;
+    let (planted, tail) = with_planted_tail(Way::Unwritten).await;
     let memory = Arc::new(MemoryDevice::from_image(planted));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     let fs = mount(Arc::clone(&faulty) as _, quiet()).await;
@@ -257,7 +258,7 @@ async fn k_27_completions_run_where_nothing_can_wait() {
         return;
     }
     // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never be there.
-    let memory = Arc::new(MemoryDevice::from_image(blank()));
+    let memory = Arc::new(MemoryDevice::from_image(blank(Way::Unwritten)));
     let fs = mount(Arc::new(Interrupting(Arc::clone(&memory))), quiet()).await;
     let file = create(&fs, "file").await;
     for i in 0..200_u64 {
