@@ -6,7 +6,6 @@ mod images;
 
 mod allocations;
 mod basic;
-mod bigalloc;
 mod common;
 mod crash;
 mod direct;

@@ -12,7 +12,7 @@ use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, RecordingDevice};
 use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::{Filesystem, MountOptions};
+use ext4_writeback::{FallocateMode, Filesystem, MountOptions};
 
 /// What takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -360,4 +360,39 @@ async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
     assert!(content(&file).await == expected);
     drop(file);
     finish(&memory, fs).await;
+}
+
+#[tokio::test]
+async fn k_44_conversions_that_split_extents_find_blocks_on_a_full_device() {
+    if !have_tools() {
+        return;
+    }
+    let image = make_image(16, 1024, &["-m", "0", "-J", "size=1"], STALE);
+    let (device, fs) = mount_image(image, quiet()).await;
+    let file = create(&fs, "file").await;
+    file.fallocate(FallocateMode::Allocate, 0, 4 << 20).await.expect("there is room");
+    file.sync_all().await.expect("syncs");
+    // Everything else that is free goes to another file.
+    let filler = create(&fs, "filler").await;
+    let mut end = 0;
+    for len in [1 << 20, 64 << 10, 1024] {
+        while let Ok(count) = filler.write_at(end, &pattern(3, end, len)).await {
+            end += count as u64;
+            if count < len {
+                break;
+            }
+        }
+    }
+    filler.sync_all().await.expect("what was taken is written");
+    // Every other block: each conversion makes extents, and their nodes need blocks.
+    for i in 0..2048_u64 {
+        file.write_at(i * 2048, &pattern(44, i * 2048, 1024)).await.expect("the blocks are there");
+    }
+    file.sync_all().await.expect("the margin for nodes is used");
+    for (at, byte) in content(&file).await.iter().enumerate() {
+        let written = (at / 1024).is_multiple_of(2);
+        assert_eq!(*byte, if written { pattern(44, at as u64, 1)[0] } else { 0 }, "at {at}");
+    }
+    drop((file, filler));
+    finish(&device, fs).await;
 }
