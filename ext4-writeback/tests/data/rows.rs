@@ -8,10 +8,11 @@ use super::common::*;
 use super::crash::{
     Holding, STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail,
 };
+use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, RecordingDevice};
 use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::{Filesystem, MountOptions};
+use ext4_writeback::{FallocateMode, Filesystem, MountOptions};
 
 /// What takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,7 +22,7 @@ async fn k_09_appends_with_gaps_of_a_few_bytes_wait_for_no_device() {
     if !have_tools() {
         return;
     }
-    let (planted, _) = with_planted_tail().await;
+    let (planted, _) = with_planted_tail(Way::Unwritten).await;
     let memory = Arc::new(MemoryDevice::from_image(planted));
     let fs = mount(Arc::clone(&memory) as _, quiet()).await;
     let file = open(&fs, "file").await;
@@ -214,7 +215,7 @@ async fn k_17_a_write_that_fails_past_the_end_leaves_nothing_there() {
     if !have_tools() {
         return;
     }
-    let (planted, tail) = with_planted_tail().await;
+    let (planted, tail) = with_planted_tail(Way::Unwritten).await;
     let memory = Arc::new(MemoryDevice::from_image(planted));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     let fs = mount(Arc::clone(&faulty) as _, quiet()).await;
@@ -257,7 +258,7 @@ async fn k_27_completions_run_where_nothing_can_wait() {
         return;
     }
     // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never be there.
-    let memory = Arc::new(MemoryDevice::from_image(blank()));
+    let memory = Arc::new(MemoryDevice::from_image(blank(Way::Unwritten)));
     let fs = mount(Arc::new(Interrupting(Arc::clone(&memory))), quiet()).await;
     let file = create(&fs, "file").await;
     for i in 0..200_u64 {
@@ -359,4 +360,39 @@ async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
     assert!(content(&file).await == expected);
     drop(file);
     finish(&memory, fs).await;
+}
+
+#[tokio::test]
+async fn k_44_conversions_that_split_extents_find_blocks_on_a_full_device() {
+    if !have_tools() {
+        return;
+    }
+    let image = make_image(16, 1024, &["-m", "0", "-J", "size=1"], STALE);
+    let (device, fs) = mount_image(image, quiet()).await;
+    let file = create(&fs, "file").await;
+    file.fallocate(FallocateMode::Allocate, 0, 4 << 20).await.expect("there is room");
+    file.sync_all().await.expect("syncs");
+    // Everything else that is free goes to another file.
+    let filler = create(&fs, "filler").await;
+    let mut end = 0;
+    for len in [1 << 20, 64 << 10, 1024] {
+        while let Ok(count) = filler.write_at(end, &pattern(3, end, len)).await {
+            end += count as u64;
+            if count < len {
+                break;
+            }
+        }
+    }
+    filler.sync_all().await.expect("what was taken is written");
+    // Every other block: each conversion makes extents, and their nodes need blocks.
+    for i in 0..2048_u64 {
+        file.write_at(i * 2048, &pattern(44, i * 2048, 1024)).await.expect("the blocks are there");
+    }
+    file.sync_all().await.expect("the margin for nodes is used");
+    for (at, byte) in content(&file).await.iter().enumerate() {
+        let written = (at / 1024).is_multiple_of(2);
+        assert_eq!(*byte, if written { pattern(44, at as u64, 1)[0] } else { 0 }, "at {at}");
+    }
+    drop((file, filler));
+    finish(&device, fs).await;
 }

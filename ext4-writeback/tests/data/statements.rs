@@ -441,7 +441,7 @@ async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it
         fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
         device.mark("closed and committed");
     };
-    let recording = record(blank(), Some(202), quiet(), work).await;
+    let recording = record(blank(Way::Unwritten), Some(202), quiet(), work).await;
     let mut seen = HashSet::new();
     for cut in recording.cuts() {
         for image in [cut.with_all(), cut.with_none()] {
