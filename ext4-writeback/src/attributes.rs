@@ -109,7 +109,7 @@ impl Filesystem {
             let device = matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
                 .then(|| raw.device_number());
             let promised =
-                info.extent_status.delayed_blocks().saturating_mul(self.inner.info.block_size().sectors());
+                info.extent_status.promised_blocks().saturating_mul(self.inner.info.block_size().sectors());
             Ok(Attributes {
                 inode,
                 file_type,

@@ -9,6 +9,8 @@
 //! Invariants:
 //! - Delayed blocks exist only here; they are never dropped to save memory. A delayed block has one promised block of
 //!   [`SuperblockInfo::reserve_blocks`](ext4_core::meta::SuperblockInfo::reserve_blocks) behind it.
+//! - With bigalloc a promise is a cluster: as many are promised as there are clusters that have a delayed block and no
+//!   allocated one ([`clusters`]). Below, "promised" is in that unit.
 //! - A delayed block has a dirty block of the page cache above it: both come to be under the folio's lock with nothing
 //!   awaited in between, so that no dropped future can leave the one without the other.
 //! - What is taken from the device only fills gaps: where the tree knows something, the tree is right.
@@ -20,10 +22,13 @@
 //! Locks: one mutex, a leaf. Changes of what is on the device hold the inode's lock (i_data_sem) for writing around
 //! both; writers of a hole hold `rwlock`, which keeps truncation and allocation of holes away.
 
+mod clusters;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use clusters::Clusters;
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
 use ext4_core::{BlockNumber, Result};
 use parking_lot::Mutex;
@@ -92,6 +97,7 @@ struct Tree {
     delayed_extents: usize,
     /// How many of its extents are counted among those of all trees.
     counted: usize,
+    clusters: Clusters,
 }
 
 impl Drop for Tree {
@@ -132,6 +138,12 @@ impl Tree {
     fn covering(&self, block: u32) -> Option<(u32, u32, Status)> {
         let (start, (end, status)) = self.extents.range(..=block).next_back()?;
         (*end > block).then_some((*start, *end, *status))
+    }
+
+    /// What `change` of `range` does to the promises: how many are not needed any more. `change` returns how many
+    /// blocks stopped being delayed.
+    fn releasing(&mut self, range: Range<u32>, change: impl FnOnce(&mut Self) -> u64) -> u64 {
+        if self.clusters.bits == 0 { change(self) } else { self.releasing_clusters(range, change) }
     }
 
     /// Forgets what is known of `range`; returns how many delayed blocks that were.
@@ -214,6 +226,20 @@ impl Tree {
         }
     }
 
+    /// Makes the holes of `range`, all of it known, delayed.
+    fn delay_holes(&mut self, range: Range<u32>) {
+        let mut at = range.start;
+        while at < range.end {
+            let Some((_, end, status)) = self.covering(at) else { break };
+            let stop = end.min(range.end);
+            if status == Status::Hole {
+                self.carve(at..stop);
+                self.put(at, stop, Status::Delayed);
+            }
+            at = stop;
+        }
+    }
+
     /// Keeps the tree within its bound, and all of them within theirs; `keep` stays.
     fn prune(&mut self, keep: u32) {
         let reclaimable = self.count();
@@ -250,6 +276,13 @@ impl ExtentStatusTree {
         Self::default()
     }
 
+    /// The same for clusters of two to the power of `bits` blocks.
+    pub fn with_cluster_bits(bits: u32) -> Self {
+        let mut tree = Tree::default();
+        tree.clusters.bits = bits;
+        Self { tree: Mutex::new(tree), ..Self::default() }
+    }
+
     fn bump(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Release) + 1
     }
@@ -259,9 +292,29 @@ impl ExtentStatusTree {
         self.sequence.load(Ordering::Acquire)
     }
 
-    /// Blocks that are promised but not allocated.
+    /// Blocks that are delayed.
     pub fn delayed_blocks(&self) -> u64 {
         self.tree.lock().delayed_blocks
+    }
+
+    /// How many blocks are promised; with bigalloc whole clusters.
+    pub fn promised_blocks(&self) -> u64 {
+        let tree = self.tree.lock();
+        match tree.clusters.bits {
+            0 => tree.delayed_blocks,
+            bits => tree.clusters.promised << bits,
+        }
+    }
+
+    /// The cluster of `block` was freed on the device. True where delayed blocks share it: the caller promises it
+    /// again. Never without bigalloc. The caller holds the inode's lock for writing.
+    pub fn cluster_freed(&self, block: u32) -> bool {
+        self.tree.lock().clusters.freed(block)
+    }
+
+    /// True where delayed blocks share the cluster of `block` with allocated ones.
+    pub fn shares_cluster(&self, block: u32) -> bool {
+        self.tree.lock().clusters.is_shared(block)
     }
 
     /// What is known of `block` and those behind it.
@@ -291,13 +344,19 @@ impl ExtentStatusTree {
         self.bump();
     }
 
-    /// Makes the holes of `range` delayed, all or none. `promise` is asked for as many blocks as there are in holes.
-    /// The caller holds `rwlock` for writing and the lock of the folio that covers the range.
+    /// Makes the holes of `range` delayed, all or none. `promise` is asked for as many blocks as there are in holes;
+    /// with bigalloc for the clusters that have neither delayed nor allocated blocks yet, which may be none. The caller
+    /// holds `rwlock` for writing and the lock of the folio that covers the range.
     ///
     /// # Errors
     /// Those of `promise`; then nothing was changed.
     pub fn reserve(&self, range: Range<u32>, promise: impl FnOnce(u64) -> Result<()>) -> Result<Reservation> {
         let mut tree = self.tree.lock();
+        if tree.clusters.bits != 0 {
+            let reservation = tree.reserve_clusters(range, promise)?;
+            self.bump();
+            return Ok(reservation);
+        }
         if tree.goes_on_behind_delayed(&range) {
             promise(u64::from(range.end - range.start))?;
             tree.lengthen_delayed(&range);
@@ -319,28 +378,26 @@ impl ExtentStatusTree {
             return Ok(Reservation::Done);
         }
         promise(holes)?;
-        let mut at = range.start;
-        while at < range.end {
-            let Some((_, end, status)) = tree.covering(at) else { break };
-            let stop = end.min(range.end);
-            if status == Status::Hole {
-                tree.carve(at..stop);
-                tree.put(at, stop, Status::Delayed);
-            }
-            at = stop;
-        }
+        tree.delay_holes(range);
         self.bump();
         Ok(Reservation::Done)
     }
 
-    /// `range` was allocated or converted: says what is there now, whatever was there before. Returns how many delayed
-    /// blocks were among it, and the new sequence number. The caller holds the inode's lock for writing.
+    /// `range` was allocated or converted: says what is there now, whatever was there before. Returns how many promises
+    /// that ends (those of the delayed blocks among it), and the new sequence number. The caller holds the inode's lock for writing.
     pub fn set(&self, range: Range<u32>, status: Status) -> (u64, u64) {
         let mut tree = self.tree.lock();
-        let delayed = tree.carve(range.clone());
-        tree.put(range.start, range.end, status);
+        let allocated = matches!(status, Status::Unwritten(_) | Status::Written(_));
+        let released = tree.releasing(range.clone(), |tree| {
+            if allocated {
+                tree.share_clusters(&range);
+            }
+            let delayed = tree.carve(range.clone());
+            tree.put(range.start, range.end, status);
+            delayed
+        });
         tree.prune(range.start);
-        (delayed, self.bump())
+        (released, self.bump())
     }
 
     /// The unwritten blocks of `range` are written now. The caller holds the inode's lock for writing.
@@ -362,33 +419,35 @@ impl ExtentStatusTree {
         self.bump();
     }
 
-    /// Forgets `range`, its delayed blocks included; returns how many of those there were: the caller gives their
-    /// promise back.
+    /// Forgets `range`, its delayed blocks included; returns how many promises that ends: the caller gives them back.
     pub fn remove(&self, range: Range<u32>) -> u64 {
         let mut tree = self.tree.lock();
-        let delayed = tree.carve(range);
+        let released = tree.releasing(range.clone(), |tree| tree.carve(range));
         self.bump();
-        delayed
+        released
     }
 
-    /// Forgets the delayed blocks of `range` only; returns how many there were.
+    /// Forgets the delayed blocks of `range` only; returns how many promises that ends.
     pub fn remove_delayed(&self, range: Range<u32>) -> u64 {
         let mut tree = self.tree.lock();
-        let (mut at, mut delayed) = (range.start, 0);
-        while at < range.end {
-            let Some((_, end, status)) = tree.covering(at) else {
-                at = tree.extents.range(at..range.end).next().map_or(range.end, |(start, _)| *start);
-                continue;
-            };
-            let stop = end.min(range.end);
-            if status == Status::Delayed {
-                delayed += tree.carve(at..stop);
-                tree.put(at, stop, Status::Hole);
+        let released = tree.releasing(range.clone(), |tree| {
+            let (mut at, mut delayed) = (range.start, 0);
+            while at < range.end {
+                let Some((_, end, status)) = tree.covering(at) else {
+                    at = tree.extents.range(at..range.end).next().map_or(range.end, |(start, _)| *start);
+                    continue;
+                };
+                let stop = end.min(range.end);
+                if status == Status::Delayed {
+                    delayed += tree.carve(at..stop);
+                    tree.put(at, stop, Status::Hole);
+                }
+                at = stop;
             }
-            at = stop;
-        }
+            delayed
+        });
         self.bump();
-        delayed
+        released
     }
 }
 

@@ -91,6 +91,14 @@ impl InodeInfo {
         }
     }
 
+    /// The same inode on a file system that allocates clusters of two to the power of `bits` blocks.
+    pub fn with_cluster_bits(mut self, bits: u32) -> Self {
+        if bits != 0 {
+            self.extent_status = ExtentStatusTree::with_cluster_bits(bits);
+        }
+        self
+    }
+
     /// i_size in bytes.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)

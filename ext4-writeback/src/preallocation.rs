@@ -111,7 +111,8 @@ impl Preallocation {
 
 /// True where delayed data of `inode` is published when it is on the device, instead of being given unwritten blocks.
 pub(crate) async fn is_published(fs: &FilesystemInner, inode: &InodeInfo) -> bool {
-    fs.options.allocation == Allocation::Publish || inode.is_indirect().await
+    // A pick is not in the extent tree, where a cluster's other blocks would look for their place (bigalloc).
+    fs.info.cluster_bits() == 0 && (fs.options.allocation == Allocation::Publish || inode.is_indirect().await)
 }
 
 /// Picks blocks for the delayed ones at `block`, up to `len`, where none are picked yet. False where `block` is not

@@ -241,13 +241,15 @@ impl File {
             let operation = async move { writeback::allocate_holes(&shared, &owned, first..last).await };
             return run_to_end(&fs.runtime, operation).await;
         }
+        // With bigalloc each cluster of a hole, which is as many as it can take.
+        let clusters = fs.info.cluster_bits();
         let mut holes = 0;
         let mut at = first;
         while at < last {
             let extent = iomap::lookup(fs, inode, at).await?;
             let stop = extent.end.min(last);
             if extent.status == Status::Hole {
-                holes += u64::from(stop - at);
+                holes += u64::from(((stop - 1) >> clusters) - (at >> clusters) + 1);
             }
             at = stop;
         }

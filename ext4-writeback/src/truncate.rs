@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::meta::extent_tree::Removal;
+use ext4_core::meta::extent_tree::{self, Removal};
 use ext4_core::meta::{Transaction as _, block_map, credits};
 use ext4_core::{Error, LogicalBlock, Result};
 
@@ -200,6 +200,7 @@ async fn free_behind(
         } else {
             Removal::Done
         };
+        promise_freed_cluster(fs, inode, &disk, first).await;
         if removal == Removal::Done && finish {
             fs.orphans.remove(&fs.info, &handle, &mut disk).await?;
             // What earlier handles freed of it is in the range too: none of it is to be left.
@@ -211,6 +212,24 @@ async fn free_behind(
             tracing::debug!(ino = inode.number.0, sectors = disk.sectors, "ext4_truncate_exit");
             return Ok(());
         }
+    }
+}
+
+/// Blocks of the cluster of `block`, at an end of a range that was freed, may still be delayed. Where they shared it with
+/// allocated ones, and all of those are gone, the cluster is promised to them. The caller holds `disk` since it freed.
+pub(crate) async fn promise_freed_cluster(
+    fs: &FilesystemInner,
+    inode: &InodeInfo,
+    disk: &ext4_core::format::inode::Inode,
+    block: u32,
+) {
+    if !inode.extent_status.shares_cluster(block) {
+        return;
+    }
+    // One promise too many is given back when the blocks are allocated; one too few would be taken from others.
+    let mapped = extent_tree::is_cluster_mapped(&fs.info, disk, LogicalBlock(block)).await.unwrap_or(false);
+    if !mapped && inode.extent_status.cluster_freed(block) {
+        fs.info.reserve_freed_clusters(1);
     }
 }
 

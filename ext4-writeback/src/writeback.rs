@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
+use ext4_core::meta::block_allocator::AllocationRequest;
 use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 
@@ -251,22 +251,22 @@ pub(crate) async fn allocate_delayed(
         reserved: true,
         metadata: false,
     };
-    let (physical, got) = allocate_blocks(&fs.info, &handle, &request).await?;
+    let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(block), &request).await?;
+    let (physical, got) = (new.physical, new.len);
     let inserted =
         extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(block), physical, got, true).await;
     if let Err(error) = inserted {
         fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-        free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
+        extent_tree::give_back(&fs.info, &handle, &new, false).await?;
+        // The allocation used the promise up; the blocks are delayed again.
+        fs.info.reserve_freed_clusters(u64::from(new.clusters));
         fs.log_inode(&handle, inode, &disk, false).await?;
-        // The allocation used the promise up.
-        if fs.info.reserve_blocks(u64::from(got)).is_err() {
-            es.set(block..block + got, Status::Hole);
-        }
         return Err(error);
     }
     let mapped = Mapped::Blocks { physical, unwritten: true };
     fs.fast_commits.range_changed(handle.id(), inode.number, (block, block + got), mapped);
-    let (_, sequence) = es.set(block..block + got, Status::Unwritten(physical));
+    let (promised, sequence) = es.set(block..block + got, Status::Unwritten(physical));
+    fs.info.release_reserved_blocks(promised.saturating_sub(u64::from(new.clusters)));
     fs.log_inode(&handle, inode, &disk, false).await?;
     let counters = &fs.writeback.counters;
     LiveCounters::add(&counters.allocations, 1);
@@ -308,18 +308,21 @@ pub(crate) async fn allocate_holes(
             reserved: false,
             metadata: false,
         };
-        let (physical, got) = allocate_blocks(&fs.info, &handle, &request).await?;
+        let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(at), &request).await?;
+        let (physical, got) = (new.physical, new.len);
         let inserted =
             extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, got, true).await;
         if let Err(error) = inserted {
             fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-            free_blocks(&fs.info, &handle, physical, u64::from(got), false).await?;
+            extent_tree::give_back(&fs.info, &handle, &new, false).await?;
             fs.log_inode(&handle, inode, &disk, false).await?;
             return Err(error);
         }
         let mapped = Mapped::Blocks { physical, unwritten: true };
         fs.fast_commits.range_changed(handle.id(), inode.number, (at, at + got), mapped);
-        inode.extent_status.set(at..at + got, Status::Unwritten(physical));
+        // Where delayed blocks share a cluster with these, it needs no promise any more.
+        let (promised, _) = inode.extent_status.set(at..at + got, Status::Unwritten(physical));
+        fs.info.release_reserved_blocks(promised);
         tracing::debug!(
             ino = inode.number.0,
             lblk = at,

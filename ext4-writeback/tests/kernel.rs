@@ -25,6 +25,8 @@ const KINDS: &[(&str, &[&str])] = &[
     ("no journal", &["-O", "^has_journal"]),
     ("crc16", &["-O", "^metadata_csum,uninit_bg"]),
     ("32 bit, small inodes", &["-b", "1024", "-I", "128", "-O", "^64bit,^metadata_csum,^flex_bg"]),
+    ("clusters of 16", &["-b", "1024", "-O", "bigalloc", "-C", "16384"]),
+    ("clusters of 4", &["-O", "bigalloc", "-C", "16384"]),
     ("checksum seed", &["-O", "metadata_csum_seed"]),
 ];
 

@@ -195,7 +195,7 @@ fn kernel_corpora(corpus: &Path, work: &Path) -> Vec<PathBuf> {
     let names = if long {
         "^(dirty-|dj-)"
     } else {
-        "^(dirty-csum-v1|dirty-wrap-1k|dirty-orphan-1k|dj-revoke-v2-64|dj-escape-v0-32)$"
+        "^(dirty-bigalloc|dirty-csum-v1|dirty-wrap-1k|dirty-orphan-1k|dj-revoke-v2-64|dj-escape-v0-32)$"
     };
     let seeds = if long { ["1", "2"].as_slice() } else { &["1"] };
     let make = |seed: &&str| {
@@ -275,10 +275,7 @@ async fn check_kernel_image(path: &Path, name: &str) {
     if result.orphans == 0 {
         common::assert_clean(&replayed, name);
     }
-    // Writing to clusters is not supported yet.
-    if name != "dirty-bigalloc" {
-        common::assert_clean(&mounted_once(replayed).await, name);
-    }
+    common::assert_clean(&mounted_once(replayed).await, name);
 }
 
 /// Whatever the log of a damaged image says, both ways of recovery end, without a panic; a refusal writes nothing.

@@ -210,6 +210,7 @@ const WRITABLE: RoCompat = RoCompat::SPARSE_SUPER
     .union(RoCompat::GDT_CSUM)
     .union(RoCompat::DIR_NLINK)
     .union(RoCompat::EXTRA_ISIZE)
+    .union(RoCompat::BIGALLOC)
     .union(RoCompat::METADATA_CSUM)
     .union(RoCompat::ORPHAN_PRESENT);
 
@@ -371,8 +372,10 @@ mod tests {
         assert_eq!(refusal, "unsupported: feature FEATURE_I29");
         features.apply("none,bigalloc").unwrap();
         assert_eq!(features.names(), ["bigalloc"]);
+        features.check_supported(false).unwrap();
+        features.apply("none,quota").unwrap();
         features.check_supported(true).unwrap();
-        assert!(features.check_supported(false).unwrap_err().to_string().contains("bigalloc"));
+        assert!(features.check_supported(false).unwrap_err().to_string().contains("quota"));
         assert_eq!(features.apply("extends").unwrap_err().errno(), Errno::EINVAL);
     }
 }

@@ -15,6 +15,10 @@
 //!   would undo the freeing but not the new owner's data.
 //! - A block is found by one search, whether it is marked in use at once or only picked (see [`picked`]).
 //!
+//! With bigalloc a bit of a bitmap is a cluster: what is searched, counted and promised here are clusters, and block
+//! numbers become bits, and bits block numbers, at this module's edge. Which blocks of a cluster are in use is known to
+//! the extent tree of the file that has it; no cluster has two owners.
+//!
 //! Locks: one group's at a time; commit callbacks take only the innermost `returned` list.
 
 pub mod picked;
@@ -49,7 +53,7 @@ pub struct AllocationRequest {
     pub goal: Option<BlockNumber>,
     /// For whom (its group is the default goal).
     pub inode: InodeNumber,
-    /// How many blocks are wanted; at least one.
+    /// How many blocks (clusters with bigalloc) are wanted; at least one.
     pub len: u32,
     /// The blocks were promised with [`SuperblockInfo::reserve_blocks`]: as many as are allocated are taken from the
     /// promise.
@@ -74,6 +78,9 @@ impl Drop for Claim<'_> {
 
 /// Allocates one contiguous run of 1 to `len` blocks, the longest near the goal. Does not touch any inode.
 ///
+/// With bigalloc it is a run of clusters: the first block of the first one, and how many clusters. Blocks of files come
+/// from [`super::extent_tree::allocate`], which knows what of a cluster a file has already.
+///
 /// # Errors
 /// `ENOSPC` (see [`SuperblockInfo::blocks_awaiting_commit`]); those of the device and the transaction.
 pub async fn allocate_blocks(
@@ -81,10 +88,7 @@ pub async fn allocate_blocks(
     transaction: &dyn Transaction,
     request: &AllocationRequest,
 ) -> Result<(BlockNumber, u32)> {
-    let wanted = request.len.clamp(1, MOST_BLOCKS).min(info.fixed.blocks_per_group);
-    if info.fixed.cluster_bits() != 0 {
-        return Err(Error::Unsupported("allocating blocks with bigalloc".into()));
-    }
+    let wanted = request.len.clamp(1, MOST_BLOCKS).min(info.fixed.block_bitmap_bits());
     let mut claim = Claim { space: &info.space, left: 0 };
     let wanted = if request.reserved {
         wanted
@@ -115,14 +119,14 @@ enum Taking<'a> {
 /// Where a search begins.
 struct Goal<'a> {
     group: GroupNumber,
-    /// The block within the group.
+    /// The bit within the group.
     offset: u32,
     /// The stream to move on, where the request had no goal of its own.
     stream: Option<&'a AtomicU64>,
 }
 
 fn goal<'a>(info: &'a SuperblockInfo, request: &AllocationRequest) -> Goal<'a> {
-    let place = |block| info.fixed.group_of_block(block);
+    let place = |block| bit_of_block(info, block);
     if let Some((group, offset)) = request.goal.and_then(place) {
         return Goal { group, offset, stream: None };
     }
@@ -160,6 +164,17 @@ fn groups_from(info: &SuperblockInfo, start: GroupNumber) -> impl Iterator<Item 
         .map(GroupNumber)
 }
 
+/// The group of a block, and the bit that stands for it in the group's bitmap.
+fn bit_of_block(info: &SuperblockInfo, block: BlockNumber) -> Option<(GroupNumber, u32)> {
+    let (group, offset) = info.fixed.group_of_block(block)?;
+    Some((group, offset >> info.fixed.cluster_bits()))
+}
+
+/// The first block that `bit` of a group's bitmap stands for.
+fn block_of_bit(info: &SuperblockInfo, group: GroupNumber, bit: u32) -> BlockNumber {
+    info.group_first_block(group).offset(u64::from(bit) << info.fixed.cluster_bits())
+}
+
 async fn search(
     info: &SuperblockInfo,
     taking: Taking<'_>,
@@ -193,7 +208,8 @@ async fn search(
                 let grows = request.goal.is_some() && !request.metadata && number == goal.group;
                 if let Some(found) = try_group(info, taking, number, from, wanted, least, grows).await? {
                     if let Some(stream) = goal.stream {
-                        stream.store(found.0.offset(u64::from(found.1)).0, Ordering::Relaxed);
+                        let behind = u64::from(found.1) << info.fixed.cluster_bits();
+                        stream.store(found.0.offset(behind).0, Ordering::Relaxed);
                     }
                     return Ok(found);
                 }
@@ -225,7 +241,8 @@ async fn try_group(
     let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
     let Some(mut state) = info.lock_blocks(number).await? else { return Ok(None) };
-    let end = info.block_bits(number);
+    // A cluster that the end of the device cuts off is no whole one.
+    let end = info.fixed.group_blocks(number) >> info.fixed.cluster_bits();
     let Some(map) = &state.blocks else { return Ok(None) };
     let run = map.search(|bytes| {
         let at_goal = bitmap::next_clear_run(bytes, from, end, wanted)
@@ -251,8 +268,7 @@ async fn try_group(
         Taking::Logged(transaction) => take(info, transaction, number, &mut state, &place, run.clone())?,
         Taking::Picked { .. } => picked::keep(info, number, &mut state, run.clone())?,
     }
-    let first = info.group_first_block(number).offset(u64::from(run.start));
-    Ok(Some((first, found)))
+    Ok(Some((block_of_bit(info, number, run.start), found)))
 }
 
 /// The first `wanted` blocks of a free, aligned piece of the group with room for more, behind `from` or before it.
@@ -307,7 +323,7 @@ fn raise_longest_run(longest_run: &AtomicU64) {
 }
 
 /// Marks blocks as used that something outside the bitmaps says belong to a file: a replayed fast commit. Gives the runs
-/// among them that were free. Without a journal, before anything else runs. Does not touch any inode.
+/// among them that were free; with bigalloc in whole clusters, which may be more than was asked for. Without a journal, before anything else runs. Does not touch any inode.
 ///
 /// # Errors
 /// Corrupt where a block is fixed metadata or outside the file system, or its group's bitmap is bad; those of the device
@@ -322,14 +338,12 @@ pub async fn mark_used(
     if !info.is_data_range(first, count) {
         return Err(wrong("are fixed metadata or outside the file system"));
     }
-    if info.fixed.cluster_bits() != 0 {
-        return Err(Error::Unsupported("allocating blocks with bigalloc".into()));
-    }
+    let cluster_bits = info.fixed.cluster_bits();
     let mut found = Vec::new();
-    let (mut next, mut left) = (first, count);
+    let (mut next, mut left) = clusters_of(info, first, count);
     while left > 0 {
-        let place = info.fixed.group_of_block(next);
-        let (number, offset) = place.ok_or_else(|| wrong("are outside the file system"))?;
+        let (number, offset) =
+            bit_of_block(info, next).ok_or_else(|| wrong("are outside the file system"))?;
         let len = left.min(u64::from(info.block_bits(number).saturating_sub(offset)));
         if len == 0 {
             return Err(wrong("are outside their group"));
@@ -347,14 +361,21 @@ pub async fn mark_used(
         {
             take(info, transaction, number, &mut state, &place, run.clone())?;
             info.space.lost(u64::from(run.end - run.start));
-            let start = info.group_first_block(number).0;
-            found.push(start + u64::from(run.start)..start + u64::from(run.end));
+            found.push(block_of_bit(info, number, run.start).0..block_of_bit(info, number, run.end).0);
             at = run.end;
         }
-        next = next.offset(len);
+        next = next.offset(len << cluster_bits);
         left -= len;
     }
     Ok(found)
+}
+
+/// The first block of the first cluster that `count` blocks from `first` touch, and how many clusters they touch. The
+/// blocks themselves without bigalloc.
+fn clusters_of(info: &SuperblockInfo, first: BlockNumber, count: u64) -> (BlockNumber, u64) {
+    let bits = info.fixed.cluster_bits();
+    let within = first.0 & ((1 << bits) - 1);
+    (BlockNumber(first.0 - within), (within + count).div_ceil(1 << bits))
 }
 
 /// Where freed blocks go when their transaction has committed.
@@ -386,7 +407,7 @@ impl Circulation {
 
 /// Whoever wants to do something about freed blocks before they are handed out again: discard them.
 pub trait FreedBlocks: Send + Sync + std::fmt::Debug {
-    /// The transaction that freed `count` blocks from `first` on has committed. They stay out of use until `release` is
+    /// The transaction that freed `count` blocks from `first` on has committed (whole clusters with bigalloc). They stay out of use until `release` is
     /// called. Called by whoever commits: it must not block.
     fn freed(&self, first: BlockNumber, count: u64, release: Box<dyn FnOnce() + Send>);
 }
@@ -400,6 +421,8 @@ impl SuperblockInfo {
 
 /// Frees `count` blocks. They are handed out again only after the transaction has committed. `metadata`: each is
 /// forgotten and revoked ([`super::BufferCache::forget`]). Does not touch any inode.
+///
+/// With bigalloc every cluster that the blocks touch is freed: nothing else may use it.
 ///
 /// # Errors
 /// Corrupt where a block was free already or is fixed metadata; those of the device and the transaction.
@@ -419,15 +442,19 @@ pub async fn free_blocks(
             "to be freed are fixed metadata or outside the file system",
         ));
     }
-    if info.fixed.cluster_bits() != 0 {
-        return Err(Error::Unsupported("freeing blocks with bigalloc".into()));
+    let cluster_bits = info.fixed.cluster_bits();
+    let (mut next, mut left) = clusters_of(info, first, count);
+    if cluster_bits != 0 {
+        let blocks = (left << cluster_bits).min(info.blocks_count().saturating_sub(next.0));
+        if !info.is_data_range(next, blocks) {
+            return Err(Error::corrupt(
+                format!("blocks {first}..{}", first.offset(count)),
+                "to be freed share a cluster with fixed metadata",
+            ));
+        }
     }
-    let mut next = first;
-    let mut left = count;
     while left > 0 {
-        let (number, offset) = info
-            .fixed
-            .group_of_block(next)
+        let (number, offset) = bit_of_block(info, next)
             .ok_or_else(|| Error::corrupt(format!("block {next}"), "is outside the file system"))?;
         let len = left.min(u64::from(info.block_bits(number).saturating_sub(offset)));
         if len == 0 {
@@ -436,11 +463,12 @@ pub async fn free_blocks(
         // At most a group's blocks.
         free_in_group(info, transaction, number, offset..offset + len as u32).await?;
         if metadata {
-            for block in 0..len {
-                info.cache.forget(transaction, next.offset(block))?;
+            let (from, to) = (next.0.max(first.0), next.offset(len << cluster_bits).0);
+            for block in from..to.min(first.offset(count).0) {
+                info.cache.forget(transaction, BlockNumber(block))?;
             }
         }
-        next = next.offset(len);
+        next = next.offset(len << cluster_bits);
         left -= len;
     }
     Ok(())
@@ -462,7 +490,7 @@ async fn free_in_group(
         let state = &mut *state;
         let Some(map) = &mut state.blocks else { return Err(bad()) };
         if let Some(free) = map.bitmap.read(|bytes| bitmap::next_clear(bytes, range.start, range.end)) {
-            let block = info.group_first_block(number).offset(u64::from(free));
+            let block = block_of_bit(info, number, free);
             return Err(Error::corrupt(format!("block {block}"), "is to be freed but is free already"));
         }
         if map.allocatable.is_none() {
@@ -481,12 +509,13 @@ async fn free_in_group(
         info.space.freed(u64::from(len));
     }
     let circulation = Circulation::of(info);
-    let first = info.group_first_block(number).offset(u64::from(range.start));
+    let first = block_of_bit(info, number, range.start);
+    let blocks = u64::from(len) << info.fixed.cluster_bits();
     let freed = info.freed_blocks.get().cloned();
     let release = Box::new(move || circulation.give_back(number, range));
     // Outside the lock: a transaction without a journal calls back at once.
     transaction.on_commit(match freed {
-        Some(freed) => Box::new(move || freed.freed(first, u64::from(len), release)),
+        Some(freed) => Box::new(move || freed.freed(first, blocks, release)),
         None => release,
     });
     Ok(())

@@ -22,7 +22,7 @@ use crate::format::indirect::{
     BlockPath, DIRECT, POINTERS, clear_pointers, pointer, pointers_per_block, reach, subtree_span,
 };
 use crate::format::inode::{Inode, InodeFlags};
-use crate::types::{BlockNumber, LogicalBlock};
+use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 
 pub use insert::{ADDRESSABLE, allocation_goal, insert, max_blocks, prepare};
 
@@ -88,6 +88,7 @@ pub async fn remove(
     if inode.uses_extents() {
         return extent_tree::remove(info, transaction, inode, first, last).await;
     }
+    refuse_clusters(info, inode.number)?;
     let before = (inode.i_block, inode.sectors);
     let result = remove_indirect(info, transaction, inode, first, last.min(LogicalBlock::MAX)).await;
     if result.is_err() && before != (inode.i_block, inode.sectors) {
@@ -115,6 +116,19 @@ async fn remove_indirect(
         }
     }
     Ok(Removal::Done)
+}
+
+/// Fails with bigalloc, where every file is mapped by extents (the kernel's `ext4_ind_map_blocks` allocates none either).
+///
+/// # Errors
+/// Unsupported.
+pub fn refuse_clusters(info: &SuperblockInfo, inode: InodeNumber) -> Result<()> {
+    if info.cluster_bits() == 0 {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "inode {inode} is mapped by indirect blocks: with bigalloc it can only be read"
+    )))
 }
 
 fn refuse_inline_data(inode: &Inode) -> Result<()> {

@@ -118,7 +118,7 @@ fn flex_groups_range(info: &SuperblockInfo, flex: u32) -> std::ops::Range<u32> {
 fn flex_free_blocks(info: &SuperblockInfo, flex: u32) -> u64 {
     flex_groups_range(info, flex)
         .filter_map(|number| info.groups.get(number as usize))
-        .map(|group| u64::from(group.free_blocks.load(Ordering::Relaxed)))
+        .map(|group| u64::from(group.free_blocks.load(Ordering::Relaxed)) << info.cluster_bits())
         .sum()
 }
 

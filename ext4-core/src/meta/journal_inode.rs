@@ -7,7 +7,7 @@
 //!
 //! Source of the inode's form: e2fsprogs, `ext2fs_add_journal_inode`; of the copy: kernel documentation, "Super Block".
 
-use super::block_allocator::{AllocationRequest, allocate_blocks};
+use super::block_allocator::AllocationRequest;
 use super::extent_tree::{self, Removal};
 use super::inode_allocator::free_inode;
 use super::{SuperblockInfo, Transaction, block_map, inode_table};
@@ -118,7 +118,8 @@ pub(super) async fn fill(
             reserved: false,
             metadata: true,
         };
-        let (first, len) = allocate_blocks(info, transaction, &request).await?;
+        let new = extent_tree::allocate(info, transaction, inode, LogicalBlock(done), &request).await?;
+        let (first, len) = (new.physical, new.len);
         extent_tree::insert(info, transaction, inode, LogicalBlock(done), first, len, false).await?;
         runs.push((first, len));
         goal = Some(first.offset(u64::from(len)));

@@ -142,7 +142,7 @@ pub async fn release_block(
     let Some(buffer) = read_block(info, inode).await? else { return Ok(()) };
     leave(info, transaction, &buffer).await?;
     inode.file_acl = BlockNumber(0);
-    inode.sectors = inode.sectors.saturating_sub(info.block_size().sectors());
+    inode.sectors = inode.sectors.saturating_sub(info.cluster_sectors());
     Ok(())
 }
 
@@ -370,7 +370,7 @@ async fn write_block(
     if let Some(old) = old {
         leave(info, transaction, old).await?;
     } else {
-        inode.sectors += info.block_size().sectors();
+        inode.sectors += info.cluster_sectors();
     }
     inode.file_acl = block;
     announce(info, transaction).await

@@ -139,9 +139,8 @@ async fn repaired_images_hold_what_the_kernel_sees() {
     for (path, expected) in images() {
         let text = std::fs::read_to_string(expected.with_extension("json"));
         let facts: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
-        // Clusters (bigalloc) are not read yet; of a file system with multiple mount protection e2fsck first waits
-        // ten seconds whether somebody else has it.
-        let skipped = |feature: &serde_json::Value| feature == "bigalloc" || feature == "mmp";
+        // Of a file system with multiple mount protection e2fsck first waits ten seconds whether somebody else has it.
+        let skipped = |feature: &serde_json::Value| feature == "mmp";
         let skip = facts["features"].as_array().is_some_and(|all| all.iter().any(skipped));
         if facts["tree_by"] != "kernel" || skip {
             continue;

@@ -16,6 +16,7 @@ use crate::extent_status::Status;
 use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
+use crate::truncate::promise_freed_cluster;
 
 const CREDITS: u32 = credits::EXTENT + credits::INODE;
 const FREE_CREDITS: u32 = credits::FREE_STEP + credits::INODE;
@@ -102,6 +103,9 @@ pub(super) async fn free_behind_end(
                 inode.extent_status.set(range.clone(), Status::Hole);
             } else {
                 inode.extent_status.remove(range.clone());
+            }
+            for end in [range.start, range.end - 1] {
+                promise_freed_cluster(fs, inode, &disk, end).await;
             }
             fs.fast_commits.range_changed(handle.id(), inode.number, (range.start, range.end), Mapped::Hole);
             fs.log_inode(&handle, inode, &disk, true).await?;

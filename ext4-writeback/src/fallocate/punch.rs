@@ -81,6 +81,9 @@ impl Request<'_> {
                     Mapped::Hole,
                 );
             }
+            for end in [blocks.start, blocks.end - 1] {
+                truncate::promise_freed_cluster(fs, inode, &disk, end).await;
+            }
             if matches!(removed, Ok(Removal::Done)) {
                 inode.extent_status.set(blocks.clone(), Status::Hole);
             }

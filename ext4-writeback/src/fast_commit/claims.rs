@@ -25,7 +25,8 @@ use rangemap::{RangeMap, RangeSet};
 
 use super::replay::Replay;
 
-/// See the module. Ranges are of blocks on the device.
+/// See the module. Ranges are of blocks on the device; of whole clusters with bigalloc, where two files with blocks in
+/// one cluster are as wrong as two with the same block.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// Each claim, in the order of the tags.
@@ -59,7 +60,7 @@ impl Claims {
         for free in block_allocator::mark_used(info, transaction, extent.physical, len).await? {
             self.available.insert(free);
         }
-        self.claimed.insert(blocks(extent.physical, len));
+        self.claimed.insert(blocks(info, extent.physical, len));
         self.claims.push((inode, extent));
         Ok(())
     }
@@ -86,9 +87,10 @@ impl Claims {
     }
 }
 
-/// The blocks of a run.
-pub(super) fn blocks(first: BlockNumber, len: u64) -> Range<u64> {
-    first.0..first.offset(len).0
+/// The blocks of a run; those of all clusters it touches.
+pub(super) fn blocks(info: &SuperblockInfo, first: BlockNumber, len: u64) -> Range<u64> {
+    let mask = (1_u64 << info.cluster_bits()) - 1;
+    first.0 & !mask..(first.offset(len).0.saturating_add(mask) & !mask)
 }
 
 impl Replay<'_> {
@@ -149,7 +151,7 @@ impl Replay<'_> {
             if let MappingState::Written(block) | MappingState::Unwritten(block) = mapping.state
                 && block == claimed
             {
-                found.push(blocks(block, u64::from(len)));
+                found.push(blocks(self.info, block, u64::from(len)));
             }
             done += len;
         }

@@ -94,7 +94,7 @@ impl Replay<'_> {
         unwritten: bool,
     ) -> Result<()> {
         extent_tree::insert(self.info, &self.transaction, inode, logical, physical, len, unwritten).await?;
-        self.claims.inserted(blocks(physical, u64::from(len)));
+        self.claims.inserted(blocks(self.info, physical, u64::from(len)));
         Ok(())
     }
 
@@ -110,8 +110,10 @@ impl Replay<'_> {
         block_map::remove(self.info, &self.transaction, inode, first, last).await?;
         for range in claimed {
             let (first, count) = (BlockNumber(range.start), range.end - range.start);
-            block_allocator::mark_used(self.info, &self.transaction, first, count).await?;
-            self.claims.given_up(range);
+            // With bigalloc a cluster may be in use by what is still mapped.
+            for free in block_allocator::mark_used(self.info, &self.transaction, first, count).await? {
+                self.claims.given_up(free);
+            }
         }
         Ok(())
     }
@@ -132,7 +134,7 @@ impl Replay<'_> {
             let mapping = block_map::lookup(self.info, inode, at).await?;
             let len = mapping.len.clamp(1, (last.0 - at.0).saturating_add(1));
             if let MappingState::Written(block) | MappingState::Unwritten(block) = mapping.state {
-                found.extend(self.claims.of(&blocks(block, u64::from(len))));
+                found.extend(self.claims.of(&blocks(self.info, block, u64::from(len))));
             }
             next = at.0.checked_add(len).map(LogicalBlock);
         }

@@ -66,6 +66,9 @@ reasons! {
     /// Blocks were mapped or unmapped in a file whose extents do not fit into its inode: e2fsck's replay builds new nodes
     /// for them, on blocks that it takes for free and that are not.
     ExtentNodes extent_nodes "Extents outside the inode",
+    /// Blocks were mapped or unmapped where they are allocated in clusters. A tag names blocks; which clusters they
+    /// leave or take along is each replay's own guess.
+    Clusters clusters "Blocks of clusters",
     /// The last name of an inode that was durable went: e2fsck's replay leaves the inode without a name.
     LastLink last_link "Last link removed",
     /// An inode was on the list of orphans, which has no tag, when it changed, or is being truncated.

@@ -205,7 +205,7 @@ impl<'a> Replay<'a> {
     /// Deletes an inode with all that hangs on it.
     pub(super) async fn delete(&mut self, mut inode: Inode) -> Result<()> {
         let number = inode.number;
-        let attributes = if inode.file_acl.0 == 0 { 0 } else { self.info.block_size().sectors() };
+        let attributes = if inode.file_acl.0 == 0 { 0 } else { self.info.cluster_sectors() };
         let maps_blocks = match inode.file_type() {
             Some(FileType::Regular) => !inode.flags.contains(InodeFlags::INLINE_DATA),
             Some(FileType::Directory | FileType::Symlink) => inode.sectors > attributes,

@@ -118,13 +118,15 @@ impl Record {
     }
 }
 
-/// Which inodes share a block of the inode table.
+/// Which inodes share a block of the inode table, and how blocks are allocated.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Table {
     /// The journal's inode; 0 where the log is on another device.
     pub journal: u32,
     pub inodes_per_group: u32,
     pub inodes_per_block: u32,
+    /// Blocks are allocated in clusters (bigalloc).
+    pub has_clusters: bool,
 }
 
 impl Table {
@@ -239,6 +241,10 @@ impl Tracker {
         mapped: Mapped,
     ) {
         if !self.enabled {
+            return;
+        }
+        if self.table.has_clusters {
+            self.mark_ineligible(transaction, Reason::Clusters);
             return;
         }
         let mut state = self.state.lock();

@@ -26,7 +26,7 @@ impl FilesystemInner {
             if raw.links_count > 0 || used || inode.freed.load(Ordering::Acquire) {
                 return Ok(());
             }
-            raw.file_type() == Some(FileType::Regular) || maps_blocks(&raw, self.info.block_size().sectors())
+            raw.file_type() == Some(FileType::Regular) || maps_blocks(&raw, self.info.cluster_sectors())
         };
         if has_content {
             crate::truncate::free_all_blocks(self, inode).await?;
@@ -90,7 +90,9 @@ impl FilesystemInner {
     }
 
     async fn process_orphan(self: &Arc<Self>, number: InodeNumber) -> Result<()> {
-        let inode = Arc::new(InodeInfo::new(self.read_inode(number).await?));
+        let inode = Arc::new(
+            InodeInfo::new(self.read_inode(number).await?).with_cluster_bits(self.info.cluster_bits()),
+        );
         self.inodes.insert(&inode);
         if inode.unlinked.load(Ordering::Acquire) {
             self.delete_inode(&inode).await
@@ -101,8 +103,8 @@ impl FilesystemInner {
 }
 
 /// True where blocks hang on `inode` besides its attribute block.
-fn maps_blocks(inode: &Inode, block_sectors: u64) -> bool {
-    let attributes = if inode.file_acl.0 == 0 { 0 } else { block_sectors };
+fn maps_blocks(inode: &Inode, cluster_sectors: u64) -> bool {
+    let attributes = if inode.file_acl.0 == 0 { 0 } else { cluster_sectors };
     let typed = matches!(inode.file_type(), Some(FileType::Directory | FileType::Symlink));
     typed && inode.sectors > attributes
 }

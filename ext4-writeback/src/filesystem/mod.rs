@@ -232,7 +232,7 @@ impl FilesystemInner {
                 if inode.links_count == 0 || inode.mode == 0 {
                     return Err(Error::posix(Errno::ENOENT, format!("inode {number} is free")));
                 }
-                Ok(InodeInfo::new(inode))
+                Ok(InodeInfo::new(inode).with_cluster_bits(self.info.cluster_bits()))
             })
             .await
     }

@@ -246,6 +246,7 @@ pub(super) fn assemble(
         journal: superblock.journal_inum,
         inodes_per_group: superblock.inodes_per_group,
         inodes_per_block: superblock.inodes_per_block(),
+        has_clusters: superblock.cluster_bits() != 0,
     };
     let fast_commits = journal.as_ref().is_some_and(|journal| journal.has_fast_commits());
     let data_capacity = options.cache - options.cache / 4;

@@ -18,6 +18,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use ext4_core::meta::block_map;
 use ext4_core::{Errno, Error, Result};
 
 use super::read::{find_or_create, read_blocks};
@@ -34,7 +35,7 @@ use crate::runtime::run_to_end;
 use crate::store::Promise;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
-/// Free blocks below which writes allocate at once: what metadata may need on the way to the device.
+/// Free blocks (clusters) below which writes allocate at once: what metadata may need on the way to the device.
 const LOW_SPACE_MARGIN: u64 = 64;
 /// How much is copied between two looks at the dirty limit.
 const THROTTLE_STEP: u64 = 4 << 20;
@@ -57,7 +58,7 @@ pub(crate) fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     if promised > 0 && free < 2 * promised {
         fs.writeback.kick_everything();
     }
-    if 2 * free < 3 * promised || free < promised + LOW_SPACE_MARGIN {
+    if 2 * free < 3 * promised || free < promised + (LOW_SPACE_MARGIN << fs.info.cluster_bits()) {
         return Allocation::AtOnce;
     }
     Allocation::Delayed
@@ -74,7 +75,7 @@ pub(crate) fn needs_pointers_first(fs: &FilesystemInner) -> bool {
 /// an error came after some.
 ///
 /// # Errors
-/// `ENOSPC`, `EFBIG`, those of the device.
+/// `ENOSPC`, `EFBIG`, those of the device; unsupported for a file of indirect blocks where there are clusters.
 pub(crate) async fn write(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -106,6 +107,7 @@ pub(crate) async fn write_promised(
     // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
     let mut prepared = u64::MAX;
     if inode.is_indirect().await {
+        block_map::refuse_clusters(&fs.info, inode.number)?;
         mode = Allocation::Delayed;
         if needs_pointers_first(fs) {
             prepared = position;

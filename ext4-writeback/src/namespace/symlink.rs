@@ -50,13 +50,16 @@ pub(super) async fn store_target(
     }
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: false, metadata: false };
-    let (block, _) = allocate_blocks(info, handle, &request).await?;
-    if info.features().incompat.contains(Incompat::EXTENTS) {
+    let block = if info.features().incompat.contains(Incompat::EXTENTS) {
         extent_tree::initialize(inode);
-        extent_tree::insert(info, handle, inode, LogicalBlock(0), block, 1, false).await?;
+        let new = extent_tree::allocate(info, handle, inode, LogicalBlock(0), &request).await?;
+        extent_tree::insert(info, handle, inode, LogicalBlock(0), new.physical, 1, false).await?;
+        new.physical
     } else {
+        let (block, _) = allocate_blocks(info, handle, &request).await?;
         block_map::insert(info, handle, inode, LogicalBlock(0), block, 1).await?;
-    }
+        block
+    };
     let buffer = info.cache.create(handle, block)?;
     buffer.modify(handle, |bytes| bytes[..target.len()].copy_from_slice(target))
 }

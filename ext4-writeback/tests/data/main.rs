@@ -6,6 +6,7 @@ mod images;
 
 mod allocations;
 mod basic;
+mod bigalloc;
 mod common;
 mod crash;
 mod direct;

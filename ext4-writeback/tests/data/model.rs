@@ -355,6 +355,29 @@ async fn files_agree_with_arrays_of_bytes() {
     worlds(&forms("delayed", &[1024, 2048, 4096], options()), STEPS).await;
 }
 
+#[tokio::test]
+async fn files_agree_with_arrays_of_bytes_in_clusters() {
+    let nodelalloc = MountOptions { delayed_allocation: false, ..options() };
+    let form = |name, block_size, features, options: &MountOptions| Form {
+        name,
+        block_size,
+        features,
+        options: options.clone(),
+    };
+    let forms = [
+        form("clusters of 16", 1024, &["-O", "bigalloc", "-C", "16384"], &options()),
+        form("clusters of 16", 4096, &["-O", "bigalloc", "-C", "65536"], &options()),
+        form("clusters of 4", 4096, &["-O", "bigalloc", "-C", "16384"], &nodelalloc),
+        form(
+            "clusters of 64, fast commits",
+            1024,
+            &["-O", "bigalloc,fast_commit", "-C", "65536"],
+            &options(),
+        ),
+    ];
+    worlds(&forms, STEPS).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_agree_with_arrays_of_bytes_on_two_threads() {
     worlds(&forms("two threads", &[1024, 4096], options()), STEPS).await;

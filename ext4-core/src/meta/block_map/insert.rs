@@ -39,6 +39,7 @@ pub async fn insert(
     physical: BlockNumber,
     len: u32,
 ) -> Result<u32> {
+    super::refuse_clusters(info, inode.number)?;
     let way = Way::find(info, inode, logical).await?;
     let count = len.min(way.room(info));
     if physical.offset(u64::from(count)) > ADDRESSABLE {

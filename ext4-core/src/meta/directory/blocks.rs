@@ -125,20 +125,25 @@ impl Directory<'_> {
             reserved: false,
             metadata: false,
         };
-        let (physical, _) = allocate_blocks(self.info, transaction, &request).await?;
-        let mapped = if inode.uses_extents() {
-            extent_tree::insert(self.info, transaction, inode, LogicalBlock(logical), physical, 1, false)
-                .await
+        let (info, at) = (self.info, LogicalBlock(logical));
+        let physical = if inode.uses_extents() {
+            let new = extent_tree::allocate(info, transaction, inode, at, &request).await?;
+            if let Err(error) =
+                extent_tree::insert(info, transaction, inode, at, new.physical, 1, false).await
+            {
+                extent_tree::give_back(info, transaction, &new, true).await?;
+                return Err(if error.errno() == Errno::EFBIG { self.full(inode) } else { error });
+            }
+            new.physical
         } else {
-            let at = LogicalBlock(logical);
-            block_map::insert(self.info, transaction, inode, at, physical, 1).await.map(drop)
+            let (physical, _) = allocate_blocks(info, transaction, &request).await?;
+            if let Err(error) = block_map::insert(info, transaction, inode, at, physical, 1).await {
+                free_blocks(info, transaction, physical, 1, true).await?;
+                // A directory that cannot grow is full.
+                return Err(if error.errno() == Errno::EFBIG { self.full(inode) } else { error });
+            }
+            physical
         };
-        // A directory that cannot grow is full.
-        let full = |error: Error| if error.errno() == Errno::EFBIG { self.full(inode) } else { error };
-        if let Err(error) = mapped.map_err(full) {
-            free_blocks(self.info, transaction, physical, 1, true).await?;
-            return Err(error);
-        }
         let buffer = self.info.cache.create(transaction, physical)?;
         inode.size = size;
         Ok((logical, buffer))

@@ -75,8 +75,9 @@ impl<'a> Edit<'a> {
         self.leaf().node(self.inode, |node| node.extent(at))
     }
 
-    fn sectors(&self, blocks: usize) -> u64 {
-        self.info.block_size().sectors() * blocks as u64
+    /// What `nodes` nodes add to i_blocks: each has a block, or a cluster, of its own.
+    fn sectors(&self, nodes: usize) -> u64 {
+        self.info.cluster_sectors() * nodes as u64
     }
 
     /// Changes the node of `level`, checksum and all.
@@ -181,7 +182,10 @@ impl<'a> Edit<'a> {
                 metadata: true,
             };
             match block_allocator::allocate_blocks(self.info, self.transaction, &request).await {
-                Ok((first, len)) => blocks.extend((0..u64::from(len)).map(|n| first.offset(n))),
+                Ok((first, len)) => {
+                    let bits = self.info.cluster_bits();
+                    blocks.extend((0..u64::from(len)).map(|n| first.offset(n << bits)));
+                }
                 Err(error) => {
                     for block in blocks {
                         block_allocator::free_blocks(self.info, self.transaction, block, 1, false).await?;
@@ -332,6 +336,6 @@ pub(super) async fn collapse(
         root.replace(0, 0, &entries);
         drop(buffer);
         block_allocator::free_blocks(info, transaction, index.child, 1, true).await?;
-        inode.sectors = inode.sectors.saturating_sub(info.block_size().sectors());
+        inode.sectors = inode.sectors.saturating_sub(info.cluster_sectors());
     }
 }

@@ -1,7 +1,7 @@
 //! Mapping blocks that were a hole.
 
-use super::check_range;
 use super::edit::Edit;
+use super::{check_range, cluster};
 use crate::error::{Errno, Error, Result};
 use crate::format::extent::Extent;
 use crate::format::inode::Inode;
@@ -9,7 +9,7 @@ use crate::meta::{SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, LogicalBlock};
 
 /// Maps `len` blocks at `logical`, which are a hole, to `physical`. Merges with neighbours, allocates and splits nodes.
-/// Adds what nodes take, and `len` blocks, to `inode.sectors`. `len` at most 32,768 (32,767 unwritten).
+/// Adds what nodes take, and `len` blocks (with bigalloc the clusters that the file did not have), to `inode.sectors`. `len` at most 32,768 (32,767 unwritten).
 ///
 /// Needs at most [`crate::meta::credits::EXTENT`] credits.
 ///
@@ -32,6 +32,8 @@ pub async fn insert(
             format!("inode {}: an extent of {len} blocks", inode.number),
         ));
     }
+    let mapped = Extent { logical, len, physical, unwritten };
+    let sectors = cluster::added_sectors(info, inode, &mapped).await?;
     let mut edit = Edit::find(info, transaction, inode, logical).await?;
     let at = edit.leaf().at;
     let before = match at.checked_sub(1) {
@@ -39,7 +41,7 @@ pub async fn insert(
         None => None,
     };
     let after = edit.extent(at)?;
-    let mut new = Extent { logical, len, physical, unwritten };
+    let mut new = mapped;
     let next = after.map_or(edit.leaf().range.end, |after| after.logical);
     if before.is_some_and(|before| before.end() > logical) || new.end() > next {
         return Err(Error::corrupt(
@@ -58,6 +60,6 @@ pub async fn insert(
         removed += 1;
     }
     edit.replace(first, removed, &[new]).await?;
-    inode.sectors += info.block_size().sectors() * u64::from(len);
+    inode.sectors += sectors;
     Ok(())
 }

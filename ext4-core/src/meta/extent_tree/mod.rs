@@ -14,6 +14,7 @@
 //! | `edit` | the one primitive under every change: replace some extents of a leaf by others; splits, growth, keys |
 //! | `insert`, `convert`, `remove` | what replaces what |
 //! | `shift` | extents move along the file |
+//! | `cluster` | blocks for a hole; with bigalloc, who else uses a cluster |
 //!
 //! Invariants:
 //! - Depth falls by one at each level and the logical ranges of children nest in that of their parent; it is checked on
@@ -28,6 +29,7 @@
 //! transaction: that waits for a commit, which waits for other handles, which may wait for this very lock. Where
 //! credits run out the caller is told.
 
+mod cluster;
 mod convert;
 mod edit;
 mod insert;
@@ -41,6 +43,7 @@ use crate::format::extent::{Extent, NodeMut, ROOT_ENTRIES};
 use crate::format::inode::{FileType, Inode, InodeFlags};
 use crate::types::{BlockNumber, LogicalBlock};
 
+pub use cluster::{Allocated, allocate, give_back, is_cluster_mapped};
 pub use convert::{Conversion, convert_step, convert_to_unwritten, convert_to_written};
 pub use insert::insert;
 pub use remove::remove;

@@ -4,14 +4,14 @@
 //! truncation is resumed by asking for the same range again.
 
 use super::edit::{Edit, collapse, has_credits, replace_credits};
-use super::{Removal, holds_metadata};
+use super::{Removal, cluster, holds_metadata};
 use crate::error::Result;
 use crate::format::extent::Extent;
 use crate::format::inode::Inode;
 use crate::meta::{SuperblockInfo, Transaction, block_allocator, inode_table};
 use crate::types::{BlockNumber, GroupNumber, LogicalBlock};
 
-/// Unmaps and frees the blocks of `first..=last`, from the end of the range towards its start, so that an interrupted
+/// Unmaps the blocks of `first..=last` and frees them, with bigalloc the clusters of which nothing is mapped any more, from the end of the range towards its start, so that an interrupted
 /// truncation can be resumed. Frees emptied nodes. Takes what it freed off `inode.sectors`.
 ///
 /// Works with [`crate::meta::credits::FREE_STEP`] credits and asks for more as long as the transaction has room.
@@ -97,6 +97,11 @@ async fn step(edit: &mut Edit<'_>, first: LogicalBlock, end: LogicalBlock) -> Re
     if parts.is_empty() {
         return Ok(Step::Nothing);
     }
+    // Looked at before anything changes: an error afterwards would lose clusters.
+    let unused = match edit.info.cluster_bits() {
+        0 => Vec::new(),
+        _ => cluster::unused_without(edit.info, edit.inode, &parts).await?,
+    };
     let new: Vec<Extent> = kept.into_iter().flatten().collect();
     let empties = edit.leaf().count == at - low && new.is_empty();
     let nodes = if empties {
@@ -105,7 +110,10 @@ async fn step(edit: &mut Edit<'_>, first: LogicalBlock, end: LogicalBlock) -> Re
         edit.replace(low, at - low, &new).await?;
         Vec::new()
     };
-    free(edit, &parts).await?;
+    match edit.info.cluster_bits() {
+        0 => free(edit, &parts).await?,
+        _ => free_clusters(edit, &parts, &unused).await?,
+    }
     edit.free_nodes(&nodes).await?;
     Ok(Step::Freed)
 }
@@ -148,6 +156,26 @@ async fn free(edit: &mut Edit<'_>, parts: &[Extent]) -> Result<()> {
         }
         block_allocator::free_blocks(edit.info, edit.transaction, start, count, metadata).await?;
         let sectors = count.saturating_mul(edit.info.block_size().sectors());
+        edit.inode.sectors = edit.inode.sectors.saturating_sub(sectors);
+    }
+    Ok(())
+}
+
+/// Frees what `parts`, which are unmapped now, leave `unused`. All of their blocks are forgotten: the rest of a cluster may
+/// be freed by a later step, which does not know of them.
+async fn free_clusters(edit: &mut Edit<'_>, parts: &[Extent], unused: &[(BlockNumber, u64)]) -> Result<()> {
+    if holds_metadata(edit.inode) {
+        for part in parts {
+            for block in 0..u64::from(part.len) {
+                edit.info.cache.forget(edit.transaction, part.physical.offset(block))?;
+            }
+        }
+    }
+    for (first, count) in unused {
+        let count = (*count).min(edit.info.blocks_count().saturating_sub(first.0));
+        block_allocator::free_blocks(edit.info, edit.transaction, *first, count, false).await?;
+        let clusters = count.div_ceil(1 << edit.info.cluster_bits());
+        let sectors = clusters.saturating_mul(edit.info.cluster_sectors());
         edit.inode.sectors = edit.inode.sectors.saturating_sub(sectors);
     }
     Ok(())

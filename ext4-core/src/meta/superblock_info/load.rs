@@ -95,7 +95,7 @@ impl SuperblockInfo {
         cache_capacity: usize,
         lenient: bool,
     ) -> Result<Self> {
-        let mut free_blocks = 0;
+        let mut free_clusters = 0;
         let mut free_inodes = 0;
         let mut directories = 0;
         let per_flex = superblock.groups_per_flex();
@@ -104,7 +104,7 @@ impl SuperblockInfo {
         let mut groups = Vec::with_capacity(descriptors.len());
         for (index, descriptor) in descriptors.iter().enumerate() {
             if let Some(descriptor) = descriptor {
-                free_blocks += u64::from(descriptor.free_blocks_count) << superblock.cluster_bits();
+                free_clusters += u64::from(descriptor.free_blocks_count);
                 free_inodes += descriptor.free_inodes_count;
                 directories += descriptor.used_dirs_count;
                 let flex = &flex_groups[index / per_flex as usize];
@@ -136,7 +136,11 @@ impl SuperblockInfo {
             groups: groups.into(),
             flex_groups,
             descriptors: std::iter::repeat_with(OnceCell::new).take(table_blocks).collect(),
-            space: Arc::new(Space::new(superblock.blocks_count, free_blocks, superblock.r_blocks_count)),
+            space: Arc::new(Space::new(
+                superblock.blocks_count >> superblock.cluster_bits(),
+                free_clusters,
+                superblock.r_blocks_count >> superblock.cluster_bits(),
+            )),
             free_inodes: AtomicU32::new(free_inodes),
             directories: AtomicU32::new(directories),
             longest_run: Arc::new(AtomicU64::new(u64::MAX)),

@@ -214,7 +214,7 @@ impl SuperblockInfo {
     }
 
     fn count_free(&self, superblock: &mut Superblock) {
-        superblock.free_blocks_count = self.space.counts().0;
+        superblock.free_blocks_count = self.space.counts().0 << self.cluster_bits();
         superblock.free_inodes_count = self.free_inodes_count();
     }
 
@@ -267,8 +267,18 @@ impl SuperblockInfo {
         superblock_offset(self.block_size())
     }
 
-    /// Promises `count` blocks to delayed allocation; `ENOSPC` where they are not there (reserved blocks and blocks
-    /// whose freeing has not committed kept back).
+    /// Base-two logarithm of the blocks of a cluster, the unit of allocation; 0 without bigalloc.
+    pub fn cluster_bits(&self) -> u32 {
+        self.fixed.cluster_bits()
+    }
+
+    /// The 512-byte sectors that a cluster adds to `i_blocks`; those of a block without bigalloc.
+    pub fn cluster_sectors(&self) -> u64 {
+        self.block_size().sectors() << self.cluster_bits()
+    }
+
+    /// Promises `count` blocks (clusters with bigalloc) to delayed allocation; `ENOSPC` where they are not there
+    /// (reserved blocks and blocks whose freeing has not committed kept back).
     ///
     /// # Errors
     /// `ENOSPC`.
@@ -276,27 +286,35 @@ impl SuperblockInfo {
         self.space.promise(count)
     }
 
-    /// Takes a promise back.
-    pub fn release_reserved_blocks(&self, count: u64) {
-        self.space.release(count);
+    /// Promises `count` clusters that were just freed to the delayed blocks which share them, committed or not: who
+    /// allocates them may have to wait for a commit.
+    pub fn reserve_freed_clusters(&self, count: u64) {
+        self.space.promise_freed(count);
     }
 
-    /// Blocks that are free now, and of them those promised.
+    /// Takes a promise back: `count` in the unit of [`SuperblockInfo::reserve_blocks`].
+    pub fn release_reserved_blocks(&self, count: u64) {
+        if count > 0 {
+            self.space.release(count);
+        }
+    }
+
+    /// Blocks that are free now, and of them those promised: whole clusters with bigalloc.
     pub fn free_and_reserved_blocks(&self) -> (u64, u64) {
         let (free, promised, _) = self.space.counts();
-        (free, promised)
+        (free << self.cluster_bits(), promised << self.cluster_bits())
     }
 
     /// Blocks that were freed in transactions which have not committed: they can be allocated after a commit. On
     /// `ENOSPC` with some of these, commit and try again.
     pub fn blocks_awaiting_commit(&self) -> u64 {
-        self.space.counts().2
+        self.space.counts().2 << self.cluster_bits()
     }
 
     /// Whether the blocks kept for root may be used, as root may in the kernel. They may not at first.
     pub fn allow_root_blocks(&self, allow: bool) {
         let kept = if allow { 0 } else { self.current.lock().r_blocks_count };
-        self.space.keep_for_root(kept);
+        self.space.keep_for_root(kept >> self.cluster_bits());
     }
 
     /// Groups whose bitmaps or descriptors were found to be wrong, and why; nothing is allocated from them.

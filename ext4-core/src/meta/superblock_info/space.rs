@@ -19,7 +19,7 @@ use crate::error::{Errno, Error, Result};
 /// The margin for extent nodes. Source: the kernel's `ext4_calculate_resv_clusters`.
 const MOST_MARGIN: u64 = 4096;
 
-/// See the module. All counts are blocks.
+/// See the module. All counts are blocks; clusters with bigalloc.
 #[derive(Debug)]
 pub(crate) struct Space {
     books: Mutex<Books>,
@@ -77,6 +77,12 @@ impl Space {
         let granted = count.min(books.available(metadata));
         books.promised += granted;
         (granted > 0).then_some(granted)
+    }
+
+    /// Promises `count` blocks that were just freed, whether their commit is over or not, and whatever else is left:
+    /// nobody else was counted on them.
+    pub fn promise_freed(&self, count: u64) {
+        self.books.lock().promised += count;
     }
 
     /// Takes a promise back.
