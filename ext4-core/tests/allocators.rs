@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ext4_core::device::MemoryDevice;
 use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::group_descriptor::GroupFlags;
+use ext4_core::meta::block_allocator::picked::{pick_blocks, return_picked, use_picked};
 use ext4_core::meta::block_allocator::{self, AllocationRequest, allocate_blocks, free_blocks};
 use ext4_core::meta::inode_allocator::{self, allocate_inode, free_inode};
 use ext4_core::meta::transaction::OnCommit;
@@ -254,6 +255,94 @@ async fn freed_blocks_come_back_when_their_transaction_has_committed() {
     }
     assert_eq!(info.blocks_awaiting_commit(), 0);
     assert_eq!(allocate_blocks(&info, &transaction, &all).await.unwrap(), (first, len));
+}
+
+/// Picked blocks are nobody else's and nothing on the device says so; used ones are like allocated ones, returned ones
+/// like free ones; what waits for its commit is not picked.
+#[tokio::test]
+async fn picked_blocks_are_kept_in_memory_only() {
+    for (size, options) in LAYOUTS {
+        let Some(content) = mke2fs(size, options) else { return };
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let (info, direct) = open(&device).await;
+        let transaction = Deferred { direct, callbacks: std::sync::Mutex::default() };
+        let (free, _) = info.free_and_reserved_blocks();
+        let request = |len| AllocationRequest { reserved: true, ..request(len) };
+        let below = BlockNumber(info.blocks_count() / 2);
+        let mut random = fastrand::Rng::with_seed(5);
+        let (mut picked, mut owned, mut waiting): (Vec<(u64, u32)>, Vec<(u64, u32)>, Vec<(u64, u32)>) =
+            Default::default();
+        let disjoint = |runs: &[(u64, u32)], (first, len): (u64, u32)| {
+            runs.iter().all(|(other, count)| {
+                *other >= first + u64::from(len) || first >= other + u64::from(*count)
+            })
+        };
+        for _ in 0..600 {
+            let len = random.u32(1..200);
+            match random.u8(0..8) {
+                0..3 => {
+                    if info.reserve_blocks(u64::from(len)).is_err() {
+                        continue;
+                    }
+                    let limited = random.bool();
+                    let limit = if limited { below } else { BlockNumber(u64::MAX) };
+                    let found = pick_blocks(&info, &request(len), limit).await;
+                    let got = found.as_ref().map_or(0, |(_, got)| *got);
+                    info.release_reserved_blocks(u64::from(len - got));
+                    let Ok((first, got)) = found else { continue };
+                    let run = (first.0, got);
+                    assert!(!limited || first.offset(u64::from(got)) <= below, "{options:?}");
+                    for runs in [&picked, &owned, &waiting] {
+                        assert!(disjoint(runs, run), "{options:?}: {run:?} is another's");
+                    }
+                    picked.push(run);
+                }
+                3 | 4 if !picked.is_empty() => {
+                    let (first, got) = picked.swap_remove(random.usize(..picked.len()));
+                    use_picked(&info, &transaction, BlockNumber(first), got).await.unwrap();
+                    owned.push((first, got));
+                }
+                5 if !picked.is_empty() => {
+                    let (first, got) = picked.swap_remove(random.usize(..picked.len()));
+                    return_picked(&info, BlockNumber(first), got);
+                    info.release_reserved_blocks(u64::from(got));
+                }
+                6 if !owned.is_empty() => {
+                    let (first, got) = owned.swap_remove(random.usize(..owned.len()));
+                    free_blocks(&info, &transaction, BlockNumber(first), u64::from(got), false).await.unwrap();
+                    waiting.push((first, got));
+                }
+                7 if random.u8(0..4) == 0 => {
+                    for callback in std::mem::take(&mut *transaction.callbacks.lock().unwrap()) {
+                        callback();
+                    }
+                    waiting.clear();
+                }
+                _ => {
+                    let Ok((first, got)) = allocate_blocks(&info, &transaction, &self::request(len)).await else {
+                        continue;
+                    };
+                    for runs in [&picked, &owned, &waiting] {
+                        assert!(disjoint(runs, (first.0, got)), "{options:?}: {first} is another's");
+                    }
+                    owned.push((first.0, got));
+                }
+            }
+            let sum = |runs: &[(u64, u32)]| runs.iter().map(|(_, len)| u64::from(*len)).sum::<u64>();
+            assert_eq!(info.free_and_reserved_blocks(), (free - sum(&owned), sum(&picked)), "{options:?}");
+        }
+        assert!(picked.len() > 3 && owned.len() > 3, "{options:?}");
+        for callback in std::mem::take(&mut *transaction.callbacks.lock().unwrap()) {
+            callback();
+        }
+        // Whatever is picked still, the device does not know.
+        for (first, len) in owned {
+            free_blocks(&info, &transaction.direct, BlockNumber(first), u64::from(len), false).await.unwrap();
+        }
+        close(&info).await;
+        assert_eq!(info.free_and_reserved_blocks().0, free);
+        e2fsck(&device.content(), &format!("{options:?}"));
+    }
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Runs of blocks allocated at writeback or for a write without delayed allocation.
+    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed allocation.
     allocations,
     /// Blocks in them.
     blocks_allocated,
@@ -40,6 +40,8 @@ counters! {
     bytes,
     /// Runs of unwritten blocks made written.
     conversions,
+    /// Runs of blocks that became part of their file with their data.
+    publications,
     /// Ioends that another one's conversion took along.
     merges,
     /// Handles opened for conversions and sizes.

@@ -65,7 +65,7 @@ impl File {
         if data.is_empty() {
             return Ok(0);
         }
-        let limit = truncate::max_size(fs);
+        let limit = crate::indirect::max_size(fs, &self.inode).await;
         if offset >= limit {
             return Err(Error::posix(Errno::EFBIG, format!("a write at {offset}: files end at {limit}")));
         }

@@ -21,6 +21,7 @@ use tokio::sync::RwLock;
 use crate::completion::CompletionQueue;
 use crate::extent_status::ExtentStatusTree;
 use crate::page_cache::{ErrorSequence, PageCache};
+use crate::preallocation::Preallocation;
 
 /// Marks a word of [`InodeInfo::sync_transaction`] that holds a transaction id.
 const KNOWN: u64 = 1 << 32;
@@ -47,6 +48,8 @@ pub(crate) struct InodeInfo {
     pub pages: PageCache,
     /// What lies where.
     pub extent_status: ExtentStatusTree,
+    /// Blocks picked for delayed data. Changed under `inode`.
+    pub preallocation: Preallocation,
     /// I/O in flight and completed, and the size on the device.
     pub completion: CompletionQueue,
     /// Failed writebacks.
@@ -74,6 +77,7 @@ impl InodeInfo {
             datasync_transaction: AtomicU64::new(0),
             pages: PageCache::new(),
             extent_status: ExtentStatusTree::new(),
+            preallocation: Preallocation::default(),
             completion: CompletionQueue::new(disk_size),
             write_errors: ErrorSequence::new(),
             indirect: OnceLock::new(),
@@ -89,13 +93,18 @@ impl InodeInfo {
         self.size.load(Ordering::Acquire)
     }
 
-    /// True for a file that is mapped by indirect blocks, not by extents. That does not change once it is written to.
+    /// True for a file that is mapped by indirect blocks, neither by extents nor holding its data itself. That does not
+    /// change once it is so.
     pub async fn is_indirect(&self) -> bool {
         if let Some(indirect) = self.indirect.get() {
             return *indirect;
         }
-        let indirect = !self.inode.read().await.flags.contains(InodeFlags::EXTENTS);
-        *self.indirect.get_or_init(|| indirect)
+        let mapping = InodeFlags::EXTENTS | InodeFlags::INLINE_DATA;
+        let flags = self.inode.read().await.flags & mapping;
+        if flags.contains(InodeFlags::INLINE_DATA) {
+            return false;
+        }
+        *self.indirect.get_or_init(|| flags.is_empty())
     }
 
     /// i_size is at least `size` bytes. The caller holds `rwlock` for writing and the folio's lock.

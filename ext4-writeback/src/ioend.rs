@@ -1,8 +1,7 @@
 //! Ioends: one contiguous write of a file to one contiguous range of the device, many folios long, and the bios it
 //! goes out as.
 //!
-//! An ioend grows while the next piece follows it in the file and on the device, is of its kind (unwritten blocks or
-//! not), and the sum stays within [`MAX_IOEND`].
+//! An ioend grows while the next piece follows it in the file and on the device, is of its kind ([`Kind`]), and the sum stays within [`MAX_IOEND`].
 //!
 //! Invariants:
 //! - Its size is exact to the byte: it ends at the size that the file had when its last folio was cleaned. So the size
@@ -31,6 +30,17 @@ pub(crate) const MAX_IOEND: u64 = 8 << 20;
 const PLUG_BYTES: u64 = 16 << 20;
 const PLUG_BIOS: usize = 128;
 
+/// What lies below an ioend, and so what has to follow its I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Written blocks: nothing but the size.
+    Overwrite,
+    /// Unwritten blocks: they have to be converted.
+    Unwritten,
+    /// Blocks that are picked in memory: they have to be published.
+    Picked,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Ioend {
@@ -46,8 +56,8 @@ pub(crate) struct Ioend {
     pub blocks: Range<u32>,
     /// Where it goes.
     pub physical: BlockNumber,
-    /// The blocks are unwritten: they have to be converted.
-    pub unwritten: bool,
+    /// What lies below.
+    pub kind: Kind,
     /// The folios' parts, in the order of the file.
     pub pieces: Vec<(Arc<Folio>, Range<u32>)>,
     /// How the I/O ended.
@@ -88,7 +98,7 @@ impl Gather {
         folio: &FolioGuard,
         blocks: Range<u32>,
         physical: BlockNumber,
-        unwritten: bool,
+        kind: Kind,
         end_of_file: u64,
     ) {
         let bits = self.fs.info.block_size().bits();
@@ -98,7 +108,7 @@ impl Gather {
         let offset = u64::from(first) << bits;
         let joins = self.open.as_ref().is_some_and(|(open, _)| {
             Arc::ptr_eq(&open.inode, inode)
-                && open.unwritten == unwritten
+                && open.kind == kind
                 && open.end() == offset
                 && open.physical.offset(u64::from(open.blocks.end - open.blocks.start)) == physical
                 && open.size + len <= MAX_IOEND
@@ -120,7 +130,7 @@ impl Gather {
                 size: 0,
                 blocks: first..first,
                 physical,
-                unwritten,
+                kind,
                 pieces: Vec::new(),
                 result: Ok(()),
             };
@@ -147,7 +157,7 @@ impl Gather {
             inode = ioend.inode.number.0,
             offset = ioend.offset,
             size = ioend.size,
-            unwritten = ioend.unwritten,
+            kind = ?ioend.kind,
             "ioend"
         );
         LiveCounters::add(&control.counters.ioends, 1);

@@ -20,6 +20,16 @@ pub enum OnError {
     Panic,
 }
 
+/// When the blocks of delayed data become part of their file (`alloc=`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocation {
+    /// Before the data is written, as unwritten blocks; when it is there a second transaction makes them written.
+    Unwritten,
+    /// When the data is on the device, all at once: one transaction less, and nothing unwritten. Until then the blocks
+    /// are kept in memory. (Files without extents are always written so.) Not with bigalloc.
+    Publish,
+}
+
 /// How a file system is mounted.
 #[derive(Clone)]
 pub struct MountOptions {
@@ -35,6 +45,8 @@ pub struct MountOptions {
     pub cache: usize,
     /// Blocks are allocated at writeback (`delalloc`).
     pub delayed_allocation: bool,
+    /// When blocks become part of their file.
+    pub allocation: Allocation,
     /// Seconds between commits: 5. `None`: no timer (nothing happens unless asked: for images that must be the same
     /// byte for byte); the flusher runs only when memory is short.
     pub commit_interval: Option<Duration>,
@@ -70,6 +82,7 @@ impl Default for MountOptions {
             journal_device: None,
             cache: 256 << 20,
             delayed_allocation: true,
+            allocation: Allocation::Unwritten,
             commit_interval: Some(Duration::from_secs(5)),
             barrier: true,
             errors: None,
@@ -94,6 +107,7 @@ impl fmt::Debug for MountOptions {
             .field("journal_device", &self.journal_device)
             .field("cache", &self.cache)
             .field("delayed_allocation", &self.delayed_allocation)
+            .field("allocation", &self.allocation)
             .field("commit_interval", &self.commit_interval)
             .field("barrier", &self.barrier)
             .field("errors", &self.errors)

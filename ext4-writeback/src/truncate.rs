@@ -36,7 +36,7 @@ const FREE_CREDITS: u32 = credits::FREE_STEP + ORPHAN_CREDITS;
 /// # Errors
 /// `EFBIG`, those of the journal and of the device.
 pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
-    let limit = max_size(fs);
+    let limit = crate::indirect::max_size(fs, inode).await;
     if size > limit {
         return Err(Error::posix(ext4_core::Errno::EFBIG, format!("{size} bytes: at most {limit}")));
     }
@@ -45,7 +45,8 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
     if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
 }
 
-/// The largest size a file can have: 2^32 - 1 blocks (kernel: `ext4_max_size`).
+/// The largest size a file with extents can have: 2^32 - 1 blocks (kernel: `ext4_max_size`). For one file ask
+/// [`crate::indirect::max_size`].
 pub(crate) fn max_size(fs: &FilesystemInner) -> u64 {
     u64::from(u32::MAX) << fs.info.block_size().bits()
 }
@@ -138,6 +139,7 @@ async fn free_behind(
         let mut disk = inode.inode.write().await;
         // Between two transactions somebody may have looked at what was not freed yet.
         let promised = inode.extent_status.remove(first..u32::MAX);
+        inode.preallocation.give_back(&fs.info, first..u32::MAX);
         fs.info.release_reserved_blocks(promised);
         let removal = if first < u32::MAX {
             block_map::remove(&fs.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX).await?

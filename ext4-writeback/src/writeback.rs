@@ -14,6 +14,8 @@
 //!   i_disksize is submitted in order; a pass that may not wait stops at the first folio it would have to skip. The
 //!   completion relies on it.
 //! - i_size is sampled after the dirty bits are taken: what is appended later makes the block dirty again.
+//! - Where the file's data is published ([`crate::preallocation`]) blocks are picked instead, without a handle; nothing on
+//!   the device changes until their data is there.
 //! - Blocks allocated here are unwritten: a crash before their data is on the device shows zeros, never what another
 //!   file left there.
 //! - Before waiting for anything that may depend on our own I/O, the plug goes out.
@@ -36,8 +38,8 @@ use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{Folio, FolioGuard};
 use crate::inode_info::InodeInfo;
-use crate::ioend::Gather;
-use crate::iomap;
+use crate::ioend::{Gather, Kind};
+use crate::{iomap, preallocation};
 
 /// The most blocks one allocation asks for (the kernel's MAX_WRITEPAGES_EXTENT_LEN).
 pub(crate) const MAX_EXTENT_BLOCKS: u32 = 2048;
@@ -63,6 +65,15 @@ struct WritepageContext<'a> {
     fs: &'a Arc<FilesystemInner>,
     inode: &'a Arc<InodeInfo>,
     mapping: Option<Extent>,
+    /// Delayed data is published, not allocated.
+    publishes: bool,
+}
+
+impl<'a> WritepageContext<'a> {
+    async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Self {
+        let publishes = preallocation::is_published(fs, inode).await;
+        Self { fs, inode, mapping: None, publishes }
+    }
 }
 
 /// Writes dirty folios of `inode` into `gather`. The caller holds the inode's writeback lock, and submits.
@@ -83,7 +94,7 @@ pub(crate) async fn writepages(
         return Err(error);
     }
     gather.set_sync(mode == Mode::Sync);
-    let mut context = WritepageContext { fs, inode, mapping: None };
+    let mut context = WritepageContext::new(fs, inode).await;
     let mut result = Ok(());
     let (mut position, mut written) = (0, 0);
     // Folios that become dirty behind this point by an append that races with us are the next pass's.
@@ -138,7 +149,7 @@ pub(crate) async fn write_tail(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>
         return;
     }
     let mut gather = Gather::new(fs);
-    let mut context = WritepageContext { fs, inode, mapping: None };
+    let mut context = WritepageContext::new(fs, inode).await;
     if let Err(error) = context.writeback_folio(&mut gather, &guard).await {
         inode.write_errors.record(&error);
     }
@@ -172,14 +183,18 @@ impl WritepageContext<'_> {
                     let count = (extent.end - extent.start).min(run.end - run.start);
                     let blocks = run.start..run.start + count;
                     at = blocks.end;
-                    match extent.status {
-                        Status::Written(physical) => {
-                            gather.add(inode, folio, blocks, physical, false, size);
-                        }
-                        Status::Unwritten(physical) => {
-                            gather.add(inode, folio, blocks, physical, true, size);
-                        }
-                        Status::Hole | Status::Delayed => {
+                    let place = match extent.status {
+                        Status::Written(physical) => Some((physical, Kind::Overwrite)),
+                        Status::Unwritten(physical) => Some((physical, Kind::Unwritten)),
+                        Status::Delayed => inode
+                            .preallocation
+                            .find(extent.start)
+                            .map(|(physical, _)| (physical, Kind::Picked)),
+                        Status::Hole => None,
+                    };
+                    match place {
+                        Some((physical, kind)) => gather.add(inode, folio, blocks, physical, kind, size),
+                        None => {
                             // Only where the allocation of this run failed for an earlier folio.
                             result = Err(Error::io(
                                 "map",
@@ -192,8 +207,8 @@ impl WritepageContext<'_> {
                 Err(error) => {
                     // The rest of the folio is lost.
                     let first = folio.first_block();
-                    let freed = inode.extent_status.remove_delayed(first + run.start..first + folio.blocks());
-                    fs.info.release_reserved_blocks(freed);
+                    let lost = first + run.start..first + folio.blocks();
+                    preallocation::drop_delayed(fs, inode, lost).await;
                     tracing::error!(inode = inode.number.0, block = first + run.start, %error,
                         "no blocks for delayed data: it is lost");
                     result = Err(error);
@@ -217,12 +232,10 @@ impl WritepageContext<'_> {
             let status = kept.status.advance(block - kept.start);
             return Ok(Extent { start: block, status, ..kept });
         }
-        let extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
-        let extent = if extent.status == Status::Delayed {
-            self.allocate_retrying(gather, block, len).await?
-        } else {
-            extent
-        };
+        let mut extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
+        if extent.status == Status::Delayed {
+            extent = self.allocate_retrying(gather, block, len).await?;
+        }
         self.mapping = Some(extent);
         Ok(extent)
     }
@@ -231,7 +244,12 @@ impl WritepageContext<'_> {
         let mut retries = 0;
         loop {
             let wanted = len.max(MAX_EXTENT_BLOCKS);
-            match allocate_delayed(self.fs, self.inode, block, wanted).await {
+            let allocated = if self.publishes {
+                pick_delayed(self.fs, self.inode, block, len).await
+            } else {
+                allocate_delayed(self.fs, self.inode, block, wanted).await
+            };
+            match allocated {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     let Some(journal) = &self.fs.journal else { return Err(error) };
                     // Blocks that were freed are free after the commit. It never needs this folio.
@@ -242,6 +260,24 @@ impl WritepageContext<'_> {
                 result => return result,
             }
         }
+    }
+}
+
+/// Picks blocks for the delayed ones at `block`; what lies there then, as far as one pick reaches. The caller holds the
+/// folio's lock.
+async fn pick_delayed(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    block: u32,
+    len: u32,
+) -> Result<Extent> {
+    preallocation::pick(fs, inode, block, MAX_EXTENT_BLOCKS).await?;
+    let extent = iomap::lookup_under_folio(fs, inode, block, len).await?;
+    match inode.preallocation.find(block) {
+        Some((_, end)) if extent.status == Status::Delayed => {
+            Ok(Extent { end: extent.end.min(end), ..extent })
+        }
+        _ => Ok(extent),
     }
 }
 
@@ -299,11 +335,11 @@ async fn allocate_delayed(
     Ok(Extent { start: block, end: block + got, status: Status::Unwritten(physical), sequence })
 }
 
-/// Allocates, as unwritten, the holes among `blocks`: a write without delayed allocation. Runs before any folio is
-/// locked.
+/// Allocates, as unwritten, the holes among `blocks` of a file with extents: a write without delayed allocation. Runs
+/// before any folio is locked. (For one without extents there is [`crate::indirect`].)
 ///
 /// # Errors
-/// `ENOSPC`; unsupported where the file is not mapped by extents.
+/// `ENOSPC`; those of the journal and of the device.
 pub(crate) async fn allocate_holes(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -318,7 +354,6 @@ pub(crate) async fn allocate_holes(
         }
         let handle = fs.begin_tracked(ALLOCATE_CREDITS, "write").await?;
         let mut disk = inode.inode.write().await;
-        iomap::check_can_allocate(&disk)?;
         let request = AllocationRequest {
             goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
             inode: inode.number,

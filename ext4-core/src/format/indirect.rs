@@ -38,6 +38,40 @@ pub fn clear_pointers(bytes: &mut [u8], at: u32, count: u32) {
     bytes.get_mut(from..to).unwrap_or_default().fill(0);
 }
 
+/// Sets pointers `at..at + count` to `first` and the blocks behind it. Nothing is set past the end of `bytes`, nor to a
+/// block whose number needs more than 32 bits.
+pub fn set_pointers(bytes: &mut [u8], at: u32, first: BlockNumber, count: u32) {
+    let start = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(4).min(bytes.len());
+    let slots = bytes.get_mut(start..).unwrap_or_default().chunks_exact_mut(4);
+    for (slot, n) in slots.zip(0..count) {
+        if let Ok(block) = u32::try_from(first.offset(u64::from(n)).0) {
+            slot.copy_from_slice(&block.to_le_bytes());
+        }
+    }
+}
+
+/// How many blocks of a file pointers reach.
+#[must_use]
+pub fn reach(block_size: BlockSize) -> u64 {
+    let trees = (1..=3).map(|levels| subtree_span(block_size, levels));
+    trees.fold(u64::from(DIRECT), u64::saturating_add)
+}
+
+/// How many blocks of pointers a file takes of which the first `blocks` blocks are all mapped.
+#[must_use]
+pub fn table_blocks(block_size: BlockSize, blocks: u64) -> u64 {
+    let mut rest = blocks.saturating_sub(u64::from(DIRECT));
+    let mut tables = 0_u64;
+    for levels in 1..=3 {
+        let here = rest.min(subtree_span(block_size, levels));
+        for below in 1..=levels {
+            tables = tables.saturating_add(here.div_ceil(subtree_span(block_size, below).max(1)));
+        }
+        rest = rest.saturating_sub(here);
+    }
+    tables
+}
+
 /// The way to a logical block: which pointer to take in the inode and in each block below.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockPath {
@@ -103,6 +137,29 @@ mod tests {
         assert_eq!(path(last), (3, [14, 255, 255, 255]));
         assert_eq!(BlockPath::new(BlockSize::KIB_1, LogicalBlock(last + 1)), None);
         assert!(BlockPath::new(BlockSize::KIB_64, LogicalBlock::MAX).is_some());
+    }
+
+    #[test]
+    fn a_file_takes_as_many_tables_as_its_paths_need() {
+        let tables = |blocks| table_blocks(BlockSize::KIB_1, blocks);
+        assert_eq!(tables(12), 0);
+        assert_eq!(tables(13), 1);
+        assert_eq!(tables(12 + 256), 1);
+        assert_eq!(tables(12 + 256 + 1), 3);
+        assert_eq!(tables(12 + 256 + 257), 4);
+        assert_eq!(tables(12 + 256 + 65536), 1 + 257);
+        assert_eq!(tables(12 + 256 + 65536 + 1), 1 + 257 + 3);
+        assert_eq!(reach(BlockSize::KIB_1), 12 + 256 + 65536 + 256 * 256 * 256);
+    }
+
+    #[test]
+    fn a_run_of_pointers_is_set_as_far_as_it_fits() {
+        let mut bytes = [0; 14];
+        set_pointers(&mut bytes, 1, BlockNumber(7), 5);
+        assert_eq!(bytes, [0, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0, 0, 0]);
+        set_pointers(&mut bytes, 0, BlockNumber(u64::from(u32::MAX)), 2);
+        assert_eq!(pointer(&bytes, 0).0, u64::from(u32::MAX));
+        assert_eq!(pointer(&bytes, 1), BlockNumber(7), "2^32 has no pointer");
     }
 
     #[test]

@@ -13,8 +13,11 @@
 //!   allocations never promise themselves the same last block.
 //! - A freed block goes back into circulation in the commit callback, never before. Were it handed out earlier, a crash
 //!   would undo the freeing but not the new owner's data.
+//! - A block is found by one search, whether it is marked in use at once or only picked (see [`picked`]).
 //!
 //! Locks: one group's at a time; commit callbacks take only the innermost `returned` list.
+
+pub mod picked;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -94,10 +97,19 @@ pub async fn allocate_blocks(
         // At most `wanted`.
         granted as u32
     };
-    let (first, len) = search(info, transaction, request, wanted).await?;
+    let (first, len) = search(info, Taking::Logged(transaction), request, wanted).await?;
     info.space.allocated(u64::from(len));
     claim.left = claim.left.saturating_sub(u64::from(len));
     Ok((first, len))
+}
+
+/// What becomes of the run that a search finds.
+#[derive(Clone, Copy)]
+enum Taking<'a> {
+    /// It is marked as in use, as part of a transaction.
+    Logged(&'a dyn Transaction),
+    /// It is kept from others in memory. `below`: every block of it has a lower number.
+    Picked { below: BlockNumber },
 }
 
 /// Where a search begins.
@@ -150,7 +162,7 @@ fn groups_from(info: &SuperblockInfo, start: GroupNumber) -> impl Iterator<Item 
 
 async fn search(
     info: &SuperblockInfo,
-    transaction: &dyn Transaction,
+    taking: Taking<'_>,
     request: &AllocationRequest,
     wanted: u32,
 ) -> Result<(BlockNumber, u32)> {
@@ -166,6 +178,12 @@ async fn search(
                 if !info.group(number)?.may_have_run(least) {
                     continue;
                 }
+                if let Taking::Picked { below } = taking
+                    && info.group_first_block(number).offset(u64::from(info.block_bits(number))) > below
+                {
+                    complete = false;
+                    continue;
+                }
                 if least > LONG_RUN && searched == MOST_SEARCHED {
                     complete = false;
                     break;
@@ -173,7 +191,7 @@ async fn search(
                 searched += 1;
                 let from = if number == goal.group { goal.offset } else { 0 };
                 let grows = request.goal.is_some() && !request.metadata && number == goal.group;
-                if let Some(found) = try_group(info, transaction, number, from, wanted, least, grows).await? {
+                if let Some(found) = try_group(info, taking, number, from, wanted, least, grows).await? {
                     if let Some(stream) = goal.stream {
                         stream.store(found.0.offset(u64::from(found.1)).0, Ordering::Relaxed);
                     }
@@ -193,11 +211,11 @@ async fn search(
     }
 }
 
-/// Allocates in one group: the run at `from` where it is long enough, otherwise the first after it that has `wanted`
+/// Allocates (or picks) in one group: the run at `from` where it is long enough, otherwise the first after it that has `wanted`
 /// blocks, otherwise the longest; `None` where that has fewer than `least`. `grows`: for a file that may go on behind it.
 async fn try_group(
     info: &SuperblockInfo,
-    transaction: &dyn Transaction,
+    taking: Taking<'_>,
     number: GroupNumber,
     from: u32,
     wanted: u32,
@@ -229,7 +247,10 @@ async fn try_group(
         return Ok(None);
     }
     let Some(run) = run else { return Ok(None) };
-    take(info, transaction, number, &mut state, &place, run.clone())?;
+    match taking {
+        Taking::Logged(transaction) => take(info, transaction, number, &mut state, &place, run.clone())?,
+        Taking::Picked { .. } => picked::keep(info, number, &mut state, run.clone())?,
+    }
     let first = info.group_first_block(number).offset(u64::from(run.start));
     Ok(Some((first, found)))
 }
@@ -271,11 +292,18 @@ fn take(
     if let Some(allocatable) = &mut map.allocatable {
         bitmap::set_range(allocatable, run);
     }
+    group.free_blocks.fetch_sub(len, Ordering::Relaxed);
     state.descriptor.block_bitmap_csum = checksum;
     state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
     state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
-    group.free_blocks.fetch_sub(len, Ordering::Relaxed);
     info.write_descriptor(transaction, number, &state.descriptor, place)
+}
+
+/// Some group has a longer run than was known. A search that saw nothing of it must not lower the bound again: the upper
+/// half is a generation.
+fn raise_longest_run(longest_run: &AtomicU64) {
+    let raise = |bound: u64| Some(((bound >> 32).wrapping_add(1) << 32) | u64::from(u32::MAX));
+    let _ = longest_run.fetch_update(Ordering::AcqRel, Ordering::Relaxed, raise);
 }
 
 /// Marks blocks as used that something outside the bitmaps says belong to a file: a replayed fast commit. Gives the runs
@@ -343,9 +371,7 @@ impl Circulation {
         group.returned.lock().push(range);
         group.free_blocks.fetch_add(len, Ordering::Relaxed);
         group.longest_run.store(u32::MAX, Ordering::Relaxed);
-        // A search that saw nothing of this must not lower the bound again: the upper half is a generation.
-        let raise = |bound: u64| Some(((bound >> 32).wrapping_add(1) << 32) | u64::from(u32::MAX));
-        let _ = self.longest_run.fetch_update(Ordering::AcqRel, Ordering::Relaxed, raise);
+        raise_longest_run(&self.longest_run);
         self.space.committed(u64::from(len));
     }
 }

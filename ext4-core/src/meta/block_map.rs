@@ -1,6 +1,9 @@
 //! What lies at a place of a file, whichever way it is mapped: extents or indirect blocks.
 //!
-//! Indirect-mapped files (ext2, ext3) are read and freed here, not extended.
+//! | file | what |
+//! |---|---|
+//! | here | looking up, and unmapping from the end of a range to its start |
+//! | `insert` | mapping, and where the blocks for it would best lie |
 //!
 //! Invariants:
 //! - Every pointer is checked before it is followed: it must name a block that may belong to a file. A walk takes at
@@ -9,15 +12,19 @@
 //!
 //! Locks: as [`super::extent_tree`].
 
+mod insert;
+
 use super::block_allocator;
 use super::extent_tree::{self, Mapping, MappingState, Removal};
 use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
 use crate::format::indirect::{
-    BlockPath, DIRECT, POINTERS, clear_pointers, pointer, pointers_per_block, subtree_span,
+    BlockPath, DIRECT, POINTERS, clear_pointers, pointer, pointers_per_block, reach, subtree_span,
 };
 use crate::format::inode::{Inode, InodeFlags};
 use crate::types::{BlockNumber, LogicalBlock};
+
+pub use insert::{ADDRESSABLE, allocation_goal, insert, max_blocks, prepare};
 
 /// What lies at `logical` of any inode with mapped blocks. The answer starts at `logical` exactly; as long as
 /// neighbouring pointers go on it is one answer.
@@ -133,8 +140,7 @@ fn wild_pointer(inode: &Inode, block: BlockNumber) -> Error {
 
 /// The last logical block a block map reaches.
 fn last_reachable(info: &SuperblockInfo) -> LogicalBlock {
-    let reach: u64 = (1..=3).map(|levels| subtree_span(info.block_size(), levels)).sum();
-    let last = reach.saturating_add(u64::from(DIRECT)).saturating_sub(1);
+    let last = reach(info.block_size()).saturating_sub(1);
     LogicalBlock(u32::try_from(last).unwrap_or(u32::MAX)).min(LogicalBlock::MAX)
 }
 
@@ -162,12 +168,14 @@ struct Pointers {
     end: u32,
 }
 
+/// The last pointer in front of the walk's that is not zero, and its number.
+fn before_in_array(inode: &Inode, node: &Pointers) -> Option<(u32, BlockNumber)> {
+    let at = node.last_used(inode, 0, node.at.checked_sub(1)?)?;
+    Some((at, node.get(inode, at)))
+}
+
 /// Reads a block of pointers of `inode` and verifies that each names a block a file may have.
-pub(super) async fn read_pointers(
-    info: &SuperblockInfo,
-    inode: &Inode,
-    block: BlockNumber,
-) -> Result<Buffer> {
+async fn read_pointers(info: &SuperblockInfo, inode: &Inode, block: BlockNumber) -> Result<Buffer> {
     if !info.is_data_range(block, 1) {
         return Err(wild_pointer(inode, block));
     }

@@ -9,6 +9,9 @@ pub const INODE: u32 = 1;
 /// Inserting or converting one extent: a split at each of five levels (the new node, the old one, bitmap and
 /// descriptor of its group), twice as a conversion may split both ends, the inode.
 pub const EXTENT: u32 = 2 * 5 * 4 + INODE;
+/// Mapping blocks in one array of pointers: three new blocks of pointers with the bitmap and the descriptor of each, the
+/// block or inode that points to them.
+pub const POINTERS: u32 = 3 * 3 + INODE + 1;
 /// Allocating an inode: its bitmap, the group descriptor, the block bitmap of a group that is first used, the inode.
 pub const ALLOCATE_INODE: u32 = 3 + INODE + 1;
 /// Adding a name: a leaf split through three levels of index, each with a block to allocate.

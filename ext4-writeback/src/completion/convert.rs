@@ -5,19 +5,21 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use ext4_core::format::inode::Inode;
 use ext4_core::meta::{Transaction, credits, extent_tree};
-use ext4_core::{Error, LogicalBlock, Result};
+use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
 
 use super::gate::{Gate, gate};
+use super::publish::{STEP_CREDITS, publish_step};
 use super::{finish, schedule};
 use crate::counters::LiveCounters;
 use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
-use crate::ioend::Ioend;
+use crate::ioend::{Ioend, Kind};
 use crate::lock_order::Scoped;
-use crate::writeback;
+use crate::{preallocation, writeback};
 
 /// Credits for one ioend: its conversion and its inode.
 const CREDITS: u32 = credits::EXTENT + credits::INODE;
@@ -42,29 +44,32 @@ impl Batch<'_> {
     }
 
     /// Stops the handle, then ends the writeback of what it converted.
-    fn stop(&mut self) {
+    async fn stop(&mut self) {
         self.handle = None;
-        for ioend in self.finished.drain(..) {
+        for ioend in std::mem::take(&mut self.finished) {
+            if ioend.kind == Kind::Picked && ioend.result.is_err() {
+                preallocation::discard(self.fs, &ioend).await;
+            }
             finish(self.fs, ioend);
         }
     }
 
-    /// True where the handle has credits for one more ioend.
-    fn has_room(&self) -> bool {
+    /// True where the handle has `credits` for one more step.
+    fn has_room(&self, credits: u32) -> bool {
         self.handle.as_ref().is_some_and(|handle| {
-            handle.credits() >= CREDITS || matches!(handle.extend(BATCH_CREDITS), Ok(true))
+            handle.credits() >= credits || matches!(handle.extend(BATCH_CREDITS), Ok(true))
         })
     }
 
-    /// A handle with credits for one ioend; another one where this one has none. No inode lock may be held.
-    async fn make_room(&mut self) -> Result<()> {
-        if self.has_room() {
+    /// A handle with `credits`; another one where this one has none. No inode lock may be held.
+    async fn make_room(&mut self, needed: u32) -> Result<()> {
+        if self.has_room(needed) {
             return Ok(());
         }
-        self.stop();
+        self.stop().await;
         let most = self.fs.journal.as_ref().map_or(BATCH_CREDITS, |journal| journal.max_credits() / 4);
         LiveCounters::add(&self.fs.writeback.counters.completion_handles, 1);
-        let credits = BATCH_CREDITS.min(most).max(CREDITS);
+        let credits = BATCH_CREDITS.min(most).max(needed);
         self.handle = Some(self.fs.begin_tracked(credits, "convert").await?);
         Ok(())
     }
@@ -75,8 +80,40 @@ pub(super) struct Group {
     pub blocks: Range<u32>,
     pub offset: u64,
     pub end: u64,
-    pub unwritten: bool,
+    pub kind: Kind,
+    pub physical: BlockNumber,
+    /// Blocks before this one are published.
+    pub published: u32,
+    /// A commit was made so that there may be space for its metadata.
+    retried: bool,
     pub members: Vec<Ioend>,
+}
+
+impl Group {
+    /// Credits for a step of what it needs.
+    fn credits(&self) -> u32 {
+        if self.kind == Kind::Picked { STEP_CREDITS } else { CREDITS }
+    }
+
+    /// The byte behind the last that is part of the file: published, where that is asked for.
+    fn done_end(&self, block_size: ext4_core::BlockSize) -> u64 {
+        match self.kind {
+            Kind::Picked if self.published == self.blocks.start => 0,
+            Kind::Picked => self.end.min(LogicalBlock(self.published).byte(block_size)),
+            Kind::Overwrite | Kind::Unwritten => self.end,
+        }
+    }
+}
+
+/// How far a hold of the inode's lock came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Everything is done or parked.
+    All,
+    /// The handle has no credits left.
+    NoCredits,
+    /// There is no block for metadata; some will be free after a commit.
+    NoSpace,
 }
 
 fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
@@ -85,7 +122,7 @@ fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
     for ioend in ioends {
         if let Some(group) = groups.last_mut()
             && let Some(last) = group.members.last()
-            && group.unwritten == ioend.unwritten
+            && group.kind == ioend.kind
             && last.end() == ioend.offset
             && last.physical.offset(u64::from(last.blocks.end - last.blocks.start)) == ioend.physical
         {
@@ -98,7 +135,10 @@ fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
             blocks: ioend.blocks.clone(),
             offset: ioend.offset,
             end: ioend.end(),
-            unwritten: ioend.unwritten,
+            kind: ioend.kind,
+            physical: ioend.physical,
+            published: ioend.blocks.start,
+            retried: false,
             members: vec![ioend],
         });
     }
@@ -111,7 +151,7 @@ pub(crate) async fn process(fs: &Arc<FilesystemInner>, inodes: Vec<Arc<InodeInfo
     for inode in inodes {
         process_inode(&mut batch, &inode).await;
     }
-    batch.stop();
+    batch.stop().await;
 }
 
 async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
@@ -162,15 +202,21 @@ async fn process_ioends(
     let mut parked = Vec::new();
     let mut kick = false;
     loop {
-        if let Err(error) = batch.make_room().await {
+        let needed = groups.front().map_or(CREDITS, Group::credits);
+        if let Err(error) = batch.make_room(needed).await {
             for group in groups {
                 fail(batch, group, &error);
             }
             break;
         }
         match process_groups(batch, inode, &mut groups, &mut parked, &mut kick).await {
-            Ok(true) => break,
-            Ok(false) => {}
+            Ok(Progress::All) => break,
+            Ok(Progress::NoCredits) => {}
+            Ok(Progress::NoSpace) => {
+                // A commit waits for no completion. Where it fails the next try says so.
+                batch.stop().await;
+                let _ = fs.commit_for_space().await;
+            }
             Err(error) => {
                 for group in groups {
                     fail(batch, group, &error);
@@ -198,7 +244,7 @@ fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
         let size = inode.completion.disk_size();
         let block_size = fs.info.block_size();
         let tail = (size >> block_size.bits()) as u32;
-        if !ioend.unwritten
+        if ioend.kind == Kind::Overwrite
             && !size.is_multiple_of(u64::from(block_size.bytes()))
             && ioend.blocks.contains(&tail)
         {
@@ -214,24 +260,26 @@ fn fail(batch: &mut Batch<'_>, group: Group, error: &Error) {
     }
 }
 
-/// Works on `groups` under one hold of the inode's lock, as far as the handle's credits go. True when all are done or
-/// parked.
+/// Works on `groups` under one hold of the inode's lock, as far as the handle's credits go.
 async fn process_groups(
     batch: &mut Batch<'_>,
     inode: &Arc<InodeInfo>,
     groups: &mut VecDeque<Group>,
     parked: &mut Vec<Ioend>,
     kick: &mut bool,
-) -> Result<bool> {
+) -> Result<Progress> {
     let fs = batch.fs;
     let block_size = fs.info.block_size();
     let mut disk = inode.inode.write().await;
     let mut changed = false;
-    let mut all = true;
-    while let Some(group) = groups.pop_front() {
+    let mut progress = Progress::All;
+    while let Some(mut group) = groups.pop_front() {
         let size = inode.size();
         if group.offset >= size.next_multiple_of(u64::from(block_size.bytes())) {
-            // Cut off meanwhile: the blocks stay unwritten until the truncation frees them.
+            // Cut off meanwhile: unwritten blocks stay so until the truncation frees them, picked ones go back.
+            if group.kind == Kind::Picked {
+                inode.preallocation.give_back(&fs.info, group.blocks.clone());
+            }
             for ioend in group.members {
                 batch.end(ioend);
             }
@@ -251,13 +299,37 @@ async fn process_groups(
                 }
             }
         }
-        if !batch.has_room() {
+        if !batch.has_room(group.credits()) {
             groups.push_front(group);
-            all = false;
+            progress = Progress::NoCredits;
             break;
         }
         let Some(handle) = &batch.handle else { break };
-        if group.unwritten {
+        let mut failed = None;
+        if group.kind == Kind::Picked {
+            let before = group.published;
+            let outcome = publish(batch, inode, &mut disk, &mut group, size).await;
+            changed = true;
+            LiveCounters::add(&fs.writeback.counters.publications, u64::from(group.published > before));
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => progress = Progress::NoCredits,
+                Err(error)
+                    if error.errno() == Errno::ENOSPC
+                        && !group.retried
+                        && fs.info.blocks_awaiting_commit() > 0 =>
+                {
+                    group.retried = true;
+                    progress = Progress::NoSpace;
+                }
+                Err(error) => {
+                    tracing::error!(inode = inode.number.0, block = group.published, %error,
+                        "publication failed: data is lost");
+                    failed = Some(error);
+                }
+            }
+        }
+        if group.kind == Kind::Unwritten {
             let first = LogicalBlock(group.blocks.start);
             let len = group.blocks.end - group.blocks.start;
             let converted = extent_tree::convert_to_written(&fs.info, handle, &mut disk, first, len).await;
@@ -278,11 +350,19 @@ async fn process_groups(
             LiveCounters::add(&fs.writeback.counters.conversions, 1);
             LiveCounters::add(&fs.writeback.counters.merges, group.members.len() as u64 - 1);
         }
-        let end = group.end.min(size);
+        let end = group.done_end(block_size).min(size);
         if end > disk.size {
             disk.size = end;
             inode.completion.set_disk_size(end);
             changed = true;
+        }
+        if progress != Progress::All {
+            groups.push_front(group);
+            break;
+        }
+        if let Some(error) = failed {
+            fail(batch, group, &error);
+            continue;
         }
         {
             let mut state = inode.completion.state.lock();
@@ -297,9 +377,9 @@ async fn process_groups(
     // A size that was raised without data of its own follows when nothing before it is unfinished.
     let size = inode.size();
     let floor = disk.size & !(u64::from(block_size.bytes()) - 1);
-    if all
+    if progress == Progress::All
         && size > disk.size
-        && batch.has_room()
+        && batch.has_room(CREDITS)
         && !inode.completion.has_failed_tail()
         && !inode.completion.is_in_flight_from(floor)
         && !inode.pages.is_dirty_from(floor)
@@ -311,5 +391,29 @@ async fn process_groups(
     if changed && let Some(handle) = &batch.handle {
         fs.log_inode(handle, inode, &disk, true).await?;
     }
-    Ok(all)
+    Ok(progress)
+}
+
+/// Publishes what `group` has within the first `size` bytes of the file, as far as the handle's credits go; what lies
+/// behind was cut off, and is given back. False where there are no credits left.
+async fn publish(
+    batch: &Batch<'_>,
+    inode: &InodeInfo,
+    disk: &mut Inode,
+    group: &mut Group,
+    size: u64,
+) -> Result<bool> {
+    let fs = batch.fs;
+    let end_of_file = u32::try_from(fs.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
+    let end = group.blocks.end.min(end_of_file);
+    while group.published < end {
+        let Some(handle) = batch.handle.as_ref().filter(|_| batch.has_room(STEP_CREDITS)) else {
+            return Ok(false);
+        };
+        let physical = group.physical.offset(u64::from(group.published - group.blocks.start));
+        let len = end - group.published;
+        group.published += publish_step(fs, handle, inode, disk, group.published, physical, len).await?;
+    }
+    inode.preallocation.give_back(&fs.info, end..group.blocks.end);
+    Ok(true)
 }

@@ -1,10 +1,10 @@
-//! What happens after the I/O of an ioend: conversion of unwritten blocks, the size on the device, and only then the
-//! end of the folios' writeback.
+//! What happens after the I/O of an ioend: conversion of unwritten blocks, publication of picked ones, the size on the
+//! device, and only then the end of the folios' writeback.
 //!
 //! ```text
 //!   device ── end_io ──► nothing to do: finished at once
 //!                   └──► the inode's list ──► worker, or whoever waits in fsync ([`crate::attendance`]): one handle for many
-//!                                              errors │ merge │ gate │ convert, raise i_disksize, log │ stop │ finish
+//!                                              errors │ merge │ gate │ convert or publish, raise i_disksize, log │ stop │ finish
 //!                                                             └── parked until earlier data is there
 //! ```
 //!
@@ -15,15 +15,20 @@
 //!   block lies behind the size, which e2fsck would call corrupt.
 //! - The tail gate: while the block that i_disksize ends in (unaligned) is written on the device and dirty in memory,
 //!   nothing moves i_disksize past it, and the folio is kicked. Its bytes behind the size are anything on the device
-//!   until then; were the size to pass, a crash would show them.
+//!   until then; were the size to pass, a crash would show them. (Where the folio is that of the ioend itself, the block
+//!   became dirty after its zeros were sent.)
 //! - Where writing that block failed, what lies behind it fails with it.
 //! - The truncate race: size and conversion are decided under the inode's lock, against i_size as it is then.
+//! - A parked ioend is not published, and no block past the end of the file is: a block that is not unwritten must not
+//!   lie there.
+//! - What could not be published is given back under the folios' locks, between the handle and the end of the writeback.
 //! - A folio's writeback ends after the handle has been stopped.
 //!
 //! Locks: the queue's mutex is a leaf.
 
 mod convert;
 mod gate;
+mod publish;
 mod queue;
 
 use std::collections::VecDeque;
@@ -37,7 +42,7 @@ pub(crate) use self::queue::CompletionQueue;
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::inode_info::InodeInfo;
-use crate::ioend::Ioend;
+use crate::ioend::{Ioend, Kind};
 use crate::lock_order::Scoped;
 
 /// How many inodes a worker takes at a time.
@@ -70,8 +75,10 @@ pub(crate) fn end_io(fs: &Arc<FilesystemInner>, ioend: Ioend) {
     }
     let inode = Arc::clone(&ioend.inode);
     let disk_size = inode.completion.disk_size();
-    let defer =
-        ioend.result.is_err() || ioend.unwritten || ioend.end() > disk_size || inode.size() > disk_size;
+    let defer = ioend.result.is_err()
+        || ioend.kind != Kind::Overwrite
+        || ioend.end() > disk_size
+        || inode.size() > disk_size;
     let mut others_wait = false;
     if defer {
         inode.completion.state.lock().done.push(ioend);

@@ -144,6 +144,7 @@ mod tests {
 
     use super::*;
     use crate::inode_info::InodeInfo;
+    use crate::ioend::Kind;
 
     fn test_inode() -> Inode {
         let layout = InodeLayout {
@@ -167,7 +168,7 @@ mod tests {
             size: 4096,
             blocks: first..first + 1,
             physical: BlockNumber(1000 + u64::from(first)),
-            unwritten: true,
+            kind: Kind::Unwritten,
             pieces: Vec::new(),
             result: Ok(()),
         };

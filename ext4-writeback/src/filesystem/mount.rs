@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::Runtime;
-use ext4_core::format::features::Compat;
+use ext4_core::format::features::{Compat, RoCompat};
 use ext4_core::format::inode::InodeLayout;
 use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_ERROR, STATE_VALID};
 use ext4_core::meta::SuperblockInfo;
@@ -32,7 +32,7 @@ use crate::fast_commit::{Table, Tracker};
 use crate::flusher::WritebackControl;
 use crate::inode_cache::InodeCache;
 use crate::runtime::{TokioRuntime, run_to_end};
-use crate::{MountOptions, OnError};
+use crate::{Allocation, MountOptions, OnError};
 
 /// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
 const CACHE_PER_INODE: usize = 16 << 10;
@@ -66,6 +66,12 @@ async fn mount(
         return Err(Error::posix(Errno::EINVAL, context));
     }
     let found = look(&devices, &options, &runtime).await?;
+    if options.allocation == Allocation::Publish
+        && found.info.features().ro_compat.contains(RoCompat::BIGALLOC)
+    {
+        let context = "alloc=publish: blocks that share a cluster (bigalloc) cannot be picked one by one";
+        return Err(Error::posix(Errno::EINVAL, context));
+    }
     devices.check_writable()?;
     let opened = recover(&devices, found, &options).await?;
     run(opened, options, runtime).await

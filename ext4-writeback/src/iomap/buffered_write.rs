@@ -6,7 +6,8 @@
 //! dirty data above it, and nothing to take back when a copy fails.
 //!
 //! Without delayed allocation (asked for, or when space is low) the holes are allocated first, as unwritten blocks,
-//! under a handle that is stopped before any folio is locked.
+//! under a handle that is stopped before any folio is locked. A file of indirect blocks has nothing unwritten: there its
+//! blocks of pointers are allocated first, and the rest is promised as ever ([`crate::indirect`]).
 //!
 //! Invariants:
 //! - `rwlock` is held for writing: nobody truncates, and nobody else fills holes.
@@ -26,6 +27,7 @@ use crate::extent_status::{Reservation, Status};
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{FolioGuard, WriteState};
+use crate::indirect::prepare_pointers;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
@@ -35,6 +37,8 @@ use crate::writeback::{self, ENOSPC_RETRIES};
 const LOW_SPACE_MARGIN: u64 = 64;
 /// How much is copied between two looks at the dirty limit.
 const THROTTLE_STEP: u64 = 4 << 20;
+/// For how many bytes blocks of pointers are allocated at a time.
+const PREPARE_STEP: u64 = 1 << 20;
 
 /// How one write gets its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,11 +62,18 @@ fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     Allocation::Delayed
 }
 
+/// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
+/// allocation, and where three of them for each promised block might not be found at publication.
+fn needs_pointers_first(fs: &FilesystemInner) -> bool {
+    let (free, promised) = fs.info.free_and_reserved_blocks();
+    !fs.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
+}
+
 /// Writes `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes; fewer only where
 /// an error came after some.
 ///
 /// # Errors
-/// `ENOSPC`, `EFBIG`, those of the device; unsupported for a hole of a file that is mapped by indirect blocks.
+/// `ENOSPC`, `EFBIG`, those of the device.
 pub(crate) async fn write(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -73,8 +84,15 @@ pub(crate) async fn write(
     if position > size {
         zero_block_tail(fs, inode, size).await?;
     }
-    // Where blocks come from indirect maps, the holes are asked for at once, and refused there.
-    let mode = if inode.is_indirect().await { Allocation::AtOnce } else { allocation_mode(fs) };
+    let mut mode = allocation_mode(fs);
+    // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
+    let mut prepared = u64::MAX;
+    if inode.is_indirect().await {
+        mode = Allocation::Delayed;
+        if needs_pointers_first(fs) {
+            prepared = position;
+        }
+    }
     let mut done = 0;
     let mut retries = 0;
     // The caller has looked at the dirty limit.
@@ -85,7 +103,17 @@ pub(crate) async fn write(
             flusher::throttle(fs).await;
             throttled = at - position + THROTTLE_STEP;
         }
-        match write_folio(fs, inode, at, &data[done..], mode).await {
+        let written = if at >= prepared {
+            let end = (position + data.len() as u64).min(at + PREPARE_STEP);
+            prepare(fs, inode, at, end).await.map(|()| {
+                prepared = end;
+                0
+            })
+        } else {
+            let room = usize::try_from(prepared - at).unwrap_or(usize::MAX);
+            write_folio(fs, inode, at, &data[done..data.len().min(done.saturating_add(room))], mode).await
+        };
+        match written {
             Ok(count) => done += count,
             Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                 retries += 1;
@@ -97,6 +125,15 @@ pub(crate) async fn write(
         }
     }
     Ok(done)
+}
+
+/// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks.
+async fn prepare(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, position: u64, end: u64) -> Result<()> {
+    let bits = fs.info.block_size().bits();
+    let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
+    let blocks = (position >> bits) as u32..last;
+    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
+    run_to_end(&fs.runtime, async move { prepare_pointers(&shared, &owned, blocks).await }).await
 }
 
 fn partial(done: usize, error: Error) -> Result<usize> {

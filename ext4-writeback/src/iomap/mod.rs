@@ -14,7 +14,6 @@ pub(crate) mod buffered_write;
 pub(crate) mod read;
 pub(crate) mod zero;
 
-use ext4_core::format::inode::{Inode, InodeFlags};
 use ext4_core::meta::block_map;
 use ext4_core::{BlockNumber, Error, LogicalBlock, Result};
 
@@ -134,18 +133,4 @@ async fn load(fs: &FilesystemInner, inode: &InodeInfo, block: u32, len: u32) -> 
     inode.extent_status.lookup(block).ok_or_else(|| {
         Error::corrupt(format!("inode {} block {block}", inode.number), "its mapping does not stay cached")
     })
-}
-
-/// Fails where no block can be added: files mapped by indirect blocks are read, overwritten and truncated only.
-///
-/// # Errors
-/// Unsupported.
-pub(crate) fn check_can_allocate(inode: &Inode) -> Result<()> {
-    if inode.flags.contains(InodeFlags::EXTENTS) {
-        return Ok(());
-    }
-    Err(Error::Unsupported(format!(
-        "inode {} is mapped by indirect blocks: a write into a hole or past its end",
-        inode.number
-    )))
 }

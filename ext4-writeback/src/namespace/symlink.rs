@@ -48,14 +48,15 @@ pub(super) async fn store_target(
         inode.i_block[..target.len()].copy_from_slice(target);
         return Ok(());
     }
-    if !info.features().incompat.contains(Incompat::EXTENTS) {
-        return Err(Error::Unsupported("long symlinks on a file system without extents".into()));
-    }
-    extent_tree::initialize(inode);
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: false, metadata: false };
     let (block, _) = allocate_blocks(info, handle, &request).await?;
-    extent_tree::insert(info, handle, inode, LogicalBlock(0), block, 1, false).await?;
+    if info.features().incompat.contains(Incompat::EXTENTS) {
+        extent_tree::initialize(inode);
+        extent_tree::insert(info, handle, inode, LogicalBlock(0), block, 1, false).await?;
+    } else {
+        block_map::insert(info, handle, inode, LogicalBlock(0), block, 1).await?;
+    }
     let buffer = info.cache.create(handle, block)?;
     buffer.modify(handle, |bytes| bytes[..target.len()].copy_from_slice(target))
 }

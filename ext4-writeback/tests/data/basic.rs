@@ -191,7 +191,7 @@ async fn many_small_files_share_handles() {
 }
 
 #[tokio::test]
-async fn a_file_of_indirect_blocks_is_read_overwritten_and_cut() {
+async fn a_file_of_indirect_blocks_is_read_filled_extended_and_cut() {
     if !have_tools() {
         return;
     }
@@ -212,9 +212,14 @@ async fn a_file_of_indirect_blocks_is_read_overwritten_and_cut() {
     assert!(content(&file).await == data);
     file.write_at(200_000, &pattern(8, 200_000, 5000)).await.expect("overwrites");
     data[200_000..205_000].copy_from_slice(&pattern(8, 200_000, 5000));
-    let error = file.write_at(120 * 1024, b"x").await.expect_err("into a hole");
-    assert_eq!(error.errno(), Errno::EOPNOTSUPP);
+    // Into the hole, and past the end.
+    for (at, len) in [(120 * 1024, 2000), (700_000, 50_000)] {
+        file.write_at(at, &pattern(8, at, len)).await.expect("writes");
+        data.resize(data.len().max(at as usize + len), 0);
+        data[at as usize..at as usize + len].copy_from_slice(&pattern(8, at, len));
+    }
     file.sync_all().await.expect("syncs");
+    assert!(content(&file).await == data);
     file.set_len(300_001).await.expect("cuts");
     data.truncate(300_001);
     assert!(content(&file).await == data);

@@ -85,12 +85,16 @@ pub async fn at_every_cut(
     }
 }
 
-pub fn blank() -> Image {
-    make_image(16, 4096, &["-J", "size=4"], STALE)
+pub fn blank(way: Way) -> Image {
+    way.image(16, 4096, &["-J", "size=4"], STALE)
 }
 
 #[tokio::test]
 async fn g_3_g_11_appended_and_synced_data_is_there_without_a_gap() {
+    appends_and_syncs(Way::Unwritten).await;
+}
+
+pub async fn appends_and_syncs(way: Way) {
     if !have_tools() {
         return;
     }
@@ -123,7 +127,7 @@ async fn g_3_g_11_appended_and_synced_data_is_there_without_a_gap() {
             }
         }
     };
-    let recording = record(blank(), Some(5), quiet(), work).await;
+    let recording = record(blank(way), Some(5), way.mounted(quiet()), work).await;
     at_every_cut(&recording, 60, "file", |passed, bytes| {
         let durable = ends.iter().copied().filter(|end| passed(&end.to_string())).max().unwrap_or(0);
         let bytes = bytes.unwrap_or_default();
@@ -135,6 +139,10 @@ async fn g_3_g_11_appended_and_synced_data_is_there_without_a_gap() {
 
 #[tokio::test]
 async fn g_4_strict_the_size_moves_over_completed_data_only() {
+    scattered_appends(Way::Unwritten).await;
+}
+
+pub async fn scattered_appends(way: Way) {
     if !have_tools() {
         return;
     }
@@ -152,7 +160,7 @@ async fn g_4_strict_the_size_moves_over_completed_data_only() {
             assert!(fs.counters().ioends >= 40, "{:?}", fs.counters());
             assert!(fs.counters().parked > 0, "{:?}", fs.counters());
         };
-        let recording = record(blank(), Some(seed), quiet(), work).await;
+        let recording = record(blank(way), Some(seed), way.mounted(quiet()), work).await;
         at_every_cut(&recording, 60, "file", |_, bytes| {
             for (at, byte) in bytes.unwrap_or_default().iter().enumerate() {
                 let expected = if (at / 4096).is_multiple_of(2) { pattern(3, at as u64, 1)[0] } else { 0 };
@@ -175,6 +183,16 @@ impl Holding {
     /// Over `inner`; writes that touch bytes `range` are held from now on.
     pub fn new(inner: Arc<MemoryDevice>, range: std::ops::Range<u64>) -> Self {
         Self { inner, range, held: std::sync::Mutex::new(Some(Vec::new())) }
+    }
+
+    /// Holds again, after a release.
+    pub fn hold(&self) {
+        self.held.lock().expect("no panic").get_or_insert_default();
+    }
+
+    /// How many writes it holds.
+    pub fn holds(&self) -> usize {
+        self.held.lock().expect("no panic").as_ref().map_or(0, Vec::len)
     }
 
     pub fn release(&self) {
@@ -210,7 +228,7 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
     if !have_tools() {
         return;
     }
-    let (image, tail) = with_planted_tail().await;
+    let (image, tail) = with_planted_tail(Way::Unwritten).await;
     let memory = Arc::new(MemoryDevice::from_image(image));
     let device = Arc::new(Holding::new(Arc::clone(&memory), tail..tail + 4096));
     let fs = mount(Arc::clone(&device) as _, quiet()).await;
@@ -241,8 +259,8 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
 
 /// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device; and the byte of the device
 /// where the block lies.
-pub async fn with_planted_tail() -> (Image, u64) {
-    let (device, fs) = mount_image(blank(), quiet()).await;
+pub async fn with_planted_tail(way: Way) -> (Image, u64) {
+    let (device, fs) = mount_image(blank(way), way.mounted(quiet())).await;
     let file = create(&fs, "file").await;
     file.write_at(0, &pattern(7, 0, 2000)).await.expect("writes");
     file.sync_all().await.expect("syncs");
@@ -258,10 +276,14 @@ pub async fn with_planted_tail() -> (Image, u64) {
 
 #[tokio::test]
 async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
+    what_lies_behind_the_end(Way::Unwritten).await;
+}
+
+pub async fn what_lies_behind_the_end(way: Way) {
     if !have_tools() {
         return;
     }
-    let (planted, _) = with_planted_tail().await;
+    let (planted, _) = with_planted_tail(way).await;
     for case in 0..6 {
         for seed in [11, 12, 13] {
             let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -300,7 +322,7 @@ async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
                     result = file.sync_all() => result.expect("syncs"),
                 }
             };
-            let recording = record(planted.clone(), Some(seed), quiet(), work).await;
+            let recording = record(planted.clone(), Some(seed), way.mounted(quiet()), work).await;
             at_every_cut(&recording, 40, "file", |_, bytes| {
                 let bytes = bytes.expect("it was there before");
                 for (at, byte) in bytes.iter().enumerate() {
@@ -316,10 +338,14 @@ async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
 
 #[tokio::test]
 async fn g_7_g_8_what_was_cut_off_never_comes_back() {
+    what_was_cut_off(Way::Unwritten).await;
+}
+
+pub async fn what_was_cut_off(way: Way) {
     if !have_tools() {
         return;
     }
-    let (device, fs) = mount_image(blank(), quiet()).await;
+    let (device, fs) = mount_image(blank(way), way.mounted(quiet())).await;
     let file = create(&fs, "file").await;
     // Many extents, so that freeing takes several steps.
     for i in (0..400).rev() {
@@ -339,7 +365,7 @@ async fn g_7_g_8_what_was_cut_off_never_comes_back() {
         file.set_len(8192).await.expect("cuts");
         fs.sync().await.expect("syncs");
     };
-    let recording = record(image, Some(1), quiet(), work).await;
+    let recording = record(image, Some(1), way.mounted(quiet()), work).await;
     at_every_cut(&recording, 40, "file", |_, bytes| {
         let bytes = bytes.expect("it was there before");
         assert!([full as usize, 100_500, 8192].contains(&bytes.len()), "{}", bytes.len());
@@ -359,9 +385,9 @@ async fn g_7_g_8_what_was_cut_off_never_comes_back() {
     .await;
 }
 
-async fn random_workload(seed: u64, delayed_allocation: bool) {
-    println!("seed {seed}");
-    let options = MountOptions { delayed_allocation, ..quiet() };
+pub async fn random_workload(way: Way, seed: u64, delayed_allocation: bool) {
+    println!("seed {seed}, {way:?}");
+    let options = way.mounted(MountOptions { delayed_allocation, ..quiet() });
     let mut history: Vec<HashSet<u8>> = vec![HashSet::from([0]); 300_000];
     let mut random = fastrand::Rng::with_seed(seed);
     // Chosen before, so that the check knows them.
@@ -409,7 +435,7 @@ async fn random_workload(seed: u64, delayed_allocation: bool) {
             }
         }
     };
-    let image = make_image(16, 1024, &["-J", "size=4"], STALE);
+    let image = way.image(16, 1024, &["-J", "size=4"], STALE);
     let recording = record(image, Some(seed), options, work).await;
     let step_after = |name: &str| {
         let i: usize = name.trim_start_matches("sync ").parse().expect("a number");
@@ -436,7 +462,7 @@ async fn g_1_every_byte_is_zero_or_was_written_there() {
         return;
     }
     for seed in [21, 22] {
-        random_workload(seed, true).await;
+        random_workload(Way::Unwritten, seed, true).await;
     }
 }
 
@@ -445,7 +471,54 @@ async fn g_17_the_same_without_delayed_allocation() {
     if !have_tools() {
         return;
     }
-    random_workload(23, false).await;
+    random_workload(Way::Unwritten, 23, false).await;
+}
+
+/// Appends and overwrites, each made durable by a fast commit: after each cut a prefix of what was
+/// written is there, and at least what was promised.
+pub async fn fast_commits(way: Way, seed: u64, without_fua: bool) {
+    println!("seed {seed}, {way:?}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut steps, mut states): (Vec<(u64, usize)>, _) = (Vec::new(), vec![Vec::new()]);
+    for i in 0..40 {
+        let mut model: Vec<u8> = states[i].clone();
+        // One hole, and no more extents than the inode holds.
+        let at = if i == 0 { 20_000 } else { random.u64(model.len() as u64 / 2..=model.len() as u64) };
+        let len = random.usize(1..9000);
+        steps.push((at, len));
+        let end = at as usize + len;
+        model.resize(model.len().max(end), 0);
+        model[at as usize..end].copy_from_slice(&pattern(i as u64, at, len));
+        states.push(model);
+    }
+    let image = way.image(16, 1024, &["-J", "size=4", "-O", "fast_commit"], STALE);
+    let device = RecordingDevice::new(image);
+    let device = Arc::new(if without_fua { device.without_fua() } else { device });
+    let fs = mount(Arc::clone(&device) as _, way.mounted(quiet())).await;
+    let file = create(&fs, "file").await;
+    fs.sync().await.expect("syncs");
+    device.mark("made");
+    for (i, (at, len)) in steps.iter().enumerate() {
+        file.write_at(*at, &pattern(i as u64, *at, *len)).await.expect("writes");
+        if i % 2 == 0 { file.sync_all().await } else { file.sync_data().await }.expect("syncs");
+        device.mark(format!("sync {i}"));
+    }
+    let (statistics, reasons) = fs.fast_commit_statistics();
+    assert!(statistics.commits > 20, "{statistics:?} {reasons:?}");
+    drop((file, fs));
+    let recording = device.recording();
+    at_every_cut(&recording, 80, "file", |passed, bytes| {
+        let promised = (0..steps.len()).rev().find(|i| passed(&format!("sync {i}"))).map_or(0, |i| i + 1);
+        let Some(bytes) = bytes else { return assert!(!passed("made")) };
+        // A write is in place of another while it is in flight: block by block it is the promised state or the next.
+        let (now, next) = (&states[promised], states.get(promised + 1).unwrap_or(&states[promised]));
+        assert!(bytes.len() >= now.len(), "{} bytes of {}", bytes.len(), now.len());
+        for (at, byte) in bytes.iter().enumerate() {
+            let ok = now.get(at) == Some(byte) || next.get(at) == Some(byte);
+            assert!(ok, "{byte:#x} at {at} of {} after {promised} writes", bytes.len());
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -463,5 +536,5 @@ async fn an_append_and_fsync_takes_two_flushes_at_most() {
         }
         assert!(device.recording().flushes() - before <= 20, "{}", device.recording().flushes() - before);
     };
-    record(blank(), None, quiet(), work).await;
+    record(blank(Way::Unwritten), None, quiet(), work).await;
 }

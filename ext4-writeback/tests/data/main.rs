@@ -1,9 +1,15 @@
 //! The data path against models, power cuts and faults. e2fsck judges every image.
 
+#[allow(clippy::unwrap_used, reason = "what fails there is a failed test")]
+#[path = "../common/mod.rs"]
+mod images;
+
 mod basic;
 mod common;
 mod crash;
+mod indirect;
 mod model;
+mod published;
 mod speed;
 mod statements;
 mod stress;

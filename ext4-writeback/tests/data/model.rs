@@ -99,12 +99,12 @@ impl Model {
 
 /// What a world is made of.
 #[derive(Clone)]
-struct Form {
+pub struct Form {
     name: &'static str,
     block_size: u32,
     /// Of mkfs.ext4.
-    features: &'static [&'static str],
-    options: MountOptions,
+    pub features: &'static [&'static str],
+    pub options: MountOptions,
 }
 
 struct World {
@@ -323,7 +323,7 @@ async fn run(seed: u64, form: &Form, steps: usize) {
 }
 
 /// How many steps a form is run for, and with which seeds.
-async fn worlds(forms: &[Form], steps: usize) {
+pub async fn worlds(forms: &[Form], steps: usize) {
     if !have_tools() {
         return;
     }
@@ -341,14 +341,14 @@ async fn worlds(forms: &[Form], steps: usize) {
 }
 
 /// `name` on file systems with blocks of each of `block_sizes`.
-fn forms(name: &'static str, block_sizes: &[u32], options: MountOptions) -> Vec<Form> {
+pub fn forms(name: &'static str, block_sizes: &[u32], options: MountOptions) -> Vec<Form> {
     let form =
         |block_size: &u32| Form { name, block_size: *block_size, features: &[], options: options.clone() };
     block_sizes.iter().map(form).collect()
 }
 
 /// Steps of each form in CI; twelve forms make 200,000 and more.
-const STEPS: usize = 18_000;
+pub const STEPS: usize = 18_000;
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes() {

@@ -49,8 +49,9 @@ async fn hammer(fs: Filesystem, names: Vec<String>, seed: u64, steps: usize, all
     }
 }
 
-async fn stress(mib: u64, options: MountOptions, faults: bool, allowed: &'static [Errno]) {
-    let image = make_image(mib, 1024, &["-m", "0"], 0xaa);
+pub async fn stress(way: Way, mib: u64, options: MountOptions, faults: bool, allowed: &'static [Errno]) {
+    let image = way.image(mib, 1024, &["-m", "0"], 0xaa);
+    let options = way.mounted(options);
     let memory = Arc::new(MemoryDevice::from_image(image));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     faulty.reorder(99);
@@ -88,7 +89,7 @@ async fn sixty_four_tasks_on_sixteen_files() {
     if !have_tools() {
         return;
     }
-    stress(64, MountOptions { cache: 16 << 20, ..options() }, false, &[]).await;
+    stress(Way::Unwritten, 64, MountOptions { cache: 16 << 20, ..options() }, false, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +97,7 @@ async fn sixty_four_tasks_on_a_full_device() {
     if !have_tools() {
         return;
     }
-    stress(16, MountOptions { cache: 16 << 20, ..options() }, false, &[Errno::ENOSPC]).await;
+    stress(Way::Unwritten, 16, MountOptions { cache: 16 << 20, ..options() }, false, &[Errno::ENOSPC]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,7 +108,7 @@ async fn sixty_four_tasks_and_bad_sectors() {
     // Many rounds: what was parked was forgotten once in 160 of them where two looked at an inode's ioends at a time.
     for round in 0..if long_tests() { 400 } else { 8 } {
         println!("round {round}");
-        stress(64, MountOptions { cache: 16 << 20, ..options() }, true, &[Errno::EIO]).await;
+        stress(Way::Unwritten, 64, MountOptions { cache: 16 << 20, ..options() }, true, &[Errno::EIO]).await;
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled before
 //! the function that appended it returns to the caller of this room.
 
-use super::{Directory, block_mapped};
+use super::Directory;
 use crate::error::{Errno, Error, Result};
 use crate::format::directory::index::IndexKind;
 use crate::format::directory::{Layout, Problem};
@@ -116,8 +116,7 @@ impl Directory<'_> {
         let size = (u64::from(logical) + 1) << self.layout.block_size.bits();
         let large = self.info.features().incompat.contains(Incompat::LARGEDIR);
         if logical >= LogicalBlock::MAX.0 || (size > u64::from(u32::MAX) && !large) {
-            let context = format!("directory {} has reached its largest size", inode.number);
-            return Err(Error::posix(Errno::ENOSPC, context));
+            return Err(self.full(inode));
         }
         let request = AllocationRequest {
             goal: self.goal(inode, logical).await?,
@@ -131,15 +130,22 @@ impl Directory<'_> {
             extent_tree::insert(self.info, transaction, inode, LogicalBlock(logical), physical, 1, false)
                 .await
         } else {
-            block_mapped::map_block(self.info, transaction, inode, LogicalBlock(logical), physical).await
+            let at = LogicalBlock(logical);
+            block_map::insert(self.info, transaction, inode, at, physical, 1).await.map(drop)
         };
-        if let Err(error) = mapped {
+        // A directory that cannot grow is full.
+        let full = |error: Error| if error.errno() == Errno::EFBIG { self.full(inode) } else { error };
+        if let Err(error) = mapped.map_err(full) {
             free_blocks(self.info, transaction, physical, 1, true).await?;
             return Err(error);
         }
         let buffer = self.info.cache.create(transaction, physical)?;
         inode.size = size;
         Ok((logical, buffer))
+    }
+
+    fn full(&self, inode: &Inode) -> Error {
+        Error::posix(Errno::ENOSPC, format!("directory {} has reached its largest size", inode.number))
     }
 
     /// Next to the block before, so that a directory is read in one sweep.

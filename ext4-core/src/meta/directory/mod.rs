@@ -3,7 +3,6 @@
 //! | file | owns |
 //! |---|---|
 //! | `blocks` | from a logical block of a directory to its verified buffer; appending a block |
-//! | `block_mapped` | mapping the block that is appended, where the directory has no extents |
 //! | `linear` | walking all blocks, finding a place for a name block by block |
 //! | `htree` | from a name's hash to its leaf, through the index |
 //! | `split` | making a hashed directory of a linear one, splitting leaves and nodes |
@@ -20,7 +19,6 @@
 //! the directory. Were this wrong, whoever lists a directory in steps while others add to it could miss a name that
 //! was there all the time.
 
-mod block_mapped;
 mod blocks;
 mod htree;
 mod linear;

@@ -9,8 +9,8 @@
 //! Invariants:
 //! - The descriptor in memory, the one in its buffer and the bitmap in its buffer agree whenever the state's lock is
 //!   free: they change together, in one transaction, under the lock.
-//! - `allocatable` (the bitmap plus what was freed in transactions that have not committed) has every bit that the
-//!   bitmap has. An allocation looks at it, never at the bitmap alone. Were a block handed out again before the
+//! - `allocatable` (the bitmap plus what was freed in transactions that have not committed, and what was picked for data
+//!   on its way) has every bit that the bitmap has. An allocation looks at it, never at the bitmap alone. Were a block handed out again before the
 //!   transaction that freed it committed, a crash would leave the old file with the new file's data.
 //! - A bitmap that contradicts its checksum, its free count or the system zones is never allocated from.
 //!
@@ -104,10 +104,12 @@ impl Bitmap {
 #[derive(Debug)]
 pub(crate) struct BlockMap {
     pub bitmap: Bitmap,
-    /// The bitmap plus freed blocks that wait for their commit; `None` where there are none.
+    /// The bitmap plus freed blocks that wait for their commit, and picked ones; `None` where there are none.
     pub allocatable: Option<Box<[u8]>>,
     /// How many blocks wait.
     pub pending: u32,
+    /// How many are picked: kept in memory for data that is on its way to them.
+    pub picked: u32,
 }
 
 impl BlockMap {
@@ -116,6 +118,13 @@ impl BlockMap {
         match &self.allocatable {
             Some(bytes) => f(bytes),
             None => self.bitmap.read(f),
+        }
+    }
+
+    /// Lets go of `allocatable` where it says what the bitmap says.
+    pub fn forget_allocatable(&mut self) {
+        if self.pending == 0 && self.picked == 0 {
+            self.allocatable = None;
         }
     }
 }
@@ -179,9 +188,7 @@ impl Group {
                 bitmap::clear_range(allocatable, range);
             }
         }
-        if map.pending == 0 {
-            map.allocatable = None;
-        }
+        map.forget_allocatable();
     }
 }
 
@@ -271,7 +278,7 @@ impl SuperblockInfo {
                 self.give_up_blocks(number, &error);
                 return Ok(None);
             }
-            state.blocks = Some(BlockMap { bitmap: found, allocatable: None, pending: 0 });
+            state.blocks = Some(BlockMap { bitmap: found, allocatable: None, pending: 0, picked: 0 });
             drop(state);
             self.loaded(number);
         }
@@ -432,7 +439,7 @@ impl SuperblockInfo {
             return;
         };
         group.take_returned(&mut state);
-        if state.blocks.as_ref().is_some_and(|map| map.pending > 0) {
+        if state.blocks.as_ref().is_some_and(|map| map.pending > 0 || map.picked > 0) {
             loaded.push_back(oldest);
             return;
         }

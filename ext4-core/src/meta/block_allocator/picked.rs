@@ -1,0 +1,146 @@
+//! Blocks picked in memory: nobody else gets them, and nothing on the device knows of it.
+//!
+//! For data that is written before anything points to it: blocks are picked, the data goes to them, and only then one
+//! handle marks them as in use and maps them. A crash before its commit leaves nothing: the blocks are free on the
+//! device, whatever was written to them.
+//!
+//! ```text
+//!   promised ── pick ──► picked ─┬─ use_picked (under a handle) ──► in use, the promise is consumed
+//!                                └─ return_picked ────────────────► promised, allocatable
+//! ```
+//!
+//! Invariants:
+//! - What is picked was allocatable: free in the bitmap, and free in every state that a crash can leave. Were a block
+//!   picked that a transaction freed which has not committed, the data would lie on the old owner's.
+//! - A picked block is set in its group's `allocatable`, not in the bitmap, and the group's bitmap stays in memory.
+//! - Whoever picks holds a promise for each block ([`SuperblockInfo::reserve_blocks`]), and keeps it: so for statfs, and
+//!   for everybody who asks for space, picked blocks are promised ones.
+//! - Each pick is ended once, by using or by returning it.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::{AllocationRequest, MOST_BLOCKS, Taking, raise_longest_run, search};
+use crate::error::{Error, Result};
+use crate::format::bitmap;
+use crate::format::group_descriptor::GroupFlags;
+use crate::meta::superblock_info::group::GroupState;
+use crate::meta::{SuperblockInfo, Transaction};
+use crate::types::{BlockNumber, GroupNumber};
+
+/// Picks one contiguous run of 1 to `request.len` promised blocks, the longest near the goal, every one of them below
+/// `below`. The run lies within one block group.
+///
+/// # Errors
+/// `ENOSPC`; unsupported with bigalloc; the device's.
+pub async fn pick_blocks(
+    info: &SuperblockInfo,
+    request: &AllocationRequest,
+    below: BlockNumber,
+) -> Result<(BlockNumber, u32)> {
+    if info.fixed.cluster_bits() != 0 {
+        return Err(Error::Unsupported("picking blocks with bigalloc".into()));
+    }
+    let wanted = request.len.clamp(1, MOST_BLOCKS).min(info.fixed.blocks_per_group);
+    search(info, Taking::Picked { below }, request, wanted).await
+}
+
+/// Keeps a run that a search found from others. Under the group lock.
+pub(super) fn keep(
+    info: &SuperblockInfo,
+    number: GroupNumber,
+    state: &mut GroupState,
+    run: Range<u32>,
+) -> Result<()> {
+    let map = state.blocks.as_mut().ok_or_else(|| gone(number))?;
+    let len = run.end - run.start;
+    if map.allocatable.is_none() {
+        map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
+    }
+    if let Some(allocatable) = &mut map.allocatable {
+        bitmap::set_range(allocatable, run);
+    }
+    map.picked += len;
+    info.group(number)?.free_blocks.fetch_sub(len, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Marks picked blocks as in use. Consumes their promises. Does not touch any inode. Needs two credits for each block
+/// group that the run touches.
+///
+/// # Errors
+/// Those of the device and of the transaction; then some may be marked, and the transaction is not to be committed.
+pub async fn use_picked(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    first: BlockNumber,
+    len: u32,
+) -> Result<()> {
+    for (number, run) in pieces(info, first, len)? {
+        let group = info.group(number)?;
+        let place = info.descriptor_buffer(number).await?;
+        let mut state = info.lock_blocks(number).await?.ok_or_else(|| gone(number))?;
+        let state = &mut *state;
+        let map = state.blocks.as_mut().ok_or_else(|| gone(number))?;
+        let covered = info.block_bitmap_bytes();
+        let len = run.end - run.start;
+        let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+            debug_assert!(bitmap::is_clear_range(bytes, run.clone()), "a picked block is in use");
+            bitmap::set_range(bytes, run);
+            info.context.bitmap(&bytes[..covered])
+        })?;
+        debug_assert!(len <= map.picked, "{len} of {} picked blocks used", map.picked);
+        map.picked = map.picked.saturating_sub(len);
+        map.forget_allocatable();
+        state.descriptor.block_bitmap_csum = checksum;
+        state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
+        state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
+        info.space.allocated(u64::from(len));
+        info.write_descriptor(transaction, number, &state.descriptor, &place)?;
+    }
+    Ok(())
+}
+
+/// Gives picked blocks back; their promises stay with the caller. Takes the group lock only.
+pub fn return_picked(info: &SuperblockInfo, first: BlockNumber, len: u32) {
+    let Ok(pieces) = pieces(info, first, len) else { return };
+    for (number, run) in pieces {
+        let Ok(group) = info.group(number) else { continue };
+        let len = run.end - run.start;
+        {
+            let mut state = group.lock();
+            let Some(map) = &mut state.blocks else { continue };
+            debug_assert!(len <= map.picked, "{len} of {} picked blocks returned", map.picked);
+            map.picked = map.picked.saturating_sub(len);
+            if let Some(allocatable) = &mut map.allocatable {
+                bitmap::clear_range(allocatable, run);
+            }
+            map.forget_allocatable();
+        }
+        group.free_blocks.fetch_add(len, Ordering::Relaxed);
+        group.longest_run.store(u32::MAX, Ordering::Relaxed);
+        raise_longest_run(&info.longest_run);
+    }
+}
+
+fn gone(number: GroupNumber) -> Error {
+    Error::corrupt(format!("group {number}"), "its block bitmap is gone")
+}
+
+/// The run, group by group: numbers within the group.
+fn pieces(info: &SuperblockInfo, first: BlockNumber, len: u32) -> Result<Vec<(GroupNumber, Range<u32>)>> {
+    let mut pieces = Vec::with_capacity(1);
+    let (mut next, mut left) = (first, len);
+    while left > 0 {
+        let outside = || Error::corrupt(format!("block {next}"), "is outside the file system");
+        let (number, offset) = info.fixed.group_of_block(next).ok_or_else(outside)?;
+        let len = left.min(info.block_bits(number).saturating_sub(offset));
+        if len == 0 {
+            return Err(outside());
+        }
+        pieces.push((number, offset..offset + len));
+        next = next.offset(u64::from(len));
+        left -= len;
+    }
+    Ok(pieces)
+}
