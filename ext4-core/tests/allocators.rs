@@ -273,9 +273,8 @@ async fn picked_blocks_are_kept_in_memory_only() {
         let (mut picked, mut owned, mut waiting): (Vec<(u64, u32)>, Vec<(u64, u32)>, Vec<(u64, u32)>) =
             Default::default();
         let disjoint = |runs: &[(u64, u32)], (first, len): (u64, u32)| {
-            runs.iter().all(|(other, count)| {
-                *other >= first + u64::from(len) || first >= other + u64::from(*count)
-            })
+            runs.iter()
+                .all(|(other, count)| *other >= first + u64::from(len) || first >= other + u64::from(*count))
         };
         for _ in 0..600 {
             let len = random.u32(1..200);
@@ -309,7 +308,9 @@ async fn picked_blocks_are_kept_in_memory_only() {
                 }
                 6 if !owned.is_empty() => {
                     let (first, got) = owned.swap_remove(random.usize(..owned.len()));
-                    free_blocks(&info, &transaction, BlockNumber(first), u64::from(got), false).await.unwrap();
+                    free_blocks(&info, &transaction, BlockNumber(first), u64::from(got), false)
+                        .await
+                        .unwrap();
                     waiting.push((first, got));
                 }
                 7 if random.u8(0..4) == 0 => {
@@ -319,7 +320,8 @@ async fn picked_blocks_are_kept_in_memory_only() {
                     waiting.clear();
                 }
                 _ => {
-                    let Ok((first, got)) = allocate_blocks(&info, &transaction, &self::request(len)).await else {
+                    let Ok((first, got)) = allocate_blocks(&info, &transaction, &self::request(len)).await
+                    else {
                         continue;
                     };
                     for runs in [&picked, &owned, &waiting] {

@@ -24,6 +24,7 @@ use ext4_core::{Error, LogicalBlock, Result};
 use crate::completion;
 use crate::fast_commit::Mapped;
 use crate::filesystem::FilesystemInner;
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap::zero::zero_block_tail;
 use crate::writeback;
@@ -42,6 +43,9 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
     }
     let _changing = inode.rwlock.write().await;
     inode.check_alive()?;
+    if inline_data::set_size(fs, inode, size).await? {
+        return Ok(());
+    }
     if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
 }
 
@@ -96,7 +100,7 @@ async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) ->
 }
 
 /// Drops the page cache from byte `size` on: whole folios and, of the one that holds `size`, the blocks behind it.
-async fn drop_folios(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) {
+pub(crate) async fn drop_folios(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) {
     let mut at = size;
     while let Some(folio) = inode.pages.first_from(at) {
         // What was parked behind data that is cut off now has to be looked at again.
@@ -174,6 +178,9 @@ pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
     }
     inode.pages.times_dirty.store(false, Ordering::Release);
     drop_folios(fs, inode, 0).await;
+    if inode.is_inline() {
+        return Ok(());
+    }
     free_behind(fs, inode, 0, false).await
 }
 
@@ -182,6 +189,9 @@ pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
 /// # Errors
 /// As [`free_all_blocks`].
 pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    if inode.is_inline() {
+        return inline_data::resume(fs, inode).await;
+    }
     let _dropping = inode.invalidate_lock.write().await;
     zero_block_tail(fs, inode, inode.size()).await?;
     free_behind(fs, inode, inode.size(), true).await

@@ -28,6 +28,7 @@ use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{FolioGuard, WriteState};
 use crate::indirect::prepare_pointers;
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
@@ -80,6 +81,9 @@ pub(crate) async fn write(
     position: u64,
     data: &[u8],
 ) -> Result<usize> {
+    if inline_data::write(fs, inode, position, data).await? {
+        return Ok(data.len());
+    }
     let size = inode.size();
     if position > size {
         zero_block_tail(fs, inode, size).await?;

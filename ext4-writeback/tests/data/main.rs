@@ -8,6 +8,7 @@ mod basic;
 mod common;
 mod crash;
 mod indirect;
+mod inline_data;
 mod model;
 mod published;
 mod speed;
