@@ -15,7 +15,8 @@ use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
 use ext4_core::meta::extent_tree::{
-    self, Conversion, Mapping, MappingState, Removal, convert_step, convert_to_unwritten, convert_to_written,
+    self, Conversion, Mapping, MappingState, Removal, Shift, convert_step, convert_to_unwritten,
+    convert_to_written, shift_left, shift_right, split_at,
 };
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::meta::{
@@ -212,6 +213,8 @@ enum Action {
     Alternate { logical: u32, count: u32, backwards: bool, unwritten: bool },
     Convert { logical: u32, len: u32, unwritten: bool },
     Remove { logical: u32, len: u32 },
+    Collapse { logical: u32, len: u32 },
+    MakeRoom { logical: u32, len: u32 },
 }
 
 const SPAN: u32 = 6000;
@@ -228,6 +231,8 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(logical, len, unwritten)| Action::Convert { logical, len, unwritten }),
         2 => (0..SPAN, 1..400_u32).prop_map(|(logical, len)| Action::Remove { logical, len }),
         1 => (0..SPAN).prop_map(|logical| Action::Remove { logical, len: SPAN }),
+        1 => (0..SPAN, 1..300_u32).prop_map(|(logical, len)| Action::Collapse { logical, len }),
+        1 => (0..SPAN, 1..300_u32).prop_map(|(logical, len)| Action::MakeRoom { logical, len }),
     ]
 }
 
@@ -268,6 +273,24 @@ async fn carry_out(bench: &mut Bench, model: &mut Model, action: &Action) {
         Action::Remove { logical, len } => {
             bench.remove(logical, logical + len - 1).await;
             model.retain(|block, _| *block < logical || *block >= logical + len);
+        }
+        Action::Collapse { logical, len } => {
+            bench.remove(logical, logical + len - 1).await;
+            let Bench { info, transaction, inode, .. } = bench;
+            let from = LogicalBlock(logical + len);
+            assert_eq!(shift_left(info, transaction, inode, from, len).await.unwrap(), Shift::Done);
+            model.retain(|block, _| *block < logical || *block >= logical + len);
+            let moved = model.split_off(&logical);
+            model.extend(moved.into_iter().map(|(block, what)| (block - len, what)));
+        }
+        Action::MakeRoom { logical, len } => {
+            let Bench { info, transaction, inode, .. } = bench;
+            let (start, end) = (LogicalBlock(logical), LogicalBlock(u32::MAX));
+            split_at(info, transaction, inode, start).await.unwrap();
+            let moved = shift_right(info, transaction, inode, start, end, len).await.unwrap();
+            assert_eq!(moved, Shift::Done);
+            let moved = model.split_off(&logical);
+            model.extend(moved.into_iter().map(|(block, what)| (block + len, what)));
         }
     }
 }
@@ -498,6 +521,54 @@ async fn credits_are_enough_for_insertion_and_conversion() {
     }
     println!("{most} of {} credits used", credits::EXTENT);
     bench.check("with counted credits").await;
+}
+
+/// Many leaves, few credits: every stop leaves a whole tree with a hole as long as the way somewhere in it.
+#[tokio::test]
+async fn shifts_stop_where_credits_end_and_go_on_after() {
+    let Some(content) = mke2fs("16M", &["-b", "1024", "-O", "^has_journal"]) else { return };
+    let mut bench = Bench::new(content, 40_000).await;
+    for n in 0..2000 {
+        let (physical, _) = bench.allocate(1).await.unwrap();
+        bench.insert(3 * n, physical, 1, n % 2 == 0).await.unwrap();
+    }
+    let before = bench.extents().await;
+    let by = 1234;
+    let (start, mut limit, mut rounds) = (LogicalBlock(300), LogicalBlock(u32::MAX), 0);
+    loop {
+        let counting = Counting::new(&bench.info, 12, false);
+        let inode = &mut bench.inode;
+        let moved = shift_right(&bench.info, &counting, inode, start, limit, by).await.unwrap();
+        rounds += 1;
+        match moved {
+            Shift::Done => break,
+            Shift::More(next) => limit = next,
+        }
+        let expected: Vec<_> =
+            before.iter().map(|e| if e.0 < limit.0 { *e } else { (e.0 + by, e.1, e.2, e.3) }).collect();
+        assert!(bench.extents().await == expected, "up to {limit}");
+        bench.check("between two rounds").await;
+    }
+    assert!(rounds > 2, "{rounds}");
+    let mut from = LogicalBlock(start.0 + by);
+    loop {
+        let counting = Counting::new(&bench.info, 12, false);
+        match shift_left(&bench.info, &counting, &mut bench.inode, from, by).await.unwrap() {
+            Shift::Done => break,
+            Shift::More(next) => from = next,
+        }
+        bench.check("between two rounds").await;
+    }
+    assert!(bench.extents().await == before);
+    // Neither over what is mapped nor over the end of all files.
+    let Bench { info, transaction, inode, .. } = &mut bench;
+    let (end, huge) = (LogicalBlock(u32::MAX), u32::MAX - 5000);
+    let over = shift_right(info, transaction, inode, start, end, huge).await.unwrap_err();
+    assert_eq!(over.errno(), Errno::EFBIG);
+    let over = shift_left(info, transaction, inode, LogicalBlock(600), 10).await.unwrap_err();
+    assert_eq!(over.errno(), Errno::EINVAL);
+    assert!(bench.extents().await == before);
+    bench.check("after many rounds").await;
 }
 
 #[tokio::test]

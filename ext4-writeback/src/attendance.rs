@@ -7,6 +7,7 @@
 //!
 //! What is left when he goes, the workers get.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::completion;
@@ -30,14 +31,15 @@ impl<'a> Attendance<'a> {
         Some(Self { fs, inode })
     }
 
-    /// Waits until every ioend of the inode with a number below `until` is finished. No handle may be held.
-    pub async fn wait(&self, until: u64) {
+    /// Waits until every ioend over bytes `range` of the inode with a number below `until` is finished. No handle may
+    /// be held.
+    pub async fn wait(&self, until: u64, range: &Range<u64>) {
         assert_no_handle("waiting for writeback");
         let queue = &self.inode.completion;
         loop {
             let mut progress = std::pin::pin!(queue.progress());
             progress.as_mut().enable();
-            if queue.is_finished_below(until) {
+            if queue.is_range_finished_below(range, until) {
                 return;
             }
             if queue.has_work() {

@@ -7,6 +7,7 @@ use ext4_core::meta::{Transaction as _, credits};
 use ext4_core::{Errno, Error, InodeNumber, Timestamp};
 
 use crate::fast_commit::Reason;
+use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::namespace::Times;
 use crate::{Filesystem, Result};
@@ -150,20 +151,10 @@ impl Filesystem {
                 crate::truncate::set_size(&fs, &info, size).await?;
             }
             if changes == (SetAttributes { size: changes.size, ..SetAttributes::default() }) {
-                return Ok(());
+                return fs.sync_attributes(inode).await;
             }
-            let _content = info.rwlock.write().await;
-            info.check_alive()?;
-            let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
-            let handle = fs.begin_tracked(credits::INODE + acl, "setattr").await?;
-            let mut raw = info.inode.write().await;
-            if let Some(mode) = changes.mode
-                && crate::xattr::follow_mode(&fs.info, &handle, &mut raw, mode).await?
-            {
-                fs.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
-            }
-            apply(&mut raw, &changes, fs.now());
-            fs.log_inode(&handle, &info, &raw, false).await
+            set(&fs, &info, &changes).await?;
+            fs.sync_attributes(inode).await
         })
         .await
     }
@@ -206,6 +197,16 @@ impl Filesystem {
                 return Ok(());
             }
         }
+        if fs.options.lazytime {
+            let mut raw = info.inode.write().await;
+            if info.check_alive().is_err() {
+                return Ok(());
+            }
+            raw.atime = now;
+            info.pages.times_dirty.store(true, std::sync::atomic::Ordering::Release);
+            fs.lazy_times.add(info, fs.runtime.monotonic());
+            return Ok(());
+        }
         let info = Arc::clone(info);
         self.run("access time", info.number, move |fs| async move {
             let handle = fs.begin_tracked(credits::INODE, "access time").await?;
@@ -218,6 +219,21 @@ impl Filesystem {
         })
         .await
     }
+}
+
+async fn set(fs: &Arc<FilesystemInner>, info: &Arc<InodeInfo>, changes: &SetAttributes) -> Result<()> {
+    let _content = info.rwlock.write().await;
+    info.check_alive()?;
+    let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
+    let handle = fs.begin_tracked(credits::INODE + acl, "setattr").await?;
+    let mut raw = info.inode.write().await;
+    if let Some(mode) = changes.mode
+        && crate::xattr::follow_mode(&fs.info, &handle, &mut raw, mode).await?
+    {
+        fs.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
+    }
+    apply(&mut raw, changes, fs.now());
+    fs.log_inode(&handle, info, &raw, false).await
 }
 
 async fn check_changeable(info: &InodeInfo, changes: &SetAttributes) -> Result<()> {

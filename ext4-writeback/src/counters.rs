@@ -28,6 +28,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Passes of writeback over one inode (calls of writepages).
+    passes,
     /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed allocation.
     allocations,
     /// Blocks in them.
@@ -54,6 +56,18 @@ counters! {
     reclaimed_folios,
     /// Bios of reads.
     read_bios,
+    /// Reads that did not find what they wanted in memory and read more than that.
+    read_ahead_sync,
+    /// Times that a reader passed the mark and more was read behind his back.
+    read_ahead_async,
+    /// Folios that were made, for reads and writes.
+    folios_made,
+    /// Reads past the page cache.
+    direct_reads,
+    /// Writes past the page cache.
+    direct_writes,
+    /// Those of them that had to go through it after all.
+    direct_fallbacks,
 }
 
 impl LiveCounters {

@@ -1,7 +1,7 @@
 //! An open file.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_core::meta::block_map;
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
@@ -12,10 +12,12 @@ use parking_lot::Mutex;
 use crate::filesystem::FilesystemInner;
 use crate::inline_data;
 use crate::inode_info::InodeInfo;
-use crate::iomap::read::ReadAhead;
-use crate::iomap::{self, Kind, buffered_write};
+use crate::iomap::read_ahead::ReadAhead;
+use crate::iomap::{self, Kind};
+use crate::open_options::{OpenOptions, SyncMode};
 use crate::runtime::run_to_end;
-use crate::writeback::{self, Mode};
+use crate::transfer_flags::WriteFlags;
+use crate::writeback;
 use crate::{Attributes, Filesystem, Result, truncate};
 
 /// An open regular file. Cloning is by `Arc` outside; every method takes `&self`.
@@ -23,6 +25,7 @@ use crate::{Attributes, Filesystem, Result, truncate};
 pub struct File {
     pub(crate) filesystem: Filesystem,
     pub(crate) inode: Arc<InodeInfo>,
+    pub(crate) options: OpenOptions,
     /// How far this opener has seen the inode's write errors.
     error_cursor: Mutex<u64>,
     read_ahead: Mutex<ReadAhead>,
@@ -39,81 +42,61 @@ pub enum SeekTarget {
 
 impl File {
     /// Opens `inode`; the caller has counted it in `open_count`, and counts it off when the file is dropped.
-    pub(crate) fn new(filesystem: Filesystem, inode: Arc<InodeInfo>) -> Self {
+    pub(crate) fn new(filesystem: Filesystem, inode: Arc<InodeInfo>, options: OpenOptions) -> Self {
         let error_cursor = Mutex::new(inode.write_errors.sample());
-        Self { filesystem, inode, error_cursor, read_ahead: Mutex::default() }
+        Self { filesystem, inode, options, error_cursor, read_ahead: Mutex::default() }
     }
 
-    fn fs(&self) -> &Arc<FilesystemInner> {
+    pub(crate) fn fs(&self) -> &Arc<FilesystemInner> {
         &self.filesystem.inner
     }
 
     /// Reads at byte `offset` into `buffer`; returns how many bytes, fewer only at the end of the file.
     ///
     /// # Errors
-    /// Those of the device and of what it holds.
+    /// Those of the device and of what it holds; `EINVAL` where a direct read is not aligned.
     pub async fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let read = iomap::read::read(self.fs(), &self.inode, offset, buffer, &self.read_ahead);
-        self.filesystem.observe("read", self.inode.number, read).await
+        if self.options.direct {
+            return self.read_direct_copied(offset, buffer).await;
+        }
+        let read = self.read_cached_at(offset, buffer);
+        let count = self.filesystem.observe("read", self.inode.number, read).await?;
+        self.note_access().await;
+        Ok(count)
     }
 
-    /// Writes all of `data` at byte `offset`, into the page cache. Returns how many bytes; fewer only where an error
-    /// came after some.
+    /// Notes a read, where access times are kept. That it cannot be noted is no error of the read.
+    pub(crate) async fn note_access(&self) {
+        if self.fs().options.access_times
+            && let Err(error) = self.filesystem.touch_atime(&self.inode).await
+        {
+            tracing::warn!(inode = self.inode.number.0, %error, "an access was not noted");
+        }
+    }
+
+    /// Through the page cache, however the file was opened.
+    pub(crate) async fn read_cached_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        iomap::read::read(self.fs(), &self.inode, offset, buffer, &self.read_ahead).await
+    }
+
+    /// Has the page cache hold the folio at `offset`, for an access up to `end`.
+    pub(crate) async fn read_ahead_of(&self, offset: u64, end: u64) -> Result<()> {
+        iomap::read::fill_sequential(self.fs(), &self.inode, offset, end, &self.read_ahead).await
+    }
+
+    /// Errors of writeback that this opener has not seen.
+    pub(crate) fn report_write_errors(&self) -> Result<()> {
+        self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock())
+    }
+
+    /// Writes all of `data` at byte `offset`, into the page cache, or past it where the file was opened so. Returns how
+    /// many bytes; fewer only where an error came after some.
     ///
     /// # Errors
-    /// `ENOSPC`, `EFBIG`, `EROFS`; those of the device where a block is overwritten in part.
+    /// `ENOSPC`, `EFBIG`, `EROFS`; those of the device where a block is overwritten in part; `EINVAL` where a direct
+    /// write is not aligned; those of fsync where the file was opened for synchronous writes.
     pub async fn write_at(&self, offset: u64, data: &[u8]) -> Result<usize> {
-        let fs = self.fs();
-        if data.is_empty() {
-            return Ok(0);
-        }
-        let limit = crate::indirect::max_size(fs, &self.inode).await;
-        if offset >= limit {
-            return Err(Error::posix(Errno::EFBIG, format!("a write at {offset}: files end at {limit}")));
-        }
-        let room = usize::try_from(limit - offset).unwrap_or(usize::MAX);
-        let data = &data[..data.len().min(room)];
-        self.filesystem.observe("write", self.inode.number, self.write(offset, data)).await
-    }
-
-    async fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
-        let fs = self.fs();
-        let mounted = match fs.freeze.try_read() {
-            Ok(guard) => guard,
-            Err(_) => fs.freeze.read().await,
-        };
-        if !*mounted {
-            return Err(Error::posix(Errno::ENODEV, "unmounted"));
-        }
-        fs.check_writable()?;
-        crate::flusher::throttle(fs).await;
-        // It may have been waiting when the error struck.
-        fs.check_writable()?;
-        let _changing = match self.inode.rwlock.try_write() {
-            Ok(guard) => guard,
-            Err(_) => self.inode.rwlock.write().await,
-        };
-        self.inode.check_alive()?;
-        let written = buffered_write::write(fs, &self.inode, offset, data).await?;
-        self.note_times().await;
-        Ok(written)
-    }
-
-    /// A write changes mtime and ctime, in steps of the kernel's clock ticks. They are logged with the size, by fsync
-    /// or by the flusher, which has the inode in its queue.
-    async fn note_times(&self) {
-        let now = self.fs().now();
-        let pages = &self.inode.pages;
-        if pages.is_same_tick(now) && pages.times_dirty.load(Ordering::Acquire) {
-            return;
-        }
-        let mut disk = match self.inode.inode.try_write() {
-            Ok(disk) => disk,
-            Err(_) => self.inode.inode.write().await,
-        };
-        disk.mtime = now;
-        disk.ctime = now;
-        pages.times_dirty.store(true, Ordering::Release);
+        self.write_with(offset, data, WriteFlags::empty()).await
     }
 
     /// fsync: data, size and attributes are durable when it returns. Errors of earlier writeback are reported once.
@@ -133,17 +116,24 @@ impl File {
     }
 
     async fn sync(&self, datasync: bool) -> Result<()> {
+        self.sync_bytes(0..u64::MAX, datasync).await
+    }
+
+    /// As fsync, for the data of bytes `range` only; where it reaches past what the device has of the file, for all from
+    /// there on.
+    pub(crate) async fn sync_bytes(&self, range: Range<u64>, datasync: bool) -> Result<()> {
         let inode = Arc::clone(&self.inode);
         self.fs().errors.check_alive()?;
         if self.fs().options.read_only {
             return Ok(());
         }
-        let result = self
-            .filesystem
-            .run("fsync", inode.number, move |fs| async move { sync_inode(&fs, &inode, datasync).await })
-            .await;
-        let reported = self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock());
-        reported.and(result)
+        let result =
+            self.filesystem
+                .run("fsync", inode.number, move |fs| async move {
+                    sync_inode(&fs, &inode, range, datasync).await
+                })
+                .await;
+        self.report_write_errors().and(result)
     }
 
     /// Truncates or extends (with a hole) to `size` bytes.
@@ -158,7 +148,8 @@ impl File {
                 inode.number,
                 move |fs| async move { truncate::set_size(&fs, &inode, size).await },
             )
-            .await
+            .await?;
+        self.sync_change(0..u64::MAX, SyncMode::None).await
     }
 
     /// The size in bytes.
@@ -228,8 +219,8 @@ impl File {
         let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
         fs.errors.check_alive()?;
         let runtime = Arc::clone(&fs.runtime);
-        let mode = Mode::Background { budget: u64::MAX };
-        run_to_end(&runtime, async move { writeback::start_inode_data(&fs, &inode, mode).await }).await
+        run_to_end(&runtime, async move { writeback::start_inode_range(&fs, &inode, 0..u64::MAX).await })
+            .await
     }
 
     /// The mappings of the file, holes left out, delayed data written back first (fiemap). None where it holds its data
@@ -262,16 +253,17 @@ impl File {
     }
 }
 
-/// What fsync does, but for reporting errors of the past.
+/// What fsync of bytes `range` does, but for reporting errors of the past.
 ///
 /// # Errors
 /// Those of writeback, of the journal and of the device.
 pub(crate) async fn sync_inode(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
+    range: Range<u64>,
     datasync: bool,
 ) -> Result<()> {
-    writeback::sync_data(fs, inode, !datasync).await?;
+    writeback::sync_inode_range(fs, inode, range, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
     let flushed = match (&fs.journal, inode.last_transaction(datasync)) {
         (Some(journal), Some(id)) => fs.commit_file(journal, id).await?,

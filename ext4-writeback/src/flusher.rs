@@ -32,9 +32,11 @@ use crate::filesystem::FilesystemInner;
 use crate::folio::Folio;
 use crate::inode_info::InodeInfo;
 use crate::ioend::Gather;
+use crate::lazytime;
 use crate::lock_order::{Scoped, assert_no_handle};
 use crate::page_cache::AddressSpace;
-use crate::writeback::{self, Mode};
+use crate::writeback;
+use crate::writepages::{WritebackControl as Pass, writepages};
 use crate::{MountOptions, Result};
 
 /// How often the flusher looks for old data (the kernel's dirty_writeback_centisecs).
@@ -377,7 +379,10 @@ pub(crate) fn start(fs: &Arc<FilesystemInner>) {
             }
             fs.writeback.kicked.store(false, Ordering::Release);
             flush_old(&fs).await;
-            flush_background(&fs).await;
+            lazytime::log_expired(&fs).await;
+            if fs.writeback.dirty_bytes() > fs.writeback.background {
+                flush_background(&fs).await;
+            }
         }
     }))));
 }
@@ -429,11 +434,15 @@ async fn flush_inode(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, gather: 
         return;
     };
     // Errors are recorded in the inode, for its openers.
-    let result = writeback::writepages(fs, inode, gather, Mode::Background { budget: FAIR_SHARE }).await;
+    let result = writepages(fs, inode, gather, &Pass::turn(FAIR_SHARE)).await;
     if let Err(error) = result {
         tracing::warn!(inode = inode.number.0, %error, "writeback failed");
     }
     if !inode.pages.is_dirty_folios() && inode.pages.times_dirty.load(Ordering::Acquire) {
+        if fs.options.lazytime {
+            fs.lazy_times.add(inode, fs.runtime.monotonic());
+            return;
+        }
         let _ = writeback::log_times(fs, inode).await;
     }
     if inode.pages.is_dirty() && fs.check_writable().is_ok() {
@@ -454,15 +463,15 @@ pub(crate) async fn sync_all_data(fs: &Arc<FilesystemInner>) -> Result<()> {
     for _ in 0..control.queued_inodes() {
         let Some(inode) = control.take_dirty_inode(None) else { break };
         let written = match inode.pages.writeback_lock.try_lock() {
-            Ok(_pass) => writeback::writepages(fs, &inode, &mut gather, Mode::Sync).await,
+            Ok(_pass) => writepages(fs, &inode, &mut gather, &Pass::sync(0..u64::MAX)).await,
             Err(_) => {
                 // Another pass may wait for folios that are in our plug.
                 gather.submit();
                 let _pass = inode.pages.writeback_lock.lock().await;
-                writeback::writepages(fs, &inode, &mut gather, Mode::Sync).await
+                writepages(fs, &inode, &mut gather, &Pass::sync(0..u64::MAX)).await
             }
         };
-        result = result.and(written);
+        result = result.and(written.map(|_| ()));
         inodes.push(inode);
     }
     gather.submit();
@@ -473,6 +482,7 @@ pub(crate) async fn sync_all_data(fs: &Arc<FilesystemInner>) -> Result<()> {
             control.enqueue(fs, &inode);
         }
     }
+    lazytime::log_all(fs).await;
     result
 }
 

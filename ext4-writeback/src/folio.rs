@@ -16,15 +16,20 @@
 //! - `writeback` is cleared last of all: after the transaction that converted the folio's blocks and moved the size
 //!   has been joined and left. Who waits for it (truncate, fsync) knows that the metadata is in a transaction.
 //!
+//! - Bytes that somebody views ([`crate::store`]) do not change: a writer gives the folio other memory first.
+//!
+//! - Bytes that somebody views ([`crate::store`]) do not change: the folio goes on with other memory first. Views are
+//!   made under the folio's lock, so that none comes up between a look and what follows from it.
+//!
 //! Locks: the folio lock is async and may be held across I/O; the state mutex is a leaf.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ext4_core::device::PoolMemory;
+use ext4_core::device::{PoolMemory, PoolView};
 use ext4_core::{BlockSize, Error};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use crate::lock_order::assert_no_handle;
@@ -147,7 +152,9 @@ struct State {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Folio {
-    memory: Arc<PoolMemory>,
+    /// Other memory takes its place where somebody views what is to be changed ([`crate::store`]).
+    memory: RwLock<Arc<PoolMemory>>,
+    len: usize,
     start: u64,
     block_size: BlockSize,
     blocks: u32,
@@ -174,7 +181,8 @@ impl Folio {
             read_error: None,
         };
         Arc::new(Self {
-            memory,
+            len: memory.len(),
+            memory: RwLock::new(memory),
             start,
             block_size,
             blocks,
@@ -185,8 +193,8 @@ impl Folio {
     }
 
     /// The memory, for a bio.
-    pub fn memory(&self) -> &Arc<PoolMemory> {
-        &self.memory
+    pub fn memory(&self) -> Arc<PoolMemory> {
+        Arc::clone(&self.memory.read())
     }
 
     /// The first byte of the file in it.
@@ -196,12 +204,12 @@ impl Folio {
 
     /// The byte behind the last.
     pub fn end(&self) -> u64 {
-        self.start + self.memory.len() as u64
+        self.start + self.len as u64
     }
 
     /// Its length in bytes.
     pub fn len(&self) -> usize {
-        self.memory.len()
+        self.len
     }
 
     /// How many blocks it has.
@@ -372,7 +380,7 @@ impl Folio {
 
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio.
     pub fn read<R>(&self, from: u64, to: u64, f: impl FnOnce(&[u8]) -> R) -> R {
-        self.memory.read((from - self.start) as u32, (to - from) as u32, f)
+        self.memory.read().read((from - self.start) as u32, (to - from) as u32, f)
     }
 
     fn unlock(&self) {
@@ -438,7 +446,47 @@ impl FolioGuard {
 
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio, to change them.
     pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.memory.write((from - self.start) as u32, (to - from) as u32, f)
+        let (offset, len) = ((from - self.start) as u32, (to - from) as u32);
+        let mut f = Some(f);
+        loop {
+            let memory = self.memory.read();
+            let written = memory.try_write(offset, len, |bytes| f.take().map(|f| f(bytes)));
+            if let Some(Some(written)) = written {
+                return written;
+            }
+            drop(memory);
+            self.leave_to_viewers();
+        }
+    }
+
+    /// Where somebody views bytes of `blocks` that are not uptodate, the folio goes on with other memory. To be asked
+    /// once, before a device reads into any of them.
+    pub fn make_gaps_unviewed(&self, blocks: Range<u32>) {
+        let bits = self.block_size.bits();
+        let mut at = blocks.start;
+        while let Some(gap) = self.next_not_uptodate(at..blocks.end) {
+            at = gap.end;
+            if self.memory.read().is_viewed(gap.start << bits, (gap.end - gap.start) << bits) {
+                self.leave_to_viewers();
+                return;
+            }
+        }
+    }
+
+    /// A view of bytes `from..to` of the file, which lie in the folio and are uptodate.
+    pub fn view(&self, from: u64, to: u64) -> PoolView {
+        PoolView::new(self.memory(), (from - self.start) as u32..(to - self.start) as u32)
+    }
+
+    /// The folio goes on with a copy of its memory. What is on its way to the device goes on from the old memory.
+    fn leave_to_viewers(&self) {
+        let mut memory = self.memory.write();
+        let len = self.len as u32;
+        let pool = memory.pool();
+        // The bound on views bounds this ([`crate::store`]). A host without memory cannot go on here.
+        let copy = pool.allocate_beyond(self.len).expect("the host maps memory for one more folio");
+        memory.read(0, len, |from| copy.write(0, len, |to| to.copy_from_slice(from)));
+        *memory = Arc::new(copy);
     }
 
     /// Fills bytes `from..to` of the file, which lie in the folio, with zeros.
@@ -559,5 +607,35 @@ mod tests {
         assert!(!guard.discard_blocks(covered));
         assert_eq!(folio.next_dirty(0..8), Some(0..1));
         assert_eq!(folio.next_dirty(1..8), Some(2..8));
+    }
+
+    #[test]
+    fn what_is_viewed_stays_and_the_folio_goes_on_with_other_memory() {
+        let pool = MemoryPool::new(2 << 20);
+        let memory = Arc::new(pool.allocate(16384).expect("pool").expect("room"));
+        let folio = Folio::new(memory, 0, BlockSize::KIB_4);
+        let guard = folio.try_lock().expect("free");
+        guard.write(0, 16384, |bytes| bytes.fill(1));
+        guard.set_uptodate(0..4);
+        let view = guard.view(4096, 8192);
+        let first = folio.memory().as_ptr();
+        guard.write(8192, 12288, |bytes| bytes.fill(2));
+        assert_eq!(folio.memory().as_ptr(), first, "nobody looks there");
+        // A device may fill blocks that are not uptodate: never those that somebody looks at.
+        guard.make_gaps_unviewed(0..4);
+        assert_eq!(folio.memory().as_ptr(), first, "there is no gap");
+        guard.discard_blocks(1..2);
+        guard.make_gaps_unviewed(0..1);
+        assert_eq!(folio.memory().as_ptr(), first, "the gap is elsewhere");
+        guard.make_gaps_unviewed(0..4);
+        assert_ne!(folio.memory().as_ptr(), first);
+        folio.memory().write(4096, 4096, |bytes| bytes.fill(3));
+        assert!(view.iter().all(|byte| *byte == 1));
+        assert!(folio.read(8192, 12288, |bytes| bytes.iter().all(|byte| *byte == 2)), "the rest came along");
+        let again = guard.view(0, 4096);
+        guard.write(100, 200, |bytes| bytes.fill(4));
+        assert!(again.iter().all(|byte| *byte == 1));
+        assert!(folio.read(100, 200, |bytes| bytes.iter().all(|byte| *byte == 4)));
+        drop((view, again));
     }
 }

@@ -124,7 +124,7 @@ pub(crate) async fn write(
         let dropping = owned.invalidate_lock.write().await;
         if !owned.is_inline() {
             // Nothing of it is dirty, as it has no bytes; a block of zeros may be there, which somebody read.
-            truncate::drop_folios(&shared, &owned, 0).await;
+            truncate::drop_folios(&shared, &owned, 0..u64::MAX).await;
         }
         let written = fits_at_all && write_here(&shared, &owned, position, &data).await?;
         drop(dropping);
@@ -243,11 +243,19 @@ pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) ->
 /// # Errors
 /// `ENOSPC`, then nothing has changed; corrupt; those of the journal and of the device.
 pub(crate) async fn convert_out(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    if !inode.is_inline() {
+        return Ok(());
+    }
+    // Rare, and large as a future: apart from those that await it.
+    Box::pin(convert(fs, inode)).await
+}
+
+async fn convert(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
     let _dropping = inode.invalidate_lock.write().await;
     if !inode.is_inline() {
         return Ok(());
     }
-    truncate::drop_folios(fs, inode, 0).await;
+    truncate::drop_folios(fs, inode, 0..u64::MAX).await;
     let bytes = bytes_of(&*inode.inode.read().await)?;
     if bytes.is_empty() {
         return publish(fs, inode, None).await;

@@ -117,11 +117,8 @@ impl Gather {
             self.close();
         }
         folio.add_piece(blocks.clone());
-        let segment = Segment::Pool {
-            memory: Arc::clone(folio.memory()),
-            offset: blocks.start << bits,
-            len: count << bits,
-        };
+        let segment =
+            Segment::Pool { memory: folio.memory(), offset: blocks.start << bits, len: count << bits };
         let (ioend, segments) = self.open.get_or_insert_with(|| {
             let ioend = Ioend {
                 id: self.fs.writeback.start_ioend(),

@@ -65,6 +65,9 @@ pub struct MountOptions {
     pub erase_journal: bool,
     /// Access times are written (`relatime`); default off: `noatime`.
     pub access_times: bool,
+    /// Times that a write or a read changes are written only with another change of the inode, by fsync, sync and
+    /// unmount, or after a day (`lazytime`).
+    pub lazytime: bool,
     /// What the superblock shall say where it was last mounted (up to 63 bytes); `None` leaves it.
     pub last_mounted: Option<Vec<u8>>,
     /// Time and randomness.
@@ -91,6 +94,7 @@ impl Default for MountOptions {
             discard: false,
             erase_journal: false,
             access_times: false,
+            lazytime: false,
             last_mounted: None,
             environment: Arc::new(SystemEnvironment),
             runtime: None,
@@ -116,6 +120,7 @@ impl fmt::Debug for MountOptions {
             .field("discard", &self.discard)
             .field("erase_journal", &self.erase_journal)
             .field("access_times", &self.access_times)
+            .field("lazytime", &self.lazytime)
             .field("last_mounted", &self.last_mounted)
             .finish_non_exhaustive()
     }

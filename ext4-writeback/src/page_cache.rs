@@ -8,7 +8,7 @@
 //!
 //! Locks: the tree's mutex is a leaf but for the folios' state mutex.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -21,7 +21,9 @@ use crate::folio::{Folio, FolioGuard};
 #[derive(Debug, Default)]
 struct Tree {
     folios: BTreeMap<u64, Arc<Folio>>,
-    dirty: BTreeSet<u64>,
+    /// Where dirty folios start → the generation in which each became dirty.
+    dirty: BTreeMap<u64, u64>,
+    generation: u64,
     /// The folio that was found last: a stream of small writes finds it again without a walk.
     recent: Option<Arc<Folio>>,
 }
@@ -61,6 +63,19 @@ impl AddressSpace {
         tree.folios.range(position..).next().map(|(_, folio)| Arc::clone(folio))
     }
 
+    /// How many bytes before `position` are in memory, or on their way there, without a gap; no more than `most`.
+    pub fn cached_before(&self, position: u64, most: u64) -> u64 {
+        let tree = self.tree.lock();
+        let mut from = position;
+        for (start, folio) in tree.folios.range(..position).rev() {
+            if folio.end() < from || position - from >= most {
+                break;
+            }
+            from = *start;
+        }
+        (position - from).min(most)
+    }
+
     /// Where the free room from `position` on ends.
     fn room_behind(&self, position: u64) -> u64 {
         let tree = self.tree.lock();
@@ -96,7 +111,9 @@ impl AddressSpace {
 
     /// The locked folio has dirty blocks now.
     pub fn note_dirty(&self, folio: &FolioGuard) {
-        self.tree.lock().dirty.insert(folio.start());
+        let mut tree = self.tree.lock();
+        let generation = tree.generation;
+        tree.dirty.insert(folio.start(), generation);
     }
 
     /// The locked folio has none any more.
@@ -104,10 +121,18 @@ impl AddressSpace {
         self.tree.lock().dirty.remove(&folio.start());
     }
 
-    /// The first dirty folio that starts at or behind `position`.
-    pub fn next_dirty(&self, position: u64) -> Option<Arc<Folio>> {
+    /// Marks all folios that are dirty now, at once: those of the generation that is returned and earlier ones. The
+    /// mark goes with the dirty bits.
+    pub fn tag_dirty(&self) -> u64 {
+        let mut tree = self.tree.lock();
+        tree.generation += 1;
+        tree.generation - 1
+    }
+
+    /// The first dirty folio that starts at or behind `position` and became dirty in `generation` or before.
+    pub fn next_dirty(&self, position: u64, generation: u64) -> Option<Arc<Folio>> {
         let tree = self.tree.lock();
-        let start = tree.dirty.range(position..).next()?;
+        let (start, _) = tree.dirty.range(position..).find(|(_, since)| **since <= generation)?;
         tree.folios.get(start).map(Arc::clone)
     }
 
@@ -181,9 +206,15 @@ pub(crate) struct PageCache {
     pub queued: AtomicBool,
     /// mtime and ctime were changed and not logged.
     pub times_dirty: AtomicBool,
+    /// The inode is among those whose times wait (`lazytime`).
+    pub times_wait: AtomicBool,
     /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
     /// file.
     pub writeback_lock: tokio::sync::Mutex<()>,
+    /// Where the next turn in the background begins. Belongs to who holds `writeback_lock`.
+    writeback_index: AtomicU64,
+    /// The lowest size the file was truncated to since [`PageCache::forget_cut`].
+    cut: AtomicU64,
     /// Where the last write ended.
     last_write_end: AtomicU64,
     /// The clock tick of the last write.
@@ -207,6 +238,32 @@ impl PageCache {
     /// The folios, for reclaim.
     pub fn space(&self) -> Weak<AddressSpace> {
         Arc::downgrade(&self.space)
+    }
+
+    /// Where the next turn of writeback in the background begins.
+    pub fn writeback_index(&self) -> u64 {
+        self.writeback_index.load(Ordering::Relaxed)
+    }
+
+    /// The next turn begins at `index`. The caller holds `writeback_lock`.
+    pub fn set_writeback_index(&self, index: u64) {
+        self.writeback_index.store(index, Ordering::Relaxed);
+    }
+
+    /// A pass of writeback begins. The caller holds `writeback_lock`.
+    pub fn forget_cut(&self) {
+        self.cut.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// The file is truncated to `size`. Before the first folio is dropped for it.
+    pub fn note_cut(&self, size: u64) {
+        self.cut.fetch_min(size, Ordering::SeqCst);
+    }
+
+    /// The lowest size the file was truncated to since the pass began. Asked under the lock of a folio: one that was
+    /// made dirty after a truncation finds it here.
+    pub fn cut(&self) -> u64 {
+        self.cut.load(Ordering::SeqCst)
     }
 
     /// True where something has to be written back or logged before the inode may be forgotten.

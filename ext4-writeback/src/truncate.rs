@@ -14,6 +14,7 @@
 //! - The inode's lock is given up between transactions: others that hold a handle wait for it.
 //! - No folio is locked under a handle.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -49,13 +50,28 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
     if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
 }
 
+/// Extends a regular file to `size` bytes, with a hole; nothing where it is as long already. Takes `rwlock` itself. The
+/// caller runs it to its end, and has checked `size` against [`crate::indirect::max_size`].
+///
+/// # Errors
+/// Those of the journal and of the device.
+pub(crate) async fn extend_to(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    let _changing = inode.rwlock.write().await;
+    inode.check_alive()?;
+    if size <= inode.size() || inline_data::set_size(fs, inode, size).await? {
+        return Ok(());
+    }
+    extend(fs, inode, size).await
+}
+
 /// The largest size a file with extents can have: 2^32 - 1 blocks (kernel: `ext4_max_size`). For one file ask
 /// [`crate::indirect::max_size`].
 pub(crate) fn max_size(fs: &FilesystemInner) -> u64 {
     u64::from(u32::MAX) << fs.info.block_size().bits()
 }
 
-fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
+/// mtime and ctime become now.
+pub(crate) fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
     let now = fs.now();
     disk.mtime = now;
     disk.ctime = now;
@@ -64,20 +80,46 @@ fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
 async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     fs.check_writable()?;
     zero_block_tail(fs, inode, inode.size()).await?;
-    let handle = fs.begin_tracked(credits::INODE, "truncate").await?;
+    raise_size(fs, inode, size, "truncate").await
+}
+
+/// Makes the size at least `size`, which is in i_disksize too where all before it is written, and stamps the times. The
+/// caller holds `rwlock` for writing and has zeroed the rest of the old last block.
+///
+/// # Errors
+/// Those of the journal and of the device.
+pub(crate) async fn raise_size(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    size: u64,
+    operation: &'static str,
+) -> Result<()> {
+    let handle = fs.begin_tracked(credits::INODE, operation).await?;
     let mut disk = inode.inode.write().await;
     // i_size first: a completion that is under way looks at it last, and takes i_disksize along.
-    inode.size.store(size, Ordering::SeqCst);
+    inode.raise_size(size);
+    settle_size(fs, inode, &mut disk);
+    touch(fs, &mut disk);
+    fs.log_inode(&handle, inode, &disk, true).await
+}
+
+/// i_disksize becomes i_size, where all data before that is written: for sizes that no data of their own brings along.
+/// Otherwise the completion of that data does it. The caller logs the inode.
+pub(crate) fn settle_size(
+    fs: &FilesystemInner,
+    inode: &InodeInfo,
+    disk: &mut ext4_core::format::inode::Inode,
+) {
+    let size = inode.size();
     let floor = disk.size & !(u64::from(fs.info.block_size().bytes()) - 1);
-    if !inode.completion.is_in_flight_from(floor)
+    if size > disk.size
+        && !inode.completion.is_in_flight_from(floor)
         && !inode.completion.has_failed_tail()
         && !inode.pages.is_dirty_from(floor)
     {
         disk.size = size;
         inode.completion.set_disk_size(size);
     }
-    touch(fs, &mut disk);
-    fs.log_inode(&handle, inode, &disk, true).await
 }
 
 async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
@@ -88,21 +130,23 @@ async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) ->
         fs.orphans.add(&fs.info, &handle, &mut disk).await?;
         fs.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
+        inode.pages.note_cut(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
         touch(fs, &mut disk);
         fs.log_inode(&handle, inode, &disk, true).await?;
     }
     inode.completion.forget_failed_tail();
-    drop_folios(fs, inode, size).await;
+    drop_folios(fs, inode, size..u64::MAX).await;
     zero_block_tail(fs, inode, size).await?;
     free_behind(fs, inode, size, true).await
 }
 
-/// Drops the page cache from byte `size` on: whole folios and, of the one that holds `size`, the blocks behind it.
-pub(crate) async fn drop_folios(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) {
-    let mut at = size;
-    while let Some(folio) = inode.pages.first_from(at) {
+/// Drops the page cache of bytes `range`: whole folios and, of those at its ends, the blocks that lie wholly in it.
+/// Waits for their writeback. The caller holds `invalidate_lock` for writing, and no handle.
+pub(crate) async fn drop_folios(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, range: Range<u64>) {
+    let mut at = range.start;
+    while let Some(folio) = inode.pages.first_from(at).filter(|folio| folio.start() < range.end) {
         // What was parked behind data that is cut off now has to be looked at again.
         completion::schedule(fs, inode);
         writeback::wait_for_folio(fs, &folio).await;
@@ -113,12 +157,12 @@ pub(crate) async fn drop_folios(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo
         if guard.is_under_writeback() {
             continue;
         }
-        if guard.start() >= size {
+        if guard.start() >= range.start && guard.end() <= range.end {
             if inode.pages.remove(&guard) {
                 fs.writeback.note_clean(guard.len());
             }
         } else {
-            let blocks = guard.blocks_covered(size, guard.end());
+            let blocks = guard.blocks_covered(range.start, range.end);
             if guard.discard_blocks(blocks) {
                 inode.pages.note_clean(&guard);
                 fs.writeback.note_clean(guard.len());
@@ -177,7 +221,7 @@ pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
         inode.completion.set_disk_size(0);
     }
     inode.pages.times_dirty.store(false, Ordering::Release);
-    drop_folios(fs, inode, 0).await;
+    drop_folios(fs, inode, 0..u64::MAX).await;
     if inode.is_inline() {
         return Ok(());
     }

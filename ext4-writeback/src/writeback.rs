@@ -1,4 +1,5 @@
-//! Writepages: dirty folios of one inode, in the order of the file, mapped and added to ioends.
+//! Writeback of one inode: its dirty folios, mapped and added to ioends; and who asks for it. Which folios, and in which
+//! order, is [`crate::writepages`]'s to say.
 //!
 //! ```text
 //!   folio locked → dirty bits taken, under writeback → i_size sampled, bytes behind it zeroed
@@ -10,9 +11,6 @@
 //! ```
 //!
 //! Invariants:
-//! - A pass holds the inode's writeback lock and goes from the start of the file to its end, so what lies behind
-//!   i_disksize is submitted in order; a pass that may not wait stops at the first folio it would have to skip. The
-//!   completion relies on it.
 //! - i_size is sampled after the dirty bits are taken: what is appended later makes the block dirty again.
 //! - Where the file's data is published ([`crate::preallocation`]) blocks are picked instead, without a handle; nothing on
 //!   the device changes until their data is there.
@@ -39,6 +37,7 @@ use crate::flusher;
 use crate::folio::{Folio, FolioGuard};
 use crate::inode_info::InodeInfo;
 use crate::ioend::{Gather, Kind};
+use crate::writepages::{WritebackControl, writepages};
 use crate::{iomap, preallocation};
 
 /// The most blocks one allocation asks for (the kernel's MAX_WRITEPAGES_EXTENT_LEN).
@@ -48,97 +47,16 @@ pub(crate) const ALLOCATE_CREDITS: u32 = credits::ALLOCATE_BLOCKS + credits::EXT
 /// How often an allocation is tried again after a commit that may free blocks.
 pub(crate) const ENOSPC_RETRIES: u32 = 3;
 
-/// What a pass is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mode {
-    /// Everything that is dirty now; waits for folios that are under writeback already.
-    Sync,
-    /// About so many bytes; stops at what is busy.
-    Background {
-        /// Bytes.
-        budget: u64,
-    },
-}
-
 /// One pass over an inode: what it maps with.
-struct WritepageContext<'a> {
+pub(crate) struct WritepageContext<'a> {
     fs: &'a Arc<FilesystemInner>,
     inode: &'a Arc<InodeInfo>,
+    /// The block behind the range that is written: what is allocated reaches so far at most, or to the end of the run
+    /// of dirty blocks.
+    range_end: u32,
     mapping: Option<Extent>,
     /// Delayed data is published, not allocated.
     publishes: bool,
-}
-
-impl<'a> WritepageContext<'a> {
-    async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Self {
-        let publishes = preallocation::is_published(fs, inode).await;
-        Self { fs, inode, mapping: None, publishes }
-    }
-}
-
-/// Writes dirty folios of `inode` into `gather`. The caller holds the inode's writeback lock, and submits.
-///
-/// # Errors
-/// The first; errors are recorded in the inode too. [`Mode::Sync`] goes on behind an error.
-pub(crate) async fn writepages(
-    fs: &Arc<FilesystemInner>,
-    inode: &Arc<InodeInfo>,
-    gather: &mut Gather,
-    mode: Mode,
-) -> Result<()> {
-    if inode.pages.is_dirty_folios()
-        && let Err(error) = fs.check_writable()
-    {
-        // The kernel's ext4_writepages stops here too: with a journal that stopped, no data goes out.
-        inode.write_errors.record(&error);
-        return Err(error);
-    }
-    gather.set_sync(mode == Mode::Sync);
-    let mut context = WritepageContext::new(fs, inode).await;
-    let mut result = Ok(());
-    let (mut position, mut written) = (0, 0);
-    // Folios that become dirty behind this point by an append that races with us are the next pass's.
-    let end = inode.size();
-    while position < end
-        && let Some(folio) = inode.pages.next_dirty(position)
-    {
-        let guard = match folio.try_lock() {
-            Some(guard) => guard,
-            None => {
-                gather.submit();
-                folio.lock().await
-            }
-        };
-        if guard.is_removed() || !guard.is_dirty() {
-            position = guard.start() + 1;
-            continue;
-        }
-        if guard.is_under_writeback() {
-            drop(guard);
-            gather.submit();
-            if mode != Mode::Sync {
-                break;
-            }
-            flusher::wait_for_progress(fs, || !folio.is_under_writeback()).await;
-            continue;
-        }
-        position = guard.end();
-        written += guard.len() as u64;
-        let outcome = context.writeback_folio(gather, &guard).await;
-        drop(guard);
-        if let Err(error) = outcome {
-            inode.write_errors.record(&error);
-            result = result.and(Err(error));
-        }
-        if let Mode::Background { budget } = mode
-            && (result.is_err() || written >= budget)
-        {
-            break;
-        }
-    }
-    gather.close();
-    tracing::debug!(inode = inode.number.0, written, ?mode, "ext4_writepages");
-    result
 }
 
 /// Writes back the folio that holds byte `position`, where it is dirty and not under writeback.
@@ -149,16 +67,26 @@ pub(crate) async fn write_tail(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>
         return;
     }
     let mut gather = Gather::new(fs);
-    let mut context = WritepageContext::new(fs, inode).await;
+    let mut context = WritepageContext::new(fs, inode, folio.end()).await;
     if let Err(error) = context.writeback_folio(&mut gather, &guard).await {
         inode.write_errors.record(&error);
     }
     gather.submit();
 }
 
-impl WritepageContext<'_> {
-    /// One folio, locked and dirty.
-    async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
+impl<'a> WritepageContext<'a> {
+    /// For a pass over a range that ends at byte `range_end`.
+    pub async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
+        let range_end = u32::try_from(fs.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
+        let publishes = preallocation::is_published(fs, inode).await;
+        Self { fs, inode, range_end, mapping: None, publishes }
+    }
+
+    /// Takes the dirty blocks of one folio, locked and dirty, and adds them to ioends.
+    ///
+    /// # Errors
+    /// Where blocks have no place on the device: those from the first such block on are lost.
+    pub async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
         let (fs, inode) = (self.fs, self.inode);
         let bits = fs.info.block_size().bits();
         if folio.start() >= inode.size() {
@@ -243,9 +171,10 @@ impl WritepageContext<'_> {
     async fn allocate_retrying(&self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
         let mut retries = 0;
         loop {
-            let wanted = len.max(MAX_EXTENT_BLOCKS);
+            // One allocation for the whole of a long run, of which this folio is the beginning.
+            let wanted = len.max(self.range_end.saturating_sub(block)).min(MAX_EXTENT_BLOCKS);
             let allocated = if self.publishes {
-                pick_delayed(self.fs, self.inode, block, len).await
+                pick_delayed(self.fs, self.inode, block, len, wanted).await
             } else {
                 allocate_delayed(self.fs, self.inode, block, wanted).await
             };
@@ -270,8 +199,9 @@ async fn pick_delayed(
     inode: &Arc<InodeInfo>,
     block: u32,
     len: u32,
+    wanted: u32,
 ) -> Result<Extent> {
-    preallocation::pick(fs, inode, block, MAX_EXTENT_BLOCKS).await?;
+    preallocation::pick(fs, inode, block, wanted).await?;
     let extent = iomap::lookup_under_folio(fs, inode, block, len).await?;
     match inode.preallocation.find(block) {
         Some((_, end)) if extent.status == Status::Delayed => {
@@ -282,8 +212,8 @@ async fn pick_delayed(
 }
 
 /// Allocates blocks for the delayed ones at `block`, up to `len`, as unwritten; whatever else lies there by now is
-/// returned as it is. The caller holds the folio's lock.
-async fn allocate_delayed(
+/// returned as it is. The caller holds the folio's lock, or `rwlock` for writing.
+pub(crate) async fn allocate_delayed(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     block: u32,
@@ -381,7 +311,8 @@ pub(crate) async fn allocate_holes(
     Ok(())
 }
 
-/// Logs mtime and ctime where a write changed them and nothing else logged them since.
+/// Logs times where a write or an access changed them and nothing else logged them since. Those of a deleted inode are
+/// not: its deletion logged it, and nobody changes its times then.
 pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = fs.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
@@ -402,20 +333,21 @@ pub(crate) async fn settle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, ti
     Ok(())
 }
 
-/// Starts writing the dirty data of `inode` back.
+/// Starts writing the dirty data of bytes `range` of `inode` back, but for what is under writeback already. Where the
+/// range reaches past i_disksize, all from there on is written.
 ///
 /// # Errors
 /// Those of mapping; recorded in the inode too.
-pub(crate) async fn start_inode_data(
+pub(crate) async fn start_inode_range(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
-    mode: Mode,
+    range: Range<u64>,
 ) -> Result<()> {
     let _pass = inode.pages.writeback_lock.lock().await;
     let mut gather = Gather::new(fs);
-    let result = writepages(fs, inode, &mut gather, mode).await;
+    let result = writepages(fs, inode, &mut gather, &WritebackControl::start(range)).await;
     gather.submit();
-    result
+    result.map(|_| ())
 }
 
 /// Writes all dirty data of `inode` back and waits for it: I/O, conversions, size and times are in transactions when
@@ -432,26 +364,44 @@ pub(crate) async fn sync_inode_data(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
 /// # Errors
 /// As [`sync_inode_data`].
 pub(crate) async fn sync_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
+    sync_inode_range(fs, inode, 0..u64::MAX, times).await
+}
+
+/// As [`sync_inode_data`], for what was dirty in bytes `range` when it began; what else is written does not have to
+/// end. Where the range reaches past i_disksize, that is all from there on.
+///
+/// # Errors
+/// As [`sync_inode_data`].
+pub(crate) async fn sync_inode_range(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    range: Range<u64>,
+    times: bool,
+) -> Result<()> {
     let (result, attendance) = {
         let _pass = inode.pages.writeback_lock.lock().await;
         let mut gather = Gather::new(fs);
-        let result = writepages(fs, inode, &mut gather, Mode::Sync).await;
+        let result =
+            writepages(fs, inode, &mut gather, &WritebackControl::sync(range.clone())).await.map(|_| ());
         // From here on nothing is waited for but the device and the journal. A fast device ends it within this call.
         let attendance = Attendance::begin(fs, inode);
         gather.submit();
         (result, attendance)
     };
     match attendance {
-        Some(attendance) => attendance.wait(fs.writeback.next_ioend()).await,
-        None => wait_for_inode(fs, inode).await,
+        Some(attendance) => attendance.wait(fs.writeback.next_ioend(), &range).await,
+        None => wait_for_range(fs, inode, &range).await,
+    }
+    if range.end <= inode.completion.disk_size() && !times {
+        return result;
     }
     result.and(settle(fs, inode, times).await)
 }
 
-/// Waits until the ioends of `inode` that are in flight now are finished.
-pub(crate) async fn wait_for_inode(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+/// Waits until the ioends over bytes `range` of `inode` that are in flight now are finished.
+pub(crate) async fn wait_for_range(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, range: &Range<u64>) {
     let until = fs.writeback.next_ioend();
-    flusher::wait_for_progress(fs, || inode.completion.is_finished_below(until)).await;
+    flusher::wait_for_progress(fs, || inode.completion.is_range_finished_below(range, until)).await;
 }
 
 /// Waits for the writeback of one folio.

@@ -79,7 +79,8 @@ impl Filesystem {
         let (name, value) = (name.to_vec(), value.to_vec());
         self.run("setxattr", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            set(&fs, &info, &name, Some(&value), mode, true).await
+            set(&fs, &info, &name, Some(&value), mode, true).await?;
+            fs.sync_attributes(inode).await
         })
         .await
     }
@@ -92,7 +93,8 @@ impl Filesystem {
         let name = name.to_vec();
         self.run("removexattr", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            set(&fs, &info, &name, None, SetMode::Replace, true).await
+            set(&fs, &info, &name, None, SetMode::Replace, true).await?;
+            fs.sync_attributes(inode).await
         })
         .await
     }

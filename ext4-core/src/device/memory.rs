@@ -21,12 +21,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use super::view::Views;
 use crate::error::{Errno, Error, Result};
 
 /// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment` 511).
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(512))]
-struct Sector([u8; 512]);
+pub(super) struct Sector([u8; 512]);
 
 /// Owned bytes that start on a 512-byte boundary.
 pub struct AlignedBuffer {
@@ -45,6 +46,12 @@ impl AlignedBuffer {
         Ok(Self { sectors, len })
     }
 
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { sectors: Box::default(), len: 0 }
+    }
+
     /// A copy of `bytes`.
     ///
     /// # Errors
@@ -53,6 +60,14 @@ impl AlignedBuffer {
         let mut buffer = Self::zeroed(bytes.len())?;
         buffer.copy_from_slice(bytes);
         Ok(buffer)
+    }
+
+    pub(super) fn into_sectors(self) -> (Box<[Sector]>, usize) {
+        (self.sectors, self.len)
+    }
+
+    pub(super) fn from_sectors(sectors: Box<[Sector]>, len: usize) -> Self {
+        Self { sectors, len }
     }
 }
 
@@ -269,18 +284,32 @@ impl MemoryPool {
     /// # Errors
     /// The host's refusal to map memory.
     pub fn allocate(self: &Arc<Self>, len: usize) -> Result<Option<PoolMemory>> {
+        self.take(len, self.capacity)
+    }
+
+    /// As [`MemoryPool::allocate`], past the pool's bound where it has to be: for memory that takes the place of other,
+    /// which goes back as soon as whoever looks at it has done.
+    ///
+    /// # Errors
+    /// The host's refusal to map memory.
+    pub fn allocate_beyond(self: &Arc<Self>, len: usize) -> Result<PoolMemory> {
+        self.take(len, usize::MAX)?
+            .ok_or_else(|| Error::posix(Errno::ENOMEM, format!("{len} bytes for a folio")))
+    }
+
+    fn take(self: &Arc<Self>, len: usize, capacity: usize) -> Result<Option<PoolMemory>> {
         assert!(
             len.is_power_of_two() && (PAGE_SIZE..=MAX_FOLIO_SIZE).contains(&len),
             "a folio has a power of two of bytes from 4 KiB to 2 MiB, not {len}"
         );
         let order = (len / PAGE_SIZE).trailing_zeros() as usize;
         let mut buddies = self.buddies.lock();
-        if buddies.used + len > self.capacity {
+        if buddies.used.saturating_add(len) > capacity {
             return Ok(None);
         }
         let found = match buddies.smallest_free(order) {
             Some(found) => found,
-            None if buddies.regions.len() >= self.capacity.div_ceil(REGION_SIZE) => return Ok(None),
+            None if buddies.regions.len() >= capacity.div_ceil(REGION_SIZE) => return Ok(None),
             None => {
                 buddies.add_region()?;
                 MAX_ORDER
@@ -302,6 +331,7 @@ impl MemoryPool {
             index,
             order,
             lock: RwLock::new(()),
+            views: Views::default(),
         }))
     }
 
@@ -343,6 +373,7 @@ pub struct PoolMemory {
     index: usize,
     order: usize,
     lock: RwLock<()>,
+    views: Views,
 }
 
 impl fmt::Debug for PoolMemory {
@@ -370,6 +401,12 @@ impl PoolMemory {
         (&self.region, self.offset)
     }
 
+    /// The pool it was cut from.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<MemoryPool> {
+        &self.pool
+    }
+
     /// The piece's address, for a device. Whoever uses it keeps to the invariant of this module.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -386,11 +423,38 @@ impl PoolMemory {
     }
 
     /// Calls `f` with bytes `offset..offset + len` to change.
+    ///
+    /// # Panics
+    /// Where somebody views one of them ([`PoolView`](super::PoolView)).
     pub fn write<R>(&self, offset: u32, len: u32, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.try_write(offset, len, f).expect("nobody views memory that is written")
+    }
+
+    /// As [`PoolMemory::write`]; `None`, and nothing happened, where somebody views one of the bytes.
+    pub fn try_write<R>(&self, offset: u32, len: u32, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         let range = self.range(offset, len);
         let _guard = self.lock.write();
-        // SAFETY: as in `read`; the lock is held for writing, so no other reference exists.
-        f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr().add(range.start), range.len()) })
+        if self.views.cover(&range) {
+            return None;
+        }
+        // SAFETY: as in `read`; the lock is held for writing, so no other reference exists but views, which cover none
+        // of these bytes and cannot be made meanwhile.
+        Some(f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr().add(range.start), range.len()) }))
+    }
+
+    /// True where somebody views one of bytes `offset..offset + len`.
+    #[must_use]
+    pub fn is_viewed(&self, offset: u32, len: u32) -> bool {
+        self.views.cover(&self.range(offset, len))
+    }
+
+    pub(super) fn views(&self) -> &Views {
+        &self.views
+    }
+
+    pub(super) fn without_writers(&self, f: impl FnOnce()) {
+        let _guard = self.lock.read();
+        f();
     }
 
     fn range(&self, offset: u32, len: u32) -> std::ops::Range<usize> {

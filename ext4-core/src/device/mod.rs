@@ -20,7 +20,9 @@ pub mod conformance;
 pub mod host;
 pub mod memory;
 pub mod overlay;
+mod parts;
 pub mod simulated;
+mod view;
 
 use std::sync::Arc;
 
@@ -31,7 +33,9 @@ use tokio::sync::oneshot;
 use crate::error::{Errno, Error, Result};
 pub use memory::{AlignedBuffer, BlockImage, MemoryPool, PoolMemory};
 pub use overlay::OverlayDevice;
+pub use parts::BufferPart;
 pub use simulated::{FaultyDevice, Image, MemoryDevice, RecordingDevice};
+pub use view::PoolView;
 
 /// What a bio asks of the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -82,6 +86,8 @@ pub enum Segment {
     Image(BlockImage),
     /// Memory the bio owns and hands back at completion.
     Owned(AlignedBuffer),
+    /// Part of such memory, the rest of which is in other bios.
+    Part(BufferPart),
 }
 
 impl Segment {
@@ -92,6 +98,7 @@ impl Segment {
             Self::Pool { len, .. } => *len,
             Self::Image(image) => u32::try_from(image.len()).unwrap_or(u32::MAX),
             Self::Owned(buffer) => u32::try_from(buffer.len()).unwrap_or(u32::MAX),
+            Self::Part(part) => u32::try_from(part.len()).unwrap_or(u32::MAX),
         }
     }
 
@@ -108,6 +115,7 @@ impl Segment {
             Self::Pool { memory, offset, .. } => memory.as_ptr().wrapping_add(*offset as usize),
             Self::Image(image) => image.as_ptr().cast_mut(),
             Self::Owned(buffer) => buffer.as_mut_ptr(),
+            Self::Part(part) => part.as_mut_ptr(),
         }
     }
 
@@ -117,6 +125,7 @@ impl Segment {
             Self::Pool { memory, offset, len } => memory.read(*offset, *len, f),
             Self::Image(image) => f(image),
             Self::Owned(buffer) => f(buffer),
+            Self::Part(part) => f(part),
         }
     }
 
@@ -126,6 +135,7 @@ impl Segment {
             Self::Pool { memory, offset, len } => Some(memory.write(*offset, *len, f)),
             Self::Image(_) => None,
             Self::Owned(buffer) => Some(f(buffer)),
+            Self::Part(part) => Some(f(part)),
         }
     }
 }
@@ -224,7 +234,7 @@ impl Bio {
                 Segment::Pool { memory, offset, len } => {
                     u64::from(*offset) + u64::from(*len) > memory.len() as u64
                 }
-                Segment::Image(_) | Segment::Owned(_) => false,
+                Segment::Image(_) | Segment::Owned(_) | Segment::Part(_) => false,
             });
             if total != self.len || misaligned || frozen || outside {
                 return fail(Errno::EINVAL);

@@ -358,14 +358,22 @@ pub async fn mark_used(
 }
 
 /// Where freed blocks go when their transaction has committed.
-struct Circulation {
+pub(super) struct Circulation {
     groups: Arc<[Group]>,
     space: Arc<Space>,
     longest_run: Arc<AtomicU64>,
 }
 
 impl Circulation {
-    fn give_back(&self, number: GroupNumber, range: Range<u32>) {
+    pub(super) fn of(info: &SuperblockInfo) -> Self {
+        Self {
+            groups: Arc::clone(&info.groups),
+            space: Arc::clone(&info.space),
+            longest_run: Arc::clone(&info.longest_run),
+        }
+    }
+
+    pub(super) fn give_back(&self, number: GroupNumber, range: Range<u32>) {
         let len = range.end - range.start;
         let group = &self.groups[number.0 as usize];
         group.returned.lock().push(range);
@@ -472,11 +480,7 @@ async fn free_in_group(
         info.write_descriptor(transaction, number, &state.descriptor, &place)?;
         info.space.freed(u64::from(len));
     }
-    let circulation = Circulation {
-        groups: Arc::clone(&info.groups),
-        space: Arc::clone(&info.space),
-        longest_run: Arc::clone(&info.longest_run),
-    };
+    let circulation = Circulation::of(info);
     let first = info.group_first_block(number).offset(u64::from(range.start));
     let freed = info.freed_blocks.get().cloned();
     let release = Box::new(move || circulation.give_back(number, range));

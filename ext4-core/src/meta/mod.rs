@@ -18,6 +18,7 @@ pub mod buffer;
 pub mod credits;
 pub mod directory;
 pub mod extent_tree;
+pub mod free_runs;
 pub mod inline_data;
 pub mod inode_allocator;
 pub mod inode_table;

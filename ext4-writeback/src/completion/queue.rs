@@ -3,7 +3,8 @@
 //! Locks: the mutex is a leaf. Attendants of one inode and a worker may look at the list at the same time;
 //! [`CompletionQueue::park`] sees to it that nothing is forgotten between them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ext4_core::Error;
@@ -17,8 +18,8 @@ use crate::ioend::Ioend;
 pub(super) struct State {
     /// Ioends that are not converted yet: (first byte, number) → byte behind the last.
     pub(super) in_flight: BTreeMap<(u64, u64), u64>,
-    /// The numbers of ioends that are not finished.
-    pub(super) unfinished: BTreeSet<u64>,
+    /// Ioends that are not finished: number → bytes of the file.
+    pub(super) unfinished: BTreeMap<u64, Range<u64>>,
     /// Their I/O has ended.
     pub(super) done: Vec<Ioend>,
     /// They wait for earlier ones.
@@ -62,12 +63,14 @@ impl CompletionQueue {
     pub fn start(&self, ioend: &Ioend) {
         let mut state = self.state.lock();
         state.in_flight.insert((ioend.offset, ioend.id), u64::MAX);
-        state.unfinished.insert(ioend.id);
+        state.unfinished.insert(ioend.id, ioend.offset..u64::MAX);
     }
 
     /// `ioend` is complete and about to be submitted.
     pub fn close(&self, ioend: &Ioend) {
-        self.state.lock().in_flight.insert((ioend.offset, ioend.id), ioend.end());
+        let mut state = self.state.lock();
+        state.in_flight.insert((ioend.offset, ioend.id), ioend.end());
+        state.unfinished.insert(ioend.id, ioend.offset..ioend.end());
     }
 
     /// True where an ioend that reaches past `position` is unfinished.
@@ -85,9 +88,10 @@ impl CompletionQueue {
         self.state.lock().failed_tail.is_some()
     }
 
-    /// True where every ioend with a number below `id` is finished.
-    pub fn is_finished_below(&self, id: u64) -> bool {
-        self.state.lock().unfinished.first().is_none_or(|first| *first >= id)
+    /// True where every ioend over bytes `range` with a number below `id` is finished.
+    pub fn is_range_finished_below(&self, range: &Range<u64>, id: u64) -> bool {
+        let state = self.state.lock();
+        !state.unfinished.range(..id).any(|(_, of)| of.start < range.end && range.start < of.end)
     }
 
     /// From now on whoever calls this does the workers' part, until [`CompletionQueue::stop_attending`].

@@ -51,6 +51,8 @@ reasons! {
     NoMemory no_memory "Insufficient memory",
     /// A directory got another name: its `..` has no tag.
     RenameDirectory rename_directory "Dir renamed",
+    /// A range was taken out of a file, or put into it: all blocks behind it have other places.
+    FallocRange falloc_range "Falloc range op",
     /// The file's data goes through the journal.
     JournalData journal_data "Data journalling",
     /// A directory was made or removed. The kernel's replay leaves link counts and block counts of the two wrong.

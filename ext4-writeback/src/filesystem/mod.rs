@@ -18,6 +18,7 @@ mod read_only;
 mod statfs;
 mod superblock_state;
 mod sync;
+mod synchronous;
 mod unmount;
 mod unmounted_journal;
 
@@ -27,11 +28,11 @@ pub use unmounted_journal::{JournalReplay, inspect_journal, replay_journal};
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::{RunToEnd, Runtime};
-use ext4_core::format::inode::{FileType, Inode, InodeLayout};
+use ext4_core::format::inode::{Inode, InodeLayout};
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::mkfs::MkfsOptions;
 use ext4_core::meta::orphan::Orphans;
@@ -48,6 +49,7 @@ use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
 use crate::inode_info::InodeInfo;
 use crate::lock_order::HandleToken;
+use crate::open_options::OpenOptions;
 use crate::runtime::run_to_end;
 use crate::{File, MountOptions, Result};
 
@@ -75,6 +77,10 @@ pub(crate) struct FilesystemInner {
     pub pool: Arc<MemoryPool>,
     /// Dirty accounting and the flusher.
     pub writeback: crate::flusher::WritebackControl,
+    /// Inodes whose times are logged when there is another reason.
+    pub lazy_times: crate::lazytime::LazyTimes,
+    /// Bytes of folios that somebody views.
+    pub viewed: Arc<AtomicUsize>,
     /// Freed blocks on their way back to the allocator, where they are discarded first.
     pub discards: Option<Arc<Discards>>,
     /// Inodes in memory.
@@ -382,29 +388,7 @@ impl Filesystem {
     /// # Errors
     /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
     pub async fn open(&self, inode: InodeNumber) -> Result<File> {
-        self.observe("open", inode, async {
-            let info = self.inner.inode(inode).await?;
-            {
-                let raw = info.inode.read().await;
-                info.check_alive()?;
-                match raw.file_type() {
-                    Some(FileType::Regular) => {}
-                    Some(FileType::Directory) => {
-                        return Err(Error::posix(Errno::EISDIR, format!("inode {inode}")));
-                    }
-                    _ => {
-                        return Err(Error::posix(Errno::EINVAL, format!("inode {inode} is no regular file")));
-                    }
-                }
-                if raw.links_count == 0 {
-                    return Err(Error::posix(Errno::ENOENT, format!("inode {inode} was unlinked")));
-                }
-                // Under the lock, so that whoever takes the last link away sees it.
-                self.inner.inodes.opened(&info);
-            }
-            Ok(File::new(self.clone(), info))
-        })
-        .await
+        self.open_with(inode, OpenOptions::default()).await
     }
 }
 

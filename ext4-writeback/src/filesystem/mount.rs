@@ -256,6 +256,8 @@ pub(super) fn assemble(
         fast_commits: Arc::new(Tracker::new(fast_commits, table)),
         pool: MemoryPool::new(data_capacity),
         writeback: WritebackControl::new(&options, data_capacity),
+        viewed: Arc::default(),
+        lazy_times: crate::lazytime::LazyTimes::default(),
         discards: None,
         inodes: InodeCache::new(options.cache / CACHE_PER_INODE),
         errors: ErrorPolicy::new(options.errors.unwrap_or(match superblock.errors {

@@ -32,6 +32,7 @@ use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
+use crate::store::Promise;
 use crate::writeback::{self, ENOSPC_RETRIES};
 
 /// Free blocks below which writes allocate at once: what metadata may need on the way to the device.
@@ -43,13 +44,13 @@ const PREPARE_STEP: u64 = 1 << 20;
 
 /// How one write gets its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Allocation {
+pub(crate) enum Allocation {
     Delayed,
     AtOnce,
 }
 
 /// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
-fn allocation_mode(fs: &FilesystemInner) -> Allocation {
+pub(crate) fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     if !fs.options.delayed_allocation {
         return Allocation::AtOnce;
     }
@@ -65,7 +66,7 @@ fn allocation_mode(fs: &FilesystemInner) -> Allocation {
 
 /// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
 /// allocation, and where three of them for each promised block might not be found at publication.
-fn needs_pointers_first(fs: &FilesystemInner) -> bool {
+pub(crate) fn needs_pointers_first(fs: &FilesystemInner) -> bool {
     let (free, promised) = fs.info.free_and_reserved_blocks();
     !fs.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
 }
@@ -81,14 +82,33 @@ pub(crate) async fn write(
     position: u64,
     data: &[u8],
 ) -> Result<usize> {
-    if inline_data::write(fs, inode, position, data).await? {
+    write_promised(fs, inode, position, data, None).await
+}
+
+/// As [`write`], with blocks that `promise` holds already.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) async fn write_promised(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    data: &[u8],
+    promise: Option<&Promise>,
+) -> Result<usize> {
+    if promise.is_some() {
+        inline_data::convert_out(fs, inode).await?;
+    } else if inline_data::write(fs, inode, position, data).await? {
         return Ok(data.len());
     }
     let size = inode.size();
     if position > size {
         zero_block_tail(fs, inode, size).await?;
     }
-    let mut mode = allocation_mode(fs);
+    let mut mode = match promise {
+        Some(promise) if promise.blocks() > 0 => Allocation::Delayed,
+        _ => allocation_mode(fs),
+    };
     // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
     let mut prepared = u64::MAX;
     if inode.is_indirect().await {
@@ -115,7 +135,8 @@ pub(crate) async fn write(
             })
         } else {
             let room = usize::try_from(prepared - at).unwrap_or(usize::MAX);
-            write_folio(fs, inode, at, &data[done..data.len().min(done.saturating_add(room))], mode).await
+            let now = &data[done..data.len().min(done.saturating_add(room))];
+            write_folio(fs, inode, at, now, mode, promise).await
         };
         match written {
             Ok(count) => done += count,
@@ -132,7 +153,12 @@ pub(crate) async fn write(
 }
 
 /// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks.
-async fn prepare(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, position: u64, end: u64) -> Result<()> {
+pub(crate) async fn prepare(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    end: u64,
+) -> Result<()> {
     let bits = fs.info.block_size().bits();
     let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
     let blocks = (position >> bits) as u32..last;
@@ -146,7 +172,7 @@ fn partial(done: usize, error: Error) -> Result<usize> {
 
 /// Tries to get blocks back: those that were freed are free after the commit; data that is delayed may need fewer
 /// than was promised.
-async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
+pub(crate) async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
     let Some(journal) = fs.journal.clone() else { return Ok(false) };
     let shared = Arc::clone(fs);
     run_to_end(&fs.runtime, async move {
@@ -167,6 +193,7 @@ async fn write_folio(
     position: u64,
     data: &[u8],
     mode: Allocation,
+    promise: Option<&Promise>,
 ) -> Result<usize> {
     let bits = fs.info.block_size().bits();
     let wanted = data.len() as u64;
@@ -219,7 +246,10 @@ async fn write_folio(
         let mut hole = false;
         let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
             if mode == Allocation::Delayed {
-                return fs.info.reserve_blocks(blocks);
+                return match promise {
+                    Some(promise) => promise.take(blocks),
+                    None => fs.info.reserve_blocks(blocks),
+                };
             }
             hole = true;
             Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))

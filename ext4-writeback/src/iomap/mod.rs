@@ -12,6 +12,7 @@
 
 pub(crate) mod buffered_write;
 pub(crate) mod read;
+pub(crate) mod read_ahead;
 pub(crate) mod zero;
 
 use ext4_core::meta::block_map;

@@ -15,6 +15,7 @@ use ext4_core::device::{Bio, BioFlags, Completion, EndIo, Operation, Segment};
 use ext4_core::{Error, Result};
 use parking_lot::Mutex;
 
+use super::read_ahead::ReadAhead;
 use crate::counters::LiveCounters;
 use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
@@ -23,47 +24,6 @@ use crate::folio::{Folio, FolioGuard};
 use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
-
-/// How much is read ahead of the first sequential read, and at most.
-const FIRST_WINDOW: u64 = 128 << 10;
-const LAST_WINDOW: u64 = 4 << 20;
-
-/// What one opener's reads look like.
-#[derive(Debug, Default)]
-pub(crate) struct ReadAhead {
-    /// Where the next sequential read starts.
-    next: u64,
-    /// How far was read, and how much at a time.
-    ahead: u64,
-    window: u64,
-}
-
-impl ReadAhead {
-    /// Takes note of a read; returns up to where to read from `position` on, when the folio there is missing.
-    fn window(&mut self, position: u64, end: u64, limit: u64) -> u64 {
-        if position == self.next || position == self.ahead {
-            self.window = (self.window * 2).clamp(FIRST_WINDOW, LAST_WINDOW.min(limit).max(FIRST_WINDOW));
-        } else if position < self.next.saturating_sub(LAST_WINDOW) || position > self.ahead {
-            self.window = 0;
-        }
-        self.ahead = end.max(position + self.window);
-        self.ahead
-    }
-
-    /// Takes note that a read of `position..end` found everything; returns the range to start reading now, where half
-    /// of what was read ahead is used up.
-    fn advance(&mut self, position: u64, end: u64, size: u64, limit: u64) -> Option<(u64, u64)> {
-        let sequential = position == self.next;
-        self.next = end;
-        let start = self.ahead;
-        if !sequential || self.window == 0 || start < end || start >= size || end + self.window / 2 < start {
-            return None;
-        }
-        self.window = (self.window * 2).min(LAST_WINDOW.min(limit).max(FIRST_WINDOW));
-        self.ahead = start + self.window;
-        Some((start, self.ahead))
-    }
-}
 
 /// Reads at `position` into `buffer`; fewer bytes only at the end of the file.
 ///
@@ -76,7 +36,7 @@ pub(crate) async fn read(
     buffer: &mut [u8],
     read_ahead: &Mutex<ReadAhead>,
 ) -> Result<usize> {
-    let limit = fs.writeback.capacity() as u64 / 8;
+    let limit = window_limit(fs);
     let mut done = 0;
     while done < buffer.len() {
         let at = position + done as u64;
@@ -102,15 +62,64 @@ pub(crate) async fn read(
                 continue;
             }
         }
-        let window = read_ahead.lock().window(at, end, limit);
-        fill(fs, inode, at, end, window, true).await?;
+        fill_sequential(fs, inode, at, end, read_ahead).await?;
     }
     let next = read_ahead.lock().advance(position, position + done as u64, inode.size(), limit);
     if let Some((start, end)) = next {
+        LiveCounters::add(&fs.writeback.counters.read_ahead_async, 1);
         // Whoever reads there gets the error.
         let _ = fill(fs, inode, start, start, end, false).await;
     }
     Ok(done)
+}
+
+fn window_limit(fs: &FilesystemInner) -> u64 {
+    fs.writeback.capacity() as u64 / 8
+}
+
+/// Has the folio at `position` read, for an access up to `end`, and as much ahead of it as that seems to be worth. Waits
+/// for the first.
+///
+/// # Errors
+/// Those of the device and of what it holds.
+pub(crate) async fn fill_sequential(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    end: u64,
+    read_ahead: &Mutex<ReadAhead>,
+) -> Result<()> {
+    let history = |most| inode.pages.cached_before(position, most);
+    let window = read_ahead.lock().window(position, end, window_limit(fs), history);
+    if window > end {
+        LiveCounters::add(&fs.writeback.counters.read_ahead_sync, 1);
+    }
+    fill(fs, inode, position, end, window, true).await
+}
+
+/// Copies what is in memory from `position` on into `buffer`: as many bytes as are there without a gap.
+pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> usize {
+    let end = position.saturating_add(buffer.len() as u64).min(inode.size());
+    let mut at = position;
+    while at < end
+        && let Some(folio) = inode.pages.find(at)
+    {
+        let stop = end.min(folio.end());
+        let gap = folio.next_not_uptodate(folio.blocks_touched(at, stop));
+        let block_len = folio.len() as u64 / u64::from(folio.blocks());
+        let stop =
+            gap.as_ref().map_or(stop, |gap| stop.min(folio.start() + u64::from(gap.start) * block_len));
+        if stop > at {
+            let part = (at - position) as usize..(stop - position) as usize;
+            folio.read(at, stop, |bytes| buffer[part].copy_from_slice(bytes));
+            folio.touch();
+            at = stop;
+        }
+        if gap.is_some() {
+            break;
+        }
+    }
+    (at - position) as usize
 }
 
 /// Starts reading at `position` up to `end`, and perhaps up to `window`; waits for the first folio where `wait`.
@@ -221,6 +230,7 @@ fn create(
         },
     };
     let folio = Folio::new(memory, start, block_size);
+    LiveCounters::add(&fs.writeback.counters.folios_made, 1);
     if !inode.pages.insert(&folio) {
         return Ok(None);
     }
@@ -288,6 +298,7 @@ impl<'a> Reader<'a> {
         let size = self.inode.size();
         let behind = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let first = folio.first_block();
+        folio.make_gaps_unviewed(blocks.clone());
         let read = Arc::new(FolioRead { folio, size });
         let folio = &read.folio;
         let mut at = blocks.start;
@@ -309,7 +320,7 @@ impl<'a> Reader<'a> {
                 continue;
             };
             let segment = Segment::Pool {
-                memory: Arc::clone(folio.memory()),
+                memory: folio.memory(),
                 offset: run.start << bits,
                 len: (run.end - run.start) << bits,
             };

@@ -16,7 +16,7 @@ use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
 use crate::folio::FolioGuard;
 use crate::inode_info::InodeInfo;
-use crate::iomap;
+use crate::{iomap, writeback};
 
 /// Zeroes from byte `position` to the end of its block, in memory and, where the block is written on the device, to be
 /// written. Nothing for an aligned `position`.
@@ -65,6 +65,64 @@ pub(crate) async fn zero_block_tail(
         }
     }
     Ok(())
+}
+
+/// Zeroes bytes `from..to`, which lie in one block, in memory: to be written where the block holds data, or dirty memory
+/// lies over it. Not ordered with anything (punch and zero range never promised that); sync makes it durable.
+///
+/// The caller holds `invalidate_lock` for writing: the folio's writeback has to end first, so that what is zeroed is
+/// neither in flight nor about to become the block's content by a conversion.
+///
+/// # Errors
+/// Those of reading the block.
+pub(crate) async fn zero_within_block(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    from: u64,
+    to: u64,
+) -> Result<()> {
+    if from >= to {
+        return Ok(());
+    }
+    let number = (from >> fs.info.block_size().bits()) as u32;
+    loop {
+        let below = iomap::lookup(fs, inode, number).await?.status;
+        let guard = if matches!(below, Status::Written(_)) {
+            find_or_create(fs, inode, from, to - from, false).await?
+        } else {
+            // Zeros already, but for what is in memory.
+            let Some(folio) = inode.pages.find(from) else { return Ok(()) };
+            folio.lock().await
+        };
+        if guard.is_removed() {
+            continue;
+        }
+        if guard.is_under_writeback() {
+            let folio = Arc::clone(&guard);
+            drop(guard);
+            writeback::wait_for_folio(fs, &folio).await;
+            continue;
+        }
+        let blocks = guard.blocks_touched(from, to);
+        if guard.is_block_dirty(blocks.start) {
+            guard.zero(from, to);
+            return Ok(());
+        }
+        // Now that the folio is locked nobody converts or fills what lies below.
+        if !matches!(iomap::lookup(fs, inode, number).await?.status, Status::Written(_)) {
+            if guard.is_uptodate(blocks) {
+                guard.zero(from, to);
+            }
+            return Ok(());
+        }
+        if !guard.is_uptodate(blocks.clone()) {
+            drop(read_blocks(fs, inode, guard, blocks).await?);
+            continue;
+        }
+        guard.zero(from, to);
+        mark_dirty(fs, inode, &guard, blocks);
+        return Ok(());
+    }
 }
 
 /// Waits, with the folio locked, until no device reads `blocks`.

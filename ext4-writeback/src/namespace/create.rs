@@ -86,12 +86,14 @@ impl Filesystem {
         self.run("create", parent, move |fs| async move {
             check_name(&name, Errno::EEXIST)?;
             symlink::check_target(&fs, &new)?;
-            match make(&fs, parent, &name, &new).await {
+            let made = match make(&fs, parent, &name, &new).await {
                 Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
                     make(&fs, parent, &name, &new).await
                 }
                 result => result,
-            }
+            }?;
+            fs.sync_names(&[parent]).await?;
+            Ok(made)
         })
         .await
     }

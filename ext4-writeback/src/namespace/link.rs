@@ -27,7 +27,8 @@ impl Filesystem {
                     link(&fs, inode, parent, &name).await
                 }
                 result => result,
-            }
+            }?;
+            fs.sync_names(&[parent]).await
         })
         .await
     }

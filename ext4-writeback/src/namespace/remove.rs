@@ -21,7 +21,8 @@ impl Filesystem {
         let name = name.to_vec();
         self.run("unlink", parent, move |fs| async move {
             check_name(&name, Errno::EISDIR)?;
-            remove(&fs, parent, &name, false).await
+            remove(&fs, parent, &name, false).await?;
+            fs.sync_names(&[parent]).await
         })
         .await
     }
@@ -34,7 +35,8 @@ impl Filesystem {
         let name = name.to_vec();
         self.run("rmdir", parent, move |fs| async move {
             check_name(&name, Errno::EINVAL)?;
-            remove(&fs, parent, &name, true).await
+            remove(&fs, parent, &name, true).await?;
+            fs.sync_names(&[parent]).await
         })
         .await
     }

@@ -58,7 +58,8 @@ impl Filesystem {
                     rename(&fs, &request).await
                 }
                 result => result,
-            }
+            }?;
+            fs.sync_names(&[from, to]).await
         })
         .await
     }

@@ -217,7 +217,7 @@ async fn g_01_g_11_a_crash_leaves_inline_data_as_before_or_after() {
                     file.write_at(old as u64, &state[old..]).await.expect("writes");
                 }
                 file.sync_all().await.expect("syncs");
-                device.mark(&format!("synced{n}"));
+                device.mark(format!("synced{n}"));
             }
         }
     })

@@ -136,7 +136,7 @@ pub async fn preallocate_block(
 ) -> Result<()> {
     let this = Directory::new(info, directory)?;
     if is_inline(directory) {
-        this.move_to_block(transaction, directory).await?;
+        Box::pin(this.move_to_block(transaction, directory)).await?;
     }
     if directory.flags.contains(InodeFlags::INDEX) {
         return Err(Error::posix(Errno::EINVAL, format!("directory {} is hashed", directory.number)));
@@ -185,7 +185,7 @@ pub async fn add(
         if this.add_inline(directory, &entry)? {
             return Ok(());
         }
-        this.move_to_block(transaction, directory).await?;
+        Box::pin(this.move_to_block(transaction, directory)).await?;
     }
     let may_index = if this.indexed {
         match this.add_hashed(transaction, directory, &entry).await? {

@@ -13,6 +13,7 @@
 //! | `path` | the way from the root to the leaf of a logical block, each node verified |
 //! | `edit` | the one primitive under every change: replace some extents of a leaf by others; splits, growth, keys |
 //! | `insert`, `convert`, `remove` | what replaces what |
+//! | `shift` | extents move along the file |
 //!
 //! Invariants:
 //! - Depth falls by one at each level and the logical ranges of children nest in that of their parent; it is checked on
@@ -32,6 +33,7 @@ mod edit;
 mod insert;
 mod path;
 mod remove;
+mod shift;
 
 use super::SuperblockInfo;
 use crate::error::{Errno, Error, Result};
@@ -42,6 +44,7 @@ use crate::types::{BlockNumber, LogicalBlock};
 pub use convert::{Conversion, convert_step, convert_to_unwritten, convert_to_written};
 pub use insert::insert;
 pub use remove::remove;
+pub use shift::{Shift, last_extent, shift_left, shift_right, split_at};
 
 /// What lies at a place of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -107,6 +107,15 @@ impl Space {
         books.pending = books.pending.saturating_sub(count);
     }
 
+    /// Keeps up to `count` free blocks from being promised until [`Space::committed`], at most half of those that are
+    /// left for metadata; returns how many.
+    pub fn withhold_up_to(&self, count: u64) -> u64 {
+        let mut books = self.books.lock();
+        let granted = count.min(books.available(true).div_ceil(2));
+        books.pending += granted;
+        granted
+    }
+
     /// `count` free blocks turned out not to be usable, or were taken without a promise.
     pub fn lost(&self, count: u64) {
         let mut books = self.books.lock();
@@ -141,5 +150,7 @@ mod tests {
         assert_eq!(space.promise_up_to(100, false), Some(10));
         space.keep_for_root(0);
         assert_eq!(space.promise_up_to(100, false), Some(30));
+        assert_eq!(space.withhold_up_to(100), 10, "half of the margin");
+        assert_eq!(space.promise_up_to(100, true), Some(10));
     }
 }

@@ -23,6 +23,7 @@ mod pack;
 mod progress;
 mod rm;
 mod stat;
+mod trim;
 mod unpack;
 
 use std::path::PathBuf;
@@ -116,6 +117,7 @@ enum Command {
     Ln(ln::Ln),
     Df(df::Df),
     Extents(extents::Extents),
+    Trim(trim::Trim),
 }
 
 impl Command {
@@ -136,6 +138,7 @@ impl Command {
             Self::Ln(command) => command.run(context).await,
             Self::Df(command) => command.run(context).await,
             Self::Extents(command) => command.run(context).await,
+            Self::Trim(command) => command.run(context).await,
         }
     }
 }

@@ -1,0 +1,218 @@
+//! Direct I/O: between the caller's memory and the device, past the page cache.
+//!
+//! ```text
+//!   read    rwlock(r) ─ write back what is dirty there ─ map ─ bios ─ zeros for holes and behind the end
+//!   write   rwlock(r) ─ write back, drop the folios ─ all blocks there: bios ─ convert ─ drop the folios again
+//!           rwlock(w) ─ … else: zero the old tail, write back ─ allocate unwritten ─ (w → r) ─ bios ─ convert, size ─ drop
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `coherence` | what the page cache holds of the range, before and after |
+//! | `transfer` | pieces of the caller's memory, to and from the device |
+//! | `read`, `write` | the two ways |
+//! | `complete` | conversion and size after a write; taking back what a failed one allocated |
+//!
+//! Invariants:
+//! - `rwlock` is held, for reading at least, from the first look at the mapping until the I/O has ended and what follows
+//!   from it is done. Truncation and punching take it for writing: they wait for direct I/O in flight, and no block
+//!   that a device is writing to is given to another file.
+//! - A write runs to its end though its caller goes away: the lock would go with him.
+//! - What was written through the cache is on the device before a direct read or write of it starts, and a write drops
+//!   the folios before and after: a buffered reader may fill one while the I/O is under way, with blocks that were not
+//!   written yet.
+//! - Blocks that a write allocates are unwritten until its data is on the device. A write that extends the file begins when
+//!   i_disksize is i_size and the zeros behind an unaligned end are on the device, and the size moves in the handle that
+//!   converts its last blocks: a crash shows the old size or the data, never what lay there before.
+//! - A write that fails converts nothing and moves no size. What it allocated behind the end is freed.
+
+mod coherence;
+mod complete;
+mod read;
+mod transfer;
+mod write;
+
+use std::sync::Arc;
+
+use ext4_core::device::AlignedBuffer;
+use ext4_core::format::inode::InodeFlags;
+use ext4_core::{Errno, Error};
+use parking_lot::Mutex;
+
+use crate::filesystem::FilesystemInner;
+use crate::inode_info::InodeInfo;
+use crate::transfer_flags::WriteFlags;
+use crate::{File, Result};
+
+/// How much a direct read or write of borrowed memory copies at a time.
+const COPY_STEP: usize = 8 << 20;
+
+/// The unit of direct I/O: the device's logical block, as in the kernel.
+fn unit(fs: &FilesystemInner) -> u64 {
+    u64::from(fs.info.device().geometry().logical_block_size)
+}
+
+/// True where the file's data lies in its inode: only the page cache can get at it.
+async fn is_inline(inode: &InodeInfo) -> bool {
+    inode.inode.read().await.flags.contains(InodeFlags::INLINE_DATA)
+}
+
+/// `EINVAL` where a transfer is not made of whole logical blocks of the device.
+fn check_aligned(fs: &FilesystemInner, inode: &InodeInfo, offset: u64, len: usize) -> Result<()> {
+    let unit = unit(fs);
+    if offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit) {
+        return Ok(());
+    }
+    Err(Error::posix(
+        Errno::EINVAL,
+        format!(
+            "direct I/O of {len} bytes at byte {offset} of inode {}: offset and length must be multiples of {unit}",
+            inode.number
+        ),
+    ))
+}
+
+impl File {
+    /// What offsets and lengths of direct I/O must be multiples of, in bytes: the device's logical block. Memory is
+    /// always aligned in an [`AlignedBuffer`].
+    #[must_use]
+    pub fn direct_alignment(&self) -> u32 {
+        self.fs().info.device().geometry().logical_block_size
+    }
+
+    /// Reads at byte `offset` into `buffer`, past the page cache and without a copy, however the file was opened.
+    /// Returns how many bytes, fewer than the buffer has only at the end of the file, and the buffer; what lies behind the
+    /// bytes read is anything. Several may be under way at the same time.
+    ///
+    /// # Errors
+    /// `EINVAL` where offset or length are not aligned (see [`File::direct_alignment`]); those of the device and of what
+    /// it holds; those of writing back what was dirty there.
+    pub async fn read_direct(&self, offset: u64, buffer: AlignedBuffer) -> (Result<usize>, AlignedBuffer) {
+        let mut back = buffer;
+        let read = async {
+            check_aligned(self.fs(), &self.inode, offset, back.len())?;
+            if is_inline(&self.inode).await {
+                return self.read_cached_at(offset, &mut back).await;
+            }
+            read::read(self.fs(), &self.inode, offset, &mut back).await
+        };
+        let result = self.filesystem.observe("read", self.inode.number, read).await;
+        if result.is_ok() {
+            self.note_access().await;
+        }
+        (result, back)
+    }
+
+    /// Writes `buffer` at byte `offset`, past the page cache and without a copy, however the file was opened. Returns
+    /// how many bytes, all of them or an error, and the buffer. Several may be under way at the same time, but for
+    /// those that allocate blocks or extend the file. Where the blocks can only be written through the page cache (a
+    /// part of a block that holds nothing yet, a hole of a file without extents), it does that and waits for the device.
+    ///
+    /// The data is on the device when it returns, as far as the device does not cache it: durable after fsync, or at
+    /// once where the file was opened for synchronous writes.
+    ///
+    /// # Errors
+    /// As [`File::read_direct`]; `ENOSPC`, `EFBIG`, `EROFS`.
+    pub async fn write_direct(&self, offset: u64, buffer: AlignedBuffer) -> (Result<usize>, AlignedBuffer) {
+        self.write_direct_with(offset, buffer, WriteFlags::empty()).await
+    }
+
+    /// As [`File::write_direct`], with flags.
+    ///
+    /// # Errors
+    /// As [`File::write_direct`]; `EAGAIN` with [`WriteFlags::NOWAIT`].
+    pub async fn write_direct_with(
+        &self,
+        offset: u64,
+        buffer: AlignedBuffer,
+        flags: WriteFlags,
+    ) -> (Result<usize>, AlignedBuffer) {
+        let append = self.options.append || flags.contains(WriteFlags::APPEND);
+        let (result, buffer) = self.write_owned((!append).then_some(offset), buffer, flags).await;
+        let result = match result {
+            Ok((at, count)) if count > 0 => {
+                self.sync_change(at..at + count as u64, flags.sync_mode()).await.map(|()| count)
+            }
+            result => result.map(|(_, count)| count),
+        };
+        (result, buffer)
+    }
+
+    /// At `position`, or at the end: where it went, and how many bytes.
+    async fn write_owned(
+        &self,
+        position: Option<u64>,
+        buffer: AlignedBuffer,
+        flags: WriteFlags,
+    ) -> (Result<(u64, usize)>, AlignedBuffer) {
+        let inode = Arc::clone(&self.inode);
+        // The buffer is there again, whichever way the operation ends.
+        let slot = Arc::new(Mutex::new(Some(buffer)));
+        let held = Arc::clone(&slot);
+        let nowait = flags.contains(WriteFlags::NOWAIT);
+        let result = self
+            .filesystem
+            .run("write", inode.number, move |fs| async move {
+                let Some(mut buffer) = held.lock().take() else { return Ok((0, 0)) };
+                let result = write::write(&fs, &inode, position, &mut buffer, nowait).await;
+                *held.lock() = Some(buffer);
+                result
+            })
+            .await;
+        if result.is_ok() {
+            self.note_direct_write().await;
+        }
+        let buffer = slot.lock().take();
+        (result, buffer.unwrap_or_else(AlignedBuffer::empty))
+    }
+
+    /// mtime and ctime follow; nothing is dirty, but the flusher has to log them.
+    async fn note_direct_write(&self) {
+        self.note_times().await;
+        self.fs().writeback.enqueue(self.fs(), &self.inode);
+    }
+
+    /// A direct read into memory that may lie anywhere: through memory that is aligned.
+    pub(crate) async fn read_direct_copied(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        check_aligned(self.fs(), &self.inode, offset, buffer.len())?;
+        let mut done = 0;
+        for part in buffer.chunks_mut(COPY_STEP) {
+            let aligned = AlignedBuffer::zeroed(part.len())?;
+            match self.read_direct(offset + done as u64, aligned).await {
+                (Ok(count), aligned) => {
+                    part[..count].copy_from_slice(&aligned[..count]);
+                    done += count;
+                    if count < part.len() {
+                        break;
+                    }
+                }
+                (Err(_), _) if done > 0 => break,
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// A direct write of memory that may lie anywhere. Nothing is made durable yet.
+    pub(crate) async fn write_direct_copied(
+        &self,
+        position: Option<u64>,
+        data: &[u8],
+        flags: WriteFlags,
+    ) -> Result<(u64, usize)> {
+        check_aligned(self.fs(), &self.inode, position.unwrap_or(0), data.len())?;
+        let (mut first, mut done) = (None, 0);
+        for part in data.chunks(COPY_STEP) {
+            let at = position.map(|position| position + done as u64);
+            match self.write_owned(at, AlignedBuffer::copied(part)?, flags).await.0 {
+                Ok((at, count)) => {
+                    first.get_or_insert(at);
+                    done += count;
+                }
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((first.unwrap_or_default(), done))
+    }
+}

@@ -1,0 +1,102 @@
+//! Allocation: every block of the range gets one on the device, unwritten where it had none.
+//!
+//! ```text
+//!   zero the rest of the old last block (where the size grows)
+//!     → per run: hole    → handle { allocate, insert as unwritten, log }
+//!                delayed → handle { the same, out of what was promised }
+//!     → handle { size = what is allocated, times }
+//! ```
+//!
+//! A crash before the last handle leaves unwritten blocks behind the size, as `AllocateKeepSize` does: they read as
+//! zeros if the file grows over them, and a truncation frees them.
+
+use std::ops::Range;
+
+use ext4_core::{Errno, Error, Result};
+
+use super::Request;
+use crate::extent_status::Status;
+use crate::iomap;
+use crate::iomap::zero::zero_block_tail;
+use crate::writeback::{self, ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
+use crate::{preallocation, truncate};
+
+impl Request<'_> {
+    pub(super) async fn allocate(&self, grow: bool) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let size = inode.size();
+        let grows = grow && self.end > size;
+        if grows {
+            zero_block_tail(fs, inode, size).await?;
+        }
+        let allocated = self.allocate_blocks(self.touched()).await;
+        if !grows {
+            return allocated.and(self.stamp().await);
+        }
+        let reached = match &allocated {
+            Ok(()) => self.end,
+            Err(_) => self.reached().await?.min(self.end),
+        };
+        if reached > size {
+            truncate::raise_size(fs, inode, reached, "fallocate").await?;
+        }
+        allocated
+    }
+
+    /// Gives every block of `blocks` one on the device.
+    ///
+    /// # Errors
+    /// `ENOSPC`, with a part of them allocated; those of the journal and of the device.
+    pub(super) async fn allocate_blocks(&self, blocks: Range<u32>) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        if inode.extent_status.delayed_blocks() > 0 && preallocation::is_published(fs, inode).await {
+            // Its delayed blocks may have a place in memory already, and be on their way to it.
+            writeback::sync_inode_data(fs, inode).await?;
+        }
+        let (mut at, mut retries) = (blocks.start, 0);
+        while at < blocks.end {
+            let extent = iomap::lookup(fs, inode, at).await?;
+            let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
+            let allocated = match extent.status {
+                Status::Hole => writeback::allocate_holes(fs, inode, at..stop).await,
+                // Writeback may come first: then this finds its blocks, and allocates nothing.
+                Status::Delayed if preallocation::is_published(fs, inode).await => {
+                    let what = format!("inode {} block {at}", inode.number);
+                    Err(Error::io("write back", what, Errno::EIO))
+                }
+                Status::Delayed => writeback::allocate_delayed(fs, inode, at, stop - at).await.map(|_| ()),
+                Status::Unwritten(_) | Status::Written(_) => {
+                    at = extent.end;
+                    continue;
+                }
+            };
+            match allocated {
+                Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
+                    retries += 1;
+                    if !fs.commit_for_space().await? {
+                        return Err(error);
+                    }
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Up to which byte the range, from its start on, has blocks.
+    async fn reached(&self) -> Result<u64> {
+        let blocks = self.touched();
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let extent = iomap::lookup(self.fs, self.inode, at).await?;
+            if matches!(extent.status, Status::Hole | Status::Delayed) {
+                break;
+            }
+            at = extent.end;
+        }
+        if at == blocks.start {
+            return Ok(0);
+        }
+        Ok(u64::from(at) << self.fs.info.block_size().bits())
+    }
+}

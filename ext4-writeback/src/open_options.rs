@@ -1,0 +1,90 @@
+//! Opening a file: past the page cache or through it, and what its writes make durable.
+
+use std::ops::Range;
+
+use ext4_core::format::inode::{FileType, InodeFlags};
+use ext4_core::{Errno, Error, InodeNumber};
+
+use crate::{File, Filesystem, Result};
+
+/// What has to be durable when a write returns.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum SyncMode {
+    /// Nothing: fsync comes when it comes.
+    #[default]
+    None,
+    /// The data, and what is needed to find it again (`O_DSYNC`).
+    Data,
+    /// The data and all attributes (`O_SYNC`).
+    All,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OpenOptions {
+    /// Reads and writes go past the page cache (`O_DIRECT`). Offsets and lengths are multiples of
+    /// [`File::direct_alignment`].
+    pub direct: bool,
+    /// What every write, truncation and allocation through this file makes durable before it returns. A file with the
+    /// flag `S` (`chattr +S`) is always [`SyncMode::All`].
+    pub sync: SyncMode,
+    /// Every write goes to the end of the file, whatever its offset says (`O_APPEND`).
+    pub append: bool,
+}
+
+impl Filesystem {
+    /// Opens a regular file as `options` say.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
+    pub async fn open_with(&self, inode: InodeNumber, options: OpenOptions) -> Result<File> {
+        self.observe("open", inode, async {
+            let mut options = options;
+            let info = self.inner.inode(inode).await?;
+            {
+                let raw = info.inode.read().await;
+                info.check_alive()?;
+                match raw.file_type() {
+                    Some(FileType::Regular) => {}
+                    Some(FileType::Directory) => {
+                        return Err(Error::posix(Errno::EISDIR, format!("inode {inode}")));
+                    }
+                    _ => {
+                        return Err(Error::posix(Errno::EINVAL, format!("inode {inode} is no regular file")));
+                    }
+                }
+                if raw.links_count == 0 {
+                    return Err(Error::posix(Errno::ENOENT, format!("inode {inode} was unlinked")));
+                }
+                if raw.flags.contains(InodeFlags::SYNC) {
+                    options.sync = SyncMode::All;
+                }
+                // Under the lock, so that whoever takes the last link away sees it.
+                self.inner.inodes.opened(&info);
+            }
+            Ok(File::new(self.clone(), info, options))
+        })
+        .await
+    }
+}
+
+impl File {
+    /// How it was opened; `sync` is what holds for it, the inode's flag included.
+    #[must_use]
+    pub fn options(&self) -> OpenOptions {
+        self.options
+    }
+
+    /// Makes bytes `range`, which were just changed through this file, durable, as far as it was opened for that or
+    /// `asked` says so.
+    ///
+    /// # Errors
+    /// Those of [`File::sync_all`].
+    pub(crate) async fn sync_change(&self, range: Range<u64>, asked: SyncMode) -> Result<()> {
+        match self.options.sync.max(asked) {
+            SyncMode::None => Ok(()),
+            SyncMode::Data => self.sync_bytes(range, true).await,
+            SyncMode::All => self.sync_bytes(range, false).await,
+        }
+    }
+}

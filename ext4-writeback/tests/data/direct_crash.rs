@@ -1,0 +1,250 @@
+//! Power cuts during direct writes. What lies on the device from before is 0xaa, and everything written is odd.
+
+use std::sync::Arc;
+
+use super::common::*;
+use super::crash::{STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail};
+use ext4_core::InodeNumber;
+use ext4_core::device::simulated::RecordingDevice;
+use ext4_core::device::{AlignedBuffer, MemoryDevice};
+use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, SyncMode};
+
+async fn open_direct(fs: &Filesystem, sync: SyncMode) -> File {
+    let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
+    let options = OpenOptions { direct: true, sync, append: false };
+    fs.open_with(number, options).await.expect("opens")
+}
+
+#[tokio::test]
+async fn k_08_z_7_a_direct_write_past_an_unaligned_end_shows_zeros_before_it() {
+    if !have_tools() {
+        return;
+    }
+    let (planted, _) = with_planted_tail(Way::Unwritten).await;
+    // Past the block, next to it, and within it.
+    for (offset, len) in [(8192_u64, 8192), (4096, 4096), (2560, 512), (2048, 6144)] {
+        for seed in [1, 2] {
+            let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
+                let file = open_direct(&fs, SyncMode::None).await;
+                let written = async {
+                    file.write_at(offset, &pattern(7, offset, len)).await.expect("writes");
+                    file.sync_data().await.expect("syncs");
+                };
+                tokio::select! {
+                    () = commits(&fs) => {}
+                    () = written => {}
+                }
+            };
+            let recording = record(planted.clone(), Some(seed), quiet(), work).await;
+            at_every_cut(&recording, 40, "file", |_, bytes| {
+                let bytes = bytes.expect("it was there before");
+                let end = offset as usize + len;
+                assert!([2000, end].contains(&bytes.len()), "{} bytes", bytes.len());
+                for (at, byte) in bytes.iter().enumerate() {
+                    let own = pattern(7, at as u64, 1)[0];
+                    let gap = (2000..offset as usize).contains(&at);
+                    let expected = if gap { 0 } else { own };
+                    assert_eq!(*byte, expected, "at {at} of {}, written at {offset}", bytes.len());
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn g_3_g_11_direct_appends_show_their_data_or_the_size_before_them() {
+    if !have_tools() {
+        return;
+    }
+    let mut random = fastrand::Rng::with_seed(8);
+    let lengths: Vec<usize> = (0..24).map(|_| 512 * random.usize(1..40)).collect();
+    for fast_commit in [false, true] {
+        let lengths = &lengths;
+        let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            drop(create(&fs, "file").await);
+            let file = open_direct(&fs, SyncMode::None).await;
+            let appends = async {
+                let mut end = 0;
+                for (i, len) in lengths.iter().enumerate() {
+                    file.write_at(end, &pattern(3, end, *len)).await.expect("writes");
+                    end += *len as u64;
+                    if i % 3 != 0 {
+                        file.sync_data().await.expect("syncs");
+                        device.mark(format!("{end}"));
+                    }
+                }
+            };
+            tokio::select! {
+                () = commits(&fs) => {}
+                () = appends => {}
+            }
+        };
+        let features: &[&str] =
+            if fast_commit { &["-J", "size=4", "-O", "fast_commit"] } else { &["-J", "size=4"] };
+        let image = make_image(16, 4096, features, STALE);
+        let recording = record(image, Some(9), quiet(), work).await;
+        let ends: Vec<u64> = lengths
+            .iter()
+            .scan(0, |end, len| {
+                *end += *len as u64;
+                Some(*end)
+            })
+            .collect();
+        at_every_cut(&recording, 60, "file", |passed, bytes| {
+            let durable = ends.iter().copied().filter(|end| passed(&end.to_string())).max().unwrap_or(0);
+            let bytes = bytes.unwrap_or_default();
+            assert!(bytes.len() as u64 >= durable, "{} bytes of {durable}", bytes.len());
+            assert!(bytes == pattern(3, 0, bytes.len()), "a gap or something stale below {}", bytes.len());
+            assert!(bytes.is_empty() || ends.contains(&(bytes.len() as u64)) || bytes.len() % 4096 == 0);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn g_1_direct_writes_into_holes_show_zeros_or_their_data() {
+    if !have_tools() {
+        return;
+    }
+    for (seed, block_size) in [(21, 4096), (22, 1024)] {
+        let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            let sparse = create(&fs, "file").await;
+            sparse.set_len(400_000).await.expect("extends");
+            sparse.sync_all().await.expect("syncs");
+            device.mark("sparse");
+            let file = Arc::new(open_direct(&fs, SyncMode::None).await);
+            let writes = async {
+                // Several at a time, into holes and over what was just written.
+                for round in 0..3_u64 {
+                    let mut tasks = tokio::task::JoinSet::new();
+                    for i in 0..8_u64 {
+                        let file = Arc::clone(&file);
+                        let offset = (i * 49_152 + round * 8192) & !4095;
+                        tasks.spawn(async move {
+                            let data = AlignedBuffer::copied(&pattern(5, offset, 12_288)).expect("memory");
+                            file.write_direct(offset, data).await.0.expect("writes");
+                        });
+                    }
+                    while let Some(task) = tasks.join_next().await {
+                        task.expect("no panic");
+                    }
+                    file.sync_data().await.expect("syncs");
+                    device.mark(format!("round {round}"));
+                }
+            };
+            tokio::select! {
+                () = commits(&fs) => {}
+                () = writes => {}
+            }
+        };
+        let image = make_image(16, block_size, &["-J", "size=4"], STALE);
+        let recording = record(image, Some(seed), quiet(), work).await;
+        let written = |round: u64, at: u64| {
+            (0..=round).any(|round| {
+                (0..8).any(|i| {
+                    let offset = (i * 49_152 + round * 8192) & !4095;
+                    (offset..offset + 12_288).contains(&at)
+                })
+            })
+        };
+        at_every_cut(&recording, 50, "file", |passed, bytes| {
+            let bytes = bytes.unwrap_or_default();
+            let durable = (0..3).rev().find(|round| passed(&format!("round {round}")));
+            assert!(!passed("sparse") || bytes.len() == 400_000);
+            for (at, byte) in bytes.iter().enumerate() {
+                let own = pattern(5, at as u64, 1)[0];
+                assert!(*byte == 0 || *byte == own, "{byte:#x} at {at}");
+                if durable.is_some_and(|round| written(round, at as u64)) {
+                    assert_eq!(*byte, own, "lost at {at}");
+                }
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_synchronous_direct_write_is_durable_when_it_returns() {
+    if !have_tools() {
+        return;
+    }
+    for sync in [SyncMode::Data, SyncMode::All] {
+        let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            drop(create(&fs, "file").await);
+            let file = open_direct(&fs, sync).await;
+            for i in 0..12_u64 {
+                let offset = [i * 4096, (i / 2) * 4096][(i % 2) as usize];
+                file.write_at(offset, &pattern(100 + i, offset, 4096)).await.expect("writes");
+                device.mark(format!("{i}"));
+            }
+        };
+        let recording = record(blank(Way::Unwritten), Some(4), quiet(), work).await;
+        at_every_cut(&recording, 60, "file", |passed, bytes| {
+            let bytes = bytes.unwrap_or_default();
+            let Some(last) = (0..12).rev().find(|i: &u64| passed(&i.to_string())) else { return };
+            let mut expected = vec![0_u8; bytes.len()];
+            let mut allowed = expected.clone();
+            for i in 0..=(last + 1).min(11) {
+                let offset = [i * 4096, (i / 2) * 4096][(i % 2) as usize] as usize;
+                if i <= last {
+                    expected[offset..offset + 4096].copy_from_slice(&pattern(100 + i, offset as u64, 4096));
+                    allowed.clone_from(&expected);
+                } else if offset + 4096 <= allowed.len() {
+                    allowed[offset..offset + 4096].copy_from_slice(&pattern(100 + i, offset as u64, 4096));
+                }
+            }
+            let right =
+                bytes.iter().zip(expected.iter().zip(&allowed)).all(|(byte, (a, b))| byte == a || byte == b);
+            assert!(right, "not what had returned, after write {last}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
+    if !have_tools() {
+        return;
+    }
+    let memory = Arc::new(MemoryDevice::from_image(make_image(16, 4096, &[], STALE)));
+    let faulty = Arc::new(ext4_core::device::FaultyDevice::new(Arc::clone(&memory) as _));
+    let fs = mount(Arc::clone(&faulty) as _, MountOptions { commit_interval: None, ..options() }).await;
+    drop(create(&fs, "file").await);
+    let file = open_direct(&fs, SyncMode::None).await;
+    faulty.reorder(1);
+    {
+        let write = file.write_direct(0, AlignedBuffer::copied(&pattern(1, 0, 65_536)).expect("memory"));
+        tokio::pin!(write);
+        // Until its I/O is held back.
+        while faulty.held() == 0 {
+            tokio::select! {
+                biased;
+                _ = &mut write => panic!("the device holds it back"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    // Nobody waits for the write any more. A truncation does, and finds the file whole.
+    let truncation = file.set_len(4096);
+    let mut truncation = Box::pin(truncation);
+    for _ in 0..50 {
+        tokio::select! {
+            biased;
+            _ = &mut truncation => panic!("it did not wait for the write"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    let driver = tokio::spawn({
+        let faulty = Arc::clone(&faulty);
+        async move { faulty.drive().await }
+    });
+    (&mut truncation).await.expect("truncates");
+    drop(truncation);
+    assert_eq!(content(&file).await, pattern(1, 0, 4096));
+    drop(file);
+    fs.unmount().await.expect("unmounts");
+    driver.abort();
+    assert_clean(&memory.image());
+    recovered(memory.image(), "file", |bytes| assert_eq!(bytes, Some(pattern(1, 0, 4096)))).await;
+}

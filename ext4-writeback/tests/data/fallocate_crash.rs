@@ -1,0 +1,183 @@
+//! Fallocate and power cuts: what a file shows when one falls at any moment of it.
+//!
+//! The file ends in the middle of a block, and behind its end the device holds 0xaa there.
+
+use super::common::*;
+use super::crash::{at_every_cut, commits, quiet, record};
+use ext4_core::device::simulated::{Image, Recording};
+use ext4_writeback::FallocateMode;
+
+const BLOCK: usize = 1024;
+const SIZE: usize = 40 * BLOCK + 300;
+const STALE: u8 = 0xaa;
+
+/// A file of [`SIZE`] bytes, written in three parts with something between them on the device; garbage behind its end.
+async fn base() -> Image {
+    let image = make_image(8, BLOCK as u32, &["-J", "size=1"], STALE);
+    let (device, fs) = mount_image(image, quiet()).await;
+    let (file, other) = (create(&fs, "file").await, create(&fs, "other").await);
+    let data = pattern(1, 0, SIZE);
+    for (from, to) in [(0, 10 * BLOCK), (10 * BLOCK, 25 * BLOCK), (25 * BLOCK, SIZE)] {
+        file.write_at(from as u64, &data[from..to]).await.expect("writes");
+        file.sync_all().await.expect("syncs");
+        other.write_at(from as u64, &[3; 5000]).await.expect("writes");
+        other.sync_all().await.expect("syncs");
+    }
+    let extents = file.extents().await.expect("maps");
+    let last = extents.last().expect("some");
+    let ext4_core::meta::extent_tree::MappingState::Written(block) = last.state else {
+        panic!("{extents:?}");
+    };
+    let tail = (block.0 + u64::from(last.len) - 1) * BLOCK as u64;
+    drop((file, other));
+    let mut image = finish(&device, fs).await;
+    image.fill(tail + 300, BLOCK as u64 - 300, STALE);
+    image
+}
+
+/// One call, beside others' commits, then an append far behind, then a sync.
+async fn cut(mode: FallocateMode, offset: u64, len: u64, seed: u64, dirty: bool) -> Recording {
+    record(base().await, Some(seed), quiet(), |device, fs| async move {
+        let file = open(&fs, "file").await;
+        if dirty {
+            // In the middle of the range and behind it; the same bytes again.
+            for at in [12_000, 30_000] {
+                file.write_at(at, &pattern(1, at, 3000)).await.expect("writes");
+            }
+        }
+        tokio::select! {
+            () = commits(&fs) => {}
+            result = async {
+                file.fallocate(mode, offset, len).await?;
+                file.start_writeback().await?;
+                file.sync_all().await
+            } => result.expect("no error"),
+        }
+        device.mark("done");
+    })
+    .await
+}
+
+/// What the file may be after the cut: each byte is that of `before` or that of `after`, where those differ only as
+/// `mixed` allows; and the size is one of theirs.
+fn check(mode: FallocateMode, passed: bool, bytes: &[u8], before: &[u8], after: &[u8], mixed: bool) {
+    let whole = |expected: &[u8]| bytes == expected;
+    if passed {
+        assert!(whole(after), "{mode:?}: not what was synced");
+        return;
+    }
+    if !mixed {
+        assert!(whole(before) || whole(after), "{mode:?}: {} bytes, neither before nor after", bytes.len());
+        return;
+    }
+    assert!([before.len(), after.len()].contains(&bytes.len()), "{mode:?}: {} bytes", bytes.len());
+    for (at, byte) in bytes.iter().enumerate() {
+        let either = [before, after].map(|expected| expected.get(at).copied().unwrap_or(0));
+        assert!(either.contains(byte), "{mode:?}: {byte:#x} at {at} of {}", bytes.len());
+    }
+}
+
+async fn at_each_cut(mode: FallocateMode, offset: u64, len: u64, mixed: bool) {
+    let before = pattern(1, 0, SIZE);
+    let mut after = before.clone();
+    let (from, to) = (offset as usize, (offset + len) as usize);
+    match mode {
+        FallocateMode::CollapseRange => drop(after.drain(from..to)),
+        FallocateMode::InsertRange => drop(after.splice(from..from, std::iter::repeat_n(0, to - from))),
+        FallocateMode::PunchHole | FallocateMode::ZeroRangeKeepSize => {
+            let to = to.min(SIZE);
+            after[from.min(to)..to].fill(0);
+        }
+        FallocateMode::ZeroRange => {
+            after[from.min(SIZE)..to.min(SIZE)].fill(0);
+            after.resize(to.max(SIZE), 0);
+        }
+        FallocateMode::Allocate => after.resize(to.max(SIZE), 0),
+        FallocateMode::AllocateKeepSize => {}
+    }
+    for (seed, dirty) in [(1, false), (2, true)] {
+        let recording = cut(mode, offset, len, seed, dirty).await;
+        at_every_cut(&recording, 40, "file", |passed, bytes| {
+            check(mode, passed("done"), &bytes.expect("it was there before"), &before, &after, mixed);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn g_10_g_16_a_punched_block_is_old_or_zero() {
+    if !have_tools() {
+        return;
+    }
+    at_each_cut(FallocateMode::PunchHole, 5000, 25_000, true).await;
+    at_each_cut(FallocateMode::PunchHole, 20_000, 100_000, true).await;
+}
+
+#[tokio::test]
+async fn g_10_g_16_a_zeroed_block_is_old_or_zero() {
+    if !have_tools() {
+        return;
+    }
+    at_each_cut(FallocateMode::ZeroRangeKeepSize, 5000, 25_000, true).await;
+}
+
+#[tokio::test]
+async fn g_6_k_03_k_46_allocating_and_zeroing_past_the_end_show_zeros_there() {
+    if !have_tools() {
+        return;
+    }
+    for mode in [FallocateMode::Allocate, FallocateMode::ZeroRange] {
+        // From inside, from inside the last block, from behind it.
+        at_each_cut(mode, 30_000, 40_000, true).await;
+        at_each_cut(mode, SIZE as u64 + 100, 200, true).await;
+        at_each_cut(mode, 60_000, 10_000, true).await;
+    }
+}
+
+/// The tree of the file is in its inode: one transaction has all of it.
+#[tokio::test]
+async fn k_51_g_16_collapse_and_insert_are_whole_or_not_at_all() {
+    if !have_tools() {
+        return;
+    }
+    at_each_cut(FallocateMode::CollapseRange, 5 * BLOCK as u64, 17 * BLOCK as u64, false).await;
+    at_each_cut(FallocateMode::InsertRange, 5 * BLOCK as u64, 17 * BLOCK as u64, false).await;
+}
+
+/// A size that waits for the zeros of the last block, when the blocks move.
+#[tokio::test]
+async fn k_51_a_pending_tail_is_settled_before_blocks_move() {
+    if !have_tools() {
+        return;
+    }
+    for mode in [FallocateMode::CollapseRange, FallocateMode::InsertRange] {
+        let recording = record(base().await, Some(3), quiet(), |_, fs| async move {
+            let file = open(&fs, "file").await;
+            file.write_at(60_000, &pattern(1, 60_000, 3000)).await.expect("writes");
+            file.set_len(70_000).await.expect("extends");
+            tokio::select! {
+                () = commits(&fs) => {}
+                result = async {
+                    file.fallocate(mode, 2 * BLOCK as u64, 3 * BLOCK as u64).await?;
+                    file.sync_all().await
+                } => result.expect("no error"),
+            }
+        })
+        .await;
+        let shown = |at: usize| {
+            if at < SIZE || (60_000..63_000).contains(&at) { pattern(1, at as u64, 1)[0] } else { 0 }
+        };
+        at_every_cut(&recording, 40, "file", |_, bytes| {
+            for (at, byte) in bytes.expect("is there").iter().enumerate() {
+                let moved = match mode {
+                    FallocateMode::CollapseRange if at >= 2 * BLOCK => shown(at + 3 * BLOCK),
+                    FallocateMode::InsertRange if at >= 5 * BLOCK => shown(at - 3 * BLOCK),
+                    FallocateMode::InsertRange if at >= 2 * BLOCK => 0,
+                    _ => shown(at),
+                };
+                assert!([shown(at), moved].contains(byte), "{mode:?}: {byte:#x} at {at}");
+            }
+        })
+        .await;
+    }
+}
