@@ -25,6 +25,8 @@ const KINDS: &[(&str, &[&str])] = &[
     ("no journal", &["-O", "^has_journal"]),
     ("crc16", &["-O", "^metadata_csum,uninit_bg"]),
     ("32 bit, small inodes", &["-b", "1024", "-I", "128", "-O", "^64bit,^metadata_csum,^flex_bg"]),
+    ("inline data", &["-O", "inline_data"]),
+    ("inline data, 1 KiB, large inodes", &["-b", "1024", "-O", "inline_data", "-I", "1024"]),
     ("checksum seed", &["-O", "metadata_csum_seed"]),
 ];
 
