@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use ext4_core::InodeNumber;
-use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
+use ext4_core::device::{AlignedBuffer, MemoryDevice};
 use ext4_writeback::file::SeekTarget;
-use ext4_writeback::{Credentials, Filesystem, SetMode};
+use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 
 use crate::common::{assert_clean, content, create, have_tools, make_image, mount_image, open, options};
 use crate::crash::{STALE, at_every_cut, quiet, record};
@@ -285,4 +285,55 @@ async fn damaged_inline_inodes_do_no_harm() {
             let _ = fs.unmount().await;
         }
     }
+}
+
+/// Fallocate, stores and direct I/O find blocks under the data, or move it there.
+#[tokio::test]
+async fn what_needs_blocks_moves_the_data_out() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(image(1024, 256), options()).await;
+    let modes = [
+        FallocateMode::Allocate,
+        FallocateMode::AllocateKeepSize,
+        FallocateMode::PunchHole,
+        FallocateMode::ZeroRange,
+        FallocateMode::ZeroRangeKeepSize,
+    ];
+    for (n, mode) in modes.into_iter().enumerate() {
+        let file = create(&fs, &format!("fallocate{n}")).await;
+        file.write_at(0, &[9; 100]).await.expect("writes");
+        file.fallocate(mode, 40, 20).await.expect("does");
+        assert!(file.inline_extent().await.expect("tells").is_none(), "{mode:?}");
+        let zeroed = !matches!(mode, FallocateMode::Allocate | FallocateMode::AllocateKeepSize);
+        let mut expected = vec![9; 100];
+        if zeroed {
+            expected[40..60].fill(0);
+        }
+        assert_eq!(content(&file).await, expected, "{mode:?}");
+    }
+    let file = create(&fs, "stored").await;
+    file.write_at(0, &[5; 100]).await.expect("writes");
+    assert_eq!(&*file.map_read(10, 50).await.expect("maps"), &[5; 50]);
+    let mut mapped = file.map_write(20, 1000).await.expect("maps");
+    assert_eq!(mapped.len(), 80);
+    mapped[..3].copy_from_slice(b"abc");
+    assert_eq!(mapped.commit().await.expect("stores"), 80);
+    let mut expected = vec![5; 100];
+    expected[20..23].copy_from_slice(b"abc");
+    assert_eq!(content(&file).await, expected);
+    let file = create(&fs, "direct").await;
+    file.write_at(0, &[3; 100]).await.expect("writes");
+    let (count, read) = file.read_direct(0, AlignedBuffer::zeroed(512).expect("memory")).await;
+    assert_eq!((count.expect("reads"), &read[..100]), (100, &[3; 100][..]));
+    let (count, _) = file.write_direct(512, AlignedBuffer::copied(&[7; 512]).expect("memory")).await;
+    assert_eq!(count.expect("writes"), 512);
+    expected = [vec![3; 100], vec![0; 412], vec![7; 512]].concat();
+    assert_eq!(content(&file).await, expected);
+    drop(file);
+    let (device, fs) = remount(device, fs).await;
+    assert_eq!(content(&open(&fs, "direct").await).await, expected);
+    fs.unmount().await.expect("unmounts");
+    assert_clean(&device.image());
 }
