@@ -108,6 +108,12 @@ impl Filesystem {
                 .ok_or_else(|| Error::corrupt(what, format!("mode {:#o} has no type", raw.mode)))?;
             let device = matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
                 .then(|| raw.device_number());
+            // As the kernel: some programs take a file of no blocks for one that is all hole.
+            let inline = if info.is_inline() && raw.file_type() == Some(FileType::Regular) {
+                raw.size.div_ceil(512)
+            } else {
+                0
+            };
             let promised =
                 info.extent_status.promised_blocks().saturating_mul(self.inner.info.block_size().sectors());
             Ok(Attributes {
@@ -117,7 +123,7 @@ impl Filesystem {
                 uid: raw.uid,
                 gid: raw.gid,
                 size: if file_type == FileType::Regular { info.size() } else { raw.size },
-                sectors: raw.sectors.saturating_add(promised),
+                sectors: raw.sectors.saturating_add(promised).saturating_add(inline),
                 links: u32::from(raw.links_count),
                 atime: raw.atime,
                 mtime: raw.mtime,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use ext4_core::meta::block_map;
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
+use ext4_core::meta::inline_data::is_inline;
 use ext4_core::{Errno, Error, LogicalBlock};
 use parking_lot::Mutex;
 
 use crate::filesystem::FilesystemInner;
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap::read_ahead::ReadAhead;
 use crate::iomap::{self, Kind};
@@ -184,6 +186,12 @@ impl File {
         if offset >= size {
             return Err(Error::posix(Errno::ENXIO, format!("offset {offset} of a file of {size} bytes")));
         }
+        if let Some(end) = inline_data::data_end(&self.inode).await? {
+            return Ok(match target {
+                SeekTarget::Data => (offset < end).then_some(offset),
+                SeekTarget::Hole => Some(offset.max(end)),
+            });
+        }
         let mut maps = iomap::Iterator::new(fs, &self.inode, offset, size);
         while let Some(map) = maps.next().await? {
             let end = map.offset + map.length;
@@ -215,7 +223,8 @@ impl File {
             .await
     }
 
-    /// The mappings of the file, holes left out, delayed data written back first (fiemap).
+    /// The mappings of the file, holes left out, delayed data written back first (fiemap). None where it holds its data
+    /// itself: see [`File::inline_extent`].
     ///
     /// # Errors
     /// Those of writeback, of the device and of what it holds.
@@ -228,6 +237,9 @@ impl File {
         }
         let disk = self.inode.inode.read().await;
         let mut mappings: Vec<Mapping> = Vec::new();
+        if is_inline(&disk) {
+            return Ok(mappings);
+        }
         let mut at = LogicalBlock(0);
         while at <= LogicalBlock::MAX {
             let mapping = block_map::lookup(&fs.info, &disk, at).await?;

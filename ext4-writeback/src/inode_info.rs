@@ -56,6 +56,8 @@ pub(crate) struct InodeInfo {
     pub write_errors: ErrorSequence,
     /// Mapped by indirect blocks, not by extents; see [`InodeInfo::is_indirect`].
     indirect: OnceLock<bool>,
+    /// It holds its data itself; see [`crate::inline_data`]. Set under `inode`.
+    pub inline: AtomicBool,
     /// How many [`crate::File`]s are open.
     pub open_count: AtomicU32,
     /// It has no links: it goes when the last file is closed. Set under `inode`.
@@ -83,6 +85,7 @@ impl InodeInfo {
             completion: CompletionQueue::new(disk_size),
             write_errors: ErrorSequence::new(),
             indirect: OnceLock::new(),
+            inline: AtomicBool::new(inode.flags.contains(InodeFlags::INLINE_DATA)),
             open_count: AtomicU32::new(0),
             unlinked: AtomicBool::new(inode.links_count == 0),
             replaced_by_truncation: AtomicBool::new(false),
@@ -116,6 +119,11 @@ impl InodeInfo {
             return false;
         }
         *self.indirect.get_or_init(|| flags.is_empty())
+    }
+
+    /// True for a file that holds its data itself.
+    pub fn is_inline(&self) -> bool {
+        self.inline.load(Ordering::Acquire)
     }
 
     /// i_size is at least `size` bytes. The caller holds `rwlock` for writing and the folio's lock.

@@ -143,9 +143,17 @@ impl MappedFolio<'_> {
     }
 }
 
+/// Where mapped bytes lie.
+enum View {
+    /// In a folio.
+    Folio(PoolView),
+    /// In memory of their own: a file that holds its data itself has no folio.
+    Copied(Vec<u8>),
+}
+
 /// Bytes of a file in the page cache, as they were when they were mapped: [`File::map_read`].
 pub struct MappedBytes {
-    view: PoolView,
+    view: View,
     folio_len: usize,
     viewed: Arc<AtomicUsize>,
 }
@@ -154,13 +162,16 @@ impl Deref for MappedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.view
+        match &self.view {
+            View::Folio(view) => view,
+            View::Copied(bytes) => bytes,
+        }
     }
 }
 
 impl fmt::Debug for MappedBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MappedBytes({} bytes)", self.view.len())
+        write!(f, "MappedBytes({} bytes)", self.len())
     }
 }
 
@@ -200,6 +211,7 @@ impl File {
             let _content = inode.rwlock.write().await;
             inode.check_alive()?;
             let end = self.end_of_mapping(offset, len)?;
+            self.move_out_of_inode().await?;
             match self.promise_blocks(&promise, offset, end).await {
                 Ok(()) => break end,
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
@@ -215,6 +227,16 @@ impl File {
         // Where the file is cut meanwhile, the rest are zeros, and the commit stores none of them.
         self.read_cached_at(offset, &mut bytes).await?;
         Ok(MappedFolio { file: self, offset, bytes, promise })
+    }
+
+    /// A store promises blocks, so the file has to have some. The caller holds `rwlock` for writing.
+    async fn move_out_of_inode(&self) -> Result<()> {
+        if !self.inode.is_inline() {
+            return Ok(());
+        }
+        let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
+        let runtime = Arc::clone(&fs.runtime);
+        run_to_end(&runtime, async move { crate::inline_data::convert_out(&fs, &inode).await }).await
     }
 
     fn end_of_mapping(&self, offset: u64, len: usize) -> Result<u64> {
@@ -272,6 +294,16 @@ impl File {
         let (fs, inode) = (self.fs(), &self.inode);
         loop {
             let end = self.end_of_mapping(offset, len)?;
+            if inode.is_inline() {
+                // A hole behind such data may be as long as a file can be.
+                let len = (end - offset).min(u64::from(fs.info.block_size().bytes()));
+                let mut bytes = vec![0; len as usize];
+                if let Some(count) = crate::inline_data::read(inode, offset, &mut bytes).await? {
+                    bytes.truncate(count);
+                    let viewed = Arc::clone(&fs.viewed);
+                    return Ok(MappedBytes { view: View::Copied(bytes), folio_len: 0, viewed });
+                }
+            }
             if let Some(folio) = inode.pages.find(offset) {
                 let stop = end.min(folio.end());
                 let guard = folio.lock().await;
@@ -285,7 +317,11 @@ impl File {
                         return Err(Error::posix(Errno::EAGAIN, context));
                     }
                     guard.touch();
-                    return Ok(MappedBytes { view: guard.view(offset, stop), folio_len, viewed });
+                    return Ok(MappedBytes {
+                        view: View::Folio(guard.view(offset, stop)),
+                        folio_len,
+                        viewed,
+                    });
                 }
             }
             self.read_ahead_of(offset, end).await?;

@@ -25,6 +25,7 @@ use ext4_core::{Error, LogicalBlock, Result};
 use crate::completion;
 use crate::fast_commit::Mapped;
 use crate::filesystem::FilesystemInner;
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap::zero::zero_block_tail;
 use crate::writeback;
@@ -43,6 +44,9 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
     }
     let _changing = inode.rwlock.write().await;
     inode.check_alive()?;
+    if inline_data::set_size(fs, inode, size).await? {
+        return Ok(());
+    }
     if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
 }
 
@@ -54,7 +58,10 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
 pub(crate) async fn extend_to(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let _changing = inode.rwlock.write().await;
     inode.check_alive()?;
-    if size > inode.size() { extend(fs, inode, size).await } else { Ok(()) }
+    if size <= inode.size() || inline_data::set_size(fs, inode, size).await? {
+        return Ok(());
+    }
+    extend(fs, inode, size).await
 }
 
 /// The largest size a file with extents can have: 2^32 - 1 blocks (kernel: `ext4_max_size`). For one file ask
@@ -248,6 +255,9 @@ pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
     }
     inode.pages.times_dirty.store(false, Ordering::Release);
     drop_folios(fs, inode, 0..u64::MAX).await;
+    if inode.is_inline() {
+        return Ok(());
+    }
     free_behind(fs, inode, 0, false).await
 }
 
@@ -256,6 +266,9 @@ pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
 /// # Errors
 /// As [`free_all_blocks`].
 pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    if inode.is_inline() {
+        return inline_data::resume(fs, inode).await;
+    }
     let _dropping = inode.invalidate_lock.write().await;
     zero_block_tail(fs, inode, inode.size()).await?;
     free_behind(fs, inode, inode.size(), true).await

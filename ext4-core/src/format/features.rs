@@ -197,7 +197,8 @@ const READABLE: Incompat = Incompat::FILETYPE
     .union(Incompat::MMP)
     .union(Incompat::FLEX_BG)
     .union(Incompat::CSUM_SEED)
-    .union(Incompat::LARGEDIR);
+    .union(Incompat::LARGEDIR)
+    .union(Incompat::INLINE_DATA);
 
 /// What of [`READABLE`] must not be set on one that it writes. Multiple mount protection: nobody here renews the
 /// heartbeat that keeps other hosts away.

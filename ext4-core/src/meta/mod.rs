@@ -19,6 +19,7 @@ pub mod credits;
 pub mod directory;
 pub mod extent_tree;
 pub mod free_runs;
+pub mod inline_data;
 pub mod inode_allocator;
 pub mod inode_table;
 pub mod journal_inode;

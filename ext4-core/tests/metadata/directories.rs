@@ -72,7 +72,7 @@ async fn two_hundred_thousand_names_cost_the_same_each() {
 
     for i in (0..count).step_by(2) {
         assert_eq!(
-            remove(&fixture.info, &fixture.transaction, &directory, &name(i)).await.unwrap(),
+            remove(&fixture.info, &fixture.transaction, &mut directory, &name(i)).await.unwrap(),
             files[i % 4].number
         );
         files[i % 4].links_count -= 1;
@@ -134,16 +134,16 @@ async fn random_names_come_and_go_as_in_a_map() {
                     model.insert(name, which);
                 }
                 (6..=8, Some(which)) => {
-                    let removed = remove(info, transaction, &directory, &name).await.unwrap();
+                    let removed = remove(info, transaction, &mut directory, &name).await.unwrap();
                     assert_eq!(removed, files[which].number);
                     model.remove(&name);
                 }
                 (9, Some(_)) => {
-                    replace(info, transaction, &directory, &name, number, kind).await.unwrap();
+                    replace(info, transaction, &mut directory, &name, number, kind).await.unwrap();
                     model.insert(name, which);
                 }
                 (6..=9, None) => {
-                    let error = remove(info, transaction, &directory, &name).await.unwrap_err();
+                    let error = remove(info, transaction, &mut directory, &name).await.unwrap_err();
                     assert_eq!(error.errno(), Errno::ENOENT);
                 }
                 _ => {}
@@ -267,7 +267,7 @@ async fn names_with_one_hash_go_on_in_the_next_leaf() {
         assert!(continued > 0, "no hash goes on in the next leaf:\n{dump}");
     }
     for name in &names {
-        remove(&fixture.info, &fixture.transaction, &directory, name).await.unwrap();
+        remove(&fixture.info, &fixture.transaction, &mut directory, name).await.unwrap();
     }
     assert!(is_empty(&fixture.info, &directory).await.unwrap());
 }
@@ -337,9 +337,9 @@ async fn the_parent_of_a_directory_is_replaced_in_leaf_and_root() {
         let kind = FileType::Directory;
         assert_eq!(lookup(info, &directory, b"..").await.unwrap(), Some((InodeNumber::ROOT, Some(kind))));
         let own = directory.number;
-        replace(info, transaction, &directory, b"..", own, kind).await.unwrap();
+        replace(info, transaction, &mut directory, b"..", own, kind).await.unwrap();
         assert_eq!(lookup(info, &directory, b"..").await.unwrap(), Some((own, Some(kind))));
-        replace(info, transaction, &directory, b"..", InodeNumber::ROOT, kind).await.unwrap();
+        replace(info, transaction, &mut directory, b"..", InodeNumber::ROOT, kind).await.unwrap();
         assert!(!is_empty(info, &directory).await.unwrap());
     }
     fixture.check("parents").await;
@@ -360,9 +360,9 @@ async fn what_is_no_name_is_refused() {
         assert_eq!(lookup(info, &root, name).await.unwrap_err().errno(), errno);
         let added = add(info, transaction, &mut root, name, InodeNumber(12), FileType::Regular).await;
         assert_eq!(added.unwrap_err().errno(), errno);
-        assert_eq!(remove(info, transaction, &root, name).await.unwrap_err().errno(), errno);
+        assert_eq!(remove(info, transaction, &mut root, name).await.unwrap_err().errno(), errno);
     }
-    let error = remove(info, transaction, &root, b"..").await.unwrap_err();
+    let error = remove(info, transaction, &mut root, b"..").await.unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
     let file = fixture.new_inode(FileType::Regular).await;
     assert_eq!(lookup(info, &file, b"a").await.unwrap_err().errno(), Errno::ENOTDIR);
@@ -458,7 +458,7 @@ async fn flipped_bits_neither_panic_nor_loop() {
             for i in (0..1500).step_by(50) {
                 let name = format!("some-name-{i}").into_bytes();
                 let _ = lookup(info, &directory, &name).await;
-                let _ = remove(info, transaction, &directory, &name).await;
+                let _ = remove(info, transaction, &mut directory, &name).await;
                 let name = format!("another-name-{round}-{i}").into_bytes();
                 let _ = add(info, transaction, &mut directory, &name, inode.number, FileType::Regular).await;
             }

@@ -141,7 +141,7 @@ async fn directories_that_the_kernel_made_are_read_and_changed() {
         let (number, _) = lookup(info, &directory, b"target").await.unwrap().unwrap();
         let mut target = fixture.read_inode(number).await;
         for i in (1..count).step_by(3) {
-            remove(info, transaction, &directory, &name(i)).await.unwrap();
+            remove(info, transaction, &mut directory, &name(i)).await.unwrap();
             expected.remove(&name(i));
             target.links_count -= 1;
         }

@@ -9,6 +9,7 @@ use super::transfer::{Piece, transfer};
 use super::{coherence, unit};
 use crate::counters::LiveCounters;
 use crate::filesystem::FilesystemInner;
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap::{self, Kind};
 
@@ -24,6 +25,10 @@ pub(super) async fn read(
 ) -> Result<usize> {
     let _content = inode.rwlock.read().await;
     inode.check_alive()?;
+    if let Some(count) = inline_data::read(inode, offset, buffer).await? {
+        // It became one while this was waiting.
+        return Ok(count);
+    }
     let size = inode.size();
     let end = offset.saturating_add(buffer.len() as u64).min(size);
     if offset >= end {

@@ -113,6 +113,7 @@ impl<'a> Request<'a> {
     async fn run(&self) -> Result<()> {
         let _changing = self.inode.rwlock.write().await;
         self.inode.check_alive()?;
+        crate::inline_data::convert_out(self.fs, self.inode).await?;
         self.check_kind().await?;
         tracing::debug!(inode = self.inode.number.0, mode = ?self.mode, offset = self.offset, end = self.end,
             "ext4_fallocate_enter");

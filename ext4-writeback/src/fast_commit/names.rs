@@ -99,7 +99,7 @@ impl Replay<'_> {
         if is_directory && !directory::is_empty(self.info, &inode).await? {
             return Err(wrong("is a directory that is not empty"));
         }
-        directory::remove(self.info, &self.transaction, &parent, &entry.name).await?;
+        directory::remove(self.info, &self.transaction, &mut parent, &entry.name).await?;
         names_changed(&mut parent, self.info.environment.now());
         if is_directory {
             remove_subdirectory(&mut parent);

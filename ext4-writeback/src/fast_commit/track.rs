@@ -280,6 +280,10 @@ impl Tracker {
         if !self.enabled {
             return;
         }
+        if directory.flags.contains(InodeFlags::INLINE_DATA) {
+            // Its names lie in its inode, which has no tag; e2fsck's replay looks for a block of it.
+            self.mark_ineligible(transaction, Reason::Mapping);
+        }
         let grew = directory.size != size;
         if grew {
             self.mark_ineligible(transaction, Reason::DirectoryGrowth);

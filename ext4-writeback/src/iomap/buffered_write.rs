@@ -29,6 +29,7 @@ use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{FolioGuard, WriteState};
 use crate::indirect::prepare_pointers;
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 use crate::runtime::run_to_end;
@@ -96,6 +97,11 @@ pub(crate) async fn write_promised(
     data: &[u8],
     promise: Option<&Promise>,
 ) -> Result<usize> {
+    if promise.is_some() {
+        inline_data::convert_out(fs, inode).await?;
+    } else if inline_data::write(fs, inode, position, data).await? {
+        return Ok(data.len());
+    }
     let size = inode.size();
     if position > size {
         zero_block_tail(fs, inode, size).await?;

@@ -21,6 +21,7 @@ use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
 use crate::folio::{Folio, FolioGuard};
+use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
 
@@ -44,6 +45,12 @@ pub(crate) async fn read(
         let size = inode.size();
         if at >= size {
             break;
+        }
+        // Looked at behind the size: a file is given its first bytes, and then the size.
+        if inode.is_inline()
+            && let Some(count) = inline_data::read(inode, at, &mut buffer[done..]).await?
+        {
+            return Ok(done + count);
         }
         let wanted = (buffer.len() - done) as u64;
         let end = (at + wanted).min(size);
@@ -140,7 +147,7 @@ async fn fill(
 ) -> Result<()> {
     let _filling = inode.invalidate_lock.read().await;
     let size = inode.size();
-    if position >= size {
+    if position >= size || inode.is_inline() {
         return Ok(());
     }
     let window = window.max(end).min(size);

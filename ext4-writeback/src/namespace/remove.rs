@@ -73,7 +73,7 @@ async fn remove(
         let now = fs.now();
         {
             let mut raw = parent.inode.write().await;
-            directory::remove(&fs.info, &handle, &raw, name).await?;
+            directory::remove(&fs.info, &handle, &mut raw, name).await?;
             fs.fast_commits.directory_changed(handle.id(), &raw, raw.size);
             let (from, gone) = (parent.number, victim.number);
             fs.fast_commits.name_changed(handle.id(), Operation::Unlink, from, gone, name);

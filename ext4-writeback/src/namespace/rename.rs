@@ -355,7 +355,7 @@ impl Step<'_> {
             let (name, number) = (request.to_name, self.source.number);
             let size = to.size;
             let added = match target {
-                Some(_) => directory::replace(info, self.handle, &to, name, number, types.source).await,
+                Some(_) => directory::replace(info, self.handle, &mut to, name, number, types.source).await,
                 None => directory::add(info, self.handle, &mut to, name, number, types.source).await,
             };
             self.fs.fast_commits.directory_changed(self.handle.id(), &to, size);
@@ -375,7 +375,7 @@ impl Step<'_> {
         }
         {
             let mut from = self.from.inode.write().await;
-            directory::remove(info, self.handle, &from, request.from_name).await?;
+            directory::remove(info, self.handle, &mut from, request.from_name).await?;
             self.fs.fast_commits.directory_changed(self.handle.id(), &from, from.size);
             self.name_changed(Operation::Unlink, self.from, self.source.number, request.from_name);
             names_changed(&mut from, now);
@@ -410,7 +410,7 @@ impl Step<'_> {
         ];
         for (parent, name, comes, comes_type, goes_type) in ends {
             let mut raw = parent.inode.write().await;
-            directory::replace(info, self.handle, &raw, name, comes.number, comes_type).await?;
+            directory::replace(info, self.handle, &mut raw, name, comes.number, comes_type).await?;
             names_changed(&mut raw, now);
             match (is_directory(comes_type), is_directory(goes_type)) {
                 (true, false) if request.crosses() => links::add_subdirectory(&mut raw),
@@ -430,8 +430,9 @@ impl Step<'_> {
 
     /// Lets a directory's `..` point to its new parent.
     async fn set_parent(&self, child: &InodeInfo, parent: InodeNumber) -> Result<()> {
-        let raw = child.inode.read().await;
-        directory::replace(&self.fs.info, self.handle, &raw, b"..", parent, FileType::Directory).await
+        let mut raw = child.inode.write().await;
+        directory::replace(&self.fs.info, self.handle, &mut raw, b"..", parent, FileType::Directory).await?;
+        self.fs.log_inode(self.handle, child, &raw, true).await
     }
 
     /// The inode's ctime follows.

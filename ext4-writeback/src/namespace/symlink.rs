@@ -8,7 +8,7 @@ use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode, InodeLayout};
 use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks};
 use ext4_core::meta::extent_tree::MappingState;
-use ext4_core::meta::{BlockKind, SuperblockInfo, block_map, extent_tree};
+use ext4_core::meta::{BlockKind, SuperblockInfo, block_map, extent_tree, inline_data};
 use ext4_core::{Errno, Error, InodeNumber, LogicalBlock, Result};
 
 use super::NewInode;
@@ -70,6 +70,13 @@ pub(crate) async fn target(info: &SuperblockInfo, layout: &InodeLayout, inode: &
         return Err(Error::posix(Errno::EINVAL, format!("inode {} is no symlink", inode.number)));
     }
     let wrong = |problem: String| Error::corrupt(format!("inode {}: symlink", inode.number), problem);
+    if inline_data::is_inline(inode) {
+        let data = inline_data::data(inode)?;
+        let target = usize::try_from(inode.size).ok().filter(|len| *len > 0).and_then(|len| data.get(..len));
+        let target =
+            target.ok_or_else(|| wrong(format!("size {} is not 1 to {}", inode.size, data.len())))?;
+        return Ok(target.to_vec());
+    }
     let fast = inode.is_fast_symlink(layout);
     let limit = if fast { FAST_LIMIT } else { PATH_MAX.min(info.block_size().len()) };
     let len = usize::try_from(inode.size).ok().filter(|len| (1..limit).contains(len));

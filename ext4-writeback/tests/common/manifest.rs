@@ -100,7 +100,7 @@ async fn facts(filesystem: &Filesystem, inode: InodeNumber) -> Map<String, Value
     let mut xattrs = Map::new();
     for name in filesystem.listxattr(inode).await.unwrap() {
         let value = filesystem.getxattr(inode, &name).await.unwrap();
-        xattrs.insert(String::from_utf8(name).unwrap(), json!(hex(&value)));
+        xattrs.insert(escaped(&name), json!(hex(&value)));
     }
     if !xattrs.is_empty() {
         put("xattrs", Value::Object(xattrs));
@@ -120,6 +120,9 @@ async fn chunks_hash(filesystem: &Filesystem, inode: InodeNumber, size: u64) -> 
         let start = u64::from(mapping.logical.0) * block_size;
         let end = (start + u64::from(mapping.len) * block_size).min(size);
         chunks.extend(start / 4096..end.div_ceil(4096).max(start / 4096));
+    }
+    if file.inline_extent().await.unwrap().is_some() {
+        chunks.insert(0);
     }
     let mut hash = Sha256::new();
     for chunk in chunks {

@@ -15,6 +15,7 @@ mod fallocate;
 mod fallocate_crash;
 mod fallocate_model;
 mod indirect;
+mod inline_data;
 mod memory;
 mod model;
 mod published;

@@ -386,6 +386,59 @@ impl Layout {
         Ok(())
     }
 
+    /// One unused entry over all of `area`, which is cleared.
+    pub fn fill_unused(&self, area: &mut [u8]) {
+        area.fill(0);
+        self.put(area, 0, area.len(), &[], 0, 0);
+    }
+
+    /// Lets the last entry of the first `used` bytes of `area` reach to its end.
+    ///
+    /// # Errors
+    /// What is wrong with the entries; nothing is changed then.
+    pub fn extend_last(&self, area: &mut [u8], used: usize) -> Result<(), Problem> {
+        let mut last = 0;
+        for entry in self.entries(area.get(..used).unwrap_or_default()) {
+            last = entry?.offset;
+        }
+        let len = area.len().saturating_sub(last);
+        self.set_rec_len(area, last, len);
+        Ok(())
+    }
+
+    /// Fills `block` with `.`, `..` and, at `parts`' places behind these, entries as they lie in areas without the two:
+    /// none moves but by the length of `.` and `..`. The last reaches to the end. The tail is made, its checksum is not.
+    ///
+    /// # Errors
+    /// They do not fit, or are damaged; the block is in pieces then.
+    pub fn fill_from_areas(
+        &self,
+        block: &mut [u8],
+        (directory, parent): (u32, u32),
+        parts: &[&[u8]],
+    ) -> Result<(), Problem> {
+        self.check_len(block)?;
+        block.fill(0);
+        self.put_tail(block);
+        let (end, kind) = (self.leaf_len(), FileType::Directory.directory_byte());
+        let (dot, dotdot) = (Self::entry_len(1), Self::entry_len(2));
+        self.put(block, 0, dot, b".", directory, kind);
+        self.put(block, dot, dotdot, b"..", parent, kind);
+        let mut at = dot.saturating_add(dotdot);
+        for part in parts {
+            let next = at.saturating_add(part.len());
+            match block.get_mut(at..next) {
+                Some(target) if next <= end => target.copy_from_slice(part),
+                _ => return Err(format!("{end} bytes are too few for the entries").into()),
+            }
+            at = next;
+        }
+        match block.get_mut(..end) {
+            Some(area) => self.extend_last(area, at),
+            None => Err("no room for entries".into()),
+        }
+    }
+
     fn put_tail(&self, block: &mut [u8]) {
         if self.checksum_seed.is_none() {
             return;

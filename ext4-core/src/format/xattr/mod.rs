@@ -314,10 +314,16 @@ fn len_of(attributes: &[Attribute<'_>]) -> usize {
         .fold(END_LEN, usize::saturating_add)
 }
 
+/// Bytes these attributes take behind an inode's fixed fields.
+#[must_use]
+pub fn len_in_inode(attributes: &[Attribute<'_>]) -> usize {
+    if attributes.is_empty() { 0 } else { len_of(attributes).saturating_add(INODE_HEADER_LEN) }
+}
+
 /// True where the attributes fit behind an inode's fixed fields, in `len` bytes.
 #[must_use]
 pub fn fit_in_inode(attributes: &[Attribute<'_>], len: usize) -> bool {
-    attributes.is_empty() || len_of(attributes).saturating_add(INODE_HEADER_LEN) <= len
+    len_in_inode(attributes) <= len
 }
 
 /// True where the attributes fit into a block of `len` bytes.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `blocks` | from a logical block of a directory to its verified buffer; appending a block |
 //! | `linear` | walking all blocks, finding a place for a name block by block |
+//! | `inline` | directories that lie in their inode |
 //! | `htree` | from a name's hash to its leaf, through the index |
 //! | `split` | making a hashed directory of a linear one, splitting leaves and nodes |
 //! | `read` | listing |
@@ -21,12 +22,14 @@
 
 mod blocks;
 mod htree;
+mod inline;
 mod linear;
 mod read;
 mod split;
 
 pub use read::{DirectoryEntry, is_empty, read};
 
+use super::inline_data::is_inline;
 use super::{Buffer, SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
 use crate::format::directory::index::IndexKind;
@@ -53,11 +56,9 @@ impl<'a> Directory<'a> {
             return Err(Error::posix(Errno::ENOTDIR, format!("inode {}", inode.number)));
         }
         let features = info.features();
-        if inode.flags.intersects(InodeFlags::INLINE_DATA | InodeFlags::ENCRYPT | InodeFlags::CASEFOLD) {
-            return Err(Error::Unsupported(format!(
-                "directory {}: inline data, encryption or case folding",
-                inode.number
-            )));
+        if inode.flags.intersects(InodeFlags::ENCRYPT | InodeFlags::CASEFOLD) {
+            let context = format!("directory {}: encryption or case folding", inode.number);
+            return Err(Error::Unsupported(context));
         }
         let indexed = inode.flags.contains(InodeFlags::INDEX) && features.compat.contains(Compat::DIR_INDEX);
         let layout =
@@ -96,7 +97,8 @@ fn no_entry(inode: &Inode, name: &[u8]) -> Error {
     Error::posix(Errno::ENOENT, format!("{name:?} in directory {}", inode.number))
 }
 
-/// Makes `directory`, a new inode with no blocks, a directory with `.` and `..`: one block. Makes it extent-mapped
+/// Makes `directory`, a new inode with no blocks, a directory with `.` and `..`: one block, or none where it can lie in
+/// its inode (`inline_data`). Makes it extent-mapped
 /// first where the file system has extents. Changes size, sectors, flags and i_block, not links.
 ///
 /// # Errors
@@ -107,6 +109,9 @@ pub async fn initialize(
     directory: &mut Inode,
     parent: InodeNumber,
 ) -> Result<()> {
+    if inline::initialize(info, directory, parent)? {
+        return Ok(());
+    }
     if info.features().incompat.contains(Incompat::EXTENTS) && !directory.flags.contains(InodeFlags::EXTENTS)
     {
         super::extent_tree::initialize(directory);
@@ -130,6 +135,9 @@ pub async fn preallocate_block(
     directory: &mut Inode,
 ) -> Result<()> {
     let this = Directory::new(info, directory)?;
+    if is_inline(directory) {
+        Box::pin(this.move_to_block(transaction, directory)).await?;
+    }
     if directory.flags.contains(InodeFlags::INDEX) {
         return Err(Error::posix(Errno::EINVAL, format!("directory {} is hashed", directory.number)));
     }
@@ -147,7 +155,11 @@ pub async fn lookup(
     name: &[u8],
 ) -> Result<Option<(InodeNumber, Option<FileType>)>> {
     check_name(name)?;
-    let located = Directory::new(info, directory)?.locate(directory, name).await?;
+    let this = Directory::new(info, directory)?;
+    if is_inline(directory) {
+        return Ok(this.locate_inline(directory, name)?.map(|found| (found.inode, found.file_type)));
+    }
+    let located = this.locate(directory, name).await?;
     Ok(located.map(|located| (InodeNumber(located.found.inode), located.found.file_type)))
 }
 
@@ -169,6 +181,12 @@ pub async fn add(
     check_name(name)?;
     let entry = NewEntry { name, inode: inode.0, file_type };
     let this = Directory::new(info, directory)?;
+    if is_inline(directory) {
+        if this.add_inline(directory, &entry)? {
+            return Ok(());
+        }
+        Box::pin(this.move_to_block(transaction, directory)).await?;
+    }
     let may_index = if this.indexed {
         match this.add_hashed(transaction, directory, &entry).await? {
             htree::Probe::Done(()) => return Ok(()),
@@ -191,14 +209,15 @@ pub async fn add(
     this.add_linear(transaction, directory, &entry, may_index).await
 }
 
-/// Removes a name and says which inode it named. The directory does not shrink.
+/// Removes a name and says which inode it named. The directory does not shrink. The caller logs the inode: an inline
+/// directory's names lie in it.
 ///
 /// # Errors
 /// `ENOENT` where it is not there; `EINVAL` for `.` and `..`; as [`lookup`]; those of the transaction.
 pub async fn remove(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
-    directory: &Inode,
+    directory: &mut Inode,
     name: &[u8],
 ) -> Result<InodeNumber> {
     check_name(name)?;
@@ -206,6 +225,9 @@ pub async fn remove(
         return Err(Error::posix(Errno::EINVAL, format!("removing {:?}", String::from_utf8_lossy(name))));
     }
     let this = Directory::new(info, directory)?;
+    if is_inline(directory) {
+        return this.remove_inline(directory, name);
+    }
     let located = this.locate(directory, name).await?.ok_or_else(|| no_entry(directory, name))?;
     located
         .buffer
@@ -218,20 +240,24 @@ pub async fn remove(
     Ok(InodeNumber(located.found.inode))
 }
 
-/// Makes an existing name (also `..`) point to another inode.
+/// Makes an existing name (also `..`) point to another inode. The caller logs the directory's inode as well: the names of
+/// an inline one lie in it.
 ///
 /// # Errors
 /// `ENOENT` where it is not there; as [`lookup`]; those of the transaction.
 pub async fn replace(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
-    directory: &Inode,
+    directory: &mut Inode,
     name: &[u8],
     inode: InodeNumber,
     file_type: FileType,
 ) -> Result<()> {
     check_name(name)?;
     let this = Directory::new(info, directory)?;
+    if is_inline(directory) {
+        return this.replace_inline(directory, name, inode, file_type);
+    }
     let located = this.locate(directory, name).await?.ok_or_else(|| no_entry(directory, name))?;
     located.buffer.modify(transaction, |block| {
         this.layout.set_inode(block, located.found.offset, inode.0, file_type);

@@ -13,6 +13,7 @@ use super::Directory;
 use crate::error::Result;
 use crate::format::directory::leaf::Entry;
 use crate::format::inode::{FileType, Inode};
+use crate::meta::inline_data::is_inline;
 use crate::meta::{Buffer, SuperblockInfo};
 use crate::types::InodeNumber;
 
@@ -48,6 +49,9 @@ pub async fn read(
     if max == 0 {
         return Ok(entries);
     }
+    if is_inline(directory) {
+        return this.read_inline(directory, position, max);
+    }
     let walked = this
         .walk(directory, first, |logical, buffer| {
             let start = u64::from(logical) << bits;
@@ -82,6 +86,9 @@ pub async fn read(
 /// Corrupt, also where one of the two is missing; those of the device.
 pub async fn is_empty(info: &SuperblockInfo, directory: &Inode) -> Result<bool> {
     let this = Directory::new(info, directory)?;
+    if is_inline(directory) {
+        return this.is_empty_inline(directory);
+    }
     let mut dots = 0;
     let other = this
         .walk(directory, 0, |logical, buffer| {
