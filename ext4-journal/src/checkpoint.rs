@@ -242,6 +242,7 @@ impl Journal {
     /// Writes the blocks of the oldest transactions until `wanted` log blocks are free, and moves the tail on.
     async fn checkpoint(&self, wanted: u32) -> Result<()> {
         let selected = self.state.lock().checkpoints.select(wanted);
+        tracing::debug!(blocks = selected.len(), wanted, "jbd2_checkpoint");
         let home = self.home();
         for lot in selected.chunks(LOT) {
             let images = self.state.lock().checkpoints.take_lot(lot);
@@ -287,6 +288,7 @@ impl Journal {
             state.checkpoints.transactions.drain(..count);
             state.space.free += blocks;
         }
+        tracing::debug!(first_tid = tail.1.0, tail = tail.0, freed = blocks, "jbd2_update_log_tail");
         self.wake.room.notify_waiters();
         Ok(())
     }

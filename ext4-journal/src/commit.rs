@@ -118,7 +118,9 @@ impl Journal {
             }
             match &mut state.running {
                 Some(running) if running.commit_requested => {
+                    tracing::debug!(transaction = running.id.0, "jbd2_start_commit");
                     running.advance(Phase::Locked, self.runtime.monotonic());
+                    tracing::trace!(transaction = running.id.0, "jbd2_commit_locking");
                     running.id
                 }
                 _ => return false,
@@ -132,6 +134,7 @@ impl Journal {
 
     async fn commit_locked(&self, id: TransactionId) -> Result<()> {
         self.drain().await?;
+        tracing::trace!(transaction = id.0, "jbd2_commit_flushing");
         let Some(content) = self.freeze()? else { return Ok(()) };
         let extent = self.take_log_space(id).await?;
         let (blocks, commit_block) = self.log_content(id, &content)?;
@@ -151,6 +154,7 @@ impl Journal {
             .await?;
             self.state.lock().space.empty_on_medium = false;
         }
+        tracing::trace!(transaction = id.0, blocks = blocks.len(), "jbd2_commit_logging");
         let flushed = self.write_log(extent.start, blocks).await?;
         self.advance_committing(Phase::Committing)?;
         let home = self.home();
@@ -323,6 +327,7 @@ impl Journal {
             (finished, state.space.free < self.log.ring() / 4 || state.checkpoints.is_to_be_emptied())
         };
         self.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(transaction = extent.id.0, log_blocks = extent.count, "jbd2_end_commit");
         drop(finished);
         self.wake.committed.notify_waiters();
         // Who waits for space asks again, now that there is something to checkpoint.

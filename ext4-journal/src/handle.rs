@@ -54,6 +54,7 @@ impl Journal {
     /// it does not run.
     pub async fn start(self: &Arc<Self>, credits: u32, operation: &'static str) -> Result<Handle> {
         let id = self.join(credits, operation).await?;
+        tracing::trace!(tid = id.0, operation, requested_blocks = credits, "jbd2_handle_start");
         Ok(Handle::new(self, operation, id, credits))
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use ext4_core::{Errno, Error, Result};
 
 use crate::file::SeekTarget;
-use crate::{FallocateMode, File, truncate};
+use crate::{FallocateMode, File, OpenOptions, truncate};
 
 /// How much is read and written at a time.
 const PIECE: u64 = 1 << 20;
@@ -23,7 +23,7 @@ impl File {
     /// bytes; fewer where the source ends, or where an error came after some.
     ///
     /// # Errors
-    /// `EXDEV` where the files are on different file systems, `EINVAL` where both are the same and the ranges overlap,
+    /// `EBADF` where this file was opened for appending; `EXDEV` where the files are on different file systems, `EINVAL` where both are the same and the ranges overlap,
     /// `EFBIG`; those of a read and of a write.
     pub async fn copy_range_from(
         &self,
@@ -36,7 +36,13 @@ impl File {
         if !Arc::ptr_eq(fs, &source.filesystem.inner) {
             return Err(Error::posix(Errno::EXDEV, "copying from another file system"));
         }
-        let limit = truncate::max_size(fs);
+        if self.options.append {
+            return Err(Error::posix(Errno::EBADF, "copying to a file that is opened for appending"));
+        }
+        let (plain_target, plain_source) = (self.through_the_cache(), source.through_the_cache());
+        let (target, source) =
+            (plain_target.as_ref().unwrap_or(self), plain_source.as_ref().unwrap_or(source));
+        let limit = crate::indirect::max_size(fs, &self.inode).await;
         let len = len.min(source.len().saturating_sub(source_offset));
         if len == 0 {
             return Ok(0);
@@ -52,7 +58,7 @@ impl File {
         let mut done = 0;
         while done < len {
             let (from, to) = (source_offset + done, offset + done);
-            match self.copy_piece(source, from, to, len - done).await {
+            match target.copy_piece(source, from, to, len - done).await {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if done == 0 => return Err(error),
@@ -60,6 +66,16 @@ impl File {
             }
         }
         Ok(done)
+    }
+
+    /// The same file without `direct`, whose alignment a copy need not have; `None` where it has not.
+    fn through_the_cache(&self) -> Option<Self> {
+        if !self.options.direct {
+            return None;
+        }
+        self.filesystem.inner.inodes.opened(&self.inode);
+        let options = OpenOptions { direct: false, ..self.options };
+        Some(Self::new(self.filesystem.clone(), Arc::clone(&self.inode), options))
     }
 
     /// Copies the data, or the hole, that begins at `from`; 0 at the end of the source.

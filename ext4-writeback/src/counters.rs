@@ -6,7 +6,9 @@ use crate::Filesystem;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// What the data path did since the mount.
+        /// What the data path did since the mount. Each figure only grows; the difference of two snapshots is what
+        /// happened between them. They are counted one by one, so a snapshot under load may have one event in one figure
+        /// and not yet in another.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)+
@@ -52,8 +54,16 @@ counters! {
     parked,
     /// Writers that waited for the dirty limit, for memory or for I/O on a block they change.
     stalls,
+    /// Nanoseconds that writers waited at the dirty limits, all together.
+    throttled_nanoseconds,
     /// Folios given up to make room.
     reclaimed_folios,
+    /// Bytes of them.
+    reclaimed_bytes,
+    /// Folios that were found in use again when they were to be given up.
+    activated_folios,
+    /// Folios that are shorter than was asked for, because memory is in small pieces.
+    shorter_folios,
     /// Bios of reads.
     read_bios,
     /// Reads that did not find what they wanted in memory and read more than that.

@@ -12,6 +12,8 @@
 //! - A delayed block has a dirty block of the page cache above it: both come to be under the folio's lock with nothing
 //!   awaited in between, so that no dropped future can leave the one without the other.
 //! - What is taken from the device only fills gaps: where the tree knows something, the tree is right.
+//! - What could be read again has a bound in each tree and in all of them together: a tree that grows while all hold
+//!   too much gives up its own.
 //! - The sequence number grows with every change, under the lock. Who kept an answer compares; a false "changed" is
 //!   allowed, a false "unchanged" would write data into blocks that belong to another file by now.
 //!
@@ -20,7 +22,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
 use ext4_core::{BlockNumber, Result};
@@ -88,10 +90,24 @@ struct Tree {
     extents: BTreeMap<u32, (u32, Status)>,
     delayed_blocks: u64,
     delayed_extents: usize,
+    /// How many of its extents are counted among those of all trees.
+    counted: usize,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        RECLAIMABLE_OF_ALL.fetch_sub(self.counted, Ordering::Relaxed);
+    }
 }
 
 /// How many extents that could be read again one tree may hold.
 const MAX_RECLAIMABLE: usize = 8192;
+/// How many all trees of the process may hold together (about 16 MiB), and how many each may whatever the others do.
+const MAX_RECLAIMABLE_OF_ALL: usize = 1 << 18;
+const MIN_RECLAIMABLE: usize = 64;
+
+/// How many there are.
+static RECLAIMABLE_OF_ALL: AtomicUsize = AtomicUsize::new(0);
 
 impl Tree {
     fn insert(&mut self, start: u32, end: u32, status: Status) {
@@ -162,6 +178,22 @@ impl Tree {
         self.insert(start, end, status);
     }
 
+    /// Brings the count of all trees up to date; returns how many extents of this one could be read again.
+    fn count(&mut self) -> usize {
+        let reclaimable = self.extents.len() - self.delayed_extents;
+        match reclaimable.cmp(&self.counted) {
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => {
+                RECLAIMABLE_OF_ALL.fetch_add(reclaimable - self.counted, Ordering::Relaxed);
+            }
+            std::cmp::Ordering::Less => {
+                RECLAIMABLE_OF_ALL.fetch_sub(self.counted - reclaimable, Ordering::Relaxed);
+            }
+        }
+        self.counted = reclaimable;
+        reclaimable
+    }
+
     /// True where `range` is the beginning of a hole behind a delayed extent: the next step of a stream of writes.
     fn goes_on_behind_delayed(&self, range: &Range<u32>) -> bool {
         let mut before = self.extents.range(..=range.start).rev();
@@ -182,15 +214,26 @@ impl Tree {
         }
     }
 
-    /// Keeps the tree within its bound; `keep` stays.
+    /// Keeps the tree within its bound, and all of them within theirs; `keep` stays.
     fn prune(&mut self, keep: u32) {
-        if self.extents.len() - self.delayed_extents <= MAX_RECLAIMABLE {
+        let reclaimable = self.count();
+        let of_all = RECLAIMABLE_OF_ALL.load(Ordering::Relaxed);
+        if reclaimable <= MAX_RECLAIMABLE
+            && (of_all <= MAX_RECLAIMABLE_OF_ALL || reclaimable <= MIN_RECLAIMABLE)
+        {
             return;
         }
+        let before = self.extents.len();
         // Everything goes at once: it comes back by one read of a cached leaf each. A clock hand would be one more
         // word in each extent.
         self.extents
             .retain(|start, (end, status)| *status == Status::Delayed || (*start..*end).contains(&keep));
+        tracing::trace!(
+            nr_shrunk = before - self.extents.len(),
+            nr_skipped = self.extents.len(),
+            "ext4_es_shrink"
+        );
+        self.count();
     }
 }
 
@@ -358,6 +401,35 @@ mod tests {
         Mapping { logical: LogicalBlock(logical), len, state }
     }
 
+    /// A kept answer is fresh while the sequence is the one it came with; 32 bits of it would come round.
+    #[test]
+    fn k_24_the_sequence_goes_on_behind_32_bits() {
+        let tree = ExtentStatusTree { sequence: AtomicU64::new(7), ..ExtentStatusTree::new() };
+        tree.cache(&mapping(0, 10, MappingState::Written(BlockNumber(1000))));
+        let kept = tree.lookup(3).expect("known");
+        tree.sequence.store(kept.sequence + (1 << 32) - 1, Ordering::Release);
+        tree.remove(0..10);
+        assert_ne!(kept.sequence, tree.sequence());
+        assert_eq!(tree.sequence() as u32, kept.sequence as u32, "what 32 bits would have said");
+    }
+
+    /// Who made blocks delayed has an answer that is true at once.
+    #[test]
+    fn k_25_k_19_what_was_just_reserved_is_delayed_and_fresh() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, 100, MappingState::Hole));
+        let before = tree.sequence();
+        assert_eq!(tree.reserve(5..9, |_| Ok(())).expect("room"), Reservation::Done);
+        let extent = tree.lookup(5).expect("known");
+        assert_eq!((extent.status, extent.end, extent.sequence), (Status::Delayed, 9, tree.sequence()));
+        assert_ne!(before, tree.sequence(), "who had kept the hole looks again");
+        // The next step of a stream takes a short cut, and changes the sequence too.
+        let before = tree.sequence();
+        assert_eq!(tree.reserve(9..12, |_| Ok(())).expect("room"), Reservation::Done);
+        assert_eq!(tree.lookup(5).expect("known").end, 12);
+        assert_ne!(before, tree.sequence());
+    }
+
     #[test]
     fn agrees_with_a_vector_of_blocks() {
         const BLOCKS: usize = 200;
@@ -465,6 +537,27 @@ mod tests {
         }
         assert!(tree.tree.lock().extents.len() <= MAX_RECLAIMABLE + 1);
         assert_eq!(tree.lookup(3).map(|extent| extent.status), Some(Status::Delayed));
+    }
+
+    #[test]
+    fn all_trees_together_have_a_bound() {
+        let trees: Vec<_> = (0..80).map(|_| ExtentStatusTree::new()).collect();
+        let fill = |tree: &ExtentStatusTree, count: u32| {
+            for i in 0..count {
+                tree.cache(&mapping(2 * i, 1, MappingState::Written(BlockNumber(7))));
+            }
+        };
+        for tree in &trees {
+            fill(tree, 8000);
+        }
+        let held: usize = trees.iter().map(|tree| tree.tree.lock().extents.len()).sum();
+        assert!(held <= MAX_RECLAIMABLE_OF_ALL + trees.len() * MIN_RECLAIMABLE, "{held}");
+        assert!(held > MAX_RECLAIMABLE_OF_ALL / 2, "{held}");
+        // What is dropped makes room.
+        drop(trees);
+        let tree = ExtentStatusTree::new();
+        fill(&tree, 8000);
+        assert_eq!(tree.tree.lock().extents.len(), 8000);
     }
 
     #[test]

@@ -251,6 +251,18 @@ pub(crate) async fn sync_inode(
     range: Range<u64>,
     datasync: bool,
 ) -> Result<()> {
+    tracing::debug!(ino = inode.number.0, datasync, "ext4_sync_file_enter");
+    let result = sync_inode_and_commit(fs, inode, range, datasync).await;
+    tracing::debug!(ino = inode.number.0, ret = ?result.as_ref().err(), "ext4_sync_file_exit");
+    result
+}
+
+async fn sync_inode_and_commit(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    range: Range<u64>,
+    datasync: bool,
+) -> Result<()> {
     writeback::sync_inode_range(fs, inode, range, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
     let flushed = match (&fs.journal, inode.last_transaction(datasync)) {

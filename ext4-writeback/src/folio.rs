@@ -25,7 +25,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use ext4_core::device::{PoolMemory, PoolView};
 use ext4_core::{BlockSize, Error};
@@ -33,6 +33,9 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use crate::lock_order::assert_no_handle;
+
+/// More uses than this are not counted.
+const MOST_USES: u8 = 3;
 
 /// A set of a folio's blocks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -158,7 +161,8 @@ pub(crate) struct Folio {
     start: u64,
     block_size: BlockSize,
     blocks: u32,
-    referenced: AtomicBool,
+    /// How often it was found again, up to a few: for reclaim.
+    uses: AtomicU8,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -186,7 +190,7 @@ impl Folio {
             start,
             block_size,
             blocks,
-            referenced: AtomicBool::new(true),
+            uses: AtomicU8::new(0),
             state: Mutex::new(state),
             changed: Notify::new(),
         })
@@ -242,14 +246,21 @@ impl Folio {
 
     /// Notes a use, for reclaim.
     pub fn touch(&self) {
-        if !self.referenced.load(Ordering::Relaxed) {
-            self.referenced.store(true, Ordering::Relaxed);
+        // Two that come at once may count as one.
+        let uses = self.uses.load(Ordering::Relaxed);
+        if uses < MOST_USES {
+            self.uses.store(uses + 1, Ordering::Relaxed);
         }
     }
 
-    /// Takes back the note of a use.
-    pub fn take_referenced(&self) -> bool {
-        self.referenced.swap(false, Ordering::Relaxed)
+    /// How many uses were noted, up to a few.
+    pub fn uses(&self) -> u8 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
+    /// Forgets the uses; returns how many there were.
+    pub fn take_uses(&self) -> u8 {
+        self.uses.swap(0, Ordering::Relaxed)
     }
 
     /// Locks the folio where nobody has it locked.

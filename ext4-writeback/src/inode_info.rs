@@ -60,6 +60,8 @@ pub(crate) struct InodeInfo {
     pub open_count: AtomicU32,
     /// It has no links: it goes when the last file is closed. Set under `inode`.
     pub unlinked: AtomicBool,
+    /// It was cut to nothing: what is written next is sent to the device when a file is closed.
+    pub replaced_by_truncation: AtomicBool,
     /// The inode was deleted: its number may be another's by now. Set under `rwlock` and `inode`.
     pub freed: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl InodeInfo {
             indirect: OnceLock::new(),
             open_count: AtomicU32::new(0),
             unlinked: AtomicBool::new(inode.links_count == 0),
+            replaced_by_truncation: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             inode: RwLock::new(inode),
         }

@@ -150,12 +150,13 @@ impl Gather {
         let bits = self.fs.info.block_size().bits();
         ioend.inode.completion.close(&ioend);
         let mut at = ioend.physical.0 << bits;
-        tracing::debug!(
-            inode = ioend.inode.number.0,
-            offset = ioend.offset,
-            size = ioend.size,
+        tracing::trace!(
+            ino = ioend.inode.number.0,
+            pos = ioend.offset,
+            len = ioend.size,
+            pblk = ioend.physical.0,
             kind = ?ioend.kind,
-            "ioend"
+            "iomap_ioend_submit"
         );
         LiveCounters::add(&control.counters.ioends, 1);
         LiveCounters::add(&control.counters.bytes, ioend.size);

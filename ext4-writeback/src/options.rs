@@ -43,6 +43,16 @@ pub struct MountOptions {
     pub journal_device: Option<Arc<dyn BlockDevice>>,
     /// Bytes of memory for file data and metadata together: 256 MiB.
     pub cache: usize,
+    /// Bytes of dirty data above which it is written back in the background; `None`: an eighth of `dirty_bytes`
+    /// (`vm.dirty_background_bytes`).
+    pub dirty_background_bytes: Option<usize>,
+    /// Bytes of dirty data and of data under writeback at which writers wait; `None`: half of the memory for file data,
+    /// of which they never take more than seven eighths (`vm.dirty_bytes`).
+    pub dirty_bytes: Option<usize>,
+    /// How often the flusher looks for old data: 5 s (`vm.dirty_writeback_centisecs`).
+    pub writeback_interval: Duration,
+    /// How old dirty data gets before it is written back: 30 s (`vm.dirty_expire_centisecs`).
+    pub dirty_expiry: Duration,
     /// Blocks are allocated at writeback (`delalloc`).
     pub delayed_allocation: bool,
     /// When blocks become part of their file.
@@ -84,6 +94,10 @@ impl Default for MountOptions {
             overlay_limit: 1 << 30,
             journal_device: None,
             cache: 256 << 20,
+            dirty_background_bytes: None,
+            dirty_bytes: None,
+            writeback_interval: Duration::from_secs(5),
+            dirty_expiry: Duration::from_secs(30),
             delayed_allocation: true,
             allocation: Allocation::Unwritten,
             commit_interval: Some(Duration::from_secs(5)),
@@ -110,6 +124,10 @@ impl fmt::Debug for MountOptions {
             .field("overlay_limit", &self.overlay_limit)
             .field("journal_device", &self.journal_device)
             .field("cache", &self.cache)
+            .field("dirty_background_bytes", &self.dirty_background_bytes)
+            .field("dirty_bytes", &self.dirty_bytes)
+            .field("writeback_interval", &self.writeback_interval)
+            .field("dirty_expiry", &self.dirty_expiry)
             .field("delayed_allocation", &self.delayed_allocation)
             .field("allocation", &self.allocation)
             .field("commit_interval", &self.commit_interval)

@@ -9,7 +9,7 @@
 //! Locks: the tree's mutex is a leaf but for the folios' state mutex.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
@@ -213,6 +213,8 @@ pub(crate) struct PageCache {
     pub writeback_lock: tokio::sync::Mutex<()>,
     /// Where the next turn in the background begins. Belongs to who holds `writeback_lock`.
     writeback_index: AtomicU64,
+    /// Bytes of folios that writers made dirty and have not been throttled for.
+    owed: AtomicUsize,
     /// The lowest size the file was truncated to since [`PageCache::forget_cut`].
     cut: AtomicU64,
     /// Where the last write ended.
@@ -238,6 +240,16 @@ impl PageCache {
     /// The folios, for reclaim.
     pub fn space(&self) -> Weak<AddressSpace> {
         Arc::downgrade(&self.space)
+    }
+
+    /// A folio of `len` bytes was made dirty.
+    pub fn owe(&self, len: usize) {
+        self.owed.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// The bytes that were made dirty since the last call.
+    pub fn take_owed(&self) -> u64 {
+        self.owed.swap(0, Ordering::Relaxed) as u64
     }
 
     /// Where the next turn of writeback in the background begins.

@@ -151,6 +151,7 @@ pub(crate) async fn drop_delayed(fs: &FilesystemInner, inode: &InodeInfo, range:
     inode.preallocation.give_back(&fs.info, range.clone());
     let dropped = inode.extent_status.remove_delayed(range);
     fs.info.release_reserved_blocks(dropped);
+    tracing::trace!(ino = inode.number.0, freed_blocks = dropped, "ext4_da_release_space");
 }
 
 /// `ioend`, whose blocks were picked, failed: they go back. What was made dirty again meanwhile stays delayed, the rest

@@ -128,7 +128,7 @@ impl MappedFolio<'_> {
             return Err(Error::posix(Errno::ENODEV, "unmounted"));
         }
         fs.check_writable()?;
-        flusher::throttle(fs).await;
+        flusher::throttle(fs, &file.inode).await;
         let _content = file.inode.rwlock.write().await;
         file.inode.check_alive()?;
         let room = file.inode.size().saturating_sub(self.offset);
@@ -196,7 +196,7 @@ impl File {
         let end = loop {
             fs.check_writable()?;
             // Before any folio is locked: what makes room may write back this very folio.
-            flusher::throttle(fs).await;
+            flusher::throttle(fs, inode).await;
             let _content = inode.rwlock.write().await;
             inode.check_alive()?;
             let end = self.end_of_mapping(offset, len)?;

@@ -166,7 +166,7 @@ impl File {
             return Err(Error::posix(Errno::ENODEV, "unmounted"));
         }
         fs.check_writable()?;
-        crate::flusher::throttle(fs).await;
+        crate::flusher::throttle(fs, &self.inode).await;
         // It may have been waiting when the error struck.
         fs.check_writable()?;
         let _changing = match self.inode.rwlock.try_write() {

@@ -100,22 +100,30 @@ pub(crate) async fn raise_size(
 /// Otherwise the completion of that data does it. The caller logs the inode.
 pub(crate) fn settle_size(
     fs: &FilesystemInner,
-    inode: &InodeInfo,
+    inode: &Arc<InodeInfo>,
     disk: &mut ext4_core::format::inode::Inode,
 ) {
     let size = inode.size();
+    if size <= disk.size {
+        return;
+    }
     let floor = disk.size & !(u64::from(fs.info.block_size().bytes()) - 1);
-    if size > disk.size
-        && !inode.completion.is_in_flight_from(floor)
+    if !inode.completion.is_in_flight_from(floor)
         && !inode.completion.has_failed_tail()
         && !inode.pages.is_dirty_from(floor)
     {
         disk.size = size;
         inode.completion.set_disk_size(size);
+    } else {
+        // The size follows the data, which is not to wait until it is old.
+        fs.writeback.expedite(inode);
     }
 }
 
 async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    if size == 0 && inode.size() > 0 {
+        inode.replaced_by_truncation.store(true, Ordering::Release);
+    }
     let _dropping = inode.invalidate_lock.write().await;
     {
         let handle = fs.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
@@ -175,6 +183,7 @@ async fn free_behind(
 ) -> Result<()> {
     let first = fs.info.block_size().blocks_for(size);
     let first = u32::try_from(first).unwrap_or(u32::MAX);
+    tracing::debug!(ino = inode.number.0, size, "ext4_truncate_enter");
     loop {
         let handle = fs.begin_tracked(FREE_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
@@ -182,6 +191,10 @@ async fn free_behind(
         let promised = inode.extent_status.remove(first..u32::MAX);
         inode.preallocation.give_back(&fs.info, first..u32::MAX);
         fs.info.release_reserved_blocks(promised);
+        if promised > 0 {
+            tracing::trace!(ino = inode.number.0, freed_blocks = promised, "ext4_da_release_space");
+        }
+        tracing::trace!(ino = inode.number.0, lblk = first, "ext4_es_remove_extent");
         let removal = if first < u32::MAX {
             block_map::remove(&fs.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX).await?
         } else {
@@ -195,6 +208,7 @@ async fn free_behind(
         }
         fs.log_inode(&handle, inode, &disk, true).await?;
         if removal == Removal::Done {
+            tracing::debug!(ino = inode.number.0, sectors = disk.sectors, "ext4_truncate_exit");
             return Ok(());
         }
     }

@@ -93,6 +93,12 @@ impl<'a> WritepageContext<'a> {
             // A truncation is about to drop it.
             return Ok(());
         }
+        tracing::trace!(
+            ino = inode.number.0,
+            pos = folio.start(),
+            len = folio.len(),
+            "iomap_writeback_folio"
+        );
         let dirty = folio.start_writeback();
         inode.pages.note_clean(folio);
         fs.writeback.note_writeback(folio.len());
@@ -137,8 +143,12 @@ impl<'a> WritepageContext<'a> {
                     let first = folio.first_block();
                     let lost = first + run.start..first + folio.blocks();
                     preallocation::drop_delayed(fs, inode, lost).await;
-                    tracing::error!(inode = inode.number.0, block = first + run.start, %error,
-                        "no blocks for delayed data: it is lost");
+                    // Where everything has stopped meanwhile, that has been said.
+                    if fs.check_writable().is_ok() {
+                        let space = fs.info.free_and_reserved_blocks();
+                        tracing::error!(ino = inode.number.0, lblk = first + run.start, %error, free = space.0,
+                            dirty = space.1, "no blocks for delayed data: it is lost");
+                    }
                     result = Err(error);
                     break;
                 }
@@ -261,7 +271,14 @@ pub(crate) async fn allocate_delayed(
     let counters = &fs.writeback.counters;
     LiveCounters::add(&counters.allocations, 1);
     LiveCounters::add(&counters.blocks_allocated, u64::from(got));
-    tracing::debug!(inode = inode.number.0, block, got, physical = physical.0, "ext4_da_write_pages_extent");
+    tracing::debug!(
+        ino = inode.number.0,
+        lblk = block,
+        len = got,
+        wanted = request.len,
+        pblk = physical.0,
+        "ext4_da_write_pages_extent"
+    );
     Ok(Extent { start: block, end: block + got, status: Status::Unwritten(physical), sequence })
 }
 
@@ -303,6 +320,13 @@ pub(crate) async fn allocate_holes(
         let mapped = Mapped::Blocks { physical, unwritten: true };
         fs.fast_commits.range_changed(handle.id(), inode.number, (at, at + got), mapped);
         inode.extent_status.set(at..at + got, Status::Unwritten(physical));
+        tracing::debug!(
+            ino = inode.number.0,
+            lblk = at,
+            len = got,
+            pblk = physical.0,
+            "ext4_allocate_blocks"
+        );
         fs.log_inode(&handle, inode, &disk, false).await?;
         LiveCounters::add(&fs.writeback.counters.allocations, 1);
         LiveCounters::add(&fs.writeback.counters.blocks_allocated, u64::from(got));

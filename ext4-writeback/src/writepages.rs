@@ -49,6 +49,9 @@ pub(crate) struct WritebackControl {
     pub range: Range<u64>,
     /// In the background: it stops when folios of so many bytes were written (nr_to_write).
     pub budget: u64,
+    /// Only folios that became dirty in this generation or before ([`PageCache::tag_dirty`](crate::page_cache)). A pass
+    /// in [`Mode::Sync`] begins a new one.
+    pub generation: u64,
     /// It begins where the last pass of this kind stopped, not at the start of the range, and does not wrap
     /// (range_cyclic).
     pub cyclic: bool,
@@ -57,17 +60,22 @@ pub(crate) struct WritebackControl {
 impl WritebackControl {
     /// `range`, for somebody who waits for it.
     pub fn sync(range: Range<u64>) -> Self {
-        Self { mode: Mode::Sync, range, budget: u64::MAX, cyclic: false }
+        Self { mode: Mode::Sync, range, budget: u64::MAX, generation: u64::MAX, cyclic: false }
     }
 
     /// `range`, as far as it is not busy.
     pub fn start(range: Range<u64>) -> Self {
-        Self { mode: Mode::Background, range, budget: u64::MAX, cyclic: false }
+        Self { mode: Mode::Background, range, budget: u64::MAX, generation: u64::MAX, cyclic: false }
     }
 
     /// An inode's turn in the background: about `budget` bytes.
     pub fn turn(budget: u64) -> Self {
-        Self { mode: Mode::Background, range: 0..u64::MAX, budget, cyclic: true }
+        Self { mode: Mode::Background, range: 0..u64::MAX, budget, generation: u64::MAX, cyclic: true }
+    }
+
+    /// The same, for what became dirty in `generation` or before.
+    pub fn before(self, generation: u64) -> Self {
+        Self { generation, ..self }
     }
 }
 
@@ -96,7 +104,7 @@ pub(crate) async fn writepages(
         size & !(u64::from(fs.info.block_size().bytes()) - 1)
     };
     pages.forget_cut();
-    let last = if control.mode == Mode::Sync { pages.tag_dirty() } else { u64::MAX };
+    let last = if control.mode == Mode::Sync { pages.tag_dirty() } else { control.generation };
     // Folios that become dirty behind this point by an append that races with us are the next pass's.
     let mut end = control.range.end.min(inode.size());
     let mut position = if control.cyclic { pages.writeback_index() } else { control.range.start };
@@ -184,4 +192,4 @@ pub(crate) async fn writepages(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ mod tree;
 use ext4_core::device::simulated::Image;
 use ext4_core::format::inode::FileType;
 use ext4_core::{InodeNumber, Timestamp};
-use ext4_writeback::{Credentials, Filesystem, NewInode, RenameFlags, SetMode, Times};
+use ext4_writeback::{Credentials, FallocateMode, Filesystem, NewInode, RenameFlags, SetMode, Times};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "getfattr", "setfattr"];
 const ROOT: InodeNumber = InodeNumber::ROOT;
@@ -200,6 +200,78 @@ async fn an_image_that_both_wrote_in_turn() {
             common::assert_clean(&image, &format!("{name}, round {round}, the kernel's"));
         }
         assert_agreed(&image, name).await;
+    }
+}
+
+/// The same calls on the same image, ours and the kernel's: both fail or neither does, and the files are the same; what
+/// ours left the kernel reads, and the other way round.
+#[tokio::test]
+async fn fallocate_does_what_the_kernel_does() {
+    if !able() || !common::have(&["fallocate"]) {
+        return;
+    }
+    let modes = [
+        (FallocateMode::Allocate, ""),
+        (FallocateMode::AllocateKeepSize, "-n"),
+        (FallocateMode::PunchHole, "-p"),
+        (FallocateMode::ZeroRange, "-z"),
+        (FallocateMode::CollapseRange, "-c"),
+        (FallocateMode::InsertRange, "-i"),
+    ];
+    for (seed, (name, arguments)) in KINDS.iter().enumerate() {
+        let image = common::mke2fs(arguments, "64M");
+        let kernel = common::KernelMount::new(&image);
+        let mounted = common::mount(&image).await;
+        let filesystem = &mounted.filesystem;
+        let mut random = fastrand::Rng::with_seed(seed as u64);
+        let mut files = Vec::new();
+        for number in 0..4 {
+            let file = format!("file{number}");
+            let content: Vec<u8> = (0..random.usize(1..400_000)).map(|at| (at / 3) as u8 | 1).collect();
+            let path = kernel.path().join(&file);
+            std::fs::write(&path, &content).unwrap();
+            filesystem.write(&format!("/{file}"), content).await.unwrap();
+            let ours = filesystem.open_path(format!("/{file}")).await.unwrap();
+            for _ in 0..25 {
+                let (mode, flag) = modes[random.usize(0..modes.len())];
+                let (mut offset, mut len) = (random.u64(0..450_000), random.u64(1..100_000));
+                if random.u8(0..4) > 0 {
+                    (offset, len) = (offset & !4095, len.next_multiple_of(4096));
+                }
+                let call = format!("{name}: {mode:?} {offset}+{len} of {} bytes", ours.len());
+                let (at, count) = (offset.to_string(), len.to_string());
+                let mut call_arguments = vec!["-o", &at, "-l", &count, path.to_str().unwrap()];
+                if !flag.is_empty() {
+                    call_arguments.insert(0, flag);
+                }
+                let theirs = common::run("fallocate", &call_arguments).status.success();
+                let found = ours.fallocate(mode, offset, len).await;
+                assert_eq!(found.is_ok(), theirs, "{call}: {found:?}");
+                assert_eq!(ours.len(), std::fs::metadata(&path).unwrap().len(), "{call}");
+                if random.u8(0..4) == 0 {
+                    let data = vec![random.u8(1..); random.usize(1..20_000)];
+                    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                    std::os::unix::fs::FileExt::write_all_at(&file, &data, offset).unwrap();
+                    ours.write_at(offset, &data).await.unwrap();
+                }
+            }
+            let mut bytes = vec![0; ours.len() as usize];
+            ours.read_at(0, &mut bytes).await.unwrap();
+            assert!(bytes == std::fs::read(&path).unwrap(), "{name}: {file}");
+            files.push((file, bytes));
+        }
+        let (ours, theirs) = (mounted.unmount_clean(name).await, kernel.unmount());
+        let kernel = common::KernelMount::new(&ours);
+        let mounted = common::mount(&theirs).await;
+        for (file, bytes) in files {
+            assert!(std::fs::read(kernel.path().join(&file)).unwrap() == bytes, "{name}: our {file}");
+            assert!(
+                mounted.filesystem.read(format!("/{file}")).await.unwrap() == bytes,
+                "{name}: their {file}"
+            );
+        }
+        common::assert_clean(&kernel.unmount(), name);
+        mounted.unmount_clean(name).await;
     }
 }
 

@@ -98,6 +98,26 @@ fn listings_show_what_is_there() {
 }
 
 #[test]
+fn trimming_makes_an_image_sparse_again() {
+    use std::os::unix::fs::MetadataExt;
+    let image = Image::new();
+    let big = image.directory.join("big");
+    fs::write(&big, vec![7; 20 << 20]).unwrap();
+    ext4(["cp", big.to_str().unwrap(), &image.at("/big")]).ok();
+    ext4(["rm", &image.at("/big")]).ok();
+    let room = || fs::metadata(&image.path).unwrap().blocks() * 512;
+    let before = room();
+    let path = image.path.to_str().unwrap();
+    let report: serde_json::Value = serde_json::from_str(&ext4(["trim", "--json", path]).ok()).unwrap();
+    assert!(report["trimmed_bytes"].as_u64().unwrap() > 40 << 20, "{report}");
+    assert!(room() + (18 << 20) < before, "{} of {before} bytes are left", room());
+    let part = ext4(["trim", "--from", "8M", "--length", "1M", path]).ok();
+    assert!(part.ends_with(" bytes were trimmed\n"), "{part}");
+    ext4(["trim", "--from", "1T", path]).fails(1, &["trimming"]);
+    check(&image.path);
+}
+
+#[test]
 fn copies_go_where_cp_would_put_them() {
     let image = Image::new();
     let local = |name: &str| image.directory.join(name).to_str().unwrap().to_string();

@@ -57,7 +57,7 @@ fn every_command_explains_itself() {
     let help = ext4(["--help"]).ok();
     for command in [
         "mkfs", "pack", "unpack", "info", "ls", "stat", "cat", "cp", "mkdir", "rm", "mv", "ln", "df",
-        "extents", "journal",
+        "extents", "journal", "trim",
     ] {
         assert!(help.contains(&format!("  {command} ")), "{command} in {help}");
         let text = ext4([command, "--help"]).ok();

@@ -342,6 +342,13 @@ async fn process_groups(
                 continue;
             }
             inode.extent_status.set_written(group.blocks.clone());
+            tracing::trace!(
+                ino = inode.number.0,
+                lblk = first.0,
+                len,
+                ioends = group.members.len(),
+                "ext4_convert_unwritten_extents"
+            );
             if let Some(first) = group.members.first() {
                 let mapped = Mapped::Blocks { physical: first.physical, unwritten: false };
                 let blocks = (group.blocks.start, group.blocks.end);

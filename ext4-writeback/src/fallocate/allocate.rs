@@ -12,14 +12,13 @@
 
 use std::ops::Range;
 
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Result};
 
 use super::Request;
 use crate::extent_status::Status;
-use crate::iomap;
 use crate::iomap::zero::zero_block_tail;
 use crate::writeback::{self, ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
-use crate::{preallocation, truncate};
+use crate::{iomap, preallocation, truncate};
 
 impl Request<'_> {
     pub(super) async fn allocate(&self, grow: bool) -> Result<()> {
@@ -49,21 +48,19 @@ impl Request<'_> {
     /// `ENOSPC`, with a part of them allocated; those of the journal and of the device.
     pub(super) async fn allocate_blocks(&self, blocks: Range<u32>) -> Result<()> {
         let (fs, inode) = (self.fs, self.inode);
-        if inode.extent_status.delayed_blocks() > 0 && preallocation::is_published(fs, inode).await {
-            // Its delayed blocks may have a place in memory already, and be on their way to it.
-            writeback::sync_inode_data(fs, inode).await?;
-        }
         let (mut at, mut retries) = (blocks.start, 0);
         while at < blocks.end {
             let extent = iomap::lookup(fs, inode, at).await?;
             let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
             let allocated = match extent.status {
                 Status::Hole => writeback::allocate_holes(fs, inode, at..stop).await,
-                // Writeback may come first: then this finds its blocks, and allocates nothing.
+                // Its blocks may be picked, and its data under way to them: they are mapped when it is there.
                 Status::Delayed if preallocation::is_published(fs, inode).await => {
-                    let what = format!("inode {} block {at}", inode.number);
-                    Err(Error::io("write back", what, Errno::EIO))
+                    let bits = fs.info.block_size().bits();
+                    let bytes = u64::from(at) << bits..u64::from(stop) << bits;
+                    writeback::sync_inode_range(fs, inode, bytes, false).await
                 }
+                // Writeback may come first: then this finds its blocks, and allocates nothing.
                 Status::Delayed => writeback::allocate_delayed(fs, inode, at, stop - at).await.map(|_| ()),
                 Status::Unwritten(_) | Status::Written(_) => {
                     at = extent.end;

@@ -32,10 +32,11 @@ use ext4_core::format::inode::InodeFlags;
 use ext4_core::meta::credits;
 use ext4_core::{Errno, Error, Result};
 
+use crate::File;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::open_options::SyncMode;
-use crate::{File, truncate};
+use crate::truncate;
 
 /// What [`File::fallocate`] does with a range (fallocate(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,15 +61,15 @@ pub enum FallocateMode {
 }
 
 impl File {
-    /// Changes how `len` bytes from byte `offset` on are allocated, as `mode` says.
+    /// Changes how `len` bytes from byte `offset` on are allocated, as `mode` says. Durable when it returns where the file
+    /// was opened for that ([`crate::OpenOptions::sync`]).
     ///
     /// # Errors
     /// As the kernel's ext4: `EINVAL` for a length of 0, for a range to collapse or insert that is not whole blocks
     /// (clusters), for a collapse that reaches the end of the file, and for an insert at the end or behind it; `EFBIG`
     /// for a range or a size past the largest a file can have; `EOPNOTSUPP` for all modes but punching in a file that
     /// is mapped by indirect blocks; `EPERM` for an immutable file, and for all modes but allocation in one that can
-    /// only be appended to; `ENOSPC`, where the size is that of what was allocated; `EROFS`; those of the device; those of
-    /// fsync where the file was opened for synchronous writes.
+    /// only be appended to; `ENOSPC`, where the size is that of what was allocated; `EROFS`; those of the device.
     pub async fn fallocate(&self, mode: FallocateMode, offset: u64, len: u64) -> Result<()> {
         let inode = Arc::clone(&self.inode);
         self.filesystem
@@ -76,7 +77,8 @@ impl File {
                 Request::new(&fs, &inode, mode, offset, len)?.run().await
             })
             .await?;
-        self.sync_change(offset..u64::MAX, SyncMode::None).await
+        // Collapse and insert have written back all that moved.
+        self.sync_change(offset..offset.saturating_add(len), SyncMode::None).await
     }
 }
 

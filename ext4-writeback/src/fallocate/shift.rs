@@ -71,6 +71,7 @@ impl Request<'_> {
 
     /// Both sizes. The caller holds the inode's lock, and logs it.
     fn set_sizes(&self, disk: &mut ext4_core::format::inode::Inode, size: u64) {
+        self.inode.pages.note_cut(size);
         self.inode.size.store(size, Ordering::SeqCst);
         disk.size = size;
         self.inode.completion.set_disk_size(size);
@@ -154,8 +155,7 @@ impl Request<'_> {
     /// Blocks behind the end move too: fails where the last of them would lie past the last block of a file.
     async fn check_room(&self, disk: &ext4_core::format::inode::Inode, count: u32) -> Result<()> {
         let last = extent_tree::last_extent(&self.fs.info, disk).await?;
-        let end = last.map_or(Some(0), |last| last.end().0.checked_add(count));
-        if end.is_some() {
+        if last.is_none_or(|last| last.end().0.checked_add(count).is_some()) {
             return Ok(());
         }
         Err(invalid("the last blocks would lie past the end of all files"))

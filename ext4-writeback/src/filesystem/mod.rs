@@ -76,7 +76,7 @@ pub(crate) struct FilesystemInner {
     /// Memory for folios.
     pub pool: Arc<MemoryPool>,
     /// Dirty accounting and the flusher.
-    pub writeback: crate::flusher::WritebackControl,
+    pub writeback: crate::flusher::Writeback,
     /// Inodes whose times are logged when there is another reason.
     pub lazy_times: crate::lazytime::LazyTimes,
     /// Bytes of folios that somebody views.
@@ -241,6 +241,7 @@ impl FilesystemInner {
         if number.0 == 0 || number.0 > self.info.inodes_count() {
             return Err(Error::posix(Errno::EINVAL, format!("there is no inode {number}")));
         }
+        tracing::trace!(ino = number.0, "ext4_load_inode");
         inode_table::read_inode(&self.info, number).await
     }
 

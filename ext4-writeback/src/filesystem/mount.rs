@@ -29,7 +29,7 @@ use super::{Filesystem, FilesystemInner};
 use crate::discard::Discards;
 use crate::error_policy::ErrorPolicy;
 use crate::fast_commit::{Table, Tracker};
-use crate::flusher::WritebackControl;
+use crate::flusher::Writeback;
 use crate::inode_cache::InodeCache;
 use crate::runtime::{TokioRuntime, run_to_end};
 use crate::{Allocation, MountOptions, OnError};
@@ -255,7 +255,7 @@ pub(super) fn assemble(
         orphans,
         fast_commits: Arc::new(Tracker::new(fast_commits, table)),
         pool: MemoryPool::new(data_capacity),
-        writeback: WritebackControl::new(&options, data_capacity),
+        writeback: Writeback::new(&options, data_capacity),
         viewed: Arc::default(),
         lazy_times: crate::lazytime::LazyTimes::default(),
         discards: None,

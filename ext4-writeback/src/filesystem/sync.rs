@@ -64,6 +64,7 @@ impl Filesystem {
 impl FilesystemInner {
     /// Writes everything: data, then metadata, then flushes.
     pub(super) async fn sync_all(self: &Arc<Self>) -> Result<()> {
+        tracing::debug!("ext4_sync_fs");
         self.delete_released().await;
         let data = crate::flusher::sync_all_data(self).await;
         let findings = self.record_findings().await;

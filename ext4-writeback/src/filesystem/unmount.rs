@@ -56,5 +56,7 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
     }
     fs.flush_device().await?;
     fs.mark_clean().await?;
+    let journal = fs.journal.as_ref().map(|journal| journal.statistics());
+    tracing::info!(data = ?fs.writeback.counters.snapshot(), ?journal, "unmounted");
     stopped
 }

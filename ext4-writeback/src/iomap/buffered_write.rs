@@ -55,7 +55,7 @@ pub(crate) fn allocation_mode(fs: &FilesystemInner) -> Allocation {
     }
     let (free, promised) = fs.info.free_and_reserved_blocks();
     if promised > 0 && free < 2 * promised {
-        fs.writeback.kick();
+        fs.writeback.kick_everything();
     }
     if 2 * free < 3 * promised || free < promised + LOW_SPACE_MARGIN {
         return Allocation::AtOnce;
@@ -118,7 +118,7 @@ pub(crate) async fn write_promised(
     while done < data.len() {
         let at = position + done as u64;
         if at - position >= throttled {
-            flusher::throttle(fs).await;
+            flusher::throttle(fs, inode).await;
             throttled = at - position + THROTTLE_STEP;
         }
         let written = if at >= prepared {
@@ -240,10 +240,12 @@ async fn write_folio(
         let mut hole = false;
         let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
             if mode == Allocation::Delayed {
-                return match promise {
-                    Some(promise) => promise.take(blocks),
-                    None => fs.info.reserve_blocks(blocks),
-                };
+                match promise {
+                    Some(promise) => promise.take(blocks)?,
+                    None => fs.info.reserve_blocks(blocks)?,
+                }
+                tracing::trace!(ino = inode.number.0, reserve_blocks = blocks, "ext4_da_reserve_space");
+                return Ok(());
             }
             hole = true;
             Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))

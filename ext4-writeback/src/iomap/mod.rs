@@ -130,6 +130,13 @@ async fn load(fs: &FilesystemInner, inode: &InodeInfo, block: u32, len: u32) -> 
     }
     mapping.len = mapping.len.min(len);
     inode.extent_status.cache(&mapping);
+    tracing::trace!(
+        ino = inode.number.0,
+        lblk = block,
+        len = mapping.len,
+        state = ?mapping.state,
+        "ext4_es_cache_extent"
+    );
     // Still under the inode's lock: nobody can have taken it out.
     inode.extent_status.lookup(block).ok_or_else(|| {
         Error::corrupt(format!("inode {} block {block}", inode.number), "its mapping does not stay cached")

@@ -37,6 +37,8 @@ pub(crate) async fn read(
 ) -> Result<usize> {
     let limit = window_limit(fs);
     let mut done = 0;
+    // The folio it begins in the middle of: no new use, where a stream of reads goes on there.
+    let mut first = None;
     while done < buffer.len() {
         let at = position + done as u64;
         let size = inode.size();
@@ -50,14 +52,26 @@ pub(crate) async fn read(
             if folio.is_uptodate(folio.blocks_touched(at, stop)) {
                 let count = (stop - at) as usize;
                 folio.read(at, stop, |bytes| buffer[done..done + count].copy_from_slice(bytes));
-                folio.touch();
+                if done > 0 || at == folio.start() {
+                    folio.touch();
+                } else {
+                    first = Some(folio);
+                }
                 done += count;
                 continue;
             }
         }
         fill_sequential(fs, inode, at, end, read_ahead).await?;
     }
-    let next = read_ahead.lock().advance(position, position + done as u64, inode.size(), limit);
+    let next = {
+        let mut read_ahead = read_ahead.lock();
+        if let Some(folio) = first
+            && !read_ahead.goes_on_at(position)
+        {
+            folio.touch();
+        }
+        read_ahead.advance(position, position + done as u64, inode.size(), limit)
+    };
     if let Some((start, end)) = next {
         LiveCounters::add(&fs.writeback.counters.read_ahead_async, 1);
         // Whoever reads there gets the error.
@@ -177,7 +191,13 @@ pub(crate) async fn find_or_create(
 ) -> Result<FolioGuard> {
     loop {
         let folio = match inode.pages.find(position) {
-            Some(folio) => folio,
+            Some(folio) => {
+                // A stream that goes on is one use of each folio, and makes most of them.
+                if !sequential {
+                    folio.touch();
+                }
+                folio
+            }
             None => {
                 let block_size = fs.info.block_size();
                 let limit = fs.writeback.folio_limit();
@@ -195,7 +215,6 @@ pub(crate) async fn find_or_create(
             Err(folio) => folio.lock().await,
         };
         if !guard.is_removed() {
-            guard.touch();
             return Ok(guard);
         }
     }

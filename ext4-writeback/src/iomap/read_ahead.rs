@@ -32,6 +32,11 @@ fn most(limit: u64) -> u64 {
 }
 
 impl ReadAhead {
+    /// True where a read at `position` is the next of the stream.
+    pub fn goes_on_at(&self, position: u64) -> bool {
+        self.next == position
+    }
+
     /// Takes note of a read of `position..end` that does not find everything; returns up to where to read.
     /// `history(most)`: how many bytes before `position` are in memory without a gap, `most` at most. `limit`: what one
     /// window may take of the memory.

@@ -34,6 +34,11 @@ async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesystem, File)
 async fn finish(device: Arc<MemoryDevice>, fs: Filesystem, file: File) {
     drop(file);
     fs.unmount().await.expect("unmounts");
+    assert_clean(&device);
+}
+
+/// `e2fsck -fn` finds nothing.
+pub(crate) fn assert_clean(device: &MemoryDevice) {
     let Ok(_) = std::process::Command::new("e2fsck").arg("-V").output() else {
         assert!(std::env::var_os("CI").is_none(), "CI lacks e2fsprogs");
         return;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
-use ext4_writeback::{Allocation, Credentials, File, Filesystem, MountOptions};
+use ext4_writeback::{Credentials, File, Filesystem, MountOptions};
 
 /// True where e2fsprogs is there. In CI it must be.
 pub fn have_tools() -> bool {
@@ -16,38 +16,6 @@ pub fn have_tools() -> bool {
     });
     assert!(!missing || std::env::var_os("CI").is_none(), "CI lacks e2fsprogs");
     !missing
-}
-
-/// A way for delayed data to become part of its file: with the same tests, for the same promises.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// Unwritten blocks, converted when the data is there.
-    Unwritten,
-    /// Blocks picked in memory, published when the data is there.
-    Publish,
-    /// The same, always so where a file has no extents (an ext3 image).
-    Indirect,
-}
-
-impl Way {
-    /// What mke2fs is told besides.
-    pub fn features(self) -> &'static [&'static str] {
-        match self {
-            Self::Unwritten | Self::Publish => &[],
-            Self::Indirect => &["-t", "ext3"],
-        }
-    }
-
-    /// An image for it; see [`make_image`].
-    pub fn image(self, mib: u64, block_size: u32, options: &[&str], fill: u8) -> Image {
-        make_image(mib, block_size, &[self.features(), options].concat(), fill)
-    }
-
-    /// `options` with what it takes.
-    pub fn mounted(self, options: MountOptions) -> MountOptions {
-        let allocation = if self == Self::Publish { Allocation::Publish } else { Allocation::Unwritten };
-        MountOptions { allocation, ..options }
-    }
 }
 
 /// An image of `mib` MiB, filled with `fill` before mke2fs writes to it.

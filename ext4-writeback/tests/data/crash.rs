@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::common::*;
+use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevice};
 use ext4_core::device::{Bio, BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_writeback::{File, Filesystem, MountOptions};

@@ -5,6 +5,7 @@ use super::crash::{quiet, recovered};
 use ext4_core::Errno;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_writeback::file::SeekTarget;
+use ext4_writeback::open_options::{OpenOptions, SyncMode};
 use ext4_writeback::{FallocateMode, File, MountOptions};
 
 const BLOCK: u64 = 4096;
@@ -228,6 +229,43 @@ async fn k_32_k_45_edges_over_dirty_unwritten_blocks_are_zeros_then_and_after_a_
 }
 
 #[tokio::test]
+async fn k_45_a_synchronous_file_has_its_edges_zeroed_when_the_call_returns() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(make_image(16, 4096, &["-J", "size=4"], 0xaa), quiet()).await;
+    let file = create(&fs, "file").await;
+    let mut expected = pattern(13, 0, 40_000);
+    file.write_at(0, &expected).await.expect("writes");
+    file.sync_all().await.expect("syncs");
+    let number = file.attributes().await.expect("stat").inode;
+    drop(file);
+    let synchronous = OpenOptions { sync: SyncMode::All, ..OpenOptions::default() };
+    let file = fs.open_with(number, synchronous).await.expect("opens");
+    for (mode, from, to) in [
+        (FallocateMode::PunchHole, 100, 9000),
+        (FallocateMode::ZeroRange, 20_000, 20_500),
+        (FallocateMode::ZeroRange, 39_000, 50_000),
+        (FallocateMode::InsertRange, 4096, 8192),
+        (FallocateMode::CollapseRange, 0, 4096),
+    ] {
+        file.fallocate(mode, from as u64, (to - from) as u64).await.expect("no error");
+        match mode {
+            FallocateMode::CollapseRange => drop(expected.drain(from..to)),
+            FallocateMode::InsertRange => drop(expected.splice(from..from, vec![0; to - from])),
+            _ => {
+                expected.resize(expected.len().max(to), 0);
+                expected[from..to].fill(0);
+            }
+        }
+        recovered(device.image(), "file", |bytes| assert!(bytes.expect("is there") == expected, "{mode:?}"))
+            .await;
+    }
+    drop(file);
+    finish(&device, fs).await;
+}
+
+#[tokio::test]
 async fn k_48_when_space_ends_the_size_is_what_was_allocated() {
     if !have_tools() {
         return;
@@ -375,7 +413,17 @@ async fn a_copy_has_the_same_bytes_and_the_same_holes() {
     // Within one file.
     let overlap = target.copy_range_from(&target, 0, 100, 200).await.expect_err("overlaps");
     assert_eq!(overlap.errno(), Errno::EINVAL);
-    target.copy_range_from(&target, 3 << 20, 10 << 20, 5000).await.expect("copies");
+    // Past the page cache, at a place that is not aligned for it.
+    let number = target.attributes().await.expect("stat").inode;
+    let direct = OpenOptions { direct: true, ..OpenOptions::default() };
+    let direct = fs.open_with(number, direct).await.expect("opens");
+    direct.copy_range_from(&direct, 3 << 20, 10 << 20, 5000).await.expect("copies");
+    drop(direct);
+    let append = OpenOptions { append: true, ..OpenOptions::default() };
+    let append = fs.open_with(number, append).await.expect("opens");
+    let refused = append.copy_range_from(&source, 0, 0, 100).await.expect_err("must fail");
+    assert_eq!(refused.errno(), Errno::EBADF);
+    drop(append);
     expected[..10].copy_from_slice(&bytes[(8 << 20) - 10..]);
     expected.resize(10 << 20, 0);
     expected.extend_from_within(3 << 20..(3 << 20) + 5000);

@@ -8,6 +8,7 @@ use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_writeback::file::SeekTarget;
+use ext4_writeback::options::Allocation;
 use ext4_writeback::{FallocateMode, File, Filesystem, MountOptions};
 
 const MAX: u64 = 1 << 20;
@@ -287,6 +288,16 @@ async fn all_modes_agree_with_an_array_of_bytes_without_delayed_allocation() {
     }
     for block in [1024, 2048, 4096] {
         run(block, &[], MountOptions { delayed_allocation: false, ..options() }, 600).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_modes_agree_with_an_array_of_bytes_with_direct_publication() {
+    if !have_tools() {
+        return;
+    }
+    for block in [1024, 4096] {
+        run(block, &[], MountOptions { allocation: Allocation::Publish, ..options() }, 600).await;
     }
 }
 

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod images;
 
+mod allocations;
 mod basic;
 mod common;
 mod crash;
@@ -14,11 +15,15 @@ mod fallocate_crash;
 mod fallocate_judged;
 mod fallocate_model;
 mod indirect;
+mod memory;
 mod model;
 mod published;
 mod read_ahead;
+mod rows;
+mod simulated;
 mod speed;
 mod statements;
 mod store;
 mod stress;
 mod synchronous;
+mod way;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use super::model::{Form, STEPS, forms, worlds};
+use super::way::Way;
 use super::{crash, statements, stress};
 use ext4_core::Errno;
 use ext4_core::device::simulated::{FaultyDevice, Image};

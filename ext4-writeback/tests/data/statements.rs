@@ -1,6 +1,6 @@
 //! The crash statements of the specification (section 7), one workload made for each, checked at cuts all over it with
 //! seeded losses of what was not flushed. Those that came with the first data path are in `crash.rs` (G-1, G-3, G-4,
-//! G-7, G-8, G-11, G-17) and `stress.rs` (G-13, G-14).
+//! G-7, G-8, G-11, G-17) and `stress.rs` (G-13, G-14). Which test shows which statement and row: `README.md`.
 //!
 //! G-16, that `e2fsck -fn` finds nothing, is judged in each of them: after recovery and unmount.
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use super::crash::{STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail};
+use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
@@ -386,6 +387,9 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         drop(new);
         let root = InodeNumber::ROOT;
         fs.rename((root, b"config.new"), (root, b"config"), RenameFlags::default()).await.expect("renames");
+        // The rename is committed by somebody else, and the power goes.
+        fs.sync_inode(root).await.expect("commits");
+        device.mark("renamed");
         fs.sync().await.expect("syncs");
     };
     let recording = record(blank(Way::Unwritten), Some(201), quiet(), work).await;
@@ -402,10 +406,114 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
                 };
                 // Before the first fsync there may be nothing, or an empty file.
                 assert!(whole && !(bytes.is_empty() && cut.has_passed("old")), "{} bytes", bytes.len());
+                assert!(!cut.has_passed("renamed") || bytes.len() == 30_000, "{} bytes", bytes.len());
                 seen.insert(bytes.len());
             })
             .await;
         }
     }
     assert!(seen.contains(&30_000), "the new file was never seen");
+}
+
+#[tokio::test]
+async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it_is_closed() {
+    if !have_tools() {
+        return;
+    }
+    let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+        let file = create(&fs, "config").await;
+        file.write_at(0, &pattern(20, 0, 9000)).await.expect("writes");
+        file.sync_all().await.expect("syncs");
+        device.mark("old");
+        file.set_len(0).await.expect("cuts");
+        file.write_at(0, &pattern(21, 0, 30_000)).await.expect("writes");
+        let before = fs.counters().conversions;
+        drop(file);
+        // Nobody asks for it.
+        for _ in 0..100_000 {
+            if fs.counters().conversions > before {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        // Somebody else's commit; the conversion's handle has ended, or its transaction waits for it.
+        drop(create(&fs, "other").await);
+        fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
+        device.mark("closed and committed");
+    };
+    let recording = record(blank(Way::Unwritten), Some(202), quiet(), work).await;
+    let mut seen = HashSet::new();
+    for cut in recording.cuts() {
+        for image in [cut.with_all(), cut.with_none()] {
+            recovered(image, "config", |bytes| {
+                let bytes = bytes.unwrap_or_default();
+                let old = bytes == pattern(20, 0, 9000);
+                // A folio's data may be there before the next one's.
+                let new = bytes == pattern(21, 0, bytes.len());
+                assert!(old || new, "{} bytes", bytes.len());
+                let committed = cut.has_passed("closed and committed");
+                assert!(!committed || bytes.len() == 30_000, "{} bytes after the commit", bytes.len());
+                seen.insert(bytes.len());
+            })
+            .await;
+        }
+    }
+    assert!(seen.contains(&30_000), "the new file was never seen");
+}
+
+/// The file of `g_8`: of many extents, so that freeing takes several steps.
+async fn with_many_extents() -> Image {
+    let (device, fs) = mount_image(make_image(16, 1024, &["-J", "size=1"], STALE), quiet()).await;
+    let file = create(&fs, "file").await;
+    // Written from the end on, so that neighbours do not lie side by side.
+    for i in (0..1500).rev() {
+        file.write_at(i * 2048, &pattern(9, i * 2048, 1024)).await.expect("writes");
+        if i % 50 == 0 {
+            file.sync_all().await.expect("syncs");
+        }
+    }
+    drop(file);
+    finish(&device, fs).await
+}
+
+#[tokio::test]
+async fn g_8_a_second_crash_while_a_truncation_is_finished_loses_nothing() {
+    if !have_tools() {
+        return;
+    }
+    let full = 1499 * 2048 + 1024;
+    let check = |bytes: Option<Vec<u8>>| {
+        let bytes = bytes.expect("it was there before");
+        assert!([full, 5000].contains(&bytes.len()), "{} bytes", bytes.len());
+        for (at, byte) in bytes.iter().enumerate() {
+            let written = (at / 1024).is_multiple_of(2);
+            assert_eq!(*byte, if written { pattern(9, at as u64, 1)[0] } else { 0 }, "at {at}");
+        }
+    };
+    let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
+        let file = open(&fs, "file").await;
+        device.mark("mounted");
+        tokio::select! {
+            () = commits(&fs) => {}
+            result = file.set_len(5000) => result.expect("cuts"),
+        }
+        device.mark("cut");
+        fs.sync().await.expect("syncs");
+    };
+    let recording = record(with_many_extents().await, Some(81), quiet(), work).await;
+    let under_way: Vec<_> = recording.cuts().filter(|cut| cut.has_passed("mounted")).collect();
+    let mut second = 0;
+    for first in under_way.iter().step_by((under_way.len() / 5).max(1)) {
+        // Mounting recovers, and the power goes while it does.
+        let idle = |_: Arc<RecordingDevice>, fs: Filesystem| async move { fs.sync().await.expect("syncs") };
+        let recovery = record(first.variant(1), Some(82), quiet(), idle).await;
+        let step = (recovery.cuts().count() / 8).max(1);
+        for cut in recovery.cuts().step_by(step) {
+            for image in [cut.with_none(), cut.variant(3)] {
+                recovered(image, "file", check).await;
+                second += 1;
+            }
+        }
+    }
+    assert!(second > 20, "{second} second crashes");
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use super::crash::{at_every_cut, commits, quiet, record, with_planted_tail};
+use super::way::Way;
 use ext4_core::Errno;
 use ext4_core::device::simulated::RecordingDevice;
 use ext4_writeback::{Filesystem, MountOptions};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::common::*;
+use super::way::Way;
 use ext4_core::device::simulated::FaultyDevice;
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::meta::extent_tree::MappingState;

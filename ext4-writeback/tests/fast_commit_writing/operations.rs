@@ -2,7 +2,9 @@
 
 use ext4_core::InodeNumber;
 use ext4_core::format::inode::FileType;
-use ext4_writeback::{Credentials, FastCommitReason, Filesystem, RenameFlags, SetAttributes, SetMode};
+use ext4_writeback::{
+    Credentials, FallocateMode, FastCommitReason, Filesystem, RenameFlags, SetAttributes, SetMode,
+};
 
 use crate::{common, judge, quiet};
 
@@ -50,6 +52,25 @@ async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
             let file = open("/dir/file1").await;
             file.write_at(4096, &pattern(10_000, 1)).await.unwrap();
             find("/dir/file1").await
+        }
+        "punch"
+        | "zero"
+        | "zero past the end"
+        | "allocate"
+        | "allocate past the end"
+        | "collapse"
+        | "insert" => {
+            let (path, mode, offset, len) = match operation {
+                "punch" => ("/dir/file3", FallocateMode::PunchHole, 10_000, 100_000),
+                "zero" => ("/dir/file3", FallocateMode::ZeroRange, 10_000, 100_000),
+                "zero past the end" => ("/dir/file3", FallocateMode::ZeroRange, 250_000, 100_000),
+                "allocate" => ("/dir/sparse", FallocateMode::Allocate, 50_000, 10_000),
+                "allocate past the end" => ("/dir/file0", FallocateMode::Allocate, 1000, 500_000),
+                "collapse" => ("/dir/file3", FallocateMode::CollapseRange, 8192, 65_536),
+                _ => ("/dir/file3", FallocateMode::InsertRange, 8192, 65_536),
+            };
+            open(path).await.fallocate(mode, offset, len).await.unwrap();
+            find(path).await
         }
         "append across many blocks" => {
             let file = open("/dir/file0").await;
@@ -282,6 +303,13 @@ const OPERATIONS: &[(&str, Option<FastCommitReason>)] = &[
     ("overwrite", None),
     ("write into a hole", None),
     ("write far behind the end", None),
+    ("punch", None),
+    ("zero", None),
+    ("zero past the end", None),
+    ("allocate", None),
+    ("allocate past the end", None),
+    ("collapse", Some(FastCommitReason::FallocRange)),
+    ("insert", Some(FastCommitReason::FallocRange)),
     ("truncate down", None),
     ("truncate to nothing", None),
     ("truncate up", None),
