@@ -11,8 +11,8 @@
 //!   blocks by their place in the file, and would find others there.
 //! - The zeros behind the end are on the device before the last block moves: half way through it is not the last block,
 //!   and what lies behind the end in it can be seen.
-//! - Each handle moves as much as the transaction has credits for, so that a file whose tree is a few blocks changes in
-//!   one transaction. Where it takes several, a crash half way shows a hole as long as the range at another place: for
+//! - A handle has credits for the whole tree where the journal gives that many to one (a quarter of the log): the file
+//!   changes in one transaction then. Where it takes several, a crash half way shows a hole as long as the range at another place: for
 //!   collapse between the part that has moved and the one that has not, with the old size; for insert the same, with the
 //!   new size. Every block that had data has it once. The tree is whole, and nothing written lies behind the size.
 //! - No fast commit has any of this: there is no tag for it.
@@ -58,8 +58,15 @@ impl Request<'_> {
         Ok(())
     }
 
+    /// A handle with credits for every node of the tree, as far as the journal gives them to one: then everything is one
+    /// transaction, however full the running one is.
     async fn begin(&self) -> Result<Handle> {
-        self.fs.begin_ineligible(SHIFT_CREDITS, "fallocate", Reason::FallocRange).await
+        let (fs, inode) = (self.fs, self.inode);
+        let nodes = extent_tree::node_blocks(&fs.info, &*inode.inode.read().await).await?.len();
+        let most = fs.journal.as_ref().map_or(SHIFT_CREDITS, |journal| journal.max_credits());
+        let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_add(SHIFT_CREDITS);
+        let credits = wanted.min(most).max(SHIFT_CREDITS);
+        fs.begin_ineligible(credits, "fallocate", Reason::FallocRange).await
     }
 
     /// Both sizes. The caller holds the inode's lock, and logs it.

@@ -13,6 +13,7 @@ mod direct;
 mod direct_crash;
 mod fallocate;
 mod fallocate_crash;
+mod fallocate_judged;
 mod fallocate_model;
 mod indirect;
 mod inline_data;
