@@ -26,6 +26,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("crc16", &["-O", "^metadata_csum,uninit_bg"]),
     ("32 bit, small inodes", &["-b", "1024", "-I", "128", "-O", "^64bit,^metadata_csum,^flex_bg"]),
     ("clusters of 16", &["-b", "1024", "-O", "bigalloc", "-C", "16384"]),
+    ("clusters of 16, meta_bg", &["-b", "1024", "-O", "bigalloc,meta_bg,^resize_inode", "-C", "16384"]),
     ("clusters of 4", &["-O", "bigalloc", "-C", "16384"]),
     ("inline data", &["-O", "inline_data"]),
     ("inline data, 1 KiB, large inodes", &["-b", "1024", "-O", "inline_data", "-I", "1024"]),

@@ -152,6 +152,15 @@ impl Superblock {
         (self.features.incompat.contains(Incompat::META_BG) && meta >= self.first_meta_bg).then_some(meta)
     }
 
+    /// How many blocks lie before the superblock in its group: the boot block, where blocks of 1 KiB are counted from 0
+    /// (bigalloc). Source: what mke2fs makes.
+    fn boot_blocks(&self, group: GroupNumber) -> u64 {
+        if group.0 != 0 {
+            return 0;
+        }
+        self.superblock_block().0.saturating_sub(u64::from(self.first_data_block))
+    }
+
     /// How many blocks at the start of a group hold the superblock, descriptors and blocks reserved for descriptors.
     /// Source: kernel documentation, "Layout" and "Meta Block Groups".
     #[must_use]
@@ -163,18 +172,13 @@ impl Superblock {
                 let per_block = self.descriptors_per_block();
                 let within = group.0.checked_rem(per_block).unwrap_or(0);
                 let holds = within == 0 || within == 1 || within == per_block.saturating_sub(1);
-                superblock.saturating_add(u64::from(holds))
+                superblock.saturating_add(u64::from(holds)).saturating_add(self.boot_blocks(group))
             }
             None if superblock == 1 => self
                 .descriptor_blocks_behind_super()
                 .saturating_add(u64::from(self.reserved_gdt_blocks))
                 .saturating_add(1)
-                // 1 KiB blocks with bigalloc: group 0 begins with the boot block.
-                .saturating_add(if group.0 == 0 {
-                    self.superblock_block().0.saturating_sub(u64::from(self.first_data_block))
-                } else {
-                    0
-                }),
+                .saturating_add(self.boot_blocks(group)),
             None => 0,
         }
     }
@@ -185,7 +189,9 @@ impl Superblock {
         let first_group = u64::from(index).saturating_mul(u64::from(self.descriptors_per_block()));
         let group = GroupNumber(u32::try_from(first_group).unwrap_or(u32::MAX));
         match self.meta_group(group) {
-            Some(_) => self.group_first_block(group).offset(u64::from(self.has_super(group))),
+            Some(_) => self
+                .group_first_block(group)
+                .offset(self.boot_blocks(group).saturating_add(u64::from(self.has_super(group)))),
             None => self.superblock_block().offset(u64::from(index).saturating_add(1)),
         }
     }
