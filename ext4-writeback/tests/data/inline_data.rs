@@ -323,6 +323,7 @@ async fn what_needs_blocks_moves_the_data_out() {
     let mut expected = vec![5; 100];
     expected[20..23].copy_from_slice(b"abc");
     assert_eq!(content(&file).await, expected);
+    drop(file);
     let file = create(&fs, "direct").await;
     file.write_at(0, &[3; 100]).await.expect("writes");
     let (count, read) = file.read_direct(0, AlignedBuffer::zeroed(512).expect("memory")).await;
