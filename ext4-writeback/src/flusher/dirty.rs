@@ -34,6 +34,9 @@ use crate::inode_info::InodeInfo;
 const LEAST_TURN: u64 = 8 << 20;
 const LONGEST_TURN: u64 = 64 << 20;
 
+/// The background limit is not less by itself, but where the other one is: two of the longest allocations, in bytes.
+const EARLIEST_BACKGROUND: usize = 16 << 20;
+
 #[derive(Debug)]
 struct DirtyInode {
     inode: Arc<InodeInfo>,
@@ -100,9 +103,10 @@ impl Writeback {
     pub fn new(options: &MountOptions, data_capacity: usize) -> Self {
         // An eighth always stays for clean folios: a write into a part of a block reads it first.
         let limit = options.dirty_bytes.unwrap_or(data_capacity / 2).min(data_capacity / 8 * 7);
-        // Early: a stream that will be synced goes to the device while it is still being written (measured: half as
-        // long again at a quarter of the memory as at a sixteenth).
-        let background = options.dirty_background_bytes.unwrap_or(limit / 8);
+        // Early: a stream that will be synced goes to the device while it is still being written. But not so early that what
+        // is allocated together is cut into pieces.
+        let early = (limit / 8).max(limit.min(EARLIEST_BACKGROUND * 2) / 2);
+        let background = options.dirty_background_bytes.unwrap_or(early);
         // As in the kernel: one that is not below the other is half of it.
         let background = if background < limit { background } else { limit / 2 };
         Self {

@@ -33,7 +33,9 @@ async fn k_39_a_long_delayed_run_is_one_allocation_and_few_ioends() {
     if !have_tools() {
         return;
     }
-    let (device, fs) = mount_image(make_image(128, 4096, &[], 0), options()).await;
+    // Memory enough that the flusher does not begin before all of it is there.
+    let options = MountOptions { cache: 96 << 20, ..options() };
+    let (device, fs) = mount_image(make_image(128, 4096, &[], 0), options).await;
     let file = create(&fs, "file").await;
     // Small sequential writes.
     let data = pattern(2, 0, 8 << 20);
