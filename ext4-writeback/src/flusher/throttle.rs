@@ -1,8 +1,8 @@
 //! Throttling: writers that make folios dirty faster than they can be written wait, each for its share (the kernel's
 //! balance_dirty_pages).
 //!
-//! Above the set point, halfway between the background and the hard limit, who made bytes dirty waits until some have
-//! become clean: as many as he made dirty, times a factor that grows from nothing at the set point to two at the limit,
+//! Above the set point, halfway between the background and the hard limit and at three quarters of that at least, who
+//! made bytes dirty waits until some have become clean: as many as he made dirty, times a factor that grows from nothing at the set point to two at the limit,
 //! times the number of those who wait. So all together are let go on as fast as the device takes the data, and each
 //! gets the same part of that, whatever he writes at a time. At the hard limit everybody waits.
 //!
@@ -29,7 +29,7 @@ impl Drop for Waiting<'_> {
 
 impl Writeback {
     fn set_point(&self) -> usize {
-        self.background + (self.limit - self.background) / 2
+        (self.background + (self.limit - self.background) / 2).max(self.limit / 4 * 3)
     }
 
     /// How many bytes have to become clean for each that was made dirty, in 256ths.
