@@ -15,9 +15,6 @@
 //!   device is what one moment's memory held, and an append never shows half of itself after a crash.
 //! - `writeback` is cleared last of all: after the transaction that converted the folio's blocks and moved the size
 //!   has been joined and left. Who waits for it (truncate, fsync) knows that the metadata is in a transaction.
-//!
-//! - Bytes that somebody views ([`crate::store`]) do not change: a writer gives the folio other memory first.
-//!
 //! - Bytes that somebody views ([`crate::store`]) do not change: the folio goes on with other memory first. Views are
 //!   made under the folio's lock, so that none comes up between a look and what follows from it.
 //!

@@ -25,7 +25,7 @@ use ext4_core::{Errno, Error};
 
 use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
-use crate::iomap::buffered_write::{self, Allocation};
+use crate::iomap::buffered_write::{self, AllocationMode};
 use crate::runtime::run_to_end;
 use crate::writeback::{self, ENOSPC_RETRIES};
 use crate::{File, Result, flusher, iomap};
@@ -258,7 +258,7 @@ impl File {
         if indirect && buffered_write::needs_pointers_first(fs) {
             buffered_write::prepare(fs, inode, offset, end).await?;
         }
-        if !indirect && buffered_write::allocation_mode(fs) == Allocation::AtOnce {
+        if !indirect && buffered_write::allocation_mode(fs) == AllocationMode::AtOnce {
             let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
             let operation = async move { writeback::allocate_holes(&shared, &owned, first..last).await };
             return run_to_end(&fs.runtime, operation).await;

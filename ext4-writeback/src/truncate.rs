@@ -23,7 +23,8 @@ use ext4_core::meta::{Transaction as _, block_map, credits};
 use ext4_core::{Error, LogicalBlock, Result};
 
 use crate::completion;
-use crate::fast_commit::Mapped;
+use crate::extent_status::Status;
+use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::inline_data;
 use crate::inode_info::InodeInfo;
@@ -32,6 +33,8 @@ use crate::writeback;
 
 const ORPHAN_CREDITS: u32 = credits::ORPHAN + credits::INODE;
 const FREE_CREDITS: u32 = credits::FREE_STEP + ORPHAN_CREDITS;
+/// One step of freeing, with a split where the range is the middle of an extent.
+const FREE_RANGE_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::INODE;
 
 /// Sets the size of a regular file. Takes `rwlock` itself. The caller runs it to its end.
 ///
@@ -222,9 +225,55 @@ async fn free_behind(
     }
 }
 
+/// Unmaps and frees `blocks`, of which no page cache is left and which stays away, in as many transactions as it takes.
+/// The caller holds `rwlock` for writing.
+///
+/// The tree of what lies where is made to forget the range in every handle: between two the inode's lock is given up,
+/// and who looks then finds part of the range still mapped.
+///
+/// # Errors
+/// Those of the journal and of the device.
+pub(crate) async fn free_range(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    blocks: Range<u32>,
+    operation: &'static str,
+) -> Result<()> {
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let (first, last) = (LogicalBlock(blocks.start), LogicalBlock(blocks.end - 1));
+    loop {
+        let handle = fs.begin_tracked(FREE_RANGE_CREDITS, operation).await?;
+        let mut disk = inode.inode.write().await;
+        let promised = inode.extent_status.remove(blocks.clone());
+        inode.preallocation.give_back(&fs.info, blocks.clone());
+        fs.info.release_reserved_blocks(promised);
+        let removed = block_map::remove(&fs.info, &handle, &mut disk, first, last).await;
+        if removed.is_err() {
+            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+        } else {
+            // What other handles free of it is a hole too, as soon as this is durable: one of the states that a crash
+            // may show.
+            let range = (blocks.start, blocks.end);
+            fs.fast_commits.range_changed(handle.id(), inode.number, range, Mapped::Hole);
+        }
+        for end in [first, last] {
+            promise_freed_cluster(fs, inode, &disk, end.0).await;
+        }
+        if matches!(removed, Ok(Removal::Done)) {
+            inode.extent_status.set(blocks.clone(), Status::Hole);
+        }
+        fs.log_inode(&handle, inode, &disk, true).await?;
+        if removed? == Removal::Done {
+            return Ok(());
+        }
+    }
+}
+
 /// Blocks of the cluster of `block`, at an end of a range that was freed, may still be delayed. Where they shared it with
 /// allocated ones, and all of those are gone, the cluster is promised to them. The caller holds `disk` since it freed.
-pub(crate) async fn promise_freed_cluster(
+async fn promise_freed_cluster(
     fs: &FilesystemInner,
     inode: &InodeInfo,
     disk: &ext4_core::format::inode::Inode,

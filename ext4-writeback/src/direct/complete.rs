@@ -7,19 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::meta::extent_tree::Removal;
-use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
+use ext4_core::meta::{Transaction as _, credits, extent_tree};
 use ext4_core::{BlockNumber, LogicalBlock, Result};
 
 use crate::counters::LiveCounters;
-use crate::extent_status::Status;
 use crate::fast_commit::{Mapped, Reason};
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
-use crate::truncate::promise_freed_cluster;
+use crate::truncate;
 
 const CREDITS: u32 = credits::EXTENT + credits::INODE;
-const FREE_CREDITS: u32 = credits::FREE_STEP + credits::INODE;
 
 /// Unwritten blocks of the file that hold data now, and where they lie.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,25 +91,7 @@ pub(super) async fn free_behind_end(
         if range.is_empty() {
             continue;
         }
-        loop {
-            let handle = fs.begin_tracked(FREE_CREDITS, "direct write failed").await?;
-            let mut disk = inode.inode.write().await;
-            let (first, last) = (LogicalBlock(range.start), LogicalBlock(range.end - 1));
-            let removal = block_map::remove(&fs.info, &handle, &mut disk, first, last).await?;
-            if removal == Removal::Done {
-                inode.extent_status.set(range.clone(), Status::Hole);
-            } else {
-                inode.extent_status.remove(range.clone());
-            }
-            for end in [range.start, range.end - 1] {
-                promise_freed_cluster(fs, inode, &disk, end).await;
-            }
-            fs.fast_commits.range_changed(handle.id(), inode.number, (range.start, range.end), Mapped::Hole);
-            fs.log_inode(&handle, inode, &disk, true).await?;
-            if removal == Removal::Done {
-                break;
-            }
-        }
+        truncate::free_range(fs, inode, range, "direct write failed").await?;
     }
     Ok(())
 }

@@ -45,24 +45,24 @@ const PREPARE_STEP: u64 = 1 << 20;
 
 /// How one write gets its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Allocation {
+pub(crate) enum AllocationMode {
     Delayed,
     AtOnce,
 }
 
 /// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
-pub(crate) fn allocation_mode(fs: &FilesystemInner) -> Allocation {
+pub(crate) fn allocation_mode(fs: &FilesystemInner) -> AllocationMode {
     if !fs.options.delayed_allocation {
-        return Allocation::AtOnce;
+        return AllocationMode::AtOnce;
     }
     let (free, promised) = fs.info.free_and_reserved_blocks();
     if promised > 0 && free < 2 * promised {
         fs.writeback.kick_everything();
     }
     if 2 * free < 3 * promised || free < promised + (LOW_SPACE_MARGIN << fs.info.cluster_bits()) {
-        return Allocation::AtOnce;
+        return AllocationMode::AtOnce;
     }
-    Allocation::Delayed
+    AllocationMode::Delayed
 }
 
 /// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
@@ -107,14 +107,14 @@ pub(crate) async fn write_promised(
         zero_block_tail(fs, inode, size).await?;
     }
     let mut mode = match promise {
-        Some(promise) if promise.blocks() > 0 => Allocation::Delayed,
+        Some(promise) if promise.blocks() > 0 => AllocationMode::Delayed,
         _ => allocation_mode(fs),
     };
     // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
     let mut prepared = u64::MAX;
     if inode.is_indirect().await {
         block_map::refuse_clusters(&fs.info, inode.number)?;
-        mode = Allocation::Delayed;
+        mode = AllocationMode::Delayed;
         if needs_pointers_first(fs) {
             prepared = position;
         }
@@ -194,7 +194,7 @@ async fn write_folio(
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
-    mode: Allocation,
+    mode: AllocationMode,
     promise: Option<&Promise>,
 ) -> Result<usize> {
     let bits = fs.info.block_size().bits();
@@ -247,7 +247,7 @@ async fn write_folio(
         let range = first + touched.start..first + touched.end;
         let mut hole = false;
         let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
-            if mode == Allocation::Delayed {
+            if mode == AllocationMode::Delayed {
                 match promise {
                     Some(promise) => promise.take(blocks)?,
                     None => fs.info.reserve_blocks(blocks)?,

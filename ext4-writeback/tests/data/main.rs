@@ -14,7 +14,6 @@ mod direct_crash;
 mod fallocate;
 mod fallocate_crash;
 mod fallocate_judged;
-mod fallocate_model;
 mod indirect;
 mod inline_data;
 mod memory;

@@ -15,7 +15,7 @@ use super::common::*;
 use ext4_core::Errno;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{AlignedBuffer, MemoryDevice};
-use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::meta::extent_tree::{Mapping, MappingState};
 use ext4_writeback::file::SeekTarget;
 use ext4_writeback::{FallocateMode, File, Filesystem, MountOptions, SyncRange};
 
@@ -306,9 +306,36 @@ impl World {
         if grows && size < at + len {
             model.resize(at + len);
         }
+        if self.random.u8(0..8) == 0 {
+            self.check_mapped(i, mode, at, at + len).await;
+        }
+        let model = &mut self.model[i];
         if model.bytes.len() > 2 * MAX as usize {
             self.files[i].set_len(MAX).await.expect("truncates");
             model.resize(MAX as usize);
+        }
+    }
+
+    /// What was allocated is mapped, what was punched is not.
+    async fn check_mapped(&self, i: usize, mode: FallocateMode, from: usize, to: usize) {
+        let block = self.form.block_size as usize;
+        let extents = self.files[i].extents().await.expect("maps");
+        let state = |at: usize| {
+            let covers = |map: &&Mapping| (at as u32).wrapping_sub(map.logical.0) < map.len;
+            extents.iter().find(covers).map(|map| map.state)
+        };
+        for at in from.div_ceil(block)..to / block {
+            let state = state(at);
+            let right = match mode {
+                FallocateMode::Allocate | FallocateMode::AllocateKeepSize => state.is_some(),
+                FallocateMode::ZeroRange | FallocateMode::ZeroRangeKeepSize => {
+                    matches!(state, Some(MappingState::Unwritten(_)))
+                }
+                // Blocks behind the end are left to truncation.
+                FallocateMode::PunchHole => state.is_none() || (at + 1) * block > self.model[i].bytes.len(),
+                FallocateMode::CollapseRange | FallocateMode::InsertRange => true,
+            };
+            assert!(right, "{mode:?} {from}..{to}: block {at} is {state:?}");
         }
     }
 
@@ -563,5 +590,12 @@ async fn files_agree_with_arrays_of_bytes_with_fast_commits() {
 async fn files_with_inline_data_agree_with_arrays_of_bytes() {
     let mut forms = forms("inline data", &[4096], options());
     forms.iter_mut().for_each(|form| form.features = &["-O", "inline_data"]);
+    worlds(&forms, STEPS).await;
+}
+
+#[tokio::test]
+async fn files_agree_with_arrays_of_bytes_without_a_journal() {
+    let mut forms = forms("no journal", &[4096], options());
+    forms.iter_mut().for_each(|form| form.features = &["-O", "^has_journal"]);
     worlds(&forms, STEPS).await;
 }

@@ -22,10 +22,11 @@ use ext4_core::InodeNumber;
 use ext4_core::device::{AlignedBuffer, BlockDevice};
 use ext4_core::environment::SystemEnvironment;
 use ext4_core::meta::mkfs::MkfsOptions;
-use ext4_writeback::{Credentials, Filesystem, MountOptions};
+use ext4_writeback::{Filesystem, MountOptions};
 use tokio::runtime::Runtime;
 
 use crate::kernel::{self, Mounted};
+use crate::ours::{journal_bytes, owner};
 use crate::report::{Report, Subject};
 use crate::workload::{Description, Measurement, Stopwatch, Target};
 
@@ -86,7 +87,7 @@ pub fn run(
     if !root {
         eprintln!("ext4-bench: the kernel's ext4 is left out: only root can mount it");
     }
-    touch(&target.device)?;
+    target.touch(NEEDED)?;
     for kind in kinds {
         let description = kind.description();
         if !only(&description.name) {
@@ -111,16 +112,6 @@ pub fn run(
         }
     }
     Ok(())
-}
-
-/// Writes over all that the suite will use, so that nobody's first touch of the device's memory is measured.
-fn touch(device: &Path) -> anyhow::Result<()> {
-    let file = std::fs::OpenOptions::new().write(true).open(device).context("open the device")?;
-    let zeros = vec![0_u8; 1 << 20];
-    for at in (0..NEEDED).step_by(zeros.len()) {
-        file.write_all_at(&zeros, at).context("write over the device")?;
-    }
-    file.sync_all().context("write over the device")
 }
 
 async fn ours(path: &Path, kind: Kind, fast_commit: bool) -> anyhow::Result<Measurement> {
@@ -152,16 +143,6 @@ fn inodes() -> u32 {
     u32::try_from(FILES + FILES / 8).unwrap_or(u32::MAX)
 }
 
-fn owner() -> Credentials {
-    Credentials { uid: 0, gid: 0, mode: 0o644 }
-}
-
-/// Bytes written to our journal since the mount.
-fn journal_bytes(filesystem: &Filesystem) -> f64 {
-    let statistics = filesystem.journal_statistics().unwrap_or_default();
-    (statistics.log_blocks + statistics.fast_commits.blocks) as f64 * BLOCK as f64
-}
-
 async fn append(path: &Path, filesystem: &Filesystem, tasks: u64) -> anyhow::Result<Measurement> {
     for number in 0..NEIGHBOURS {
         let name = format!("neighbour{number}");
@@ -174,7 +155,7 @@ async fn append(path: &Path, filesystem: &Filesystem, tasks: u64) -> anyhow::Res
         files.push(filesystem.open(inode).await.context("open")?);
     }
     filesystem.sync().await.context("sync")?;
-    let (flushes, bytes) = (kernel::flushes(path), journal_bytes(filesystem));
+    let (flushes, bytes) = (kernel::flushes(path), journal_bytes(filesystem, BLOCK as f64));
     let watch = Stopwatch::start();
     let running: Vec<_> = files
         .into_iter()
@@ -194,12 +175,12 @@ async fn append(path: &Path, filesystem: &Filesystem, tasks: u64) -> anyhow::Res
         task.await.context("a writer")??;
     }
     let mut measured = watch.stop();
-    measured.traffic = kernel::traffic(path, flushes, journal_bytes(filesystem) - bytes);
+    measured.traffic = kernel::traffic(path, flushes, journal_bytes(filesystem, BLOCK as f64) - bytes);
     Ok(measured)
 }
 
 async fn create(path: &Path, filesystem: &Filesystem) -> anyhow::Result<Measurement> {
-    let (flushes, bytes) = (kernel::flushes(path), journal_bytes(filesystem));
+    let (flushes, bytes) = (kernel::flushes(path), journal_bytes(filesystem, BLOCK as f64));
     let creating = filesystem.clone();
     let watch = Stopwatch::start();
     // On a task of its own: the thread that blocks on the runtime is none of its workers.
@@ -212,7 +193,7 @@ async fn create(path: &Path, filesystem: &Filesystem) -> anyhow::Result<Measurem
     });
     task.await.context("the creator")??;
     let mut measured = watch.stop();
-    measured.traffic = kernel::traffic(path, flushes, journal_bytes(filesystem) - bytes);
+    measured.traffic = kernel::traffic(path, flushes, journal_bytes(filesystem, BLOCK as f64) - bytes);
     Ok(measured)
 }
 
@@ -233,7 +214,7 @@ fn kernel(device: &Path, kind: Kind, fast_commit: bool) -> anyhow::Result<Measur
                 .map(|number| std::fs::File::create_new(directory.join(format!("file{number}"))))
                 .collect::<Result<Vec<_>, _>>()
                 .context("create")?;
-            sync(directory)?;
+            mounted.sync()?;
             let (flushes, bytes) = (kernel::flushes(device), mounted.journal_bytes(BLOCK as f64)?);
             let mut measured = threads(tasks, |number, step| {
                 let file = &files[usize::try_from(number)?];
@@ -249,18 +230,12 @@ fn kernel(device: &Path, kind: Kind, fast_commit: bool) -> anyhow::Result<Measur
             for number in 0..FILES {
                 std::fs::File::create_new(directory.join(format!("file{number}"))).context("create")?;
             }
-            sync(directory)?;
+            mounted.sync()?;
             let mut measured = watch.stop();
             measured.traffic = kernel::traffic(device, flushes, mounted.journal_bytes(BLOCK as f64)? - bytes);
             Ok(measured)
         }
     }
-}
-
-/// syncfs(2) of the file system that `directory` is in.
-fn sync(directory: &Path) -> anyhow::Result<()> {
-    let directory = std::fs::File::open(directory).context("open the directory")?;
-    nix::unistd::syncfs(&directory).context("syncfs")
 }
 
 /// Writes 4 KiB and flushes, on the device itself.

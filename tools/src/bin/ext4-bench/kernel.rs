@@ -54,6 +54,15 @@ impl Mounted {
         Ok(self)
     }
 
+    /// syncfs(2).
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn sync(&self) -> anyhow::Result<()> {
+        let directory = std::fs::File::open(self.path()).context("open the directory")?;
+        nix::unistd::syncfs(&directory).context("syncfs")
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         self.directory.path()

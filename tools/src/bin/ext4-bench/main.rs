@@ -8,6 +8,7 @@
 //! | `backend.rs` | suite `backend`: the devices alone |
 //! | `data.rs` | suite `data`: the whole stack |
 //! | `journal.rs` | suite `journal`: small things made durable |
+//! | `ours.rs` | our file system |
 //! | `kernel.rs` | the kernel's ext4 |
 //! | `fio.rs` | the yardstick |
 //! | `report.rs` | rounds, medians, ratios, table and JSON |
@@ -19,6 +20,7 @@ mod fio;
 mod guard;
 mod journal;
 mod kernel;
+mod ours;
 mod report;
 mod workload;
 

@@ -1,9 +1,11 @@
 //! What is measured, in words that every subject can carry out.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use nix::sys::resource::{UsageWho, getrusage};
 
 /// What is written over.
@@ -47,6 +49,21 @@ pub enum Fsync {
     AtTheEnd,
     /// After each transfer.
     Each,
+}
+
+impl Target {
+    /// Writes over the first `bytes` bytes, so that nobody's first touch of the device's memory is measured.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn touch(&self, bytes: u64) -> anyhow::Result<()> {
+        let file = std::fs::OpenOptions::new().write(true).open(&self.device).context("open the device")?;
+        let zeros = vec![0_u8; 1 << 20];
+        for at in (0..bytes).step_by(zeros.len()) {
+            file.write_all_at(&zeros, at).context("write over the device")?;
+        }
+        file.sync_all().context("write over the device")
+    }
 }
 
 impl Workload {

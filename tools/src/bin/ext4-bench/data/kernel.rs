@@ -16,7 +16,7 @@ use crate::workload::Measurement;
 /// Those of the kernel's tools and of fio.
 pub fn measure(device: &Path, workload: &FileWorkload) -> anyhow::Result<Measurement> {
     let mut mounted = Mounted::new(device, &[], None)?;
-    warm_up(mounted.path(), workload)?;
+    warm_up(&mounted, workload)?;
     let name = "file";
     let file = std::fs::File::create_new(mounted.path().join(name)).context("create")?;
     let range = workload.transfers.range;
@@ -31,7 +31,7 @@ pub fn measure(device: &Path, workload: &FileWorkload) -> anyhow::Result<Measure
     drop(file);
     if workload.before == Before::Cold {
         mounted = mounted.again()?;
-        warm_up(mounted.path(), workload)?;
+        warm_up(&mounted, workload)?;
     }
     let flushes = kernel::flushes(device);
     let bytes = mounted.journal_bytes(4096.0)?;
@@ -41,14 +41,13 @@ pub fn measure(device: &Path, workload: &FileWorkload) -> anyhow::Result<Measure
 }
 
 /// Writes and deletes a file, so that memory and allocator are as later.
-fn warm_up(directory: &Path, workload: &FileWorkload) -> anyhow::Result<()> {
-    let path = directory.join("warm");
+fn warm_up(mounted: &Mounted, workload: &FileWorkload) -> anyhow::Result<()> {
+    let path = mounted.path().join("warm");
     let file = std::fs::File::create_new(&path).context("create")?;
     write(&file, workload.transfers.range)?;
     drop(file);
     std::fs::remove_file(&path).context("unlink")?;
-    let directory = std::fs::File::open(directory).context("open the directory")?;
-    nix::unistd::syncfs(&directory).context("syncfs")
+    mounted.sync()
 }
 
 /// Writes the first `range` bytes.

@@ -27,10 +27,7 @@
 mod kernel;
 mod ours;
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use tokio::runtime::Runtime;
 
 use crate::fio;
@@ -87,7 +84,7 @@ pub fn run(
     if !root {
         eprintln!("ext4-bench: the kernel's ext4 is left out: only root can mount it");
     }
-    touch_device(&target.device, needed)?;
+    target.touch(needed)?;
     for workload in workloads(target).iter().filter(|workload| only(&workload.transfers.name)) {
         let mut subjects = vec![Subject::OursUring];
         if root {
@@ -153,16 +150,6 @@ fn workloads(target: &Target) -> Vec<FileWorkload> {
         }
     }
     workloads
-}
-
-/// Writes over as much of the device as the suite uses.
-fn touch_device(device: &Path, bytes: u64) -> anyhow::Result<()> {
-    let file = std::fs::OpenOptions::new().write(true).open(device).context("open the device")?;
-    let zeros = vec![0_u8; 1 << 20];
-    for at in (0..bytes).step_by(zeros.len()) {
-        file.write_all_at(&zeros, at).context("write over the device")?;
-    }
-    file.sync_all().context("write over the device")
 }
 
 /// What a transfer of `len` bytes holds.

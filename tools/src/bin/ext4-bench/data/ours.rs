@@ -9,10 +9,11 @@ use ext4_core::InodeNumber;
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::SystemEnvironment;
 use ext4_core::meta::mkfs::MkfsOptions;
-use ext4_writeback::{Credentials, File, Filesystem, MountOptions};
+use ext4_writeback::{File, Filesystem, MountOptions};
 
 use super::{Before, FileWorkload, content};
 use crate::kernel;
+use crate::ours::{journal_bytes, owner};
 use crate::workload::{Fsync, Measurement, Stopwatch, Workload};
 
 /// One run on a fresh file system.
@@ -24,8 +25,7 @@ pub async fn measure(path: &Path, workload: &FileWorkload) -> anyhow::Result<Mea
         .await
         .context("mkfs")?;
     let mut filesystem = mount(path, workload).await?;
-    let owner = Credentials { uid: 0, gid: 0, mode: 0o644 };
-    let inode = filesystem.create(InodeNumber::ROOT, b"file", owner).await.context("create")?;
+    let inode = filesystem.create(InodeNumber::ROOT, b"file", owner()).await.context("create")?;
     let mut file = filesystem.open(inode).await.context("open")?;
     let range = workload.transfers.range;
     match workload.before {
@@ -42,11 +42,11 @@ pub async fn measure(path: &Path, workload: &FileWorkload) -> anyhow::Result<Mea
         filesystem = mount(path, workload).await?;
         file = filesystem.open(inode).await.context("open")?;
     }
-    let (flushes, bytes) = (kernel::flushes(path), journal_bytes(&filesystem));
+    let (flushes, bytes) = (kernel::flushes(path), journal_bytes(&filesystem, 4096.0));
     // On a task of its own: the thread that blocks on the runtime is none of its workers.
     let task = tokio::spawn(transfer(file, workload.transfers.clone()));
     let mut measured = task.await.context("the caller")??;
-    measured.traffic = kernel::traffic(path, flushes, journal_bytes(&filesystem) - bytes);
+    measured.traffic = kernel::traffic(path, flushes, journal_bytes(&filesystem, 4096.0) - bytes);
     filesystem.unmount().await.context("unmount")?;
     Ok(measured)
 }
@@ -60,8 +60,7 @@ async fn mount(path: &Path, workload: &FileWorkload) -> anyhow::Result<Filesyste
     let cache = usize::try_from(range + range / 4 + (64 << 20))?;
     let options = MountOptions { cache, ..MountOptions::default() };
     let filesystem = Filesystem::mount(open(path)?, options).await.context("mount")?;
-    let owner = Credentials { uid: 0, gid: 0, mode: 0o644 };
-    let inode = filesystem.create(InodeNumber::ROOT, b"warm", owner).await.context("create")?;
+    let inode = filesystem.create(InodeNumber::ROOT, b"warm", owner()).await.context("create")?;
     write(&filesystem.open(inode).await.context("open")?, range).await?;
     filesystem.unlink(InodeNumber::ROOT, b"warm").await.context("unlink")?;
     filesystem.sync().await.context("sync")?;
@@ -75,11 +74,6 @@ async fn write(file: &File, range: u64) -> anyhow::Result<()> {
         file.write_at(at, &data).await.context("write")?;
     }
     Ok(())
-}
-
-fn journal_bytes(filesystem: &Filesystem) -> f64 {
-    let statistics = filesystem.journal_statistics().unwrap_or_default();
-    (statistics.log_blocks + statistics.fast_commits.blocks) as f64 * 4096.0
 }
 
 async fn transfer(file: File, workload: Workload) -> anyhow::Result<Measurement> {

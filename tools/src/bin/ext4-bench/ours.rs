@@ -1,0 +1,14 @@
+//! Our file system, as every suite uses it.
+
+use ext4_writeback::{Credentials, Filesystem};
+
+/// Whose the files are.
+pub fn owner() -> Credentials {
+    Credentials { uid: 0, gid: 0, mode: 0o644 }
+}
+
+/// Bytes written to the journal since the mount.
+pub fn journal_bytes(filesystem: &Filesystem, block_size: f64) -> f64 {
+    let statistics = filesystem.journal_statistics().unwrap_or_default();
+    (statistics.log_blocks + statistics.fast_commits.blocks) as f64 * block_size
+}
