@@ -96,6 +96,9 @@ impl File {
     /// `ENOSPC`, `EFBIG`, `EROFS`; those of the device where a block is overwritten in part; `EINVAL` where a direct
     /// write is not aligned; those of fsync where the file was opened for synchronous writes.
     pub async fn write_at(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        if self.write_now(Some(offset), data).is_some() {
+            return Ok(data.len());
+        }
         self.write_with(offset, data, WriteFlags::empty()).await
     }
 

@@ -18,7 +18,8 @@
 //! - Bytes that somebody views ([`crate::store`]) do not change: the folio goes on with other memory first. Views are
 //!   made under the folio's lock, so that none comes up between a look and what follows from it.
 //!
-//! Locks: the folio lock is async and may be held across I/O; the state mutex is a leaf.
+//! Locks: the folio lock is async and may be held across I/O; the state mutex, below that of the tree of folios; the locks
+//! of the memory, leaves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -389,6 +390,31 @@ impl Folio {
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio.
     pub fn read<R>(&self, from: u64, to: u64, f: impl FnOnce(&[u8]) -> R) -> R {
         self.memory.read().read((from - self.start) as u32, (to - from) as u32, f)
+    }
+
+    /// Writes `data` at byte `position` of the file, where its blocks lie in the folio, are dirty, and nobody has locked the
+    /// folio or reads or views them; then calls `written`: both as under the folio's lock, in one step. False where it is
+    /// not so; then nothing happened.
+    pub fn write_dirty(&self, position: u64, data: &[u8], written: impl FnOnce()) -> bool {
+        let end = position + data.len() as u64;
+        if position < self.start || end > self.end() {
+            return false;
+        }
+        let blocks = self.blocks_touched(position, end);
+        let state = self.state.lock();
+        if state.locked
+            || state.removed
+            || !state.dirty.contains(blocks.clone())
+            || (state.in_flight.start < blocks.end && blocks.start < state.in_flight.end)
+        {
+            return false;
+        }
+        let (offset, len) = ((position - self.start) as u32, data.len() as u32);
+        let copied = self.memory.read().try_write(offset, len, |bytes| bytes.copy_from_slice(data)).is_some();
+        if copied {
+            written();
+        }
+        copied
     }
 
     fn unlock(&self) {

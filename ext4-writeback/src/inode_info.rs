@@ -121,6 +121,11 @@ impl InodeInfo {
         *self.indirect.get_or_init(|| flags.is_empty())
     }
 
+    /// True for a file that is known to be mapped by extents, or to become so.
+    pub fn has_extents(&self) -> bool {
+        self.indirect.get() == Some(&false)
+    }
+
     /// True for a file that holds its data itself.
     pub fn is_inline(&self) -> bool {
         self.inline.load(Ordering::Acquire)

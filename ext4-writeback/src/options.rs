@@ -44,7 +44,7 @@ pub struct MountOptions {
     /// Bytes of memory for file data and metadata together: 256 MiB.
     pub cache: usize,
     /// Bytes of dirty data above which it is written back in the background (`vm.dirty_background_bytes`); `None`: an
-    /// eighth of `dirty_bytes`, but 16 MiB at least, or half of `dirty_bytes` where that is less.
+    /// eighth of `dirty_bytes`, from 16 to 32 MiB, or half of `dirty_bytes` where that is less.
     pub dirty_background_bytes: Option<usize>,
     /// Bytes of dirty data and of data under writeback at which writers wait; `None`: half of the memory for file data,
     /// of which they never take more than seven eighths (`vm.dirty_bytes`).

@@ -18,6 +18,9 @@ use parking_lot::Mutex;
 
 use crate::folio::{Folio, FolioGuard};
 
+/// How many bytes are copied while the tree is locked: what takes less than it would take to come back for it.
+const COPIED_UNDER_LOCK: usize = 4096;
+
 #[derive(Debug, Default)]
 struct Tree {
     folios: BTreeMap<u64, Arc<Folio>>,
@@ -50,6 +53,30 @@ impl AddressSpace {
         let folio = Arc::clone(folio);
         tree.recent = Some(Arc::clone(&folio));
         Some(folio)
+    }
+
+    /// Writes `data` at byte `position` where that takes no more than a copy ([`Folio::write_dirty`]); otherwise tells the
+    /// folio that holds `position`, where there is one.
+    pub fn write_dirty(
+        &self,
+        position: u64,
+        data: &[u8],
+        written: impl FnOnce(),
+    ) -> Result<(), Option<Arc<Folio>>> {
+        if data.len() <= COPIED_UNDER_LOCK {
+            let tree = self.tree.lock();
+            if let Some(recent) = &tree.recent
+                && (recent.start()..recent.end()).contains(&position)
+            {
+                return if recent.write_dirty(position, data, written) {
+                    Ok(())
+                } else {
+                    Err(Some(Arc::clone(recent)))
+                };
+            }
+        }
+        let folio = self.find(position).ok_or(None)?;
+        if folio.write_dirty(position, data, written) { Ok(()) } else { Err(Some(folio)) }
     }
 
     /// The first folio that ends behind `position`.
@@ -231,6 +258,11 @@ impl std::ops::Deref for PageCache {
     }
 }
 
+/// The number of a clock tick; none is 0.
+fn tick(now: Timestamp) -> u64 {
+    (now.seconds as u64).wrapping_mul(250) + u64::from(now.nanoseconds / 4_000_000) + 1
+}
+
 impl PageCache {
     /// An empty cache.
     pub fn new() -> Self {
@@ -283,10 +315,14 @@ impl PageCache {
         self.space.is_dirty_folios() || self.times_dirty.load(Ordering::Acquire)
     }
 
-    /// True where the last write asked in the same clock tick (4 ms).
-    pub fn is_same_tick(&self, now: Timestamp) -> bool {
-        let tick = (now.seconds as u64).wrapping_mul(250) + u64::from(now.nanoseconds / 4_000_000) + 1;
-        self.last_tick.swap(tick, Ordering::Relaxed) == tick
+    /// True where a write has noted times in the clock tick (4 ms) of `now`, and nobody has logged them since.
+    pub fn are_times_of(&self, now: Timestamp) -> bool {
+        self.last_tick.load(Ordering::Relaxed) == tick(now) && self.times_dirty.load(Ordering::Acquire)
+    }
+
+    /// A write notes `now` as the inode's times.
+    pub fn note_tick(&self, now: Timestamp) {
+        self.last_tick.store(tick(now), Ordering::Relaxed);
     }
 
     /// Notes that a write ended at `end`.

@@ -11,7 +11,7 @@ use ext4_core::{Errno, Error};
 
 use crate::iomap::{self, buffered_write};
 use crate::open_options::SyncMode;
-use crate::{File, Result};
+use crate::{File, Result, flusher, truncate};
 
 /// Slices of up to so many bytes in all are joined before they are written: two halves of a block are a whole one then,
 /// which need not be read first.
@@ -127,6 +127,9 @@ impl File {
     /// # Errors
     /// As [`File::write_at`].
     pub async fn append(&self, data: &[u8]) -> Result<(u64, usize)> {
+        if let Some(position) = self.write_now(None, data) {
+            return Ok((position, data.len()));
+        }
         self.write_slices(0, &[IoSlice::new(data)], WriteFlags::APPEND).await
     }
 
@@ -156,6 +159,28 @@ impl File {
         Ok(written)
     }
 
+    /// Writes `data`, all of it, where nothing has to be waited for: no lock, no memory, no device, no other writers'
+    /// share. Returns where. `None` where it is not so, and nothing happened.
+    pub(crate) fn write_now(&self, position: Option<u64>, data: &[u8]) -> Option<u64> {
+        if self.options.direct || self.options.sync != SyncMode::None || data.is_empty() {
+            return None;
+        }
+        let (fs, inode) = (self.fs(), &self.inode);
+        // Not under `freeze`: nobody unmounts while a file is open.
+        if fs.check_writable().is_err() || flusher::would_throttle(fs) {
+            return None;
+        }
+        let _changing = inode.rwlock.try_write().ok()?;
+        // What is noted once for each tick is left to who waits.
+        if inode.check_alive().is_err() || !inode.pages.are_times_of(fs.now()) {
+            return None;
+        }
+        let position = position.filter(|_| !self.options.append).unwrap_or_else(|| inode.size());
+        let end = position.checked_add(data.len() as u64)?;
+        (end <= truncate::max_size(fs) && buffered_write::write_now(fs, inode, position, data))
+            .then_some(position)
+    }
+
     async fn write_buffered(&self, position: Option<u64>, slices: &[IoSlice<'_>]) -> Result<(u64, usize)> {
         let fs = self.fs();
         let mounted = match fs.freeze.try_read() {
@@ -166,7 +191,7 @@ impl File {
             return Err(Error::posix(Errno::ENODEV, "unmounted"));
         }
         fs.check_writable()?;
-        crate::flusher::throttle(fs, &self.inode).await;
+        flusher::throttle(fs, &self.inode).await;
         // It may have been waiting when the error struck.
         fs.check_writable()?;
         let _changing = match self.inode.rwlock.try_write() {
@@ -211,9 +236,10 @@ impl File {
     pub(crate) async fn note_times(&self) {
         let now = self.fs().now();
         let pages = &self.inode.pages;
-        if pages.is_same_tick(now) && pages.times_dirty.load(Ordering::Acquire) {
+        if pages.are_times_of(now) {
             return;
         }
+        pages.note_tick(now);
         let mut disk = match self.inode.inode.try_write() {
             Ok(disk) => disk,
             Err(_) => self.inode.inode.write().await,

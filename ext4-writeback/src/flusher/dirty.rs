@@ -34,8 +34,10 @@ use crate::inode_info::InodeInfo;
 const LEAST_TURN: u64 = 8 << 20;
 const LONGEST_TURN: u64 = 64 << 20;
 
-/// The background limit is not less by itself, but where the other one is: two of the longest allocations, in bytes.
+/// Where the background limit lies by itself, but for where the other one is low: two and four of the longest allocations, in
+/// bytes. No more than it takes to keep a device busy: a stream that will be synced loses what it is written later.
 const EARLIEST_BACKGROUND: usize = 16 << 20;
+const LATEST_BACKGROUND: usize = 32 << 20;
 
 #[derive(Debug)]
 struct DirtyInode {
@@ -105,7 +107,7 @@ impl Writeback {
         let limit = options.dirty_bytes.unwrap_or(data_capacity / 2).min(data_capacity / 8 * 7);
         // Early: a stream that will be synced goes to the device while it is still being written. But not so early that what
         // is allocated together is cut into pieces.
-        let early = (limit / 8).max(limit.min(EARLIEST_BACKGROUND * 2) / 2);
+        let early = (limit / 8).clamp(EARLIEST_BACKGROUND, LATEST_BACKGROUND).min(limit / 2);
         let background = options.dirty_background_bytes.unwrap_or(early);
         // As in the kernel: one that is not below the other is half of it.
         let background = if background < limit { background } else { limit / 2 };
@@ -251,11 +253,13 @@ impl Writeback {
         self.ioends.lock().ids.first().is_none_or(|first| *first >= id)
     }
 
-    /// Asks the flusher to run.
-    pub fn kick(&self) {
-        if !self.deterministic && !self.kicked.swap(true, Ordering::AcqRel) {
+    /// Asks the flusher to run. True where it had not been asked.
+    pub fn kick(&self) -> bool {
+        let first = !self.deterministic && !self.kicked.swap(true, Ordering::AcqRel);
+        if first {
             self.wake.notify_one();
         }
+        first
     }
 
     /// Asks the flusher to write all that is dirty now: space is short, and delayed data may need less of it than was

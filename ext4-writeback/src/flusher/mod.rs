@@ -25,7 +25,7 @@ use std::time::Duration;
 
 pub(crate) use self::dirty::Writeback;
 pub(crate) use self::reclaim::{allocate_memory, try_allocate_memory};
-pub(crate) use self::throttle::throttle;
+pub(crate) use self::throttle::{throttle, would_throttle};
 use crate::Result;
 use crate::completion;
 use crate::filesystem::FilesystemInner;

@@ -17,6 +17,7 @@ use crate::counters::LiveCounters;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::lock_order::assert_no_handle;
+use crate::runtime::queue_up;
 
 /// Counts who waits, also where he stops waiting.
 struct Waiting<'a>(&'a Writeback);
@@ -41,6 +42,14 @@ impl Writeback {
     }
 }
 
+/// True where [`throttle`] has anything to do.
+pub(crate) fn would_throttle(fs: &FilesystemInner) -> bool {
+    let control = &fs.writeback;
+    let dirty = control.dirty_bytes();
+    dirty > control.background
+        && (dirty > control.set_point() || !control.kicked.load(Ordering::Relaxed) || control.deterministic)
+}
+
 /// Waits where too much is dirty, for a write to `inode`. Nothing may be locked but `rwlock`.
 pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
     let control = &fs.writeback;
@@ -54,7 +63,10 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) 
         let _ = crate::runtime::run_to_end(&runtime, async move { sync_all_data(&fs).await }).await;
         return;
     }
-    control.kick();
+    if control.kick() {
+        // A writer who never waits would keep it from running.
+        queue_up().await;
+    }
     let dirty = control.dirty_bytes();
     let set_point = control.set_point();
     if dirty <= set_point {

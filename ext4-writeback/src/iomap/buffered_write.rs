@@ -1,9 +1,10 @@
 //! Buffered writes: from the caller's memory into folios.
 //!
 //! Per folio: find or make it, lock it, wait for I/O on the blocks that change, read what is overwritten in part, know
-//! what lies below. Then, with nothing awaited in between: promise space for the holes, copy, mark dirty, raise
+//! what lies below. Then, with nothing awaited in between ([`step`]): promise space for the holes, copy, mark dirty, raise
 //! i_size. A future that is dropped before leaves nothing; after, everything. So there is no reservation without
-//! dirty data above it, and nothing to take back when a copy fails.
+//! dirty data above it, and nothing to take back when a copy fails. Where nothing has to be waited for at all, as in most
+//! small writes, the step is taken without a future around it ([`write_now`]).
 //!
 //! Without delayed allocation (asked for, or when space is low) the holes are allocated first, as unwritten blocks,
 //! under a handle that is stopped before any folio is locked. A file of indirect blocks has nothing unwritten: there its
@@ -107,14 +108,14 @@ pub(crate) async fn write_promised(
         zero_block_tail(fs, inode, size).await?;
     }
     let mut mode = match promise {
-        Some(promise) if promise.blocks() > 0 => AllocationMode::Delayed,
-        _ => allocation_mode(fs),
+        Some(promise) if promise.blocks() > 0 => Some(AllocationMode::Delayed),
+        _ => None,
     };
     // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
     let mut prepared = u64::MAX;
     if inode.is_indirect().await {
         block_map::refuse_clusters(&fs.info, inode.number)?;
-        mode = AllocationMode::Delayed;
+        mode = Some(AllocationMode::Delayed);
         if needs_pointers_first(fs) {
             prepared = position;
         }
@@ -188,111 +189,170 @@ pub(crate) async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Resul
     Ok(true)
 }
 
-/// Writes as much of `data` as goes into the folio that holds `position`.
+/// Writes as much of `data` as goes into the folio that holds `position`. `mode`: how holes are filled, where that is not
+/// for the free space to say.
 async fn write_folio(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
-    mode: AllocationMode,
+    mode: Option<AllocationMode>,
     promise: Option<&Promise>,
 ) -> Result<usize> {
-    let bits = fs.info.block_size().bits();
     let wanted = data.len() as u64;
     let sequential = inode.pages.is_sequential(position);
     let mut folio = find_or_create(fs, inode, position, wanted, sequential).await?;
     loop {
-        let end = folio.end().min(position + wanted);
-        let touched = folio.blocks_touched(position, end);
-        let state = folio.write_state(&touched);
-        if state.removed {
-            drop(folio);
-            folio = find_or_create(fs, inode, position, wanted, sequential).await?;
-            continue;
-        }
-        if state.in_flight {
-            LiveCounters::add(&fs.writeback.counters.stalls, 1);
-            folio.wait_for_io(&touched).await;
-            continue;
-        }
-        if state.dirty {
-            // Uptodate, and what lies below is known.
-            return Ok(copy(inode, &folio, position, &data[..(end - position) as usize], || {}));
-        }
-        // The blocks at the edges, where they are overwritten in part and not in memory.
-        let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
-        let covered = folio.blocks_covered(position, end);
-        let mut read = None;
-        if covered != touched {
-            let size = inode.size();
-            for (block, uptodate) in edges(&touched, &state) {
-                if covered.contains(&block) || uptodate {
-                    continue;
-                }
-                let written = start_of(block) < size && {
-                    let extent = iomap::lookup(fs, inode, folio.first_block() + block).await?;
-                    matches!(extent.status, Status::Written(_))
-                };
-                if written {
-                    read = Some(block..block + 1);
-                    break;
-                }
+        match step(fs, inode, &folio, position, data, mode, promise)? {
+            Step::Done(count) => return Ok(count),
+            Step::Removed => {
+                drop(folio);
+                folio = find_or_create(fs, inode, position, wanted, sequential).await?;
             }
-        }
-        if let Some(blocks) = read {
-            folio = read_blocks(fs, inode, folio, blocks).await?;
-            continue;
-        }
-        let first = folio.first_block();
-        let range = first + touched.start..first + touched.end;
-        let mut hole = false;
-        let reserved = inode.extent_status.reserve(range.clone(), |blocks| {
-            if mode == AllocationMode::Delayed {
-                match promise {
-                    Some(promise) => promise.take(blocks)?,
-                    None => fs.info.reserve_blocks(blocks)?,
-                }
-                tracing::trace!(ino = inode.number.0, reserve_blocks = blocks, "ext4_da_reserve_space");
-                return Ok(());
+            Step::InFlight(blocks) => {
+                LiveCounters::add(&fs.writeback.counters.stalls, 1);
+                folio.wait_for_io(&blocks).await;
             }
-            hole = true;
-            Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))
-        });
-        match reserved {
-            Ok(Reservation::Done) => {}
-            Ok(Reservation::NotCached(block)) => {
+            Step::Unknown(block) => {
                 iomap::lookup(fs, inode, block).await?;
-                continue;
             }
-            Err(_) if hole => {
+            Step::Read(blocks) => folio = read_blocks(fs, inode, folio, blocks).await?,
+            Step::Hole(first) => {
                 drop(folio);
                 let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
                 // As much as this call writes, at once.
+                let bits = fs.info.block_size().bits();
                 let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
-                let range = range.start..last.max(range.end);
-                run_to_end(
-                    &fs.runtime,
-                    async move { writeback::allocate_holes(&shared, &owned, range).await },
-                )
+                run_to_end(&fs.runtime, async move {
+                    writeback::allocate_holes(&shared, &owned, first..last).await
+                })
                 .await?;
                 folio = find_or_create(fs, inode, position, wanted, sequential).await?;
-                continue;
             }
-            Err(error) => return Err(error),
         }
-        // From here on nothing is awaited. Around the copy nothing written lies below: zeros, but for what is behind the
-        // end of the file, which nobody reads and which writeback, or whoever extends the file, zeroes.
+    }
+}
+
+/// Writes `data` at `position` where nothing has to be waited for: the folio is there, and takes all of it. False where it
+/// is not so; then nothing happened. The caller holds `rwlock` for writing.
+pub(crate) fn write_now(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    data: &[u8],
+) -> bool {
+    let size = inode.size();
+    // A file without bytes may be given some inside its inode.
+    if inode.is_inline() || !inode.has_extents() || size == 0 || position > size {
+        return false;
+    }
+    let end = position + data.len() as u64;
+    let folio = match inode.pages.write_dirty(position, data, || note_written(inode, end)) {
+        Ok(()) => return true,
+        Err(Some(folio)) if end <= folio.end() => folio,
+        Err(_) => return false,
+    };
+    let goes_on = inode.pages.is_sequential(position);
+    let Ok(folio) = FolioGuard::try_new(folio) else { return false };
+    if !goes_on {
+        folio.touch();
+    }
+    // An error is found again by who writes step by step, who may find a remedy.
+    matches!(step(fs, inode, &folio, position, data, None, None), Ok(Step::Done(_)))
+}
+
+/// What a write does with a folio, or what has to come first.
+enum Step {
+    /// So many bytes were written.
+    Done(usize),
+    /// The folio is no part of the file any more.
+    Removed,
+    /// A device may be reading some of these blocks.
+    InFlight(Range<u32>),
+    /// It is not known what lies below this block of the file.
+    Unknown(u32),
+    /// These blocks of the folio are overwritten in part, and what they hold is on the device only.
+    Read(Range<u32>),
+    /// There are holes from this block of the file on, and space is too low for promises.
+    Hole(u32),
+}
+
+/// Writes as much of `data` as goes into the locked folio, which holds `position`, or says what has to come first: then
+/// nothing was changed.
+fn step(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    folio: &FolioGuard,
+    position: u64,
+    data: &[u8],
+    mode: Option<AllocationMode>,
+    promise: Option<&Promise>,
+) -> Result<Step> {
+    let bits = fs.info.block_size().bits();
+    let end = folio.end().min(position + data.len() as u64);
+    let data = &data[..(end - position) as usize];
+    let touched = folio.blocks_touched(position, end);
+    let state = folio.write_state(&touched);
+    if state.removed {
+        return Ok(Step::Removed);
+    }
+    if state.in_flight {
+        return Ok(Step::InFlight(touched));
+    }
+    if state.dirty {
+        // Uptodate, and what lies below is known.
+        return Ok(Step::Done(copy(inode, folio, position, data, || {})));
+    }
+    // The blocks at the edges, where they are overwritten in part and not in memory.
+    let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
+    let covered = folio.blocks_covered(position, end);
+    let first = folio.first_block();
+    if covered != touched {
         let size = inode.size();
         for (block, uptodate) in edges(&touched, &state) {
-            if !covered.contains(&block) && !uptodate {
-                let (from, to) = (start_of(block), start_of(block + 1));
-                folio.zero(from, position.clamp(from, to));
-                folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to));
+            if covered.contains(&block) || uptodate || start_of(block) >= size {
+                continue;
+            }
+            match inode.extent_status.lookup(first + block) {
+                Some(extent) if matches!(extent.status, Status::Written(_)) => {
+                    return Ok(Step::Read(block..block + 1));
+                }
+                Some(_) => {}
+                None => return Ok(Step::Unknown(first + block)),
             }
         }
-        let data = &data[..(end - position) as usize];
-        return Ok(copy(inode, &folio, position, data, || mark_dirty(fs, inode, &folio, touched)));
     }
+    let mode = mode.unwrap_or_else(|| allocation_mode(fs));
+    let mut hole = false;
+    let reserved = inode.extent_status.reserve(first + touched.start..first + touched.end, |blocks| {
+        if mode == AllocationMode::Delayed {
+            match promise {
+                Some(promise) => promise.take(blocks)?,
+                None => fs.info.reserve_blocks(blocks)?,
+            }
+            tracing::trace!(ino = inode.number.0, reserve_blocks = blocks, "ext4_da_reserve_space");
+            return Ok(());
+        }
+        hole = true;
+        Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))
+    });
+    match reserved {
+        Ok(Reservation::Done) => {}
+        Ok(Reservation::NotCached(block)) => return Ok(Step::Unknown(block)),
+        Err(_) if hole => return Ok(Step::Hole(first + touched.start)),
+        Err(error) => return Err(error),
+    }
+    // Around the copy nothing written lies below: zeros, but for what is behind the end of the file, which nobody reads and
+    // which writeback, or whoever extends the file, zeroes.
+    let size = inode.size();
+    for (block, uptodate) in edges(&touched, &state) {
+        if !covered.contains(&block) && !uptodate {
+            let (from, to) = (start_of(block), start_of(block + 1));
+            folio.zero(from, position.clamp(from, to));
+            folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to));
+        }
+    }
+    Ok(Step::Done(copy(inode, folio, position, data, || mark_dirty(fs, inode, folio, touched))))
 }
 
 /// The first and the last of the blocks that a write touches, and whether memory holds their content.
@@ -306,7 +366,14 @@ fn copy(inode: &InodeInfo, folio: &FolioGuard, position: u64, data: &[u8], mark:
     folio.write(position, end, |bytes| bytes.copy_from_slice(data));
     // Dirty first: a completion that saw the size and nothing dirty before it would take i_disksize along.
     mark();
-    inode.raise_size(end);
-    inode.pages.note_write(end);
+    note_written(inode, end);
     data.len()
+}
+
+/// A write ended at `end`. Before the folio is unlocked: writeback zeroes what lies behind the size.
+fn note_written(inode: &InodeInfo, end: u64) {
+    if end > inode.size() {
+        inode.raise_size(end);
+    }
+    inode.pages.note_write(end);
 }

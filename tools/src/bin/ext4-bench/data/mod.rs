@@ -15,11 +15,11 @@
 //! | `random-read` | nothing of it in memory | reads at random places |
 //!
 //! Each with transfers of 1 KiB, 4 KiB, 64 KiB and 1 MiB, one after the other by one task. Every run begins with a fresh
-//! file system. What is timed is the calls, not mkfs, mount, unmount and what is done before. The cache is large enough
-//! for the file, as the kernel's is on a machine with memory to spare. On both sides a file of the same size is written
-//! to the cache and deleted first: a process pays for the first touch of its memory, and the host under a virtual machine
-//! may have to find it, twenty times slower than it is cleared. What is measured is a file system that has been running
-//! for a while. The device is written over once for the same reason.
+//! file system. What is timed is the calls, not mkfs, mount, unmount and what is done before. The cache is four times
+//! the file, so that its limits on dirty data are no narrower than the kernel's on a machine with memory to spare. On
+//! both sides a file of the same size is written to the cache and deleted first: a process pays for the first touch of
+//! its memory, and the host under a virtual machine may have to find it, twenty times slower than it is cleared. What is
+//! measured is a file system that has been running for a while. The device is written over once for the same reason.
 //!
 //! Processor time is that of the process that calls and of the kernel's own threads together: the kernel writes back
 //! and completes in its workers.

@@ -57,7 +57,7 @@ fn open(path: &Path) -> anyhow::Result<Arc<dyn BlockDevice>> {
 
 async fn mount(path: &Path, workload: &FileWorkload) -> anyhow::Result<Filesystem> {
     let range = workload.transfers.range;
-    let cache = usize::try_from(range + range / 4 + (64 << 20))?;
+    let cache = usize::try_from(4 * range + (64 << 20))?;
     let options = MountOptions { cache, ..MountOptions::default() };
     let filesystem = Filesystem::mount(open(path)?, options).await.context("mount")?;
     let inode = filesystem.create(InodeNumber::ROOT, b"warm", owner()).await.context("create")?;
