@@ -56,27 +56,32 @@ impl AddressSpace {
     }
 
     /// Writes `data` at byte `position` where that takes no more than a copy ([`Folio::write_dirty`]); otherwise tells the
-    /// folio that holds `position`, where there is one.
+    /// folio that holds `position`, where there is one. Where the write does not go on where the last one ended, it is
+    /// a new use of the folio.
     pub fn write_dirty(
         &self,
         position: u64,
         data: &[u8],
+        goes_on: bool,
         written: impl FnOnce(),
     ) -> Result<(), Option<Arc<Folio>>> {
+        let write = |folio: &Folio| {
+            let done = folio.write_dirty(position, data, written);
+            if done && !goes_on {
+                folio.touch();
+            }
+            done
+        };
         if data.len() <= COPIED_UNDER_LOCK {
             let tree = self.tree.lock();
             if let Some(recent) = &tree.recent
                 && (recent.start()..recent.end()).contains(&position)
             {
-                return if recent.write_dirty(position, data, written) {
-                    Ok(())
-                } else {
-                    Err(Some(Arc::clone(recent)))
-                };
+                return if write(recent) { Ok(()) } else { Err(Some(Arc::clone(recent))) };
             }
         }
         let folio = self.find(position).ok_or(None)?;
-        if folio.write_dirty(position, data, written) { Ok(()) } else { Err(Some(folio)) }
+        if write(&folio) { Ok(()) } else { Err(Some(folio)) }
     }
 
     /// The first folio that ends behind `position`.

@@ -247,12 +247,12 @@ pub(crate) fn write_now(
         return false;
     }
     let end = position + data.len() as u64;
-    let folio = match inode.pages.write_dirty(position, data, || note_written(inode, end)) {
+    let goes_on = inode.pages.is_sequential(position);
+    let folio = match inode.pages.write_dirty(position, data, goes_on, || note_written(inode, end)) {
         Ok(()) => return true,
         Err(Some(folio)) if end <= folio.end() => folio,
         Err(_) => return false,
     };
-    let goes_on = inode.pages.is_sequential(position);
     let Ok(folio) = FolioGuard::try_new(folio) else { return false };
     if !goes_on {
         folio.touch();
