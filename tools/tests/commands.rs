@@ -256,3 +256,48 @@ fn verbose_speaks_on_standard_error() {
     let loud = ext4(["-v", "cp", "/etc/passwd", &image.at("/b")]);
     assert!(loud.stderr.contains("copied"), "{}", loud.stderr);
 }
+
+/// `-o` reaches the mount: what is asked for is seen in what the command leaves behind.
+#[test]
+fn mount_options_reach_the_mount() {
+    let image = Image::new();
+    let big = image.directory.join("big");
+    fs::write(&big, vec![7; 3 << 20]).unwrap();
+    let big = big.to_str().unwrap();
+    let path = image.path.to_str().unwrap();
+    let mounted = |options: &str| ext4(["-v", "-o", options, "cp", big, &image.at("/big")]);
+    // Published blocks are never unwritten: nothing is converted.
+    let plain = mounted("alloc=unwritten");
+    assert!(plain.stderr.contains(" publications: 0,"), "{}", plain.stderr);
+    assert!(!plain.stderr.contains(" conversions: 0,"), "{}", plain.stderr);
+    plain.ok();
+    let published = mounted("alloc=publish,last_mounted=/published");
+    assert!(published.stderr.contains(" conversions: 0,"), "{}", published.stderr);
+    assert!(!published.stderr.contains(" publications: 0,"), "{}", published.stderr);
+    published.ok();
+    assert_eq!(fs::read(big).unwrap(), ext4(["cat", &image.at("/big")]).stdout);
+    check(&image.path);
+    assert!(ext4(["info", path]).ok().contains("/published"));
+    // After the command as before it.
+    ext4(["mkdir", &image.at("/directory"), "-o", "last_mounted=/after"]).ok();
+    assert!(ext4(["info", path]).ok().contains("/after"));
+
+    ext4(["mkdir", "-o", "ro", &image.at("/never")]).fails(1, &["read-only"]);
+    ext4(["ls", "-o", "ro,noload", &image.at("/")]).ok();
+    ext4(["mkdir", "-o", "noload", &image.at("/never")]).fails(1, &["noload"]);
+    check(&image.path);
+}
+
+#[test]
+fn mount_options_that_are_not_known_are_refused() {
+    let image = Image::new();
+    let path = image.path.to_str().unwrap();
+    ext4(["mkdir", "-o", "nodealloc", &image.at("/a")]).fails(2, &["unknown mount option 'nodealloc'"]);
+    ext4(["mkdir", "-o", "alloc=now", &image.at("/a")]).fails(2, &["alloc is one of unwritten, publish"]);
+    ext4(["-o", "lazytime", "info", path]).fails(2, &["does not mount"]);
+    let target = image.directory.join("other.img");
+    let source = image.directory.to_str().unwrap();
+    ext4(["pack", "-o", "ro", source, target.to_str().unwrap()]).fails(2, &["read-only"]);
+    assert!(!target.exists());
+    assert_eq!(ext4(["ls", &image.at("/")]).ok(), "lost+found\n");
+}

@@ -76,6 +76,9 @@ struct Summary<'a> {
 impl Pack {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         let started = Instant::now();
+        if context.opener.mount_options.read_only() || context.opener.noload {
+            return Err(usage("an image is not filled read-only"));
+        }
         let metadata = std::fs::metadata(&self.source)
             .map_err(|source| ext4_core::Error::host("read", self.source.display().to_string(), &source))?;
         if !metadata.is_dir() {
@@ -190,7 +193,7 @@ impl Job<'_> {
             .await
             .map_err(|error| naming(&pack.target, error.into()))?;
         let reproducible = epoch.is_some();
-        let mount = MountOptions {
+        let mut mount = MountOptions {
             cache: if reproducible {
                 context.opener.cache.max(REPRODUCIBLE_CACHE)
             } else {
@@ -203,6 +206,7 @@ impl Job<'_> {
             environment,
             ..MountOptions::default()
         };
+        context.opener.mount_options.apply(&mut mount);
         let filesystem = Filesystem::mount(device.clone(), mount)
             .await
             .map_err(|error| naming(&pack.target, error.into()))?;
