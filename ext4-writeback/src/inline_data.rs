@@ -29,7 +29,7 @@ use ext4_core::format::inode::Inode;
 use ext4_core::meta::block_allocator::AllocationRequest;
 use ext4_core::meta::block_allocator::picked::{pick_blocks, return_picked, use_picked};
 use ext4_core::meta::{block_map, credits, extent_tree, inline_data};
-use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
+use ext4_core::{BlockNumber, Errno, Error, InodeNumber, LogicalBlock, Result};
 
 use crate::extent_status::Status;
 use crate::fast_commit::Reason;
@@ -37,7 +37,7 @@ use crate::filesystem::FilesystemInner;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
 use crate::runtime::run_to_end;
-use crate::{File, truncate};
+use crate::{File, Filesystem, truncate};
 
 /// Where `i_block` lies in an inode.
 const I_BLOCK: u64 = 40;
@@ -45,10 +45,12 @@ const I_BLOCK: u64 = 40;
 /// Data that an inode holds itself, as fiemap tells of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InlineExtent {
-    /// The byte of the device at which it begins. Not aligned, and not all of it lies behind one another.
+    /// The byte of the device at which it begins. Not aligned, and not all of it lies behind one another: 60 bytes do.
     pub physical: u64,
-    /// How many bytes of the file it is.
+    /// How many bytes of the file it is (of a directory: of its entries).
     pub len: u64,
+    /// The byte of the device at which byte 60 lies and all behind it, where there are so many.
+    pub rest: Option<u64>,
 }
 
 impl File {
@@ -60,11 +62,34 @@ impl File {
     pub async fn inline_extent(&self) -> Result<Option<InlineExtent>> {
         let fs = &self.filesystem.inner;
         fs.errors.check_alive()?;
-        let Some(len) = data_end(&self.inode).await? else { return Ok(None) };
-        let (block, offset) = fs.info.inode_location(self.inode.number).await?;
-        let physical = (block.0 << fs.info.block_size().bits()) + offset as u64 + I_BLOCK;
-        Ok(Some(InlineExtent { physical, len }))
+        extent_of(fs, &self.inode).await
     }
+}
+
+impl Filesystem {
+    /// Where the data of an inode of any kind lies, where the inode holds it itself: also of directories and symlinks.
+    ///
+    /// # Errors
+    /// Corrupt; those of the device.
+    pub async fn inline_extent(&self, inode: InodeNumber) -> Result<Option<InlineExtent>> {
+        self.observe("fiemap", inode, async {
+            let info = self.inner.inode(inode).await?;
+            extent_of(&self.inner, &info).await
+        })
+        .await
+    }
+}
+
+async fn extent_of(fs: &FilesystemInner, inode: &InodeInfo) -> Result<Option<InlineExtent>> {
+    let disk = inode.inode.read().await;
+    if !inline_data::is_inline(&disk) {
+        return Ok(None);
+    }
+    let len = bytes_of(&disk)?.len() as u64;
+    let (block, offset) = fs.info.inode_location(inode.number).await?;
+    let start = (block.0 << fs.info.block_size().bits()) + offset as u64;
+    let rest = inline_data::rest(&disk)?.filter(|_| len > inline_data::IN_BLOCK as u64);
+    Ok(Some(InlineExtent { physical: start + I_BLOCK, len, rest: rest.map(|(at, _)| start + at as u64) }))
 }
 
 /// Where the bytes that the inode holds end, none behind i_size; `None` where it holds none.

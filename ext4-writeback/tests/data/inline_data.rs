@@ -9,7 +9,9 @@ use ext4_core::device::{AlignedBuffer, MemoryDevice};
 use ext4_writeback::file::SeekTarget;
 use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 
-use crate::common::{assert_clean, content, create, have_tools, make_image, mount_image, open, options};
+use crate::common::{
+    assert_clean, content, create, have_tools, make_image, mount_image, open, options, pattern,
+};
 use crate::crash::{STALE, at_every_cut, quiet, record};
 
 fn image(block_size: u32, inode_size: u32) -> Image {
@@ -335,6 +337,48 @@ async fn what_needs_blocks_moves_the_data_out() {
     drop(file);
     let (device, fs) = remount(device, fs).await;
     assert_eq!(content(&open(&fs, "direct").await).await, expected);
+    fs.unmount().await.expect("unmounts");
+    assert_clean(&device.image());
+}
+
+/// Where the data lies is where the device has it: `i_block`, then the value of `system.data`.
+#[tokio::test]
+async fn an_inline_extent_says_where_the_bytes_lie() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(image(4096, 512), options()).await;
+    let number = {
+        let file = create(&fs, "file").await;
+        file.write_at(0, &pattern(5, 0, 60)).await.expect("writes");
+        assert_eq!(file.inline_extent().await.expect("tells").expect("is inline").rest, None);
+        file.write_at(60, &pattern(5, 60, 101)).await.expect("writes");
+        fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there")
+    };
+    // Attributes lie before and behind it.
+    fs.setxattr(number, b"user.a", b"value", SetMode::Any).await.expect("sets");
+    let owner = Credentials { mode: 0o755, ..Credentials::default() };
+    let dir = fs.mkdir(InodeNumber::ROOT, b"dir", owner).await.expect("makes");
+    fs.mkdir(dir, b"below", owner).await.expect("makes");
+    let (device, fs) = remount(device, fs).await;
+    let extent = fs.inline_extent(number).await.expect("tells").expect("is inline");
+    assert_eq!(extent.len, 161);
+    let on_device = |at: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        device.image().read(at, &mut bytes);
+        bytes
+    };
+    assert_eq!(on_device(extent.physical, 60), pattern(5, 0, 60));
+    assert_eq!(on_device(extent.rest.expect("has more"), 101), pattern(5, 60, 101));
+    let extent = fs.inline_extent(dir).await.expect("tells").expect("is inline");
+    // The parent's number, then an entry: inode, length, length of the name, type, name.
+    assert_eq!(on_device(extent.physical, 4), 2_u32.to_le_bytes());
+    assert_eq!(on_device(extent.physical + 12, 5), b"below");
+    let large = create(&fs, "large").await;
+    large.write_at(0, &[1; 1000]).await.expect("writes");
+    drop(large);
+    let large = fs.lookup(InodeNumber::ROOT, b"large").await.expect("is there");
+    assert_eq!(fs.inline_extent(large).await.expect("tells"), None);
     fs.unmount().await.expect("unmounts");
     assert_clean(&device.image());
 }
