@@ -264,6 +264,7 @@ pub(super) fn assemble(
         pool: MemoryPool::new(data_capacity),
         writeback: Writeback::new(&options, data_capacity),
         viewed: Arc::default(),
+        reclaimable_extents: Arc::default(),
         lazy_times: crate::lazytime::LazyTimes::default(),
         discards: None,
         inodes: InodeCache::new(options.cache / CACHE_PER_INODE),
