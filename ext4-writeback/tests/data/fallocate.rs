@@ -563,3 +563,45 @@ async fn trimming_takes_whole_clusters_only() {
         finish(&device, fs).await;
     }
 }
+
+/// Zeroing every other block of many files makes extents that need nodes: more than the margin for them. What was freed
+/// and waits for its commit is committed then, as everywhere else where space ends.
+#[tokio::test]
+async fn k_44_zeroing_finds_blocks_that_wait_for_a_commit() {
+    if !have_tools() {
+        return;
+    }
+    const FILES: u64 = 220;
+    let image = make_image(8, 1024, &["-m", "0", "-N", "512", "-J", "size=2"], 0xaa);
+    let (device, fs) = mount_image(image, quiet()).await;
+    let doomed = create(&fs, "doomed").await;
+    doomed.write_at(0, &pattern(1, 0, 300 << 10)).await.expect("writes");
+    doomed.sync_all().await.expect("syncs");
+    drop(doomed);
+    let mut files = Vec::new();
+    for i in 0..FILES {
+        let file = create(&fs, &format!("file{i}")).await;
+        file.write_at(0, &pattern(i, 0, 10 << 10)).await.expect("writes");
+        files.push(file);
+    }
+    fs.sync().await.expect("syncs");
+    let filler = create(&fs, "filler").await;
+    fails(&filler, FallocateMode::AllocateKeepSize, 0, 1 << 30, Errno::ENOSPC).await;
+    fs.sync().await.expect("syncs");
+    fs.unlink(ext4_core::InodeNumber::ROOT, b"doomed").await.expect("unlinks");
+    for file in &files {
+        for block in [1, 3, 5, 7] {
+            file.fallocate(FallocateMode::ZeroRange, block << 10, 1024).await.expect("there is space");
+        }
+    }
+    drop(filler);
+    for (i, file) in (0..).zip(&files) {
+        let mut expected = pattern(i, 0, 10 << 10);
+        for block in [1, 3, 5, 7] {
+            expected[block << 10..(block + 1) << 10].fill(0);
+        }
+        assert!(content(file).await == expected, "file {i}");
+    }
+    drop(files);
+    finish(&device, fs).await;
+}
