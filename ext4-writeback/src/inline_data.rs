@@ -103,11 +103,15 @@ pub(crate) async fn data_end(inode: &InodeInfo) -> Result<Option<u64>> {
 
 /// Reads at `position`, as far as the file goes. `None` where it does not hold its data itself.
 pub(crate) async fn read(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
-    let disk = inode.inode.read().await;
-    if !inline_data::is_inline(&disk) {
+    read_from(&*inode.inode.read().await, position, buffer)
+}
+
+/// The same, of an inode that is at hand.
+pub(crate) fn read_from(disk: &Inode, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
+    if !inline_data::is_inline(disk) {
         return Ok(None);
     }
-    let data = inline_data::data(&disk)?;
+    let data = inline_data::data(disk)?;
     let left = usize::try_from(disk.size.saturating_sub(position)).unwrap_or(usize::MAX);
     let count = left.min(buffer.len());
     let there = usize::try_from(position).ok().and_then(|at| data.get(at..)).unwrap_or_default();
