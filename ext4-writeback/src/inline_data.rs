@@ -13,7 +13,8 @@
 //! Moving to a block: a block is picked in memory ([`crate::preallocation`] has the argument), the data is written to it,
 //! and then one handle takes the data out of the inode, maps the block as written and marks it in use. A crash before
 //! its commit leaves the data in the inode; after it, in the block, which every commit flushes before it is valid. There
-//! is no state in between, and nothing unwritten.
+//! is no state in between, and nothing unwritten. With bigalloc a whole cluster is picked: a file that is inline has none
+//! yet, and the block is the first of its file as of its cluster.
 //!
 //! Locks: who changes the data or moves it holds `rwlock` and `invalidate_lock` for writing, the latter also when the
 //! future of the caller is dropped; then `inode`, under the handle. Nobody fills folios meanwhile, and who comes later
@@ -27,7 +28,7 @@ use std::sync::atomic::Ordering;
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::format::inode::Inode;
 use ext4_core::meta::block_allocator::AllocationRequest;
-use ext4_core::meta::block_allocator::picked::{pick_blocks, return_picked, use_picked};
+use ext4_core::meta::block_allocator::picked::{pick_clusters, return_picked, use_picked};
 use ext4_core::meta::{block_map, credits, extent_tree, inline_data};
 use ext4_core::{BlockNumber, Errno, Error, InodeNumber, LogicalBlock, Result};
 
@@ -303,7 +304,7 @@ async fn move_to_block(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, bytes:
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: true, metadata: false };
     let extents = fs.info.features().incompat.contains(ext4_core::format::features::Incompat::EXTENTS);
     let below = if extents { BlockNumber(u64::MAX) } else { block_map::ADDRESSABLE };
-    let block = match pick_blocks(&fs.info, &request, below).await {
+    let block = match pick_clusters(&fs.info, &request, below).await {
         Ok((block, _)) => block,
         Err(error) => {
             fs.info.release_reserved_blocks(1);
