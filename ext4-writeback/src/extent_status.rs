@@ -14,8 +14,8 @@
 //! - A delayed block has a dirty block of the page cache above it: both come to be under the folio's lock with nothing
 //!   awaited in between, so that no dropped future can leave the one without the other.
 //! - What is taken from the device only fills gaps: where the tree knows something, the tree is right.
-//! - What could be read again has a bound in each tree and in all of them together: a tree that grows while all hold
-//!   too much gives up its own.
+//! - What could be read again has a bound in each tree and in all trees of the file system together ([`Reclaimable`]): a
+//!   tree that grows while all hold too much gives up its own. Another file system in the process has a bound of its own.
 //! - The sequence number grows with every change, under the lock. Who kept an answer compares; a false "changed" is
 //!   allowed, a false "unchanged" would write data into blocks that belong to another file by now.
 //!
@@ -26,6 +26,7 @@ mod clusters;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use clusters::Clusters;
@@ -95,25 +96,28 @@ struct Tree {
     extents: BTreeMap<u32, (u32, Status)>,
     delayed_blocks: u64,
     delayed_extents: usize,
-    /// How many of its extents are counted among those of all trees.
+    /// Those of all trees.
+    reclaimable: Arc<Reclaimable>,
+    /// How many of its extents are counted there.
     counted: usize,
     clusters: Clusters,
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        RECLAIMABLE_OF_ALL.fetch_sub(self.counted, Ordering::Relaxed);
+        self.reclaimable.0.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
 /// How many extents that could be read again one tree may hold.
 const MAX_RECLAIMABLE: usize = 8192;
-/// How many all trees of the process may hold together (about 16 MiB), and how many each may whatever the others do.
+/// How many all trees of a file system may hold together (about 16 MiB), and how many each may whatever the others do.
 const MAX_RECLAIMABLE_OF_ALL: usize = 1 << 18;
 const MIN_RECLAIMABLE: usize = 64;
 
-/// How many there are.
-static RECLAIMABLE_OF_ALL: AtomicUsize = AtomicUsize::new(0);
+/// How many extents that could be read again all trees of one mounted file system hold.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaimable(AtomicUsize);
 
 impl Tree {
     fn insert(&mut self, start: u32, end: u32, status: Status) {
@@ -196,10 +200,10 @@ impl Tree {
         match reclaimable.cmp(&self.counted) {
             std::cmp::Ordering::Equal => {}
             std::cmp::Ordering::Greater => {
-                RECLAIMABLE_OF_ALL.fetch_add(reclaimable - self.counted, Ordering::Relaxed);
+                self.reclaimable.0.fetch_add(reclaimable - self.counted, Ordering::Relaxed);
             }
             std::cmp::Ordering::Less => {
-                RECLAIMABLE_OF_ALL.fetch_sub(self.counted - reclaimable, Ordering::Relaxed);
+                self.reclaimable.0.fetch_sub(self.counted - reclaimable, Ordering::Relaxed);
             }
         }
         self.counted = reclaimable;
@@ -243,7 +247,7 @@ impl Tree {
     /// Keeps the tree within its bound, and all of them within theirs; `keep` stays.
     fn prune(&mut self, keep: u32) {
         let reclaimable = self.count();
-        let of_all = RECLAIMABLE_OF_ALL.load(Ordering::Relaxed);
+        let of_all = self.reclaimable.0.load(Ordering::Relaxed);
         if reclaimable <= MAX_RECLAIMABLE
             && (of_all <= MAX_RECLAIMABLE_OF_ALL || reclaimable <= MIN_RECLAIMABLE)
         {
@@ -271,15 +275,23 @@ pub(crate) struct ExtentStatusTree {
 }
 
 impl ExtentStatusTree {
-    /// An empty tree: nothing is known.
+    /// An empty tree: nothing is known. No other tree is counted with it.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same for clusters of two to the power of `bits` blocks.
-    pub fn with_cluster_bits(bits: u32) -> Self {
-        let mut tree = Tree::default();
-        tree.clusters.bits = bits;
+    /// An empty tree of a file system that allocates clusters of two to the power of `cluster_bits` blocks, one of those
+    /// that are counted in `reclaimable`.
+    pub fn of(cluster_bits: u32, reclaimable: &Arc<Reclaimable>) -> Self {
+        let mut tree = Tree {
+            extents: BTreeMap::new(),
+            delayed_blocks: 0,
+            delayed_extents: 0,
+            reclaimable: Arc::clone(reclaimable),
+            counted: 0,
+            clusters: Clusters::default(),
+        };
+        tree.clusters.bits = cluster_bits;
         Self { tree: Mutex::new(tree), ..Self::default() }
     }
 
@@ -600,7 +612,8 @@ mod tests {
 
     #[test]
     fn all_trees_together_have_a_bound() {
-        let trees: Vec<_> = (0..80).map(|_| ExtentStatusTree::new()).collect();
+        let [here, elsewhere] = [Arc::default(), Arc::default()];
+        let trees: Vec<_> = (0..80).map(|_| ExtentStatusTree::of(0, &here)).collect();
         let fill = |tree: &ExtentStatusTree, count: u32| {
             for i in 0..count {
                 tree.cache(&mapping(2 * i, 1, MappingState::Written(BlockNumber(7))));
@@ -612,9 +625,18 @@ mod tests {
         let held: usize = trees.iter().map(|tree| tree.tree.lock().extents.len()).sum();
         assert!(held <= MAX_RECLAIMABLE_OF_ALL + trees.len() * MIN_RECLAIMABLE, "{held}");
         assert!(held > MAX_RECLAIMABLE_OF_ALL / 2, "{held}");
+        // Another file system's trees have their own.
+        let other = ExtentStatusTree::of(0, &elsewhere);
+        fill(&other, 8000);
+        assert_eq!(other.tree.lock().extents.len(), 8000);
+        // While one more of these has none left.
+        let tree = ExtentStatusTree::of(0, &here);
+        fill(&tree, 8000);
+        assert!(tree.tree.lock().extents.len() < 8000);
         // What is dropped makes room.
-        drop(trees);
-        let tree = ExtentStatusTree::new();
+        drop((trees, tree));
+        assert_eq!(here.0.load(Ordering::Relaxed), 0);
+        let tree = ExtentStatusTree::of(0, &here);
         fill(&tree, 8000);
         assert_eq!(tree.tree.lock().extents.len(), 8000);
     }

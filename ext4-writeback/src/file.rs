@@ -119,23 +119,28 @@ impl File {
     }
 
     async fn sync(&self, datasync: bool) -> Result<()> {
-        self.sync_bytes(0..u64::MAX, datasync).await
+        self.sync_bytes(0..u64::MAX, datasync, OnMedium::No).await
     }
 
     /// As fsync, for the data of bytes `range` only; where it reaches past what the device has of the file, for all from
     /// there on.
-    pub(crate) async fn sync_bytes(&self, range: Range<u64>, datasync: bool) -> Result<()> {
+    pub(crate) async fn sync_bytes(
+        &self,
+        range: Range<u64>,
+        datasync: bool,
+        on_medium: OnMedium,
+    ) -> Result<()> {
         let inode = Arc::clone(&self.inode);
         self.fs().errors.check_alive()?;
         if self.fs().options.read_only {
             return Ok(());
         }
-        let result =
-            self.filesystem
-                .run("fsync", inode.number, move |fs| async move {
-                    sync_inode(&fs, &inode, range, datasync).await
-                })
-                .await;
+        let result = self
+            .filesystem
+            .run("fsync", inode.number, move |fs| async move {
+                sync_inode(&fs, &inode, range, datasync, on_medium).await
+            })
+            .await;
         self.report_write_errors().and(result)
     }
 
@@ -256,6 +261,15 @@ impl File {
     }
 }
 
+/// Whether the data that is to be made durable is on the medium: then the device is flushed only for what leads to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OnMedium {
+    /// The device may have it in its cache.
+    No,
+    /// It was written with FUA.
+    Yes,
+}
+
 /// What fsync of bytes `range` does, but for reporting errors of the past.
 ///
 /// # Errors
@@ -265,9 +279,10 @@ pub(crate) async fn sync_inode(
     inode: &Arc<InodeInfo>,
     range: Range<u64>,
     datasync: bool,
+    on_medium: OnMedium,
 ) -> Result<()> {
     tracing::debug!(ino = inode.number.0, datasync, "ext4_sync_file_enter");
-    let result = sync_inode_and_commit(fs, inode, range, datasync).await;
+    let result = sync_inode_and_commit(fs, inode, range, datasync, on_medium).await;
     tracing::debug!(ino = inode.number.0, ret = ?result.as_ref().err(), "ext4_sync_file_exit");
     result
 }
@@ -277,6 +292,7 @@ async fn sync_inode_and_commit(
     inode: &Arc<InodeInfo>,
     range: Range<u64>,
     datasync: bool,
+    on_medium: OnMedium,
 ) -> Result<()> {
     writeback::sync_inode_range(fs, inode, range, !datasync).await?;
     // Asked for after the wait: the conversions have noted their transactions by now.
@@ -288,7 +304,9 @@ async fn sync_inode_and_commit(
             false
         }
     };
-    if !flushed && fs.options.barrier {
+    // Without a journal the blocks that lead to the data went out just now, to the device's cache.
+    let needed = on_medium == OnMedium::No || fs.journal.is_none();
+    if !flushed && needed && fs.options.barrier {
         fs.info.device().flush().await?;
     }
     Ok(())

@@ -13,7 +13,8 @@
 //! Moving to a block: a block is picked in memory ([`crate::preallocation`] has the argument), the data is written to it,
 //! and then one handle takes the data out of the inode, maps the block as written and marks it in use. A crash before
 //! its commit leaves the data in the inode; after it, in the block, which every commit flushes before it is valid. There
-//! is no state in between, and nothing unwritten.
+//! is no state in between, and nothing unwritten. With bigalloc a whole cluster is picked: a file that is inline has none
+//! yet, and the block is the first of its file as of its cluster.
 //!
 //! Locks: who changes the data or moves it holds `rwlock` and `invalidate_lock` for writing, the latter also when the
 //! future of the caller is dropped; then `inode`, under the handle. Nobody fills folios meanwhile, and who comes later
@@ -27,9 +28,9 @@ use std::sync::atomic::Ordering;
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::format::inode::Inode;
 use ext4_core::meta::block_allocator::AllocationRequest;
-use ext4_core::meta::block_allocator::picked::{pick_blocks, return_picked, use_picked};
+use ext4_core::meta::block_allocator::picked::{pick_clusters, return_picked, use_picked};
 use ext4_core::meta::{block_map, credits, extent_tree, inline_data};
-use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
+use ext4_core::{BlockNumber, Errno, Error, InodeNumber, LogicalBlock, Result};
 
 use crate::extent_status::Status;
 use crate::fast_commit::Reason;
@@ -37,7 +38,7 @@ use crate::filesystem::FilesystemInner;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
 use crate::runtime::run_to_end;
-use crate::{File, truncate};
+use crate::{File, Filesystem, truncate};
 
 /// Where `i_block` lies in an inode.
 const I_BLOCK: u64 = 40;
@@ -45,10 +46,12 @@ const I_BLOCK: u64 = 40;
 /// Data that an inode holds itself, as fiemap tells of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InlineExtent {
-    /// The byte of the device at which it begins. Not aligned, and not all of it lies behind one another.
+    /// The byte of the device at which it begins. Not aligned, and not all of it lies behind one another: 60 bytes do.
     pub physical: u64,
-    /// How many bytes of the file it is.
+    /// How many bytes of the file it is (of a directory: of its entries).
     pub len: u64,
+    /// The byte of the device at which byte 60 lies and all behind it, where there are so many.
+    pub rest: Option<u64>,
 }
 
 impl File {
@@ -60,11 +63,34 @@ impl File {
     pub async fn inline_extent(&self) -> Result<Option<InlineExtent>> {
         let fs = &self.filesystem.inner;
         fs.errors.check_alive()?;
-        let Some(len) = data_end(&self.inode).await? else { return Ok(None) };
-        let (block, offset) = fs.info.inode_location(self.inode.number).await?;
-        let physical = (block.0 << fs.info.block_size().bits()) + offset as u64 + I_BLOCK;
-        Ok(Some(InlineExtent { physical, len }))
+        extent_of(fs, &self.inode).await
     }
+}
+
+impl Filesystem {
+    /// Where the data of an inode of any kind lies, where the inode holds it itself: also of directories and symlinks.
+    ///
+    /// # Errors
+    /// Corrupt; those of the device.
+    pub async fn inline_extent(&self, inode: InodeNumber) -> Result<Option<InlineExtent>> {
+        self.observe("fiemap", inode, async {
+            let info = self.inner.inode(inode).await?;
+            extent_of(&self.inner, &info).await
+        })
+        .await
+    }
+}
+
+async fn extent_of(fs: &FilesystemInner, inode: &InodeInfo) -> Result<Option<InlineExtent>> {
+    let disk = inode.inode.read().await;
+    if !inline_data::is_inline(&disk) {
+        return Ok(None);
+    }
+    let len = bytes_of(&disk)?.len() as u64;
+    let (block, offset) = fs.info.inode_location(inode.number).await?;
+    let start = (block.0 << fs.info.block_size().bits()) + offset as u64;
+    let rest = inline_data::rest(&disk)?.filter(|_| len > inline_data::IN_BLOCK as u64);
+    Ok(Some(InlineExtent { physical: start + I_BLOCK, len, rest: rest.map(|(at, _)| start + at as u64) }))
 }
 
 /// Where the bytes that the inode holds end, none behind i_size; `None` where it holds none.
@@ -78,11 +104,15 @@ pub(crate) async fn data_end(inode: &InodeInfo) -> Result<Option<u64>> {
 
 /// Reads at `position`, as far as the file goes. `None` where it does not hold its data itself.
 pub(crate) async fn read(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
-    let disk = inode.inode.read().await;
-    if !inline_data::is_inline(&disk) {
+    read_from(&*inode.inode.read().await, position, buffer)
+}
+
+/// The same, of an inode that is at hand.
+pub(crate) fn read_from(disk: &Inode, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
+    if !inline_data::is_inline(disk) {
         return Ok(None);
     }
-    let data = inline_data::data(&disk)?;
+    let data = inline_data::data(disk)?;
     let left = usize::try_from(disk.size.saturating_sub(position)).unwrap_or(usize::MAX);
     let count = left.min(buffer.len());
     let there = usize::try_from(position).ok().and_then(|at| data.get(at..)).unwrap_or_default();
@@ -274,7 +304,7 @@ async fn move_to_block(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, bytes:
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: true, metadata: false };
     let extents = fs.info.features().incompat.contains(ext4_core::format::features::Incompat::EXTENTS);
     let below = if extents { BlockNumber(u64::MAX) } else { block_map::ADDRESSABLE };
-    let block = match pick_blocks(&fs.info, &request, below).await {
+    let block = match pick_clusters(&fs.info, &request, below).await {
         Ok((block, _)) => block,
         Err(error) => {
             fs.info.release_reserved_blocks(1);

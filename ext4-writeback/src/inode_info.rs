@@ -20,6 +20,7 @@ use tokio::sync::RwLock;
 
 use crate::completion::CompletionQueue;
 use crate::extent_status::ExtentStatusTree;
+use crate::filesystem::FilesystemInner;
 use crate::page_cache::{ErrorSequence, PageCache};
 use crate::preallocation::Preallocation;
 
@@ -94,11 +95,9 @@ impl InodeInfo {
         }
     }
 
-    /// The same inode on a file system that allocates clusters of two to the power of `bits` blocks.
-    pub fn with_cluster_bits(mut self, bits: u32) -> Self {
-        if bits != 0 {
-            self.extent_status = ExtentStatusTree::with_cluster_bits(bits);
-        }
+    /// The same inode, of `fs`: its extents are counted there.
+    pub fn of(mut self, fs: &FilesystemInner) -> Self {
+        self.extent_status = ExtentStatusTree::of(fs.info.cluster_bits(), &fs.reclaimable_extents);
         self
     }
 

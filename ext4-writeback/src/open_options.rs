@@ -5,6 +5,7 @@ use std::ops::Range;
 use ext4_core::format::inode::{FileType, InodeFlags};
 use ext4_core::{Errno, Error, InodeNumber};
 
+use crate::file::OnMedium;
 use crate::{File, Filesystem, Result};
 
 /// What has to be durable when a write returns.
@@ -81,10 +82,23 @@ impl File {
     /// # Errors
     /// Those of [`File::sync_all`].
     pub(crate) async fn sync_change(&self, range: Range<u64>, asked: SyncMode) -> Result<()> {
+        self.sync_written(range, asked, OnMedium::No).await
+    }
+
+    /// The same, for a change whose data may be on the medium already.
+    ///
+    /// # Errors
+    /// Those of [`File::sync_all`].
+    pub(crate) async fn sync_written(
+        &self,
+        range: Range<u64>,
+        asked: SyncMode,
+        on_medium: OnMedium,
+    ) -> Result<()> {
         match self.options.sync.max(asked) {
             SyncMode::None => Ok(()),
-            SyncMode::Data => self.sync_bytes(range, true).await,
-            SyncMode::All => self.sync_bytes(range, false).await,
+            SyncMode::Data => self.sync_bytes(range, true, on_medium).await,
+            SyncMode::All => self.sync_bytes(range, false, on_medium).await,
         }
     }
 }

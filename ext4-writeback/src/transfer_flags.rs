@@ -21,7 +21,9 @@ bitflags! {
     /// How one read is done.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct ReadFlags: u32 {
-        /// Nothing is waited for: what is in memory, `EAGAIN` where the first byte is not (`RWF_NOWAIT`).
+        /// Nothing is waited for: what is in memory, `EAGAIN` where the first byte is not (`RWF_NOWAIT`). A direct read
+        /// gives that too, and the zeros of holes and unwritten blocks, as far as it is known in memory where they are. It
+        /// starts no I/O: unlike the kernel's, which waits for the device, though for nothing else.
         const NOWAIT = 1 << 0;
     }
 
@@ -63,7 +65,7 @@ impl File {
         }
         self.fs().errors.check_alive()?;
         if self.options.direct {
-            return Err(self.would_wait("a direct read"));
+            return self.read_direct_now(offset, buffer);
         }
         match iomap::read::read_cached(&self.inode, offset, buffer) {
             0 if !buffer.is_empty() && offset < self.inode.size() => Err(self.would_wait("a read")),

@@ -99,11 +99,21 @@ pub(crate) async fn raise_size(
 ) -> Result<()> {
     let handle = fs.begin_tracked(credits::INODE, operation).await?;
     let mut disk = inode.inode.write().await;
+    grow(fs, inode, &mut disk, size);
+    fs.log_inode(&handle, inode, &disk, true).await
+}
+
+/// The part of [`raise_size`] under the inode's lock, which the caller holds with a handle, and logs.
+pub(crate) fn grow(
+    fs: &FilesystemInner,
+    inode: &Arc<InodeInfo>,
+    disk: &mut ext4_core::format::inode::Inode,
+    size: u64,
+) {
     // i_size first: a completion that is under way looks at it last, and takes i_disksize along.
     inode.raise_size(size);
-    settle_size(fs, inode, &mut disk);
-    touch(fs, &mut disk);
-    fs.log_inode(&handle, inode, &disk, true).await
+    settle_size(fs, inode, disk);
+    touch(fs, disk);
 }
 
 /// i_disksize becomes i_size, where all data before that is written: for sizes that no data of their own brings along.

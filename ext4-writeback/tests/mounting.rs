@@ -134,10 +134,6 @@ async fn what_is_not_known_is_refused_by_name() {
     let error = mount_error(&verity, MountOptions::default()).await;
     assert!(error.to_string().contains("verity"), "{error}");
     common::mount_with(&verity, read_only()).await.filesystem.unmount().await.unwrap();
-    let both = common::mke2fs(&["-O", "bigalloc,inline_data", "-C", "16384"], "64M");
-    let error = mount_error(&both, MountOptions::default()).await;
-    assert!(error.to_string().contains("bigalloc and inline_data"), "{error}");
-    common::mount_with(&both, read_only()).await.filesystem.unmount().await.unwrap();
     let zeros = Image::zeroed(16 << 20);
     assert!(mount_error(&zeros, MountOptions::default()).await.to_string().contains("superblock"));
     let short = Image::zeroed(512);

@@ -6,6 +6,7 @@
 
 pub mod copy;
 pub mod display;
+pub mod mount_options;
 pub mod open;
 pub mod size;
 pub mod sizing;

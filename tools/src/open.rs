@@ -30,6 +30,8 @@ use ext4_journal::dump::Inspection;
 use ext4_writeback::filesystem::{JournalReplay, has_external_journal, inspect_journal, replay_journal};
 use ext4_writeback::{Filesystem, MountOptions};
 
+use crate::mount_options::MountOptionList;
+
 /// Which backend drives a target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Backend {
@@ -64,6 +66,8 @@ pub struct Opener {
     pub journal_device: Option<PathBuf>,
     /// Commands that only read ignore the journal.
     pub noload: bool,
+    /// What else was asked for (`-o`).
+    pub mount_options: MountOptionList,
 }
 
 /// What stands under a name of the host.
@@ -166,14 +170,16 @@ impl Opener {
     /// # Errors
     /// The host's, the file system's; `EINVAL` for `noload` where something is to be changed.
     pub async fn mount(&self, path: &Path, access: Access) -> Result<Filesystem> {
+        let access = if self.mount_options.read_only() { Access::Read } else { access };
         let device = self.device(path, access)?;
-        let options = MountOptions {
+        let mut options = MountOptions {
             read_only: access == Access::Read,
             noload: self.noload,
             cache: self.cache,
             journal_device: self.journal_device_of(&*device, access).await?,
             ..MountOptions::default()
         };
+        self.mount_options.apply(&mut options);
         Filesystem::mount(device, options).await
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The tree is measured first: blocks of data (holes not counted), of directories, extent trees, long symlinks and
 //! attributes. To that come what mkfs lays down, which depends on the size in turn, and a margin. The estimate errs
-//! on the large side: an image that turns out too small would have to be made again.
+//! on the large side: an image that turns out too small would have to be made again. With bigalloc whatever takes blocks
+//! takes whole clusters.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +17,22 @@ use ext4_core::{Errno, Error};
 use crate::copy::Node;
 use crate::copy::host_source::{HostTree, data_runs};
 use crate::display::escaped;
+
+/// The units of a file system to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Units {
+    /// Of mapping.
+    pub block_size: BlockSize,
+    /// Blocks in the unit of allocation: 1 without bigalloc.
+    pub cluster_blocks: u64,
+}
+
+impl Units {
+    /// Blocks that allocation takes for `blocks` which lie behind one another.
+    fn allocated(self, blocks: u64) -> u64 {
+        blocks.next_multiple_of(self.cluster_blocks)
+    }
+}
 
 /// What a tree needs besides the fixed metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,17 +60,17 @@ const LONGEST_EXTENT: u64 = 32_767;
 /// Inodes 1 to 10 are reserved; 11 is lost+found.
 const RESERVED_INODES: u64 = 11;
 
-/// Measures `tree` for blocks of `block_size`.
+/// Measures `tree` for a file system of such units.
 ///
 /// # Errors
 /// The host's, with the path: also for a file that cannot be read, before anything is written.
-pub fn measure(tree: &HostTree, block_size: BlockSize) -> anyhow::Result<Need> {
+pub fn measure(tree: &HostTree, units: Units) -> anyhow::Result<Need> {
     let mut need = Need::default();
     let mut seen = std::collections::HashSet::new();
     let mut open: Vec<Directory> = Vec::new();
     tree.scan(|depth, path, node, metadata| {
         while open.len() > depth {
-            need.blocks += open.pop().map_or(0, |directory| directory.blocks(block_size));
+            need.blocks += open.pop().map_or(0, |directory| directory.blocks(units));
         }
         if let Some(parent) = open.last_mut() {
             parent.add(path.file_name().map_or(0, |name| name.len()));
@@ -65,30 +82,27 @@ pub fn measure(tree: &HostTree, block_size: BlockSize) -> anyhow::Result<Need> {
             return Ok(());
         }
         need.inodes += 1;
-        let (blocks, bytes) = object_need(path, node, metadata, block_size)?;
+        let (blocks, bytes) = object_need(path, node, metadata, units)?;
         need.blocks += blocks;
         need.bytes += bytes;
         Ok(())
     })?;
     for directory in open {
-        need.blocks += directory.blocks(block_size);
+        need.blocks += directory.blocks(units);
     }
     Ok(need)
 }
 
 /// Blocks and bytes of content of one object, a directory's entries not counted.
-fn object_need(
-    path: &Path,
-    node: &Node,
-    metadata: &Metadata,
-    block_size: BlockSize,
-) -> anyhow::Result<(u64, u64)> {
+fn object_need(path: &Path, node: &Node, metadata: &Metadata, units: Units) -> anyhow::Result<(u64, u64)> {
+    let block_size = units.block_size;
+    let one = units.allocated(1);
     let mut blocks = 0;
     let mut bytes = 0;
     let in_inode: usize =
         node.xattrs.iter().map(|(name, value)| 16 + align(name.len()) + align(value.len())).sum();
     if in_inode > XATTR_ROOM {
-        blocks += 1;
+        blocks += one;
     }
     let largest = node.xattrs.iter().max_by_key(|(_, value)| value.len());
     if let Some((name, value)) = largest.filter(|(_, value)| value.len() > block_size.len() - XATTR_HEADERS) {
@@ -97,7 +111,7 @@ fn object_need(
         return Err(Error::posix(Errno::E2BIG, problem).into());
     }
     match node.file_type {
-        FileType::Symlink if node.target.len() > FAST_SYMLINK => blocks += 1,
+        FileType::Symlink if node.target.len() > FAST_SYMLINK => blocks += one,
         FileType::Regular if node.size > 0 => {
             let whole = [(0, node.size)];
             let sparse = metadata.blocks().saturating_mul(512) < node.size;
@@ -106,7 +120,8 @@ fn object_need(
             for (start, end) in &runs {
                 let size = u64::from(block_size.bytes());
                 let covered = end.div_ceil(size) - start / size;
-                blocks += covered;
+                let cluster = size * units.cluster_blocks;
+                blocks += (end.div_ceil(cluster) - start / cluster) * units.cluster_blocks;
                 bytes += end - start;
                 // One more for each run: it may be laid down in two pieces.
                 extents += covered.div_ceil(LONGEST_EXTENT) + u64::from(covered > 256);
@@ -114,7 +129,7 @@ fn object_need(
             if extents > INLINE_EXTENTS {
                 let per_block = u64::from(block_size.bytes() - 16) / 12;
                 // Leaves of a tree that grows at its end are full but for the last; half full is the worst.
-                blocks += (extents * 2).div_ceil(per_block) + 1;
+                blocks += ((extents * 2).div_ceil(per_block) + 1) * one;
             }
         }
         _ => {}
@@ -136,16 +151,18 @@ impl Directory {
     }
 
     /// The directory's blocks: one, or leaves that are half full, as they are after a split, with their index.
-    fn blocks(&self, block_size: BlockSize) -> u64 {
+    fn blocks(&self, units: Units) -> u64 {
+        let block_size = units.block_size;
         let room = u64::from(block_size.bytes()) - 12;
         if self.bytes + 24 <= room {
-            return 1;
+            return units.allocated(1);
         }
         let average = self.bytes.div_ceil(self.entries.max(1)).max(1);
         let leaves = self.entries.div_ceil((room / average / 2).max(1));
         let index = leaves.div_ceil(room / 8 / 2);
         // The directory's own extent tree.
-        1 + leaves + index + leaves.div_ceil(u64::from(block_size.bytes()) / 24) + 1
+        let nodes = leaves.div_ceil(u64::from(block_size.bytes()) / 24) + 1;
+        units.allocated(1 + leaves + index) + nodes * units.allocated(1)
     }
 }
 
@@ -163,16 +180,16 @@ impl Need {
     /// Blocks that should be free in a fresh file system for the tree to fit, with a margin: what writing reserves
     /// before it knows how well extents merge.
     #[must_use]
-    pub fn free_blocks(&self) -> u64 {
-        self.blocks + self.blocks / 20 + 256
+    pub fn free_blocks(&self, units: Units) -> u64 {
+        self.blocks + self.blocks / 20 + 256.max(16 * units.cluster_blocks)
     }
 
     /// A first guess of the size in bytes: rounded up to 1 MiB. `journal` is the log's size in blocks where it was
     /// chosen.
     #[must_use]
-    pub fn size(&self, block_size: BlockSize, journal: Option<u64>) -> u64 {
-        let block = u64::from(block_size.bytes());
-        let free = self.free_blocks();
+    pub fn size(&self, units: Units, journal: Option<u64>) -> u64 {
+        let block = u64::from(units.block_size.bytes());
+        let free = self.free_blocks(units);
         let tables = self.inodes_count().div_ceil(block / 256);
         let mut blocks = free + tables;
         for _ in 0..4 {
@@ -182,7 +199,7 @@ impl Need {
             let descriptors =
                 groups.div_ceil(block / 64) + (groups * 1024).div_ceil(block / 64).min(block / 4);
             // Bitmaps, and what rounding loses in each inode table.
-            let fixed = groups * 4 + descriptors * copies(groups) + 64;
+            let fixed = groups * 4 + descriptors * copies(groups) + 64.max(16 * units.cluster_blocks);
             blocks = free + tables + journal + fixed + blocks / 400;
         }
         (blocks * block).next_multiple_of(1 << 20)
@@ -199,12 +216,27 @@ fn copies(groups: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn blocks_of(block_size: BlockSize) -> Units {
+        Units { block_size, cluster_blocks: 1 }
+    }
+
+    #[test]
+    fn with_bigalloc_everything_takes_whole_clusters() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("small"), b"x").unwrap();
+        std::fs::write(directory.path().join("larger"), vec![1; 70_000]).unwrap();
+        let units = Units { block_size: BlockSize::KIB_4, cluster_blocks: 16 };
+        let need = measure(&HostTree::contents_of(directory.path()), units).unwrap();
+        // One for the directory, one and two for the files.
+        assert_eq!(need.blocks, 4 * 16);
+    }
+
     #[test]
     fn holes_cost_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sparse");
         std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-        let need = measure(&HostTree::contents_of(directory.path()), BlockSize::KIB_4).unwrap();
+        let need = measure(&HostTree::contents_of(directory.path()), blocks_of(BlockSize::KIB_4)).unwrap();
         assert_eq!((need.bytes, need.inodes), (0, 2));
         assert!(need.blocks < 16, "{need:?}");
     }
@@ -215,7 +247,7 @@ mod tests {
         let path = directory.path().join("one");
         std::fs::write(&path, vec![1; 5000]).unwrap();
         std::fs::hard_link(&path, directory.path().join("two")).unwrap();
-        let need = measure(&HostTree::contents_of(directory.path()), BlockSize::KIB_1).unwrap();
+        let need = measure(&HostTree::contents_of(directory.path()), blocks_of(BlockSize::KIB_1)).unwrap();
         assert_eq!(need, Need { blocks: 6, inodes: 2, bytes: 5000, entries: 3 });
     }
 }

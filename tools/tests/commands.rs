@@ -19,11 +19,17 @@ struct Image {
 
 impl Image {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(arguments: &[&str]) -> Self {
         let work = tempfile::tempdir().unwrap();
         let directory = work.path().to_path_buf();
         let path = directory.join("disk.img");
         // Blocks of 4 KiB: the unit of direct I/O on some of the file systems that tests run on.
-        ext4(["mkfs".as_ref(), "-b".as_ref(), "4096".as_ref(), path.as_os_str(), "64M".as_ref()]).ok();
+        let mut command = program();
+        command.args(["mkfs", "-b", "4096"]).args(arguments).arg(&path).arg("64M");
+        run(command).ok();
         check(&path);
         Self { _work: work, directory, path }
     }
@@ -99,8 +105,12 @@ fn listings_show_what_is_there() {
 
 #[test]
 fn trimming_makes_an_image_sparse_again() {
+    trimming(&Image::new());
+    trimming(&Image::with(&["-O", "bigalloc"]));
+}
+
+fn trimming(image: &Image) {
     use std::os::unix::fs::MetadataExt;
-    let image = Image::new();
     let big = image.directory.join("big");
     fs::write(&big, vec![7; 20 << 20]).unwrap();
     ext4(["cp", big.to_str().unwrap(), &image.at("/big")]).ok();
@@ -255,4 +265,102 @@ fn verbose_speaks_on_standard_error() {
     assert_eq!(quiet.stderr, "");
     let loud = ext4(["-v", "cp", "/etc/passwd", &image.at("/b")]);
     assert!(loud.stderr.contains("copied"), "{}", loud.stderr);
+}
+
+/// `-o` reaches the mount: what is asked for is seen in what the command leaves behind.
+#[test]
+fn mount_options_reach_the_mount() {
+    let image = Image::new();
+    let big = image.directory.join("big");
+    fs::write(&big, vec![7; 3 << 20]).unwrap();
+    let big = big.to_str().unwrap();
+    let path = image.path.to_str().unwrap();
+    let mounted = |options: &str| ext4(["-v", "-o", options, "cp", big, &image.at("/big")]);
+    // Published blocks are never unwritten: nothing is converted.
+    let plain = mounted("alloc=unwritten");
+    assert!(plain.stderr.contains(" publications: 0,"), "{}", plain.stderr);
+    assert!(!plain.stderr.contains(" conversions: 0,"), "{}", plain.stderr);
+    plain.ok();
+    let published = mounted("alloc=publish,last_mounted=/published");
+    assert!(published.stderr.contains(" conversions: 0,"), "{}", published.stderr);
+    assert!(!published.stderr.contains(" publications: 0,"), "{}", published.stderr);
+    published.ok();
+    assert_eq!(fs::read(big).unwrap(), ext4(["cat", &image.at("/big")]).stdout);
+    check(&image.path);
+    assert!(ext4(["info", path]).ok().contains("/published"));
+    // After the command as before it.
+    ext4(["mkdir", &image.at("/directory"), "-o", "last_mounted=/after"]).ok();
+    assert!(ext4(["info", path]).ok().contains("/after"));
+
+    ext4(["mkdir", "-o", "ro", &image.at("/never")]).fails(1, &["read-only"]);
+    ext4(["ls", "-o", "ro,noload", &image.at("/")]).ok();
+    ext4(["mkdir", "-o", "noload", &image.at("/never")]).fails(1, &["noload"]);
+    check(&image.path);
+}
+
+#[test]
+fn mount_options_that_are_not_known_are_refused() {
+    let image = Image::new();
+    let path = image.path.to_str().unwrap();
+    ext4(["mkdir", "-o", "nodealloc", &image.at("/a")]).fails(2, &["unknown mount option 'nodealloc'"]);
+    ext4(["mkdir", "-o", "alloc=now", &image.at("/a")]).fails(2, &["alloc is one of unwritten, publish"]);
+    ext4(["-o", "lazytime", "info", path]).fails(2, &["does not mount"]);
+    let target = image.directory.join("other.img");
+    let source = image.directory.to_str().unwrap();
+    ext4(["pack", "-o", "ro", source, target.to_str().unwrap()]).fails(2, &["read-only"]);
+    assert!(!target.exists());
+    assert_eq!(ext4(["ls", &image.at("/")]).ok(), "lost+found\n");
+}
+
+/// Data in an inode is shown, and lies where it is said to.
+#[test]
+fn inline_data_is_shown_and_where_it_lies() {
+    let image = Image::with(&["-O", "inline_data"]);
+    let small = image.directory.join("small");
+    let text: Vec<u8> = (0..100).map(|at| b'A' + at % 23).collect();
+    fs::write(&small, &text).unwrap();
+    ext4(["cp", small.to_str().unwrap(), &image.at("/small")]).ok();
+    ext4(["mkdir", "-p", &image.at("/directory/below")]).ok();
+    let path = image.path.to_str().unwrap();
+    let info = ext4(["info", path]).ok();
+    assert!(info.contains("Inline data:") && info.contains("up to 128 bytes in an inode"), "{info}");
+    let shown = ext4(["extents", &image.at("/small")]).ok();
+    assert!(shown.contains("Inline: 100 bytes in the inode, at byte "), "{shown}");
+    assert!(shown.contains("; from byte 60 on at byte "), "{shown}");
+    let extents: serde_json::Value =
+        serde_json::from_str(&ext4(["extents", "--json", &image.at("/small")]).ok()).unwrap();
+    assert_eq!(extents["extents"].as_array().unwrap().len(), 0);
+    let bytes = fs::read(&image.path).unwrap();
+    let at = |key: &str| usize::try_from(extents["inline"][key].as_u64().unwrap()).unwrap();
+    assert_eq!(extents["inline"]["length"], 100);
+    assert_eq!(bytes[at("physical_byte")..][..60], text[..60]);
+    assert_eq!(bytes[at("rest_physical_byte")..][..40], text[60..]);
+    let stat = ext4(["stat", &image.at("/directory")]).ok();
+    assert!(stat.contains("Inline: 60 bytes in the inode, at byte "), "{stat}");
+    let stat: serde_json::Value =
+        serde_json::from_str(&ext4(["stat", "--json", &image.at("/small")]).ok()).unwrap();
+    assert_eq!(stat["inline"], extents["inline"]);
+
+    let large = image.directory.join("large");
+    fs::write(&large, vec![1; 5000]).unwrap();
+    ext4(["cp", large.to_str().unwrap(), &image.at("/large")]).ok();
+    for command in ["extents", "stat"] {
+        let shown = ext4([command, &image.at("/large")]).ok();
+        assert!(!shown.contains("Inline"), "{shown}");
+    }
+    check(&image.path);
+}
+
+#[test]
+fn mkfs_takes_cluster_sizes_as_mke2fs_does() {
+    let image = Image::with(&["-O", "bigalloc", "-C", "32K"]);
+    let path = image.path.to_str().unwrap();
+    let info = ext4(["info", path]).ok();
+    assert!(info.lines().any(|line| line.starts_with("Cluster size:") && line.ends_with(" 32768")), "{info}");
+    let other = image.directory.join("other.img");
+    let other = other.to_str().unwrap();
+    ext4(["mkfs", "-C", "32K", other, "64M"]).fails(1, &["a cluster size needs bigalloc"]);
+    ext4(["mkfs", "-O", "bigalloc", "-C", "3000", other, "64M"]).fails(1, &["a cluster of 3000 bytes"]);
+    ext4(["mkfs", "-O", "inline_data", "-I", "128", other, "64M"]).fails(1, &["128 bytes are too small"]);
+    assert!(!std::path::Path::new(other).exists());
 }

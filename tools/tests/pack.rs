@@ -58,6 +58,53 @@ fn the_kernel_sees_the_same_tree() {
     }
 }
 
+/// Data in inodes, clusters, and both: what goes in comes out the same, as we see it, as the kernel does, and as it is
+/// after the kernel changed it.
+#[test]
+fn a_tree_goes_into_inodes_and_clusters() {
+    let work = tempfile::tempdir().unwrap();
+    let source = work.path().join("in");
+    fs::create_dir(&source).unwrap();
+    tree::make(&source, 7);
+    let before = tree::describe(&source, ignore());
+    for (number, arguments) in [
+        &["-O", "inline_data"][..],
+        &["-O", "inline_data", "-I", "512", "-b", "1024"],
+        &["-O", "bigalloc"],
+        &["-O", "bigalloc", "-b", "1024", "-C", "4096"],
+        &["-O", "bigalloc,inline_data", "-C", "16K"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let image = work.path().join("disk.img");
+        pack(arguments, &source, &image);
+        check(&image);
+        let features = ext4(["info".as_ref(), image.as_os_str()]).ok();
+        for feature in ["inline_data", "bigalloc"] {
+            assert_eq!(features.contains(feature), arguments[1].contains(feature), "{arguments:?}");
+        }
+        let out = work.path().join(format!("out{number}"));
+        ext4(["unpack".as_ref(), image.as_os_str(), out.as_os_str()]).ok();
+        assert_same(&source, &out, ignore());
+        if have_kernel() {
+            let mount = Mount::new(&image, "rw");
+            tree::assert_equal(&before, &tree::describe(&mount.directory, ignore()));
+            for size in [40, 150, 5000] {
+                fs::write(mount.directory.join(format!("kernel{size}")), vec![b'k'; size]).unwrap();
+            }
+            drop(mount);
+            check(&image);
+            for size in [40, 150, 5000] {
+                let text = ext4(["cat", &inside(&image, &format!("/kernel{size}"))]).ok();
+                assert_eq!(text, "k".repeat(size));
+            }
+        }
+        ext4(["rm", "-r", &inside(&image, "/sizes")]).ok();
+        check(&image);
+    }
+}
+
 #[test]
 fn a_block_device_is_packed_through_io_uring() {
     if !have_kernel() {

@@ -171,7 +171,7 @@ fn bit_of_block(info: &SuperblockInfo, block: BlockNumber) -> Option<(GroupNumbe
 }
 
 /// The first block that `bit` of a group's bitmap stands for.
-fn block_of_bit(info: &SuperblockInfo, group: GroupNumber, bit: u32) -> BlockNumber {
+pub(super) fn block_of_bit(info: &SuperblockInfo, group: GroupNumber, bit: u32) -> BlockNumber {
     info.group_first_block(group).offset(u64::from(bit) << info.fixed.cluster_bits())
 }
 

@@ -11,13 +11,14 @@
 //!   one discarded, a crash would bring the file back without its content.
 //! - A withheld run is out of the books too, so that nobody is promised it. At most half of what is left is withheld:
 //!   writeback, which must not fail for lack of a block for an extent node, finds one.
+//! - With bigalloc a run is one of whole free clusters: of one that somebody has a block of, nothing is free to others.
 //! - Nothing of it reaches the device's bitmap: after a crash the run is free.
 
 use std::ops::Range;
 
 use super::SuperblockInfo;
-use super::block_allocator::Circulation;
-use crate::error::{Error, Result};
+use super::block_allocator::{Circulation, block_of_bit};
+use crate::error::Result;
 use crate::format::bitmap;
 use crate::types::{BlockNumber, GroupNumber};
 
@@ -25,8 +26,10 @@ use crate::types::{BlockNumber, GroupNumber};
 pub struct WithheldRun {
     circulation: Circulation,
     group: GroupNumber,
+    /// Bits of the group's bitmap: clusters with bigalloc.
     range: Range<u32>,
     first: BlockNumber,
+    cluster_bits: u32,
 }
 
 impl std::fmt::Debug for WithheldRun {
@@ -45,13 +48,13 @@ impl WithheldRun {
     /// How many blocks it has.
     #[must_use]
     pub fn blocks(&self) -> u32 {
-        self.range.end - self.range.start
+        (self.range.end - self.range.start) << self.cluster_bits
     }
 
     /// Where the search for the next run of the group goes on: a block number within the group.
     #[must_use]
     pub fn end(&self) -> u32 {
-        self.range.end
+        self.range.end << self.cluster_bits
     }
 }
 
@@ -62,48 +65,49 @@ impl Drop for WithheldRun {
 }
 
 /// Withholds the first run of free blocks of `group` within `range` (block numbers within the group) that has `least`
-/// blocks; `None` where there is none, where its bitmap is bad, or where nearly everything is promised.
+/// blocks; `None` where there is none, where its bitmap is bad, or where nearly everything is promised. With bigalloc the
+/// run is one of whole clusters, all of which lies within `range`.
 ///
 /// # Errors
-/// Those of the device; unsupported with bigalloc.
+/// Those of the device.
 pub async fn withhold_free_run(
     info: &SuperblockInfo,
     group: GroupNumber,
     range: Range<u32>,
     least: u32,
 ) -> Result<Option<WithheldRun>> {
-    if info.fixed.cluster_bits() != 0 {
-        return Err(Error::Unsupported("trimming with bigalloc".into()));
-    }
     let Some(mut state) = info.lock_blocks(group).await? else { return Ok(None) };
     let Some(map) = &mut state.blocks else { return Ok(None) };
-    let end = range.end.min(info.block_bits(group));
-    let mut at = range.start;
+    let cluster_bits = info.fixed.cluster_bits();
+    // A cluster that the end of the device cuts off is no whole one.
+    let end = range.end.min(info.fixed.group_blocks(group)) >> cluster_bits;
+    let mut at = range.start.div_ceil(1 << cluster_bits);
+    let least = least.max(1).div_ceil(1 << cluster_bits);
     let run = loop {
         let Some(run) = map.search(|bytes| bitmap::next_clear_run(bytes, at, end, u32::MAX)) else {
             return Ok(None);
         };
-        if run.end - run.start >= least.max(1) {
+        if run.end - run.start >= least {
             break run;
         }
         at = run.end;
     };
     let granted = info.space.withhold_up_to(u64::from(run.end - run.start));
-    if granted < u64::from(least.max(1)) {
+    if granted < u64::from(least) {
         info.space.committed(granted);
         return Ok(None);
     }
     // At most the run.
     let run = run.start..run.start + granted as u32;
-    let blocks = run.end - run.start;
+    let bits = run.end - run.start;
     if map.allocatable.is_none() {
         map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
     }
     if let Some(allocatable) = &mut map.allocatable {
         bitmap::set_range(allocatable, run.clone());
     }
-    map.pending += blocks;
-    info.group(group)?.free_blocks.fetch_sub(blocks, std::sync::atomic::Ordering::Relaxed);
-    let first = info.group_first_block(group).offset(u64::from(run.start));
-    Ok(Some(WithheldRun { circulation: Circulation::of(info), group, range: run, first }))
+    map.pending += bits;
+    info.group(group)?.free_blocks.fetch_sub(bits, std::sync::atomic::Ordering::Relaxed);
+    let first = block_of_bit(info, group, run.start);
+    Ok(Some(WithheldRun { circulation: Circulation::of(info), group, range: run, first, cluster_bits }))
 }

@@ -88,6 +88,29 @@ pub fn data(inode: &Inode) -> Result<Vec<u8>> {
     Err(corrupt(inode, "the attribute system.data is missing"))
 }
 
+/// Where the bytes that `i_block` has no room for lie: the first one's place in the inode, and how many they are. `None`
+/// where there are none.
+///
+/// # Errors
+/// As [`data`].
+pub fn rest(inode: &Inode) -> Result<Option<(usize, usize)>> {
+    let value = data(inode)?.len() - IN_BLOCK;
+    // The value is the one that `data` found: it lies in the area.
+    let found = xattr::in_inode(&inode.xattr_area).flatten().find(is_data).map(|attribute| attribute.value);
+    let Some(Value::Here(bytes)) = found else { return Ok(None) };
+    let within = bytes.as_ptr().addr().wrapping_sub(inode.xattr_area.as_ptr().addr());
+    let fixed = BASE + usize::from(inode.extra_isize);
+    Ok((value > 0).then_some((fixed + within, value)))
+}
+
+/// How many bytes an inode without other attributes can hold; 0 where not even an empty `system.data` fits.
+#[must_use]
+pub fn most(inode_size: u16, extra_isize: u16) -> usize {
+    let len = usize::from(inode_size).saturating_sub(BASE).saturating_sub(usize::from(extra_isize));
+    let len = if extra_isize == 0 { 0 } else { len };
+    room_beside(&[], len).map_or(0, |room| IN_BLOCK + room)
+}
+
 /// How many bytes the inode can hold beside its other attributes; 0 where not even an empty `system.data` fits.
 ///
 /// # Errors

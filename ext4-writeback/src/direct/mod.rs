@@ -24,6 +24,8 @@
 //! - Blocks that a write allocates are unwritten until its data is on the device. A write that extends the file begins when
 //!   i_disksize is i_size and the zeros behind an unaligned end are on the device, and the size moves in the handle that
 //!   converts its last blocks: a crash shows the old size or the data, never what lay there before.
+//! - An overwrite that is to be durable and changes nothing but data is written with FUA, where the device has that: no
+//!   flush follows it. Where anything leads to the data that is not durable yet, a commit does, and its flush.
 //! - A write that fails converts nothing and moves no size. What it allocated behind the end is freed.
 
 mod coherence;
@@ -41,8 +43,10 @@ use parking_lot::Mutex;
 
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
+use crate::open_options::SyncMode;
 use crate::transfer_flags::WriteFlags;
 use crate::{File, Result};
+use write::{How, Written};
 
 /// How much a direct read or write of borrowed memory copies at a time.
 const COPY_STEP: usize = 8 << 20;
@@ -128,33 +132,44 @@ impl File {
         flags: WriteFlags,
     ) -> (Result<usize>, AlignedBuffer) {
         let append = self.options.append || flags.contains(WriteFlags::APPEND);
-        let (result, buffer) = self.write_owned((!append).then_some(offset), buffer, flags).await;
+        let how = How { nowait: flags.contains(WriteFlags::NOWAIT), through: self.writes_through(flags) };
+        let (result, buffer) = self.write_owned((!append).then_some(offset), buffer, how).await;
         let result = match result {
-            Ok((at, count)) if count > 0 => {
-                self.sync_change(at..at + count as u64, flags.sync_mode()).await.map(|()| count)
+            Ok(Written { at, count, on_medium }) if count > 0 => {
+                let range = at..at + count as u64;
+                self.sync_written(range, flags.sync_mode(), on_medium).await.map(|()| count)
             }
-            result => result.map(|(_, count)| count),
+            result => result.map(|written| written.count),
         };
         (result, buffer)
     }
 
-    /// At `position`, or at the end: where it went, and how many bytes.
+    /// Whether FUA is worth its while: the data is to be durable and nothing else is, and FUA costs less than a flush. A
+    /// write that has its times made durable too needs a commit, which flushes.
+    fn writes_through(&self, flags: WriteFlags) -> bool {
+        let fs = self.fs();
+        self.options.sync.max(flags.sync_mode()) == SyncMode::Data
+            && fs.options.barrier
+            && fs.journal.is_some()
+            && fs.info.device().geometry().fua
+    }
+
+    /// At `position`, or at the end.
     async fn write_owned(
         &self,
         position: Option<u64>,
         buffer: AlignedBuffer,
-        flags: WriteFlags,
-    ) -> (Result<(u64, usize)>, AlignedBuffer) {
+        how: How,
+    ) -> (Result<Written>, AlignedBuffer) {
         let inode = Arc::clone(&self.inode);
         // The buffer is there again, whichever way the operation ends.
         let slot = Arc::new(Mutex::new(Some(buffer)));
         let held = Arc::clone(&slot);
-        let nowait = flags.contains(WriteFlags::NOWAIT);
         let result = self
             .filesystem
             .run("write", inode.number, move |fs| async move {
-                let Some(mut buffer) = held.lock().take() else { return Ok((0, 0)) };
-                let result = write::write(&fs, &inode, position, &mut buffer, nowait).await;
+                let Some(mut buffer) = held.lock().take() else { return Ok(Written::at(0, 0)) };
+                let result = write::write(&fs, &inode, position, &mut buffer, how).await;
                 *held.lock() = Some(buffer);
                 result
             })
@@ -170,6 +185,15 @@ impl File {
     async fn note_direct_write(&self) {
         self.note_times().await;
         self.fs().writeback.enqueue(self.fs(), &self.inode);
+    }
+
+    /// What a direct read can give without waiting, also for the device.
+    pub(crate) fn read_direct_now(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        check_aligned(self.fs(), &self.inode, offset, buffer.len())?;
+        match read::read_now(self.fs(), &self.inode, offset, buffer)? {
+            Some(count) => Ok(count),
+            None => Err(self.would_wait("a direct read")),
+        }
     }
 
     /// A direct read into memory that may lie anywhere: through memory that is aligned.
@@ -202,10 +226,12 @@ impl File {
     ) -> Result<(u64, usize)> {
         check_aligned(self.fs(), &self.inode, position.unwrap_or(0), data.len())?;
         let (mut first, mut done) = (None, 0);
+        // Whoever asked makes all of it durable together.
+        let how = How { nowait: flags.contains(WriteFlags::NOWAIT), through: false };
         for part in data.chunks(COPY_STEP) {
             let at = position.map(|position| position + done as u64);
-            match self.write_owned(at, AlignedBuffer::copied(part)?, flags).await.0 {
-                Ok((at, count)) => {
+            match self.write_owned(at, AlignedBuffer::copied(part)?, how).await.0 {
+                Ok(Written { at, count, .. }) => {
                     first.get_or_insert(at);
                     done += count;
                 }

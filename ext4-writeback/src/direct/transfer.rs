@@ -26,6 +26,7 @@ pub(super) struct Piece {
 pub(super) async fn transfer(
     fs: &Arc<FilesystemInner>,
     operation: Operation,
+    flags: BioFlags,
     pieces: &[Piece],
     buffer: &mut AlignedBuffer,
 ) -> Result<()> {
@@ -44,7 +45,7 @@ pub(super) async fn transfer(
         };
         let (sender, receiver) = oneshot::channel();
         let end_io: EndIo = Box::new(move |completion: Completion| drop(sender.send(completion)));
-        plug.push(Bio::new(operation, BioFlags::SYNC, place, vec![Segment::Part(part)], end_io));
+        plug.push(Bio::new(operation, flags, place, vec![Segment::Part(part)], end_io));
         waits.push(receiver);
     }
     if !plug.is_empty() {

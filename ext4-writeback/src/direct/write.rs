@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ext4_core::device::{AlignedBuffer, Operation};
+use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
 use ext4_core::{BlockNumber, Errno, Error, Result};
 
 use super::complete::{self, Run};
@@ -11,6 +11,7 @@ use super::transfer::{Piece, transfer};
 use super::{check_aligned, coherence, is_inline};
 use crate::counters::LiveCounters;
 use crate::extent_status::Status;
+use crate::file::OnMedium;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::iomap::{self, buffered_write, zero::zero_block_tail};
@@ -33,28 +34,55 @@ enum Ground {
     Partial,
 }
 
-/// Writes `buffer` at byte `position`, at the end of the file where `None`. Where it went, and how many bytes.
+/// How a write is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// Nothing is waited for before the I/O starts.
+    pub nowait: bool,
+    /// The data is to be on the medium at the end, where it needs nothing but itself.
+    pub through: bool,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    /// Where it went.
+    pub at: u64,
+    /// How many bytes.
+    pub count: usize,
+    /// Whether all of them are on the medium.
+    pub on_medium: OnMedium,
+}
+
+impl Written {
+    /// `count` bytes at `at`, as far as the device's cache.
+    pub fn at(at: u64, count: usize) -> Self {
+        Self { at, count, on_medium: OnMedium::No }
+    }
+}
+
+/// Writes `buffer` at byte `position`, at the end of the file where `None`.
 ///
 /// # Errors
-/// `EINVAL`, `EFBIG`, `ENOSPC`; `EAGAIN` where `nowait`; those of the device.
+/// `EINVAL`, `EFBIG`, `ENOSPC`; `EAGAIN` where it may not wait; those of the device.
 pub(super) async fn write(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
     position: Option<u64>,
     buffer: &mut AlignedBuffer,
-    nowait: bool,
-) -> Result<(u64, usize)> {
+    how: How,
+) -> Result<Written> {
     check_aligned(fs, inode, position.unwrap_or(0), buffer.len())?;
     if buffer.is_empty() {
-        return Ok((position.unwrap_or(0), 0));
+        return Ok(Written::at(position.unwrap_or(0), 0));
     }
     LiveCounters::add(&fs.writeback.counters.direct_writes, 1);
     if let Some(offset) = position
-        && let Some(count) = overwrite(fs, inode, offset, buffer, nowait).await?
+        && let Some(written) = overwrite(fs, inode, offset, buffer, how).await?
     {
-        return Ok((offset, count));
+        return Ok(written);
     }
-    if nowait {
+    if how.nowait {
         return Err(would_wait(inode));
     }
     allocate_and_write(fs, inode, position, buffer).await
@@ -71,8 +99,9 @@ async fn overwrite(
     inode: &Arc<InodeInfo>,
     offset: u64,
     buffer: &mut AlignedBuffer,
-    nowait: bool,
-) -> Result<Option<usize>> {
+    how: How,
+) -> Result<Option<Written>> {
+    let How { nowait, through } = how;
     let _content = match inode.rwlock.try_read() {
         Ok(guard) => guard,
         Err(_) if nowait => return Err(would_wait(inode)),
@@ -90,9 +119,11 @@ async fn overwrite(
     coherence::settle_size(fs, inode, range.end).await?;
     let Ground::Ready(plan) = survey(fs, inode, &range).await? else { return Ok(None) };
     coherence::invalidate(inode, &range).await;
-    let written = carry_out(fs, inode, &plan, None, buffer).await;
+    // Blocks to be converted need a commit, whose flush takes the data along.
+    let on_medium = if through && plan.unwritten.is_empty() { OnMedium::Yes } else { OnMedium::No };
+    let written = carry_out(fs, inode, &plan, None, buffer, on_medium).await;
     coherence::invalidate(inode, &range).await;
-    written.map(|()| Some(buffer.len()))
+    written.map(|()| Some(Written { at: offset, count: buffer.len(), on_medium }))
 }
 
 /// Everything else: the lock is held for writing until the blocks are there and, where the file grows, to the end.
@@ -101,7 +132,7 @@ async fn allocate_and_write(
     inode: &Arc<InodeInfo>,
     position: Option<u64>,
     buffer: &mut AlignedBuffer,
-) -> Result<(u64, usize)> {
+) -> Result<Written> {
     let content = inode.rwlock.write().await;
     inode.check_alive()?;
     let size = inode.size();
@@ -149,18 +180,18 @@ async fn allocate_and_write(
     };
     coherence::invalidate(inode, &range).await;
     if extends {
-        let written = carry_out(fs, inode, &plan, Some(range.end), buffer).await;
+        let written = carry_out(fs, inode, &plan, Some(range.end), buffer, OnMedium::No).await;
         coherence::invalidate(inode, &range).await;
         return match written {
-            Ok(()) => Ok((offset, buffer.len())),
+            Ok(()) => Ok(Written::at(offset, buffer.len())),
             Err(error) => Err(give_back(fs, inode, &allocated, error).await),
         };
     }
     // The blocks are there and stay: others may read and overwrite meanwhile. If it fails they stay unwritten.
     let _content = content.downgrade();
-    let written = carry_out(fs, inode, &plan, None, buffer).await;
+    let written = carry_out(fs, inode, &plan, None, buffer, OnMedium::No).await;
     coherence::invalidate(inode, &range).await;
-    written.map(|()| (offset, buffer.len()))
+    written.map(|()| Written::at(offset, buffer.len()))
 }
 
 /// The I/O, and what follows from it.
@@ -170,8 +201,13 @@ async fn carry_out(
     plan: &Plan,
     size: Option<u64>,
     buffer: &mut AlignedBuffer,
+    on_medium: OnMedium,
 ) -> Result<()> {
-    let result = transfer(fs, Operation::Write, &plan.pieces, buffer).await;
+    let flags = match on_medium {
+        OnMedium::No => BioFlags::SYNC,
+        OnMedium::Yes => BioFlags::SYNC | BioFlags::FUA,
+    };
+    let result = transfer(fs, Operation::Write, flags, &plan.pieces, buffer).await;
     if let Err(error) = &result
         && fs.options.data_error_aborts
         && let Some(journal) = &fs.journal
@@ -270,11 +306,11 @@ async fn through_cache(
     inode: &Arc<InodeInfo>,
     range: &Range<u64>,
     buffer: &AlignedBuffer,
-) -> Result<(u64, usize)> {
+) -> Result<Written> {
     LiveCounters::add(&fs.writeback.counters.direct_fallbacks, 1);
     let count = buffered_write::write(fs, inode, range.start, buffer).await?;
     let written = range.start..range.start + count as u64;
     coherence::write_back(fs, inode, &written).await?;
     coherence::invalidate(inode, &written).await;
-    Ok((range.start, count))
+    Ok(Written::at(range.start, count))
 }

@@ -90,9 +90,7 @@ impl FilesystemInner {
     }
 
     async fn process_orphan(self: &Arc<Self>, number: InodeNumber) -> Result<()> {
-        let inode = Arc::new(
-            InodeInfo::new(self.read_inode(number).await?).with_cluster_bits(self.info.cluster_bits()),
-        );
+        let inode = Arc::new(InodeInfo::new(self.read_inode(number).await?).of(self));
         self.inodes.insert(&inode);
         if inode.unlinked.load(Ordering::Acquire) {
             self.delete_inode(&inode).await

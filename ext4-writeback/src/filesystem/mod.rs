@@ -44,6 +44,7 @@ use tokio::sync::{Mutex, RwLock};
 
 use crate::discard::Discards;
 use crate::error_policy::{Consequence, ErrorPolicy};
+use crate::extent_status::Reclaimable;
 use crate::fast_commit::{Reason, Tracker};
 use crate::handle::Handle;
 use crate::inode_cache::InodeCache;
@@ -81,6 +82,8 @@ pub(crate) struct FilesystemInner {
     pub lazy_times: crate::lazytime::LazyTimes,
     /// Bytes of folios that somebody views.
     pub viewed: Arc<AtomicUsize>,
+    /// What is known of the extents of all inodes, as far as it could be read again: how much it is.
+    pub reclaimable_extents: Arc<Reclaimable>,
     /// Freed blocks on their way back to the allocator, where they are discarded first.
     pub discards: Option<Arc<Discards>>,
     /// Inodes in memory.
@@ -232,7 +235,7 @@ impl FilesystemInner {
                 if inode.links_count == 0 || inode.mode == 0 {
                     return Err(Error::posix(Errno::ENOENT, format!("inode {number} is free")));
                 }
-                Ok(InodeInfo::new(inode).with_cluster_bits(self.info.cluster_bits()))
+                Ok(InodeInfo::new(inode).of(self))
             })
             .await
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ext4_core::device::{BlockDevice, MemoryPool};
 use ext4_core::environment::Runtime;
-use ext4_core::format::features::{Compat, Incompat, RoCompat};
+use ext4_core::format::features::{Compat, RoCompat};
 use ext4_core::format::inode::InodeLayout;
 use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_ERROR, STATE_VALID};
 use ext4_core::meta::SuperblockInfo;
@@ -67,16 +67,9 @@ async fn mount(
     }
     let found = look(&devices, &options, &runtime).await?;
     let features = found.info.features();
-    if features.ro_compat.contains(RoCompat::BIGALLOC) {
-        // Both pick single blocks, of which no cluster knows.
-        if options.allocation == Allocation::Publish {
-            let context = "alloc=publish: blocks that share a cluster (bigalloc) cannot be picked one by one";
-            return Err(Error::posix(Errno::EINVAL, context));
-        }
-        if features.incompat.contains(Incompat::INLINE_DATA) {
-            let what = "features bigalloc and inline_data together (it can be mounted read-only)";
-            return Err(Error::Unsupported(what.into()));
-        }
+    if options.allocation == Allocation::Publish && features.ro_compat.contains(RoCompat::BIGALLOC) {
+        let context = "alloc=publish: blocks that share a cluster (bigalloc) cannot be picked one by one";
+        return Err(Error::posix(Errno::EINVAL, context));
     }
     devices.check_writable()?;
     let opened = recover(&devices, found, &options).await?;
@@ -264,6 +257,7 @@ pub(super) fn assemble(
         pool: MemoryPool::new(data_capacity),
         writeback: Writeback::new(&options, data_capacity),
         viewed: Arc::default(),
+        reclaimable_extents: Arc::default(),
         lazy_times: crate::lazytime::LazyTimes::default(),
         discards: None,
         inodes: InodeCache::new(options.cache / CACHE_PER_INODE),

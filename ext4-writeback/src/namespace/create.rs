@@ -136,8 +136,7 @@ async fn make(
     let is_directory = new.file_type == FileType::Directory;
     let number = inode_allocator::allocate_inode(info, &handle, parent.number, is_directory).await?;
     track_inode(fs, &handle, number).await?;
-    let child =
-        Arc::new(InodeInfo::new(Inode { number, ..template }).with_cluster_bits(fs.info.cluster_bits()));
+    let child = Arc::new(InodeInfo::new(Inode { number, ..template }).of(fs));
     let made = {
         // Held until the inode is whole: who finds it by its number before that waits.
         let mut inode = child.inode.write().await;

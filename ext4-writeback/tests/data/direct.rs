@@ -7,8 +7,11 @@ use super::common::*;
 use ext4_core::device::simulated::{DelayedDevice, FaultyDevice};
 use ext4_core::device::{AlignedBuffer, BlockDevice, MemoryDevice, Operation};
 use ext4_core::{Errno, InodeNumber};
+use ext4_writeback::file::SeekTarget;
 use ext4_writeback::runtime::TokioRuntime;
-use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, SyncRange, WriteFlags};
+use ext4_writeback::{
+    FallocateMode, File, Filesystem, MountOptions, OpenOptions, ReadFlags, SyncRange, WriteFlags,
+};
 
 async fn open_direct(fs: &Filesystem, name: &str) -> File {
     let number = fs.lookup(InodeNumber::ROOT, name.as_bytes()).await.expect("is there");
@@ -512,4 +515,61 @@ async fn k_54_a_mapping_of_no_blocks_is_an_error_and_no_loop() {
 
 fn seed() -> u64 {
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(4711)
+}
+
+/// Holes, unwritten blocks and what is in memory are given without waiting; what only the device has is not.
+#[tokio::test]
+async fn direct_nowait_reads_give_what_needs_no_io() {
+    if !have_tools() {
+        return;
+    }
+    let image = make_image(16, 4096, &["-O", "inline_data"], 0xaa);
+    let (device, fs) = mount_image(image, options()).await;
+    let file = create(&fs, "file").await;
+    let direct = open_direct(&fs, "file").await;
+    let now = |offset: u64, len: usize| {
+        let direct = &direct;
+        async move {
+            let mut bytes = vec![0xee; len];
+            let count = direct.read_with(offset, &mut bytes, ReadFlags::NOWAIT).await?;
+            bytes.truncate(count);
+            Ok::<_, ext4_core::Error>(bytes)
+        }
+    };
+    let would_wait = async |offset| now(offset, 4096).await.expect_err("would wait").errno();
+    // In the inode.
+    file.write_at(0, &pattern(1, 0, 50)).await.expect("writes");
+    assert_eq!(now(0, 512).await.expect("is there"), pattern(1, 0, 50));
+    // Written, a hole, unwritten, dirty; the end in the middle of a block.
+    file.write_at(0, &pattern(1, 0, 8192)).await.expect("writes");
+    file.set_len(100_000).await.expect("extends");
+    file.fallocate(FallocateMode::AllocateKeepSize, 40_960, 8192).await.expect("allocates");
+    file.sync_all().await.expect("syncs");
+    direct.write_at(0, &pattern(2, 0, 8192)).await.expect("drops the folios");
+    // All of it is known once somebody has looked.
+    file.extents().await.expect("maps");
+    file.read_at(12_288, &mut [0; 1]).await.expect("reads");
+    file.seek(0, SeekTarget::Hole).await.expect("seeks");
+    file.seek(36_864, SeekTarget::Data).await.expect("seeks");
+    file.seek(49_152, SeekTarget::Data).await.expect("seeks");
+    file.write_at(61_440, &pattern(3, 61_440, 4096)).await.expect("dirties");
+    assert_eq!(would_wait(0).await, Errno::EAGAIN);
+    assert_eq!(would_wait(4096).await, Errno::EAGAIN);
+    assert_eq!(now(8192, 4096).await.expect("a hole"), [0; 4096]);
+    // Above unwritten blocks, which stay what they are until it is written.
+    file.write_at(45_056, &pattern(4, 45_056, 4096)).await.expect("dirties");
+    let mut expected = vec![0; 100_000];
+    expected[45_056..49_152].copy_from_slice(&pattern(4, 45_056, 4096));
+    expected[..8192].copy_from_slice(&pattern(2, 0, 8192));
+    expected[61_440..65_536].copy_from_slice(&pattern(3, 61_440, 4096));
+    assert!(now(8192, 102_400 - 8192).await.expect("all the rest") == expected[8192..]);
+    assert!(now(61_440, 4096).await.expect("dirty") == expected[61_440..65_536]);
+    assert!(now(99_840, 512).await.expect("the end") == [0; 160]);
+    assert_eq!(now(102_400, 512).await.expect("behind the end"), []);
+    assert_eq!(now(100, 512).await.expect_err("not aligned").errno(), Errno::EINVAL);
+    // In memory, clean.
+    file.read_at(0, &mut [0; 100]).await.expect("reads");
+    assert!(now(0, 4096).await.expect("cached") == expected[..4096]);
+    drop((file, direct));
+    finish(&device, fs).await;
 }

@@ -6,9 +6,9 @@ use super::common::*;
 use super::crash::{STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail};
 use super::way::Way;
 use ext4_core::InodeNumber;
-use ext4_core::device::simulated::RecordingDevice;
-use ext4_core::device::{AlignedBuffer, MemoryDevice};
-use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, SyncMode};
+use ext4_core::device::simulated::{Change, Event, RecordingDevice};
+use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, MemoryDevice};
+use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, SyncMode, WriteFlags};
 
 async fn open_direct(fs: &Filesystem, sync: SyncMode) -> File {
     let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
@@ -248,4 +248,102 @@ async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
     driver.abort();
     assert_clean(&memory.image());
     recovered(memory.image(), "file", |bytes| assert_eq!(bytes, Some(pattern(1, 0, 4096)))).await;
+}
+
+/// An overwrite that is to be durable is, at every cut behind it, and the device is not flushed for it: its bios carry
+/// FUA. Where the device has no FUA of its own, or times are to be durable too, it is flushed instead.
+#[tokio::test]
+async fn g_11_durable_direct_overwrites_need_no_flush() {
+    if !have_tools() {
+        return;
+    }
+    const LEN: usize = 8192;
+    let image = make_image(16, 4096, &["-J", "size=4"], STALE);
+    for (sync, asked, own_fua) in [
+        (SyncMode::Data, WriteFlags::empty(), true),
+        (SyncMode::None, WriteFlags::DSYNC, true),
+        (SyncMode::Data, WriteFlags::empty(), false),
+        (SyncMode::All, WriteFlags::empty(), true),
+    ] {
+        let memory: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(image.clone()));
+        let device = RecordingDevice::around(memory, image.clone());
+        let device = Arc::new(if own_fua { device } else { device.without_fua() });
+        let fs = mount(Arc::clone(&device) as _, quiet()).await;
+        let file = create(&fs, "file").await;
+        file.write_at(0, &pattern(0, 0, 16 * LEN)).await.expect("writes");
+        file.sync_all().await.expect("syncs");
+        drop(file);
+        let file = open_direct(&fs, sync).await;
+        let before = device.recording().events().len();
+        for round in 1..8_u64 {
+            let at = round * LEN as u64;
+            let data = AlignedBuffer::copied(&pattern(round, at, LEN)).expect("memory");
+            file.write_direct_with(at, data, asked).await.0.expect("writes");
+            device.mark(format!("{round}"));
+        }
+        let recording = device.recording();
+        let (mut flushes, mut through, mut writes) = (0, 0, 0);
+        for event in &recording.events()[before..] {
+            let Event::Submitted { change, flags } = event else { continue };
+            flushes += usize::from(*change == Change::Flush || flags.contains(BioFlags::PREFLUSH));
+            let ours = |data: &[u8]| (1..8).any(|round| data == pattern(round, round * LEN as u64, LEN));
+            if let Change::Write { data, .. } = change
+                && ours(data)
+            {
+                writes += 1;
+                through += usize::from(flags.contains(BioFlags::FUA));
+            }
+        }
+        let what = format!("{sync:?}, {asked:?}, {own_fua}");
+        assert_eq!(writes, 7, "{what}");
+        if own_fua && sync != SyncMode::All {
+            assert_eq!((flushes, through), (0, 7), "{what}");
+        } else {
+            assert!(flushes >= 7 && through == 0, "{what}: {flushes} flushes, {through} with FUA");
+        }
+        at_every_cut(&recording, 60, "file", |passed, bytes| {
+            let done = (1..8_u64).rev().find(|round| passed(&round.to_string())).unwrap_or(0);
+            for round in 1..=done {
+                let at = round as usize * LEN;
+                let bytes = bytes.as_deref().expect("is there");
+                assert!(bytes[at..at + LEN] == pattern(round, at as u64, LEN), "{what}: {round} of {done}");
+            }
+        })
+        .await;
+        drop(file);
+        fs.unmount().await.expect("unmounts");
+    }
+}
+
+/// What leads to the data is not durable yet: FUA alone would not do.
+#[tokio::test]
+async fn g_11_a_durable_direct_overwrite_makes_its_blocks_durable_too() {
+    if !have_tools() {
+        return;
+    }
+    for journal in [&["-J", "size=4"][..], &["-O", "^has_journal"]] {
+        let image = make_image(16, 4096, journal, STALE);
+        let recording = record(image, None, quiet(), |device, fs| async move {
+            drop(create(&fs, "file").await);
+            fs.sync().await.expect("syncs");
+            let file = open_direct(&fs, SyncMode::None).await;
+            // Allocated and extended, and not committed.
+            let data = AlignedBuffer::copied(&pattern(1, 0, 8192)).expect("memory");
+            file.write_direct(0, data).await.0.expect("writes");
+            let data = AlignedBuffer::copied(&pattern(2, 0, 4096)).expect("memory");
+            file.write_direct_with(0, data, WriteFlags::DSYNC).await.0.expect("overwrites");
+            device.mark("durable");
+        })
+        .await;
+        let durable = |cut: &ext4_core::device::simulated::Cut<'_>| cut.has_passed("durable");
+        let mut seen = 0;
+        for cut in recording.cuts().filter(durable) {
+            // Without a journal there is no crash that e2fsck need not mend: only the bytes are looked at.
+            let (_, fs) = mount_image(cut.with_none(), options()).await;
+            let bytes = content(&open(&fs, "file").await).await;
+            assert!(bytes.len() >= 4096 && bytes[..4096] == pattern(2, 0, 4096), "{journal:?}");
+            seen += 1;
+        }
+        assert!(seen > 0);
+    }
 }

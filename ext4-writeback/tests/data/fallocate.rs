@@ -438,7 +438,17 @@ async fn trimming_takes_free_blocks_only() {
     if !have_tools() {
         return;
     }
-    let (device, fs) = mount_image(make_image(64, 1024, &[], 0xaa), quiet()).await;
+    for (block_size, options) in [
+        (1024, &[][..]),
+        (1024, &["-O", "bigalloc", "-C", "16384"]),
+        (4096, &["-O", "bigalloc", "-C", "65536"]),
+    ] {
+        trimming(block_size, options).await;
+    }
+}
+
+async fn trimming(block_size: u32, features: &[&str]) {
+    let (device, fs) = mount_image(make_image(64, block_size, features, 0xaa), quiet()).await;
     let kept = create(&fs, "kept").await;
     let data = pattern(12, 0, 3_000_000);
     kept.write_at(0, &data).await.expect("writes");
@@ -451,11 +461,12 @@ async fn trimming_takes_free_blocks_only() {
     // The unlinking is not committed: a crash brings the file back.
     let trimmed = fs.trim(0..u64::MAX, 0).await.expect("trims");
     recovered(device.image(), "gone", |bytes| assert!(bytes.expect("is there again") == data)).await;
-    assert!(trimmed > 40 << 20 && trimmed <= free * 1024, "{trimmed} of {free} blocks");
+    assert!(trimmed > 40 << 20 && trimmed <= free * u64::from(block_size), "{trimmed} of {free} blocks");
     fs.sync().await.expect("syncs");
     let more = fs.trim(0..u64::MAX, 0).await.expect("trims");
     assert!(more >= trimmed + 2_900_000, "{more}");
-    assert_eq!(fs.trim(0..u64::MAX, 8 << 20).await.expect("trims") % 1024, 0);
+    assert_eq!(more, fs.statfs().free_blocks * u64::from(block_size), "all that is free");
+    assert_eq!(fs.trim(0..u64::MAX, 8 << 20).await.expect("trims") % u64::from(block_size), 0);
     assert!(fs.trim(1 << 20..2 << 20, 0).await.expect("trims") <= 1 << 20);
     for (range, least) in [(1 << 40..1 << 41, 0), (0..100, 0), (0..u64::MAX, 1 << 40)] {
         assert_eq!(fs.trim(range, least).await.expect_err("must fail").errno(), Errno::EINVAL);
@@ -488,5 +499,109 @@ async fn trimming_takes_free_blocks_only() {
         assert!(content(&open(&fs, &format!("new{i}")).await).await == pattern(i, 0, 400_000), "new{i}");
     }
     assert_eq!(fs.trim(0..u64::MAX, 0).await.expect_err("read-only").errno(), Errno::EROFS);
+    finish(&device, fs).await;
+}
+
+/// With bigalloc only whole clusters are discarded: none that a file has one block of, and none that the range to be
+/// trimmed has only a part of.
+#[tokio::test]
+async fn trimming_takes_whole_clusters_only() {
+    if !have_tools() {
+        return;
+    }
+    const CLUSTER: u64 = 65_536;
+    for block_size in [1024_u64, 4096] {
+        let features = ["-J", "size=4", "-O", "bigalloc", "-C", "65536"];
+        let image = make_image(32, block_size as u32, &features, 0xaa);
+        let (device, fs) = mount_image(image, quiet()).await;
+        // A block somewhere in each cluster; what is around it is nobody's, and nobody else's either.
+        let file = create(&fs, "sparse").await;
+        for cluster in 0..40_u64 {
+            let at = cluster * CLUSTER + cluster % 13 * block_size;
+            file.write_at(at, &pattern(7, at, block_size as usize)).await.expect("writes");
+        }
+        file.sync_all().await.expect("syncs");
+        let used: Vec<u64> = file
+            .extents()
+            .await
+            .expect("extents")
+            .iter()
+            .filter_map(|mapping| match mapping.state {
+                MappingState::Written(block) => Some(block.0 * block_size / CLUSTER),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(used.len(), 40);
+        let discarded = |from: u64, to: u64| {
+            let mut bytes = vec![0; (to - from) as usize];
+            device.image().read(from, &mut bytes);
+            bytes.iter().all(|byte| *byte == 0)
+        };
+        // A free cluster between two that are free, near the end, where nothing was written yet.
+        let middle = (24 << 20) / CLUSTER * CLUSTER;
+        let part = fs.trim(middle + 1..middle + 2 * CLUSTER + block_size, 0).await.expect("trims");
+        assert_eq!(part, CLUSTER, "one whole cluster lies in the range");
+        assert!(!discarded(middle, middle + CLUSTER), "the range has only a part of it");
+        assert!(discarded(middle + CLUSTER, middle + 2 * CLUSTER));
+        assert!(!discarded(middle + 2 * CLUSTER, middle + 3 * CLUSTER), "the range has only a part of it");
+        assert_eq!(fs.trim(middle + 1..middle + CLUSTER, 0).await.expect("trims"), 0);
+        assert_eq!(fs.trim(middle..middle + CLUSTER, CLUSTER + 1).await.expect("trims"), 0);
+        assert_eq!(fs.trim(middle..middle + CLUSTER, CLUSTER).await.expect("trims"), CLUSTER);
+
+        let all = fs.trim(0..u64::MAX, 0).await.expect("trims");
+        assert_eq!(all, fs.statfs().free_blocks * block_size);
+        for cluster in used {
+            assert!(!discarded(cluster * CLUSTER, (cluster + 1) * CLUSTER), "cluster {cluster} is in use");
+        }
+        for cluster in 0..40_u64 {
+            let at = cluster * CLUSTER + cluster % 13 * block_size;
+            let mut bytes = vec![0; block_size as usize];
+            file.read_at(at, &mut bytes).await.expect("reads");
+            assert!(bytes == pattern(7, at, block_size as usize), "cluster {cluster}");
+        }
+        drop(file);
+        finish(&device, fs).await;
+    }
+}
+
+/// Zeroing every other block of many files makes extents that need nodes: more than the margin for them. What was freed
+/// and waits for its commit is committed then, as everywhere else where space ends.
+#[tokio::test]
+async fn k_44_zeroing_finds_blocks_that_wait_for_a_commit() {
+    if !have_tools() {
+        return;
+    }
+    const FILES: u64 = 220;
+    let image = make_image(8, 1024, &["-m", "0", "-N", "512", "-J", "size=2"], 0xaa);
+    let (device, fs) = mount_image(image, quiet()).await;
+    let doomed = create(&fs, "doomed").await;
+    doomed.write_at(0, &pattern(1, 0, 300 << 10)).await.expect("writes");
+    doomed.sync_all().await.expect("syncs");
+    drop(doomed);
+    let mut files = Vec::new();
+    for i in 0..FILES {
+        let file = create(&fs, &format!("file{i}")).await;
+        file.write_at(0, &pattern(i, 0, 10 << 10)).await.expect("writes");
+        files.push(file);
+    }
+    fs.sync().await.expect("syncs");
+    let filler = create(&fs, "filler").await;
+    fails(&filler, FallocateMode::AllocateKeepSize, 0, 1 << 30, Errno::ENOSPC).await;
+    fs.sync().await.expect("syncs");
+    fs.unlink(ext4_core::InodeNumber::ROOT, b"doomed").await.expect("unlinks");
+    for file in &files {
+        for block in [1, 3, 5, 7] {
+            file.fallocate(FallocateMode::ZeroRange, block << 10, 1024).await.expect("there is space");
+        }
+    }
+    drop(filler);
+    for (i, file) in (0..).zip(&files) {
+        let mut expected = pattern(i, 0, 10 << 10);
+        for block in [1, 3, 5, 7] {
+            expected[block << 10..(block + 1) << 10].fill(0);
+        }
+        assert!(content(file).await == expected, "file {i}");
+    }
+    drop(files);
     finish(&device, fs).await;
 }

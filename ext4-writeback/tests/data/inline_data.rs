@@ -9,11 +9,21 @@ use ext4_core::device::{AlignedBuffer, MemoryDevice};
 use ext4_writeback::file::SeekTarget;
 use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 
-use crate::common::{assert_clean, content, create, have_tools, make_image, mount_image, open, options};
+use crate::common::{
+    assert_clean, content, create, have_tools, make_image, mount_image, open, options, pattern,
+};
 use crate::crash::{STALE, at_every_cut, quiet, record};
 
+/// What mke2fs is told besides: of blocks, and of clusters.
+const KINDS: [&[&str]; 2] = [&["-O", "inline_data"], &["-O", "inline_data,bigalloc", "-C", "16384"]];
+
 fn image(block_size: u32, inode_size: u32) -> Image {
-    make_image(16, block_size, &["-O", "inline_data", "-I", &inode_size.to_string()], 0)
+    image_of(KINDS[0], block_size, inode_size)
+}
+
+fn image_of(kind: &[&str], block_size: u32, inode_size: u32) -> Image {
+    let inode_size = inode_size.to_string();
+    make_image(16, block_size, &[kind, &["-I", &inode_size]].concat(), 0)
 }
 
 async fn remount(device: Arc<MemoryDevice>, fs: Filesystem) -> (Arc<MemoryDevice>, Filesystem) {
@@ -57,10 +67,13 @@ async fn files_around_the_limit_agree_with_a_model() {
     if !have_tools() {
         return;
     }
-    for (seed, block_size, inode_size) in [(1, 4096, 256), (2, 1024, 256), (3, 1024, 1024), (4, 4096, 512)] {
-        let context = format!("seed {seed}, blocks of {block_size}, inodes of {inode_size}");
+    for (seed, block_size, inode_size) in
+        [(1, 4096, 256), (2, 1024, 256), (3, 1024, 1024), (4, 4096, 512), (5, 4096, 256), (6, 1024, 512)]
+    {
+        let kind = KINDS[usize::from(seed > 4)];
+        let context = format!("seed {seed}, {kind:?}, blocks of {block_size}, inodes of {inode_size}");
         let mut random = fastrand::Rng::with_seed(seed);
-        let (mut device, mut fs) = mount_image(image(block_size, inode_size), options()).await;
+        let (mut device, mut fs) = mount_image(image_of(kind, block_size, inode_size), options()).await;
         let limit = u64::from(inode_size) + 60;
         let names: Vec<String> = (0..6).map(|n| format!("file{n}")).collect();
         let mut models: Vec<Vec<u8>> = vec![Vec::new(); names.len()];
@@ -128,8 +141,10 @@ async fn directories_grow_out_of_their_inodes() {
     if !have_tools() {
         return;
     }
-    for (block_size, inode_size) in [(4096, 256), (1024, 1024)] {
-        let (device, fs) = mount_image(image(block_size, inode_size), options()).await;
+    for (kind, block_size, inode_size) in
+        [(KINDS[0], 4096, 256), (KINDS[0], 1024, 1024), (KINDS[1], 4096, 256), (KINDS[1], 1024, 512)]
+    {
+        let (device, fs) = mount_image(image_of(kind, block_size, inode_size), options()).await;
         let owner = Credentials { mode: 0o755, ..Credentials::default() };
         let (mut dirs, mut names) = (Vec::new(), Vec::new());
         for n in 0..4 {
@@ -197,6 +212,12 @@ async fn g_01_g_11_a_crash_leaves_inline_data_as_before_or_after() {
     if !have_tools() {
         return;
     }
+    for kind in KINDS {
+        crash_at_every_cut(kind).await;
+    }
+}
+
+async fn crash_at_every_cut(kind: &[&str]) {
     const SIZES: [(usize, u8); 7] = [(50, 1), (120, 3), (30, 5), (900, 7), (0, 9), (100, 11), (2000, 13)];
     let mut states = vec![Vec::new()];
     for (size, byte) in SIZES {
@@ -204,7 +225,7 @@ async fn g_01_g_11_a_crash_leaves_inline_data_as_before_or_after() {
         state.resize(size, byte);
         states.push(state);
     }
-    let start = make_image(16, 1024, &["-O", "inline_data", "-I", "256", "-J", "size=4"], STALE);
+    let start = make_image(16, 1024, &[kind, &["-I", "256", "-J", "size=4"]].concat(), STALE);
     let recording = record(start, Some(3), quiet(), |device, fs| {
         let states = states.clone();
         async move {
@@ -293,7 +314,13 @@ async fn what_needs_blocks_moves_the_data_out() {
     if !have_tools() {
         return;
     }
-    let (device, fs) = mount_image(image(1024, 256), options()).await;
+    for kind in KINDS {
+        needs_blocks(kind).await;
+    }
+}
+
+async fn needs_blocks(kind: &[&str]) {
+    let (device, fs) = mount_image(image_of(kind, 1024, 256), options()).await;
     let modes = [
         FallocateMode::Allocate,
         FallocateMode::AllocateKeepSize,
@@ -335,6 +362,99 @@ async fn what_needs_blocks_moves_the_data_out() {
     drop(file);
     let (device, fs) = remount(device, fs).await;
     assert_eq!(content(&open(&fs, "direct").await).await, expected);
+    fs.unmount().await.expect("unmounts");
+    assert_clean(&device.image());
+}
+
+/// Data that moves out takes one cluster; what is written to the cluster's other blocks afterwards takes none.
+#[tokio::test]
+async fn data_that_moves_out_takes_one_cluster() {
+    if !have_tools() {
+        return;
+    }
+    for block_size in [1024, 4096] {
+        let (device, fs) = mount_image(image_of(KINDS[1], block_size, 256), quiet()).await;
+        let file = create(&fs, "file").await;
+        file.write_at(0, &[9; 100]).await.expect("writes");
+        fs.sync().await.expect("syncs");
+        let start = fs.statfs().free_blocks;
+        let used = |what: &'static str, clusters: u64| {
+            let (fs, file) = (&fs, &file);
+            async move {
+                let blocks = 16384 / u64::from(block_size);
+                assert_eq!(start - fs.statfs().free_blocks, clusters * blocks, "{what}: statfs");
+                let sectors = file.attributes().await.expect("stat").sectors;
+                let inline = file.inline_extent().await.expect("tells").is_some();
+                assert_eq!(sectors, if inline { 1 } else { clusters * 32 }, "{what}: stat");
+            }
+        };
+        used("inline", 0).await;
+        file.write_at(100, &[9; 400]).await.expect("writes");
+        used("moved out", 1).await;
+        let block = u64::from(block_size);
+        file.write_at(2 * block, &pattern(3, 2 * block, block_size as usize)).await.expect("writes");
+        used("another block of the cluster, delayed", 1).await;
+        file.sync_all().await.expect("syncs");
+        used("and written", 1).await;
+        file.write_at(16384, &[9; 10]).await.expect("writes");
+        used("the next cluster", 2).await;
+        let mut expected = vec![0; 16394];
+        expected[..500].fill(9);
+        let at = 2 * block as usize;
+        expected[at..at + block_size as usize].copy_from_slice(&pattern(3, 2 * block, block_size as usize));
+        expected[16384..].fill(9);
+        assert!(content(&file).await == expected);
+        file.set_len(0).await.expect("cuts");
+        fs.sync().await.expect("syncs");
+        used("cut to nothing", 0).await;
+        file.write_at(0, &[7; 90]).await.expect("writes");
+        used("inline again", 0).await;
+        drop(file);
+        let (device, fs) = remount(device, fs).await;
+        assert_eq!(content(&open(&fs, "file").await).await, [7; 90]);
+        fs.unmount().await.expect("unmounts");
+        assert_clean(&device.image());
+    }
+}
+
+/// Where the data lies is where the device has it: `i_block`, then the value of `system.data`.
+#[tokio::test]
+async fn an_inline_extent_says_where_the_bytes_lie() {
+    if !have_tools() {
+        return;
+    }
+    let (device, fs) = mount_image(image(4096, 512), options()).await;
+    let number = {
+        let file = create(&fs, "file").await;
+        file.write_at(0, &pattern(5, 0, 60)).await.expect("writes");
+        assert_eq!(file.inline_extent().await.expect("tells").expect("is inline").rest, None);
+        file.write_at(60, &pattern(5, 60, 101)).await.expect("writes");
+        fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there")
+    };
+    // Attributes lie before and behind it.
+    fs.setxattr(number, b"user.a", b"value", SetMode::Any).await.expect("sets");
+    let owner = Credentials { mode: 0o755, ..Credentials::default() };
+    let dir = fs.mkdir(InodeNumber::ROOT, b"dir", owner).await.expect("makes");
+    fs.mkdir(dir, b"below", owner).await.expect("makes");
+    let (device, fs) = remount(device, fs).await;
+    let extent = fs.inline_extent(number).await.expect("tells").expect("is inline");
+    assert_eq!(extent.len, 161);
+    let on_device = |at: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        device.image().read(at, &mut bytes);
+        bytes
+    };
+    assert_eq!(on_device(extent.physical, 60), pattern(5, 0, 60));
+    assert_eq!(on_device(extent.rest.expect("has more"), 101), pattern(5, 60, 101));
+    let extent = fs.inline_extent(dir).await.expect("tells").expect("is inline");
+    // The parent's number, then an entry: inode, length, length of the name, type, name.
+    assert_eq!(on_device(extent.physical, 4), 2_u32.to_le_bytes());
+    assert_eq!(on_device(extent.physical + 12, 5), b"below");
+    let large = create(&fs, "large").await;
+    large.write_at(0, &[1; 1000]).await.expect("writes");
+    drop(large);
+    let large = fs.lookup(InodeNumber::ROOT, b"large").await.expect("is there");
+    assert_eq!(fs.inline_extent(large).await.expect("tells"), None);
     fs.unmount().await.expect("unmounts");
     assert_clean(&device.image());
 }

@@ -591,6 +591,9 @@ async fn files_with_inline_data_agree_with_arrays_of_bytes() {
     let mut forms = forms("inline data", &[4096], options());
     forms.iter_mut().for_each(|form| form.features = &["-O", "inline_data"]);
     worlds(&forms, STEPS).await;
+    let mut forms = super::model::forms("inline data in clusters", &[1024, 4096], options());
+    forms.iter_mut().for_each(|form| form.features = &["-O", "inline_data,bigalloc", "-C", "16384"]);
+    worlds(&forms, STEPS).await;
 }
 
 #[tokio::test]

@@ -16,11 +16,14 @@
 //! - Whoever picks holds a promise for each block ([`SuperblockInfo::reserve_blocks`]), and keeps it: so for statfs, and
 //!   for everybody who asks for space, picked blocks are promised ones.
 //! - Each pick is ended once, by using or by returning it.
+//!
+//! With bigalloc whole clusters are picked, for a file that has no cluster there yet: what is picked, used and returned is
+//! counted in clusters then, and named by its first block.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{AllocationRequest, MOST_BLOCKS, Taking, raise_longest_run, search};
+use super::{AllocationRequest, MOST_BLOCKS, Taking, bit_of_block, raise_longest_run, search};
 use crate::error::{Error, Result};
 use crate::format::bitmap;
 use crate::format::group_descriptor::GroupFlags;
@@ -41,7 +44,20 @@ pub async fn pick_blocks(
     if info.fixed.cluster_bits() != 0 {
         return Err(Error::Unsupported("picking blocks with bigalloc".into()));
     }
-    let wanted = request.len.clamp(1, MOST_BLOCKS).min(info.fixed.blocks_per_group);
+    pick_clusters(info, request, below).await
+}
+
+/// As [`pick_blocks`]; with bigalloc a run of `request.len` promised clusters: the first one's first block, and how many
+/// clusters.
+///
+/// # Errors
+/// `ENOSPC`; the device's.
+pub async fn pick_clusters(
+    info: &SuperblockInfo,
+    request: &AllocationRequest,
+    below: BlockNumber,
+) -> Result<(BlockNumber, u32)> {
+    let wanted = request.len.clamp(1, MOST_BLOCKS).min(info.fixed.block_bitmap_bits());
     search(info, Taking::Picked { below }, request, wanted).await
 }
 
@@ -65,8 +81,8 @@ pub(super) fn keep(
     Ok(())
 }
 
-/// Marks picked blocks as in use. Consumes their promises. Does not touch any inode. Needs two credits for each block
-/// group that the run touches.
+/// Marks `len` picked blocks (clusters with bigalloc) as in use. Consumes their promises. Does not touch any inode. Needs
+/// two credits for each block group that the run touches.
 ///
 /// # Errors
 /// Those of the device and of the transaction; then some may be marked, and the transaction is not to be committed.
@@ -101,7 +117,7 @@ pub async fn use_picked(
     Ok(())
 }
 
-/// Gives picked blocks back; their promises stay with the caller. Takes the group lock only.
+/// Gives `len` picked blocks (clusters with bigalloc) back; their promises stay with the caller. Takes the group lock only.
 pub fn return_picked(info: &SuperblockInfo, first: BlockNumber, len: u32) {
     let Ok(pieces) = pieces(info, first, len) else { return };
     for (number, run) in pieces {
@@ -127,19 +143,19 @@ fn gone(number: GroupNumber) -> Error {
     Error::corrupt(format!("group {number}"), "its block bitmap is gone")
 }
 
-/// The run, group by group: numbers within the group.
+/// The run, group by group: bits of the group's bitmap.
 fn pieces(info: &SuperblockInfo, first: BlockNumber, len: u32) -> Result<Vec<(GroupNumber, Range<u32>)>> {
     let mut pieces = Vec::with_capacity(1);
     let (mut next, mut left) = (first, len);
     while left > 0 {
         let outside = || Error::corrupt(format!("block {next}"), "is outside the file system");
-        let (number, offset) = info.fixed.group_of_block(next).ok_or_else(outside)?;
+        let (number, offset) = bit_of_block(info, next).ok_or_else(outside)?;
         let len = left.min(info.block_bits(number).saturating_sub(offset));
         if len == 0 {
             return Err(outside());
         }
         pieces.push((number, offset..offset + len));
-        next = next.offset(u64::from(len));
+        next = next.offset(u64::from(len) << info.fixed.cluster_bits());
         left -= len;
     }
     Ok(pieces)

@@ -112,6 +112,19 @@ pub async fn initialize(
     if inline::initialize(info, directory, parent)? {
         return Ok(());
     }
+    initialize_in_block(info, transaction, directory, parent).await
+}
+
+/// As [`initialize`], always with a block: the kernel takes a root directory without blocks for a corrupt one.
+///
+/// # Errors
+/// As [`initialize`].
+pub async fn initialize_in_block(
+    info: &SuperblockInfo,
+    transaction: &dyn Transaction,
+    directory: &mut Inode,
+    parent: InodeNumber,
+) -> Result<()> {
     if info.features().incompat.contains(Incompat::EXTENTS) && !directory.flags.contains(InodeFlags::EXTENTS)
     {
         super::extent_tree::initialize(directory);

@@ -12,6 +12,7 @@ use crate::format::features::Compat;
 use crate::format::inode::{FileType, Inode};
 use crate::format::superblock::Superblock;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks};
+use crate::meta::inline_data::is_inline;
 use crate::meta::inode_allocator::allocate_inode;
 use crate::meta::{directory, inode_table, journal_inode};
 use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
@@ -36,14 +37,15 @@ fn lost_and_found_blocks(block_size: BlockSize) -> u64 {
     (LOST_AND_FOUND_BYTES / u64::from(block_size.bytes())).clamp(2, MOST_LOST_AND_FOUND_BLOCKS)
 }
 
-/// How many blocks these inodes take.
-pub(super) fn blocks_needed(plan: &Plan, options: &MkfsOptions) -> u64 {
+/// How many clusters these inodes take (blocks without bigalloc).
+pub(super) fn clusters_needed(plan: &Plan, options: &MkfsOptions) -> u64 {
+    let clusters = |blocks: u64| blocks.div_ceil(1 << plan.superblock.cluster_bits());
     let lost_and_found = match options.no_lost_and_found {
         true => 0,
-        false => lost_and_found_blocks(plan.superblock.block_size),
+        false => clusters(lost_and_found_blocks(plan.superblock.block_size)),
     };
     let resize = u64::from(plan.superblock.features.compat.contains(Compat::RESIZE_INODE));
-    let files = u64::from(plan.journal_blocks) + u64::from(plan.orphan_file_blocks);
+    let files = clusters(plan.journal_blocks.into()) + clusters(plan.orphan_file_blocks.into());
     1 + lost_and_found + resize + files + if files > 0 { EXTENT_NODES } else { 0 }
 }
 
@@ -107,14 +109,16 @@ impl Maker<'_> {
         let mut root = self.new_inode(InodeNumber::ROOT, FileType::Directory, 0o755);
         (root.uid, root.gid) = self.options.root_owner;
         root.links_count = 2;
-        directory::initialize(info, transaction, &mut root, InodeNumber::ROOT).await?;
+        directory::initialize_in_block(info, transaction, &mut root, InodeNumber::ROOT).await?;
         if !self.options.no_lost_and_found {
             // The first inode that is not reserved, in group 0.
             let number = allocate_inode(info, transaction, InodeNumber::ROOT, true).await?;
             let mut lost = self.new_inode(number, FileType::Directory, 0o700);
             lost.links_count = 2;
             directory::initialize(info, transaction, &mut lost, InodeNumber::ROOT).await?;
-            for _ in 1..lost_and_found_blocks(info.block_size()) {
+            // As mke2fs has it: to move out of the inode counts as one block more.
+            let first = 1 + u64::from(is_inline(&lost));
+            for _ in first..lost_and_found_blocks(info.block_size()) {
                 directory::preallocate_block(info, transaction, &mut lost).await?;
             }
             self.write_inode(&lost).await?;
@@ -165,7 +169,7 @@ impl Maker<'_> {
         let mut inode = self.new_inode(InodeNumber::RESIZE, FileType::Regular, 0o600);
         inode.links_count = 1;
         inode.size = (pointers * pointers + pointers + DIRECT_POINTERS) << info.block_size().bits();
-        inode.sectors = (1 + reserved * (1 + backups.len() as u64)) * info.block_size().sectors();
+        inode.sectors = (1 + reserved * (1 + backups.len() as u64)) * info.cluster_sectors();
         inode.i_block[DOUBLE_INDIRECT].copy_from_slice(&pointer(double.0)?);
         self.write_inode(&inode).await
     }

@@ -6,6 +6,8 @@
 //!
 //! With flex_bg the metadata of 16 groups lies together from the first group's start on, passing by the superblock
 //! copies of the groups it reaches into; without, each group has its own behind its superblock copy.
+//!
+//! With bigalloc they are packed all the same, several to a cluster: a cluster is in use where one of its blocks is.
 
 use std::ops::Range;
 
@@ -84,8 +86,11 @@ impl Layout {
     fn counted(superblock: &Superblock, mut descriptors: Vec<GroupDescriptor>) -> Self {
         let groups = superblock.groups_count();
         let checksums = superblock.features.group_checksums();
-        let mut used: Vec<u64> =
-            (0..groups).map(|group| superblock.base_blocks(GroupNumber(group))).collect();
+        let bits = superblock.cluster_bits();
+        // The clusters of each group that are in use, as far as they are known.
+        let base = |group| superblock.base_blocks(GroupNumber(group)).div_ceil(1 << bits);
+        let mut used: Vec<Vec<Range<u64>>> =
+            (0..groups).map(|group| std::iter::once(0..base(group)).collect()).collect();
         let mut initialised = vec![!checksums; descriptors.len()];
         let table = u64::from(superblock.inode_table_blocks());
         for (own, descriptor) in descriptors.iter().enumerate() {
@@ -96,7 +101,8 @@ impl Layout {
                 while at < block.0 + count {
                     let Some((group, offset)) = superblock.group_of_block(BlockNumber(at)) else { break };
                     let here = (block.0 + count - at).min(u64::from(superblock.blocks_per_group - offset));
-                    used[group.0 as usize] += here;
+                    let offset = u64::from(offset);
+                    used[group.0 as usize].push(offset >> bits..(offset + here).div_ceil(1 << bits));
                     if group.0 as usize != own {
                         initialised[group.0 as usize] = true;
                     }
@@ -113,7 +119,7 @@ impl Layout {
         for (number, descriptor) in descriptors.iter_mut().enumerate() {
             let blocks = u64::from(superblock.group_blocks(GroupNumber(number as u32)));
             // At most a group's blocks.
-            descriptor.free_blocks_count = blocks.saturating_sub(used[number]) as u32;
+            descriptor.free_blocks_count = (blocks >> bits).saturating_sub(covered(&mut used[number])) as u32;
             descriptor.free_inodes_count = inodes;
             descriptor.flags = GroupFlags::INODE_UNINIT | GroupFlags::BLOCK_UNINIT;
             descriptor.itable_unused = if checksums { inodes } else { 0 };
@@ -121,8 +127,8 @@ impl Layout {
         Self { descriptors, initialised }
     }
 
-    /// Free blocks of all groups.
-    pub fn free_blocks(&self) -> u64 {
+    /// Free clusters of all groups (blocks without bigalloc).
+    pub fn free_clusters(&self) -> u64 {
         self.descriptors.iter().map(|descriptor| u64::from(descriptor.free_blocks_count)).sum()
     }
 
@@ -139,6 +145,18 @@ impl Layout {
         }
         ranges
     }
+}
+
+/// How many numbers lie in at least one of the ranges.
+fn covered(ranges: &mut [Range<u64>]) -> u64 {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut end = 0;
+    let mut count = 0;
+    for range in ranges {
+        count += range.end.saturating_sub(range.start.max(end));
+        end = end.max(range.end);
+    }
+    count
 }
 
 /// Places the metadata of `groups` one behind the other; `None` where it does not fit.

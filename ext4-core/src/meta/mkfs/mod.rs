@@ -36,6 +36,8 @@ pub use plan::{check_journal_blocks, default_journal_blocks};
 pub struct MkfsOptions {
     /// Block size: 1, 2 or 4 KiB.
     pub block_size: Option<BlockSize>,
+    /// With the feature bigalloc, bytes of a cluster: 16 blocks.
+    pub cluster_size: Option<u32>,
     /// Size of the file system in blocks; the whole device.
     pub blocks_count: Option<u64>,
     /// Bytes of one inode: 256.
@@ -46,7 +48,7 @@ pub struct MkfsOptions {
     pub inodes_count: Option<u32>,
     /// Features: has_journal, ext_attr, resize_inode, dir_index, fast_commit, orphan_file, filetype, extents, 64bit, flex_bg,
     /// metadata_csum, metadata_csum_seed, sparse_super, large_file, huge_file, dir_nlink, extra_isize (and uninit_bg,
-    /// meta_bg). `extents` cannot be left out. `None`: [`default_features`].
+    /// meta_bg, inline_data, bigalloc). `extents` cannot be left out. `None`: [`default_features`].
     pub features: Option<Features>,
     /// Journal size in blocks; with `fast_commit` its area comes on top.
     pub journal_blocks: Option<u32>,
@@ -64,6 +66,20 @@ pub struct MkfsOptions {
     pub root_owner: (u32, u32),
     /// Leave out lost+found.
     pub no_lost_and_found: bool,
+}
+
+impl MkfsOptions {
+    /// Blocks in one cluster, with blocks of `block_size`: 1 without bigalloc. At least 1, also where the options are not
+    /// good.
+    #[must_use]
+    pub fn cluster_blocks(&self, block_size: BlockSize) -> u64 {
+        let bigalloc = |features: Features| features.ro_compat.contains(RoCompat::BIGALLOC);
+        if !self.features.is_some_and(bigalloc) {
+            return 1;
+        }
+        let default = block_size.bytes().saturating_mul(plan::DEFAULT_CLUSTER_BLOCKS);
+        u64::from((self.cluster_size.unwrap_or(default) / block_size.bytes()).max(1))
+    }
 }
 
 /// Gives the image of a journal superblock for a log of so many blocks: (block size, blocks, those of them that are for
@@ -98,11 +114,12 @@ pub async fn mkfs(
 ) -> Result<()> {
     let plan = Plan::new(device.geometry(), options, environment)?;
     let layout = layout::Layout::new(&plan.superblock)?;
-    let needed = inodes::blocks_needed(&plan, options);
-    if layout.free_blocks() < needed {
+    let needed = inodes::clusters_needed(&plan, options);
+    if layout.free_clusters() < needed {
+        let unit = if plan.superblock.cluster_bits() == 0 { "blocks" } else { "clusters" };
         return Err(Error::posix(
             Errno::ENOSPC,
-            format!("{} blocks are left for {needed} of directories and journal", layout.free_blocks()),
+            format!("{} {unit} are left for {needed} of directories and journal", layout.free_clusters()),
         ));
     }
     write::write(device, options, &plan, &layout, environment, journal_superblock).await

@@ -16,6 +16,12 @@ const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 /// A page of a kernel's memory.
 const PAGE: u64 = 4096;
+/// With bigalloc, blocks in a cluster unless told otherwise. Source: mke2fs(8), `-C`.
+pub(super) const DEFAULT_CLUSTER_BLOCKS: u32 = 16;
+/// Source: mke2fs(8), `-C`.
+const MOST_CLUSTER_BYTES: u32 = 256 << 20;
+/// A bitmap has at most so many bits. Source: e2fsprogs, `EXT2_MAX_CLUSTERS_PER_GROUP`.
+const MOST_CLUSTERS_PER_GROUP: u32 = (1 << 16) - 8;
 /// Source: mke2fs.conf, `flex_bg_size` 16.
 const LOG_GROUPS_PER_FLEX: u8 = 4;
 /// The bytes of an inode's fields past the first 128 that are known (`struct ext2_inode_large`).
@@ -41,6 +47,7 @@ const MAKEABLE: Features = Features {
         .union(Incompat::META_BG)
         .union(Incompat::BIT64)
         .union(Incompat::FLEX_BG)
+        .union(Incompat::INLINE_DATA)
         .union(Incompat::CSUM_SEED),
     ro_compat: RoCompat::SPARSE_SUPER
         .union(RoCompat::LARGE_FILE)
@@ -48,6 +55,7 @@ const MAKEABLE: Features = Features {
         .union(RoCompat::GDT_CSUM)
         .union(RoCompat::DIR_NLINK)
         .union(RoCompat::EXTRA_ISIZE)
+        .union(RoCompat::BIGALLOC)
         .union(RoCompat::METADATA_CSUM),
 };
 
@@ -129,15 +137,22 @@ impl Plan {
         let mut superblock = Superblock::blank(block_size);
         superblock.features = features;
         superblock.blocks_count = blocks;
-        superblock.log_cluster_size = block_size.bits() - 10;
-        superblock.first_data_block = u32::from(block_size == BlockSize::KIB_1);
-        superblock.blocks_per_group = block_size.bytes() * 8;
+        let cluster_size = cluster_size(options, block_size, features)?;
+        superblock.log_cluster_size = cluster_size.ilog2() - 10;
+        // Clusters are counted from block 0, before which nothing can lie.
+        superblock.first_data_block = u32::from(superblock.log_cluster_size == 0);
+        size_groups(&mut superblock);
+        // A cluster that the end cuts off is none.
+        superblock.blocks_count =
+            superblock.blocks_count >> superblock.cluster_bits() << superblock.cluster_bits();
+        let blocks = superblock.blocks_count;
         superblock.first_ino = 11;
-        superblock.inode_size = inode_size(options, block_size)?;
+        superblock.inode_size = inode_size(options, block_size, features)?;
         superblock.desc_size = if features.bit64() { 64 } else { 32 };
         if features.incompat.contains(Incompat::FLEX_BG) {
             superblock.log_groups_per_flex = LOG_GROUPS_PER_FLEX;
         }
+        let default_ratio = default_ratio.max(u64::from(cluster_size));
         let inodes = wanted_inodes(options, blocks, block_size, default_ratio, superblock.inode_size)?;
         let percent = options.reserved_percent.unwrap_or(5.0);
         if !(0.0..=50.0).contains(&percent) {
@@ -201,6 +216,9 @@ fn features(options: &MkfsOptions, blocks: u64) -> Result<Features> {
     if has_compat(Compat::RESIZE_INODE) && !features.ro_compat.contains(RoCompat::SPARSE_SUPER) {
         return Err(invalid("resize_inode needs sparse_super"));
     }
+    if options.cluster_size.is_some() && !features.ro_compat.contains(RoCompat::BIGALLOC) {
+        return Err(invalid("a cluster size needs bigalloc"));
+    }
     if has_compat(Compat::ORPHAN_FILE) && !has_compat(Compat::HAS_JOURNAL) {
         return Err(invalid("orphan_file needs has_journal"));
     }
@@ -217,10 +235,41 @@ fn features(options: &MkfsOptions, blocks: u64) -> Result<Features> {
     Ok(features)
 }
 
-fn inode_size(options: &MkfsOptions, block_size: BlockSize) -> Result<u16> {
+/// Bytes of a cluster; of a block without bigalloc.
+fn cluster_size(options: &MkfsOptions, block_size: BlockSize, features: Features) -> Result<u32> {
+    if !features.ro_compat.contains(RoCompat::BIGALLOC) {
+        return Ok(block_size.bytes());
+    }
+    let size = options.cluster_size.unwrap_or(block_size.bytes() * DEFAULT_CLUSTER_BLOCKS);
+    if !size.is_power_of_two() || size < block_size.bytes() || size > MOST_CLUSTER_BYTES {
+        return Err(invalid(format!(
+            "a cluster of {size} bytes is no power of two from the block size, {}, to {MOST_CLUSTER_BYTES}",
+            block_size.bytes()
+        )));
+    }
+    Ok(size)
+}
+
+/// As many blocks in a group as its bitmap has bits; clusters with bigalloc. Source: e2fsprogs, `ext2fs_initialize`.
+fn size_groups(superblock: &mut Superblock) {
+    let bits = superblock.block_size.bytes() * 8;
+    superblock.blocks_per_group = bits;
+    if superblock.features.ro_compat.contains(RoCompat::BIGALLOC) {
+        // The blocks of a group are counted in 32 bits.
+        let wide = superblock.log_cluster_size + 15 >= 32;
+        let clusters = if wide { bits - 8 } else { bits }.min(MOST_CLUSTERS_PER_GROUP);
+        superblock.clusters_per_group = clusters;
+        superblock.blocks_per_group = clusters << superblock.cluster_bits();
+    }
+}
+
+fn inode_size(options: &MkfsOptions, block_size: BlockSize, features: Features) -> Result<u16> {
     let size = options.inode_size.unwrap_or(256);
     if size < 128 || !size.is_power_of_two() || u32::from(size) > block_size.bytes() {
         return Err(invalid(format!("inode size {size} is no power of two from 128 to the block size")));
+    }
+    if features.incompat.contains(Incompat::INLINE_DATA) && size == 128 {
+        return Err(invalid("inodes of 128 bytes are too small for inline_data"));
     }
     Ok(size)
 }
@@ -261,7 +310,10 @@ fn count_groups(superblock: &mut Superblock, wanted_inodes: u32) -> Result<()> {
         if superblock.blocks_count <= u64::from(superblock.first_data_block) {
             return Err(small());
         }
-        superblock.clusters_per_group = superblock.blocks_per_group;
+        let bigalloc = superblock.features.ro_compat.contains(RoCompat::BIGALLOC);
+        if !bigalloc {
+            superblock.clusters_per_group = superblock.blocks_per_group;
+        }
         // Below 2^48 blocks in groups of at least 248.
         let groups = superblock.blocks_count - u64::from(superblock.first_data_block);
         let groups = u32::try_from(groups.div_ceil(u64::from(superblock.blocks_per_group)))
@@ -269,7 +321,7 @@ fn count_groups(superblock: &mut Superblock, wanted_inodes: u32) -> Result<()> {
         let per_group = wanted_inodes.div_ceil(groups);
         if per_group > bits {
             // More than a bitmap's worth of inodes in each group: make the groups smaller, so that there are more.
-            if superblock.blocks_per_group < 256 {
+            if bigalloc || superblock.blocks_per_group < 256 {
                 return Err(many());
             }
             superblock.blocks_per_group -= 8;

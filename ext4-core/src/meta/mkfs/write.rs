@@ -92,10 +92,12 @@ pub(super) async fn write(
     maker.info.write_superblock(&mut |superblock| *superblock = finished.clone()).await
 }
 
-/// Blocks of fixed metadata and journal, as mke2fs counts them; 0 (not known) where the field is too small.
+/// Clusters of fixed metadata and journal, as mke2fs counts them; 0 (not known) where the field is too small.
 fn overhead(superblock: &Superblock, layout: &Layout, plan: &Plan) -> u32 {
     let free: u64 = layout.descriptors.iter().map(|descriptor| u64::from(descriptor.free_blocks_count)).sum();
-    u32::try_from(superblock.blocks_count - free + u64::from(plan.journal_blocks)).unwrap_or(0)
+    let bits = superblock.cluster_bits();
+    let journal = u64::from(plan.journal_blocks).div_ceil(1 << bits);
+    u32::try_from((superblock.blocks_count >> bits).saturating_sub(free) + journal).unwrap_or(0)
 }
 
 async fn erase_signatures(device: &dyn BlockDevice, superblock: &Superblock) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The accounting against a model that counts every block after every step.
 
+use std::sync::Arc;
+
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
 use ext4_core::{BlockNumber, LogicalBlock};
 
@@ -149,7 +151,7 @@ fn k_38_promises_are_exact_after_every_step() {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut model = Model {
             bits,
-            tree: ExtentStatusTree::with_cluster_bits(bits),
+            tree: ExtentStatusTree::of(bits, &Arc::default()),
             blocks: [Block::Hole; BLOCKS],
             promised: 0,
         };
@@ -197,7 +199,7 @@ fn k_38_promises_are_exact_after_every_step() {
 
 #[test]
 fn the_last_cluster_of_the_largest_file_is_cut_off() {
-    let tree = ExtentStatusTree::with_cluster_bits(4);
+    let tree = ExtentStatusTree::of(4, &Arc::default());
     let hole = Mapping { logical: LogicalBlock(0), len: u32::MAX, state: MappingState::Hole };
     tree.cache(&hole);
     let mut promised = 0;

@@ -104,8 +104,8 @@ pub fn run(
             Subject::Raw | Subject::RawBatched => raw(&target.device, kind),
             Subject::Kernel => kernel(&target.device, kind, false),
             Subject::KernelFastCommit => kernel(&target.device, kind, true),
-            Subject::OursFastCommit => runtime.block_on(ours(&target.device, kind, true)),
-            Subject::OursUring | Subject::OursFile => runtime.block_on(ours(&target.device, kind, false)),
+            Subject::OursFastCommit => runtime.block_on(ours(target, kind, true)),
+            Subject::OursUring | Subject::OursFile => runtime.block_on(ours(target, kind, false)),
         })?;
         if matches!(kind, Kind::Append { tasks } if tasks > 1) {
             report.compare(&description.name, &Kind::Append { tasks: 1 }.description().name);
@@ -114,7 +114,8 @@ pub fn run(
     Ok(())
 }
 
-async fn ours(path: &Path, kind: Kind, fast_commit: bool) -> anyhow::Result<Measurement> {
+async fn ours(target: &Target, kind: Kind, fast_commit: bool) -> anyhow::Result<Measurement> {
+    let path = target.device.as_path();
     let device: Arc<dyn BlockDevice> = Arc::new(UringDevice::open(path, &UringOptions::default())?);
     let mut options = MkfsOptions {
         blocks_count: Some(NEEDED / BLOCK as u64),
@@ -130,7 +131,9 @@ async fn ours(path: &Path, kind: Kind, fast_commit: bool) -> anyhow::Result<Meas
     ext4_writeback::filesystem::mkfs(Arc::clone(&device), &options, &SystemEnvironment)
         .await
         .context("mkfs")?;
-    let filesystem = Filesystem::mount(device, MountOptions::default()).await.context("mount")?;
+    let mut options = MountOptions::default();
+    target.mount_options.apply(&mut options);
+    let filesystem = Filesystem::mount(device, options).await.context("mount")?;
     let measured = match kind {
         Kind::Append { tasks } => append(path, &filesystem, tasks).await?,
         Kind::Create => create(path, &filesystem).await?,

@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ext4_tools::mount_options::MountOptionList;
 use ext4_tools::size::parse_size;
 
 use crate::report::Report;
@@ -38,6 +39,7 @@ Examples:
   ext4-bench run --suite backend --device /dev/nvme1n1          the device through each backend, beside fio
   ext4-bench run --suite data --device /dev/loop7 --json        the whole stack, beside the kernel's ext4 and fio
   ext4-bench run --suite data --device /dev/loop7 --only write-fsync --size 256M
+  ext4-bench run --suite data --device /dev/loop7 -o alloc=publish
   ext4-bench run --suite journal --device /dev/loop7            fsync after each append, and creating many files
 
 The device is written over. One that holds a file system or a partition table is refused without --force, one that is
@@ -85,6 +87,9 @@ struct RunArguments {
     /// Only workloads whose name contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Mount options of our side, as mount(8) takes them (suites data and journal); `ext4 --help` lists them
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS", value_parser = MountOptionList::parse)]
+    mount_options: Vec<MountOptionList>,
     /// A list of JSON objects instead of a table
     #[arg(long)]
     json: bool,
@@ -116,7 +121,13 @@ fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     let unit = 4 << 20;
     let size = arguments.size.min(available) / unit * unit;
     anyhow::ensure!(size >= unit, "{} holds less than 4 MiB", arguments.device.display());
-    let target = workload::Target { device: arguments.device.clone(), size, available };
+    let mount_options = MountOptionList::joined(arguments.mount_options.clone());
+    anyhow::ensure!(
+        arguments.suite != Suite::Backend || mount_options.is_empty(),
+        "-o: the suite backend mounts nothing"
+    );
+    anyhow::ensure!(!mount_options.read_only() && !mount_options.noload(), "-o: what is measured is written");
+    let target = workload::Target { device: arguments.device.clone(), size, available, mount_options };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use ext4_tools::mount_options::MountOptionList;
 use nix::sys::resource::{UsageWho, getrusage};
 
 /// What is written over.
@@ -17,6 +18,8 @@ pub struct Target {
     pub size: u64,
     /// How many bytes there are.
     pub available: u64,
+    /// How our file system is mounted there.
+    pub mount_options: MountOptionList,
 }
 
 /// Transfers of one kind.

@@ -27,6 +27,9 @@ pub struct Creation {
     /// Block size: 1024, 2048 or 4096
     #[arg(short, long, value_name = "BYTES", value_parser = parse_block_size)]
     pub block_size: Option<BlockSize>,
+    /// Bytes of a cluster, with -O bigalloc [default: 16 blocks]
+    #[arg(short = 'C', long, value_name = "BYTES", value_parser = parse_size)]
+    pub cluster_size: Option<u64>,
     /// Volume label, up to 16 bytes
     #[arg(short = 'L', long, value_name = "LABEL", value_parser = parse_label)]
     pub label: Option<String>,
@@ -118,8 +121,11 @@ impl Creation {
                 Some(features)
             }
         };
+        let cluster_size = self.cluster_size.map(u32::try_from).transpose();
+        let cluster_size = cluster_size.map_err(|_| usage("-C: a cluster of 4 GiB or more"))?;
         Ok(MkfsOptions {
             block_size: self.block_size,
+            cluster_size,
             inode_size: self.inode_size,
             bytes_per_inode: self.bytes_per_inode,
             inodes_count: self.inodes,

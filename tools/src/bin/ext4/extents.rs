@@ -12,6 +12,7 @@ use ext4_tools::target::ImagePath;
 use serde::Serialize;
 
 use crate::context::{Context, image_path};
+use crate::json::Inline;
 use crate::output::{print_json, stdout};
 
 const EXAMPLES: &str = "\
@@ -19,7 +20,7 @@ Examples:
   ext4 extents disk.img:/var/log/syslog
   ext4 extents --json disk.img:/swapfile | jq '.extents | length'";
 
-/// Show where a file's blocks lie
+/// Show where a file's blocks lie, or its data in the inode
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Extents {
@@ -44,6 +45,8 @@ struct Report {
     size: u64,
     block_size: u32,
     extents: Vec<Extent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inline: Option<Inline>,
 }
 
 impl Extents {
@@ -80,7 +83,8 @@ impl Extents {
                 if let Some(last) = extents.last_mut() {
                     last.flags.insert(0, "last");
                 }
-                Ok(Report { size: file.len(), block_size, extents })
+                let inline = file.inline_extent().await?.map(Inline::from);
+                Ok(Report { size: file.len(), block_size, extents, inline })
             })
             .await?;
         if self.json { print_json(&report) } else { self.print(&report) }
@@ -116,6 +120,9 @@ impl Extents {
                 extent.flags.join(",")
             )?;
             expected = Some(extent.physical + extent.length);
+        }
+        if let Some(inline) = &report.inline {
+            writeln!(out, "{inline}")?;
         }
         writeln!(out, "{name}: {pieces} extent{} found", if pieces == 1 { "" } else { "s" })?;
         out.flush()?;

@@ -9,7 +9,7 @@ use clap::Args;
 use ext4_core::format::features::{Compat, Incompat, RoCompat};
 use ext4_core::format::superblock::{self, ErrorRecord, Superblock};
 use ext4_core::meta::extent_tree::MappingState;
-use ext4_core::meta::{SuperblockInfo, block_map, inode_table};
+use ext4_core::meta::{SuperblockInfo, block_map, inline_data, inode_table};
 use ext4_core::{Error, InodeNumber, LogicalBlock};
 use ext4_journal::JournalHeader;
 use ext4_tools::display::ctime;
@@ -279,6 +279,15 @@ fn inodes(lines: &mut Lines, superblock: &Superblock) {
         if superblock.want_extra_isize != 0 {
             lines.add("Desired extra isize", superblock.want_extra_isize);
         }
+    }
+    if superblock.features.incompat.contains(Incompat::INLINE_DATA) {
+        // What a new inode gets.
+        let extra = superblock.want_extra_isize.max(superblock.min_extra_isize);
+        let most = inline_data::most(superblock.inode_size, extra);
+        lines.add(
+            "Inline data",
+            format!("up to {most} bytes in an inode: 60 in i_block, the rest in system.data"),
+        );
     }
     if superblock.journal_uuid != [0; 16] {
         lines.add("Journal UUID", uuid::Uuid::from_bytes(superblock.journal_uuid));

@@ -2,7 +2,7 @@
 
 use ext4_core::Timestamp;
 use ext4_tools::display::{exact_time, type_word};
-use ext4_writeback::Attributes;
+use ext4_writeback::{Attributes, InlineExtent};
 use serde::Serialize;
 
 /// A name that may be any bytes: `name` as text, and the bytes in hexadecimal where they are no UTF-8.
@@ -21,6 +21,31 @@ impl From<&[u8]> for Name {
                 name: String::from_utf8_lossy(bytes).into_owned(),
                 name_hex: Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
             },
+        }
+    }
+}
+
+/// Data that an inode holds itself, and where it lies: in bytes of the file system.
+#[derive(Serialize, Debug)]
+pub struct Inline {
+    length: u64,
+    physical_byte: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rest_physical_byte: Option<u64>,
+}
+
+impl From<InlineExtent> for Inline {
+    fn from(extent: InlineExtent) -> Self {
+        Self { length: extent.len, physical_byte: extent.physical, rest_physical_byte: extent.rest }
+    }
+}
+
+impl std::fmt::Display for Inline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inline: {} bytes in the inode, at byte {}", self.length, self.physical_byte)?;
+        match self.rest_physical_byte {
+            Some(rest) => write!(f, "; from byte 60 on at byte {rest}"),
+            None => Ok(()),
         }
     }
 }

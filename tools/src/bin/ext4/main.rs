@@ -30,10 +30,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ext4_tools::mount_options::{self, MountOptionList};
 use ext4_tools::open::{Backend, Opener};
 use ext4_tools::size::parse_size;
 
-use crate::context::{Context, Salvaged, Usage};
+use crate::context::{Context, Salvaged, Usage, usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,7 +49,8 @@ A place inside an image or block device is written IMAGE:/path. See `ext4 COMMAN
 
 /// Makes, fills, reads and changes ext4 file systems in image files and on block devices; no mount, no root.
 #[derive(Parser, Debug)]
-#[command(name = "ext4", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "ext4", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true,
+    after_long_help = format!("{EXAMPLES}\n\n{}", mount_options::HELP))]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -75,6 +77,10 @@ struct Global {
     /// Read the file system as it lies, its journal ignored (only for commands that read)
     #[arg(long, global = true, help_heading = "Global options")]
     noload: bool,
+    /// Mount options as mount(8) takes them, for commands that mount: `ext4 --help` lists them
+    #[arg(short = 'o', long = "options", global = true, value_name = "OPTIONS", help_heading = "Global options",
+        value_parser = MountOptionList::parse)]
+    mount_options: Vec<MountOptionList>,
     /// Tell on standard error what is being done; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     verbose: u8,
@@ -121,6 +127,11 @@ enum Command {
 }
 
 impl Command {
+    /// True for what looks at the device itself: no mount, and nothing that mount options could change.
+    fn takes_no_mount_options(&self) -> bool {
+        matches!(self, Self::Mkfs(_) | Self::Info(_) | Self::Journal(_))
+    }
+
     async fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
             Self::Mkfs(command) => command.run(context).await,
@@ -146,14 +157,19 @@ impl Command {
 fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     start_tracing(global.verbose);
+    let mount_options = MountOptionList::joined(global.mount_options);
+    if !mount_options.is_empty() && command.takes_no_mount_options() {
+        return fail(&usage("-o: this command does not mount the file system"));
+    }
     let cache = usize::try_from(global.cache).unwrap_or(usize::MAX);
     let context = Context {
         opener: Opener {
             backend: global.backend.into(),
             offset: global.offset,
             cache: cache.max(MIN_CACHE),
-            journal_device: global.journal_device,
-            noload: global.noload,
+            journal_device: global.journal_device.or_else(|| mount_options.journal_path()),
+            noload: global.noload || mount_options.noload(),
+            mount_options,
         },
     };
     let workers = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));

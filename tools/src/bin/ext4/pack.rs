@@ -11,7 +11,7 @@ use ext4_tools::copy::host_source::HostTree;
 use ext4_tools::copy::image_sink::{ImageSink, ImageSinkOptions};
 use ext4_tools::copy::{Preserve, Totals, copy, errno_of};
 use ext4_tools::size::{human_size, parse_size};
-use ext4_tools::sizing::{Need, measure};
+use ext4_tools::sizing::{Need, Units, measure};
 use ext4_writeback::filesystem::mkfs;
 use ext4_writeback::{Filesystem, MountOptions};
 use serde::Serialize;
@@ -76,6 +76,9 @@ struct Summary<'a> {
 impl Pack {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         let started = Instant::now();
+        if context.opener.mount_options.read_only() || context.opener.noload {
+            return Err(usage("an image is not filled read-only"));
+        }
         let metadata = std::fs::metadata(&self.source)
             .map_err(|source| ext4_core::Error::host("read", self.source.display().to_string(), &source))?;
         if !metadata.is_dir() {
@@ -86,10 +89,11 @@ impl Pack {
         let block_size = options.block_size.unwrap_or(BlockSize::KIB_4);
         let mut tree = HostTree::contents_of(&self.source);
         tree.exclude = vec![self.target.clone()];
-        let need = tokio::task::block_in_place(|| measure(&tree, block_size))?;
+        let units = Units { block_size, cluster_blocks: options.cluster_blocks(block_size) };
+        let need = tokio::task::block_in_place(|| measure(&tree, units))?;
 
-        let job = Job { pack: &self, context, destination, tree, need };
-        let work = job.make(options, block_size);
+        let job = Job { pack: &self, context, destination, tree, need, units };
+        let work = job.make(options);
         let (totals, size) = interruptible(work).await?;
         let seconds = started.elapsed().as_secs_f64();
         if self.json {
@@ -134,12 +138,14 @@ struct Job<'a> {
     destination: Destination,
     tree: HostTree,
     need: Need,
+    units: Units,
 }
 
 impl Job<'_> {
     /// Makes the file system and fills it; larger again where one that was to fit does not. Gives also its size.
-    async fn make(&self, mut options: MkfsOptions, block_size: BlockSize) -> anyhow::Result<(Totals, u64)> {
-        let Self { pack, destination, need, .. } = self;
+    async fn make(&self, mut options: MkfsOptions) -> anyhow::Result<(Totals, u64)> {
+        let Self { pack, destination, need, units, .. } = self;
+        let block_size = units.block_size;
         let journal = pack.creation.journal_blocks(block_size)?;
         let given = pack.size.or(destination.limit());
         if let (Some(size), Some(limit)) = (pack.size, destination.limit())
@@ -147,7 +153,7 @@ impl Job<'_> {
         {
             anyhow::bail!("{}: has only {limit} bytes, not {size}", pack.target.display());
         }
-        let mut size = given.unwrap_or_else(|| need.size(block_size, journal.map(u64::from)));
+        let mut size = given.unwrap_or_else(|| need.size(*units, journal.map(u64::from)));
         check_size(size, Some(block_size))?;
         options.block_size = Some(block_size);
         options.journal_blocks = journal;
@@ -190,7 +196,7 @@ impl Job<'_> {
             .await
             .map_err(|error| naming(&pack.target, error.into()))?;
         let reproducible = epoch.is_some();
-        let mount = MountOptions {
+        let mut mount = MountOptions {
             cache: if reproducible {
                 context.opener.cache.max(REPRODUCIBLE_CACHE)
             } else {
@@ -203,12 +209,13 @@ impl Job<'_> {
             environment,
             ..MountOptions::default()
         };
+        context.opener.mount_options.apply(&mut mount);
         let filesystem = Filesystem::mount(device.clone(), mount)
             .await
             .map_err(|error| naming(&pack.target, error.into()))?;
         if must_fit {
             let space = filesystem.statfs();
-            if space.free_blocks < need.free_blocks() || space.free_inodes < need.inodes {
+            if space.free_blocks < need.free_blocks(self.units) || space.free_inodes < need.inodes {
                 filesystem.unmount().await?;
                 return Err(ext4_core::Error::posix(Errno::ENOSPC, "the first guess").into());
             }

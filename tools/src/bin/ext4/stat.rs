@@ -11,7 +11,7 @@ use ext4_writeback::Attributes;
 use serde::Serialize;
 
 use crate::context::{Context, image_path};
-use crate::json::Inode;
+use crate::json::{Inline, Inode};
 use crate::output::{print_json, shown, stdout};
 
 const EXAMPLES: &str = "\
@@ -41,11 +41,13 @@ struct Full {
     inode: Inode,
     /// Values in hexadecimal.
     xattrs: std::collections::BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inline: Option<Inline>,
 }
 
 impl Stat {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let (attributes, target, xattrs, block_size) = context
+        let (attributes, target, xattrs, inline, block_size) = context
             .mounted(&self.place.image, Access::Read, async |filesystem| {
                 let inode = filesystem.resolve(&self.place.path, self.dereference).await?;
                 let attributes = filesystem.attributes(inode).await?;
@@ -59,12 +61,13 @@ impl Stat {
                     let hex = value.iter().map(|byte| format!("{byte:02x}")).collect();
                     xattrs.insert(escaped(&name), hex);
                 }
-                Ok((attributes, target, xattrs, filesystem.statfs().block_size))
+                let inline = filesystem.inline_extent(inode).await?.map(Inline::from);
+                Ok((attributes, target, xattrs, inline, filesystem.statfs().block_size))
             })
             .await?;
         if self.json {
             let inode = Inode::new(&self.place.path, &attributes, target.as_deref());
-            return print_json(&Full { inode, xattrs });
+            return print_json(&Full { inode, xattrs, inline });
         }
         let mut out = stdout();
         out.write_all(b"  File: ")?;
@@ -75,6 +78,9 @@ impl Stat {
         }
         out.write_all(b"\n")?;
         print(&mut out, &attributes, block_size)?;
+        if let Some(inline) = inline {
+            writeln!(out, "{inline}")?;
+        }
         for name in xattrs.keys() {
             writeln!(out, " Xattr: {name}")?;
         }

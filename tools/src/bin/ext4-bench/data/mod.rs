@@ -101,7 +101,7 @@ pub fn run(
             Subject::Raw => fio::raw(&target.device, transfers, false),
             Subject::RawBatched => fio::raw(&target.device, transfers, true),
             Subject::Kernel => kernel::measure(&target.device, workload),
-            _ => runtime.block_on(ours::measure(&target.device, workload)),
+            _ => runtime.block_on(ours::measure(target, workload)),
         })?;
     }
     Ok(())

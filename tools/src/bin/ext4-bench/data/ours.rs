@@ -14,17 +14,18 @@ use ext4_writeback::{File, Filesystem, MountOptions};
 use super::{Before, FileWorkload, content};
 use crate::kernel;
 use crate::ours::{journal_bytes, owner};
-use crate::workload::{Fsync, Measurement, Stopwatch, Workload};
+use crate::workload::{Fsync, Measurement, Stopwatch, Target, Workload};
 
 /// One run on a fresh file system.
 ///
 /// # Errors
 /// Those of the file system and of the device.
-pub async fn measure(path: &Path, workload: &FileWorkload) -> anyhow::Result<Measurement> {
+pub async fn measure(target: &Target, workload: &FileWorkload) -> anyhow::Result<Measurement> {
+    let path = target.device.as_path();
     ext4_writeback::filesystem::mkfs(open(path)?, &MkfsOptions::default(), &SystemEnvironment)
         .await
         .context("mkfs")?;
-    let mut filesystem = mount(path, workload).await?;
+    let mut filesystem = mount(target, workload).await?;
     let inode = filesystem.create(InodeNumber::ROOT, b"file", owner()).await.context("create")?;
     let mut file = filesystem.open(inode).await.context("open")?;
     let range = workload.transfers.range;
@@ -39,7 +40,7 @@ pub async fn measure(path: &Path, workload: &FileWorkload) -> anyhow::Result<Mea
     if workload.before == Before::Cold {
         drop(file);
         filesystem.unmount().await.context("unmount")?;
-        filesystem = mount(path, workload).await?;
+        filesystem = mount(target, workload).await?;
         file = filesystem.open(inode).await.context("open")?;
     }
     let (flushes, bytes) = (kernel::flushes(path), journal_bytes(&filesystem, 4096.0));
@@ -55,11 +56,12 @@ fn open(path: &Path) -> anyhow::Result<Arc<dyn BlockDevice>> {
     Ok(Arc::new(UringDevice::open(path, &UringOptions::default())?))
 }
 
-async fn mount(path: &Path, workload: &FileWorkload) -> anyhow::Result<Filesystem> {
+async fn mount(target: &Target, workload: &FileWorkload) -> anyhow::Result<Filesystem> {
     let range = workload.transfers.range;
     let cache = usize::try_from(4 * range + (64 << 20))?;
-    let options = MountOptions { cache, ..MountOptions::default() };
-    let filesystem = Filesystem::mount(open(path)?, options).await.context("mount")?;
+    let mut options = MountOptions { cache, ..MountOptions::default() };
+    target.mount_options.apply(&mut options);
+    let filesystem = Filesystem::mount(open(&target.device)?, options).await.context("mount")?;
     let inode = filesystem.create(InodeNumber::ROOT, b"warm", owner()).await.context("create")?;
     write(&filesystem.open(inode).await.context("open")?, range).await?;
     filesystem.unlink(InodeNumber::ROOT, b"warm").await.context("unlink")?;
