@@ -192,4 +192,6 @@ pub(crate) async fn writepages(
 }
 
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 pub(crate) mod tests;

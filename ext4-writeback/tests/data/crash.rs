@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::common::*;
+use super::cuts::at_every_cut;
 use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevice};
 use ext4_core::device::{Bio, BlockDevice, Geometry, MemoryDevice, Operation, Plug};
@@ -29,6 +30,16 @@ pub async fn record<F: Future<Output = ()>>(
     options: MountOptions,
     work: impl FnOnce(Arc<RecordingDevice>, Filesystem) -> F,
 ) -> Recording {
+    record_failing(image, seed, options, |device, _, fs| work(device, fs)).await
+}
+
+/// The same for work that makes the device fail.
+pub async fn record_failing<F: Future<Output = ()>>(
+    image: Image,
+    seed: Option<u64>,
+    options: MountOptions,
+    work: impl FnOnce(Arc<RecordingDevice>, Arc<FaultyDevice>, Filesystem) -> F,
+) -> Recording {
     let memory: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(image.clone()));
     let faulty = Arc::new(FaultyDevice::new(memory));
     if let Some(seed) = seed {
@@ -38,9 +49,9 @@ pub async fn record<F: Future<Output = ()>>(
         let faulty = Arc::clone(&faulty);
         async move { faulty.drive().await }
     });
-    let device = Arc::new(RecordingDevice::around(faulty, image));
+    let device = Arc::new(RecordingDevice::around(Arc::clone(&faulty) as _, image));
     let fs = mount(Arc::clone(&device) as _, options).await;
-    work(Arc::clone(&device), fs).await;
+    work(Arc::clone(&device), faulty, fs).await;
     driver.abort();
     device.recording()
 }
@@ -67,23 +78,6 @@ pub async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u
         Err(_) => check(None),
     }
     finish(&device, fs).await;
-}
-
-/// Every `step`th cut, in several variants.
-pub async fn at_every_cut(
-    recording: &Recording,
-    cuts: usize,
-    name: &str,
-    check: impl Fn(&dyn Fn(&str) -> bool, Option<Vec<u8>>),
-) {
-    let step = (recording.cuts().count() / cuts).max(1);
-    for cut in recording.cuts().step_by(step) {
-        let images = [cut.with_all(), cut.with_none(), cut.variant(1), cut.variant(2)];
-        let different = if cut.uncertain() == 0 { 1 } else { images.len() };
-        for image in images.into_iter().take(different) {
-            recovered(image, name, |bytes| check(&|mark| cut.has_passed(mark), bytes)).await;
-        }
-    }
 }
 
 pub fn blank(way: Way) -> Image {

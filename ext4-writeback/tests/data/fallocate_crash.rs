@@ -3,7 +3,8 @@
 //! The file ends in the middle of a block, and behind its end the device holds 0xaa there.
 
 use super::common::*;
-use super::crash::{at_every_cut, commits, quiet, record};
+use super::crash::{commits, quiet, record};
+use super::cuts::at_every_cut;
 use ext4_core::device::simulated::{Image, Recording};
 use ext4_writeback::FallocateMode;
 

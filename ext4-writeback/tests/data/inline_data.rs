@@ -10,7 +10,8 @@ use ext4_writeback::file::SeekTarget;
 use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 
 use crate::common::{assert_clean, content, create, have_tools, make_image, mount_image, open, options};
-use crate::crash::{STALE, at_every_cut, quiet, record};
+use crate::crash::{STALE, quiet, record};
+use crate::cuts::at_every_cut;
 
 fn image(block_size: u32, inode_size: u32) -> Image {
     make_image(16, block_size, &["-O", "inline_data", "-I", &inode_size.to_string()], 0)

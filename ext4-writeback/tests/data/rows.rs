@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::common::*;
-use super::crash::{
-    Holding, STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail,
-};
+use super::crash::{Holding, STALE, blank, commits, quiet, record, recovered, with_planted_tail};
+use super::cuts::at_every_cut;
 use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, RecordingDevice};
 use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
