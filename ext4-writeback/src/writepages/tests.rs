@@ -16,9 +16,9 @@ use crate::ioend::Gather;
 use crate::writeback::{start_inode_range, sync_inode_data, sync_inode_range};
 use crate::{Credentials, File, Filesystem, MountOptions};
 
-pub(super) const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
-pub(super) async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesystem, File) {
+pub(crate) async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesystem, File) {
     mounted_with(block_size, MountOptions::default()).await
 }
 
@@ -64,7 +64,7 @@ pub(super) async fn write_pages(file: &File, pages: std::ops::Range<u64>, byte: 
     }
 }
 
-pub(super) fn inner(file: &File) -> &Arc<FilesystemInner> {
+pub(crate) fn inner(file: &File) -> &Arc<FilesystemInner> {
     &file.filesystem.inner
 }
 

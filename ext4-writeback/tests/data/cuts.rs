@@ -20,6 +20,12 @@ const SEED: u64 = 1;
 /// How many states are known again. The same state comes back soon or never.
 const REMEMBERED: usize = 32;
 
+/// `seeds` of a workload; five times as many in the long form.
+pub fn seeds(seeds: &[u64]) -> Vec<u64> {
+    let rounds = if long_tests() { 5 } else { 1 };
+    (0..rounds).flat_map(|round| seeds.iter().map(move |seed| seed + 1000 * round)).collect()
+}
+
 /// The numbers, ascending, of `wanted` of `count` moments: the first, the last, and one by chance of each of as many equal
 /// parts as that takes.
 pub fn sampled(count: usize, wanted: usize) -> Vec<usize> {
@@ -64,8 +70,13 @@ fn all_states(cut: &Cut<'_>) -> Vec<Image> {
         0 => vec![cut.with_all()],
         // Torn or not.
         1 => vec![cut.with_none(), cut.with_all(), cut.variant(1)],
-        _ if long_tests() => vec![cut.with_none(), cut.with_all(), cut.variant(1)],
-        _ => vec![cut.with_none(), cut.with_all(), cut.variant(1), cut.variant(2)],
+        _ => {
+            let variants = 1..=if long_tests() { 4 } else { 2 };
+            [cut.with_none(), cut.with_all()]
+                .into_iter()
+                .chain(variants.map(|seed| cut.variant(seed)))
+                .collect()
+        }
     }
 }
 
