@@ -126,7 +126,7 @@ async fn g_13_what_could_not_be_written_is_old_or_zero_at_every_cut() {
                     let new = [1, 3, 7].contains(&block) && *byte == pattern(2, at, 1)[0];
                     let synced = passed("synced") && [1, 7].contains(&block);
                     new || *byte == own && !synced
-                } else if lost.contains(&block) || (block - BLOCKS) % 2 == 0 {
+                } else if lost.contains(&block) || (block - BLOCKS).is_multiple_of(2) {
                     *byte == 0
                 } else {
                     *byte == own || *byte == 0 && !passed("synced")

@@ -100,7 +100,7 @@ async fn at_each_cut(mode: FallocateMode, offset: u64, len: u64, mixed: bool) {
         let dirty = seed % 2 == 0;
         let recording = cut(mode, offset, len, seed, dirty).await;
         at_every_cut(&recording, 40, "file", |passed, bytes| {
-            check(mode, passed("done"), &bytes.expect("it was there before"), &before, &after, mixed);
+            check(mode, passed("done"), bytes.expect("it was there before"), &before, &after, mixed);
         })
         .await;
     }

@@ -231,7 +231,7 @@ async fn g_01_g_11_a_crash_leaves_inline_data_as_before_or_after() {
         };
         let next = states.get(synced + 1).unwrap_or(&states[synced]);
         // What is being appended may be there in part: a prefix of whole blocks.
-        let between = next.starts_with(&bytes) && bytes.starts_with(&states[synced]);
+        let between = next.starts_with(bytes) && bytes.starts_with(&states[synced]);
         assert!(
             bytes == states[synced] || bytes == *next || between,
             "after {synced} syncs: {} bytes that were never there",
