@@ -169,6 +169,7 @@ impl AddressSpace {
     }
 
     /// True where the block at byte `position` is dirty.
+    #[cfg(test)]
     pub fn is_block_dirty(&self, position: u64) -> bool {
         self.find(position).is_some_and(|folio| {
             let block = folio.blocks_touched(position, position + 1).start;

@@ -59,21 +59,6 @@ pub(crate) struct WritepageContext<'a> {
     publishes: bool,
 }
 
-/// Writes back the folio that holds byte `position`, where it is dirty and not under writeback.
-pub(crate) async fn write_tail(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, position: u64) {
-    let Some(folio) = inode.pages.find(position) else { return };
-    let guard = folio.lock().await;
-    if guard.is_removed() || !guard.is_dirty() || guard.is_under_writeback() {
-        return;
-    }
-    let mut gather = Gather::new(fs);
-    let mut context = WritepageContext::new(fs, inode, folio.end()).await;
-    if let Err(error) = context.writeback_folio(&mut gather, &guard).await {
-        inode.write_errors.record(&error);
-    }
-    gather.submit();
-}
-
 impl<'a> WritepageContext<'a> {
     /// For a pass over a range that ends at byte `range_end`.
     pub async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {

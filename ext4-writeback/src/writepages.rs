@@ -24,8 +24,10 @@ use std::sync::Arc;
 use ext4_core::Result;
 
 use crate::counters::LiveCounters;
+use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
 use crate::flusher;
+use crate::folio::FolioGuard;
 use crate::inode_info::InodeInfo;
 use crate::ioend::Gather;
 use crate::writeback::WritepageContext;
@@ -165,7 +167,15 @@ pub(crate) async fn writepages(
         }
         position = guard.end();
         written += guard.len() as u64;
+        let tail = dirty_tail(fs, inode, &guard);
+        if let Some(block) = tail {
+            inode.completion.expect_tail(block);
+        }
         let outcome = context.writeback_folio(gather, &guard).await;
+        if tail.is_some() {
+            gather.close();
+            inode.completion.note_tail_sent(&outcome);
+        }
         drop(guard);
         if let Err(error) = outcome {
             inode.write_errors.record(&error);
@@ -191,5 +201,22 @@ pub(crate) async fn writepages(
     result.map(|()| written)
 }
 
+/// The block that i_disksize ends in, where that is unaligned, and the block is in `folio`, dirty, and may be written on
+/// the device: what is behind it there must not show.
+fn dirty_tail(fs: &FilesystemInner, inode: &InodeInfo, folio: &FolioGuard) -> Option<u32> {
+    let size = inode.completion.disk_size();
+    let block_size = fs.info.block_size();
+    let within = (folio.start()..folio.end()).contains(&size);
+    if !within || size.is_multiple_of(u64::from(block_size.bytes())) {
+        return None;
+    }
+    let block = (size >> block_size.bits()) as u32;
+    let status = inode.extent_status.lookup(block).map(|extent| extent.status);
+    let harmless = matches!(status, Some(Status::Hole | Status::Delayed | Status::Unwritten(_)));
+    (!harmless && folio.is_block_dirty(block - folio.first_block())).then_some(block)
+}
+
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 pub(crate) mod tests;

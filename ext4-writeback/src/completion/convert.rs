@@ -18,8 +18,7 @@ use crate::filesystem::FilesystemInner;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
 use crate::ioend::{Ioend, Kind};
-use crate::lock_order::Scoped;
-use crate::{preallocation, writeback};
+use crate::preallocation;
 
 /// Credits for one ioend: its conversion and its inode.
 const CREDITS: u32 = credits::EXTENT + credits::INODE;
@@ -164,30 +163,16 @@ async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
         (ioends, state.removals)
     };
     batch.removed = 0;
-    let (parked, kick) = process_ioends(batch, inode, ioends).await;
+    let parked = process_ioends(batch, inode, ioends).await;
     LiveCounters::add(&batch.fs.writeback.counters.parked, parked.len() as u64);
     // Attendants of one inode and a worker may be here at the same time.
     if queue.park(parked, removals, batch.removed) {
         schedule(batch.fs, inode);
     }
-    if kick {
-        let tail = queue.disk_size();
-        let (fs, inode) = (Arc::clone(batch.fs), Arc::clone(inode));
-        Arc::clone(&fs.runtime).spawn(Box::pin(Scoped::new(Box::pin(async move {
-            writeback::write_tail(&fs, &inode, tail).await;
-            // It may have been cleaned by somebody else, or dropped: look again.
-            schedule(&fs, &inode);
-        }))));
-    }
 }
 
-/// Fails, converts and finishes `ioends`. Returns those that wait for others, and whether the block at the end of
-/// i_disksize has to be written for that, which nobody does yet.
-async fn process_ioends(
-    batch: &mut Batch<'_>,
-    inode: &Arc<InodeInfo>,
-    ioends: Vec<Ioend>,
-) -> (Vec<Ioend>, bool) {
+/// Fails, converts and finishes `ioends`. Returns those that wait for others.
+async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: Vec<Ioend>) -> Vec<Ioend> {
     let fs = batch.fs;
     let queue = &inode.completion;
     let (good, failed): (Vec<_>, Vec<_>) = ioends.into_iter().partition(|ioend| ioend.result.is_ok());
@@ -196,11 +181,10 @@ async fn process_ioends(
         batch.end(ioend);
     }
     if good.is_empty() && inode.size() <= queue.disk_size() {
-        return (Vec::new(), false);
+        return Vec::new();
     }
     let mut groups = VecDeque::from(merge(good));
     let mut parked = Vec::new();
-    let mut kick = false;
     loop {
         let needed = groups.front().map_or(CREDITS, Group::credits);
         if let Err(error) = batch.make_room(needed).await {
@@ -209,7 +193,7 @@ async fn process_ioends(
             }
             break;
         }
-        match process_groups(batch, inode, &mut groups, &mut parked, &mut kick).await {
+        match process_groups(batch, inode, &mut groups, &mut parked).await {
             Ok(Progress::All) => break,
             Ok(Progress::NoCredits) => {}
             Ok(Progress::NoSpace) => {
@@ -231,7 +215,7 @@ async fn process_ioends(
             }
         }
     }
-    (parked, kick)
+    parked
 }
 
 fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
@@ -266,7 +250,6 @@ async fn process_groups(
     inode: &Arc<InodeInfo>,
     groups: &mut VecDeque<Group>,
     parked: &mut Vec<Ioend>,
-    kick: &mut bool,
 ) -> Result<Progress> {
     let fs = batch.fs;
     let block_size = fs.info.block_size();
@@ -286,14 +269,13 @@ async fn process_groups(
             continue;
         }
         if group.end > disk.size {
-            match gate(fs, inode, &disk, &group).await {
-                Ok(Gate::Open) => {}
-                Ok(Gate::Failed(error)) | Err(error) => {
+            match gate(fs, inode, &disk, &group) {
+                Gate::Open => {}
+                Gate::Failed(error) => {
                     fail(batch, group, &error);
                     continue;
                 }
-                Ok(Gate::Closed { kick: wanted }) => {
-                    *kick |= wanted;
+                Gate::Closed => {
                     parked.extend(group.members);
                     continue;
                 }

@@ -13,11 +13,10 @@
 //! - i_disksize moves over completed data only, in the order of the file: an ioend that reaches past it is parked while
 //!   an earlier one that does is unfinished. After a crash no file has zeros where data was appended, and no written
 //!   block lies behind the size, which e2fsck would call corrupt.
-//! - The tail gate: while the block that i_disksize ends in (unaligned) is written on the device and dirty in memory,
-//!   nothing moves i_disksize past it, and the folio is kicked. Its bytes behind the size are anything on the device
-//!   until then; were the size to pass, a crash would show them. (Where the folio is that of the ioend itself, the block
-//!   became dirty after its zeros were sent.)
-//! - Where writing that block failed, what lies behind it fails with it.
+//! - The tail gate: nothing moves i_disksize past the block that it ends in (unaligned) before the zeros behind it are on
+//!   the device. Its bytes there are anything until then; were the size to pass, a crash would show them. They are in an
+//!   ioend before all that lies behind them ([`gate`]).
+//! - Where writing that block failed, or it could not be mapped, what lies behind it fails with it.
 //! - The truncate race: size and conversion are decided under the inode's lock, against i_size as it is then.
 //! - A parked ioend is not published, and no block past the end of the file is: a block that is not unwritten must not
 //!   lie there.
@@ -30,6 +29,8 @@ mod convert;
 mod gate;
 mod publish;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_core::Error;
+use ext4_core::{Error, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -30,8 +30,10 @@ pub(super) struct State {
     pub(super) queued: bool,
     /// How many wait for this inode and do its work meanwhile.
     pub(super) attendants: u32,
-    /// The block at the end of i_disksize could not be written.
+    /// The block at the end of i_disksize could not be written, or not be mapped.
     pub(super) failed_tail: Option<(u32, Error)>,
+    /// That block is dirty and in no ioend yet, while its folio is written back.
+    unsent_tail: Option<u32>,
 }
 
 /// The inode's list of ioends, and i_disksize for those who must not wait for the inode's lock.
@@ -71,6 +73,21 @@ impl CompletionQueue {
         let mut state = self.state.lock();
         state.in_flight.insert((ioend.offset, ioend.id), ioend.end());
         state.unfinished.insert(ioend.id, ioend.offset..ioend.end());
+        state.unsent_tail = state.unsent_tail.filter(|block| !ioend.blocks.contains(block));
+    }
+
+    /// The folio that holds `block`, the dirty one at the end of i_disksize, is about to be written back.
+    pub fn expect_tail(&self, block: u32) {
+        self.state.lock().unsent_tail = Some(block);
+    }
+
+    /// The writeback of its folio ended, with the last ioend closed: where it failed before the block was in an ioend,
+    /// what lies behind the block fails with it.
+    pub fn note_tail_sent(&self, result: &Result<()>) {
+        let mut state = self.state.lock();
+        if let (Some(block), Err(error)) = (state.unsent_tail.take(), result) {
+            state.failed_tail = Some((block, error.clone()));
+        }
     }
 
     /// True where an ioend that reaches past `position` is unfinished.

@@ -16,14 +16,21 @@ use crate::ioend::Gather;
 use crate::writeback::{start_inode_range, sync_inode_data, sync_inode_range};
 use crate::{Credentials, File, Filesystem, MountOptions};
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
-async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesystem, File) {
+pub(crate) async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesystem, File) {
+    mounted_with(block_size, MountOptions::default()).await
+}
+
+pub(super) async fn mounted_with(
+    block_size: BlockSize,
+    options: MountOptions,
+) -> (Arc<MemoryDevice>, Filesystem, File) {
     let device = Arc::new(MemoryDevice::new(128 << 20));
     let shared: Arc<dyn BlockDevice> = Arc::clone(&device) as _;
-    let options = MkfsOptions { block_size: Some(block_size), ..MkfsOptions::default() };
-    mkfs(Arc::clone(&shared), &options, &SystemEnvironment).await.expect("makes a file system");
-    let options = MountOptions { cache: 64 << 20, ..MountOptions::default() };
+    let made = MkfsOptions { block_size: Some(block_size), ..MkfsOptions::default() };
+    mkfs(Arc::clone(&shared), &made, &SystemEnvironment).await.expect("makes a file system");
+    let options = MountOptions { cache: 64 << 20, ..options };
     let fs = Filesystem::mount(shared, options).await.expect("mounts");
     let owner = Credentials { mode: 0o644, ..Credentials::default() };
     let number = fs.create(InodeNumber::ROOT, b"file", owner).await.expect("creates");
@@ -31,7 +38,7 @@ async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesystem, File)
     (device, fs, file)
 }
 
-async fn finish(device: Arc<MemoryDevice>, fs: Filesystem, file: File) {
+pub(super) async fn finish(device: Arc<MemoryDevice>, fs: Filesystem, file: File) {
     drop(file);
     fs.unmount().await.expect("unmounts");
     assert_clean(&device);
@@ -51,13 +58,13 @@ pub(crate) fn assert_clean(device: &MemoryDevice) {
 }
 
 /// Writes `pages` from the last to the first, so that each gets a folio of its own.
-async fn write_pages(file: &File, pages: std::ops::Range<u64>, byte: u8) {
+pub(super) async fn write_pages(file: &File, pages: std::ops::Range<u64>, byte: u8) {
     for page in pages.rev() {
         file.write_at(page * PAGE, &[byte; PAGE as usize]).await.expect("writes");
     }
 }
 
-fn inner(file: &File) -> &Arc<FilesystemInner> {
+pub(crate) fn inner(file: &File) -> &Arc<FilesystemInner> {
     &file.filesystem.inner
 }
 
@@ -66,7 +73,7 @@ fn dirty_pages(file: &File, count: u64) -> Vec<u64> {
     (0..count).filter(|page| file.inode.pages.is_block_dirty(page * PAGE)).collect()
 }
 
-fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+pub(super) fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 

@@ -55,6 +55,7 @@ async fn cached_writes_and_reads_allocate_nothing_per_block() {
     // Nobody else runs on this thread meanwhile.
     let options = MountOptions {
         cache: 256 << 20,
+        dirty_background_bytes: Some(64 << 20),
         commit_interval: Some(Duration::from_secs(3600)),
         writeback_interval: Duration::from_secs(3600),
         ..options()

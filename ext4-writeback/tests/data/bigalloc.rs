@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::common::*;
-use super::crash::{at_every_cut, quiet, record};
+use super::crash::{quiet, record};
+use super::cuts::at_every_cut;
 use ext4_core::device::simulated::RecordingDevice;
 use ext4_core::{Errno, InodeNumber};
 use ext4_writeback::{Filesystem, MountOptions};

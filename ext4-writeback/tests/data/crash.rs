@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::common::*;
+use super::cuts::{at_every_cut, seeds};
 use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, Image, Recording, RecordingDevice};
 use ext4_core::device::{Bio, BlockDevice, Geometry, MemoryDevice, Operation, Plug};
@@ -29,6 +30,16 @@ pub async fn record<F: Future<Output = ()>>(
     options: MountOptions,
     work: impl FnOnce(Arc<RecordingDevice>, Filesystem) -> F,
 ) -> Recording {
+    record_failing(image, seed, options, |device, _, fs| work(device, fs)).await
+}
+
+/// The same for work that makes the device fail.
+pub async fn record_failing<F: Future<Output = ()>>(
+    image: Image,
+    seed: Option<u64>,
+    options: MountOptions,
+    work: impl FnOnce(Arc<RecordingDevice>, Arc<FaultyDevice>, Filesystem) -> F,
+) -> Recording {
     let memory: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(image.clone()));
     let faulty = Arc::new(FaultyDevice::new(memory));
     if let Some(seed) = seed {
@@ -38,9 +49,9 @@ pub async fn record<F: Future<Output = ()>>(
         let faulty = Arc::clone(&faulty);
         async move { faulty.drive().await }
     });
-    let device = Arc::new(RecordingDevice::around(faulty, image));
+    let device = Arc::new(RecordingDevice::around(Arc::clone(&faulty) as _, image));
     let fs = mount(Arc::clone(&device) as _, options).await;
-    work(Arc::clone(&device), fs).await;
+    work(Arc::clone(&device), faulty, fs).await;
     driver.abort();
     device.recording()
 }
@@ -67,23 +78,6 @@ pub async fn recovered(image: Image, name: &str, check: impl FnOnce(Option<Vec<u
         Err(_) => check(None),
     }
     finish(&device, fs).await;
-}
-
-/// Every `step`th cut, in several variants.
-pub async fn at_every_cut(
-    recording: &Recording,
-    cuts: usize,
-    name: &str,
-    check: impl Fn(&dyn Fn(&str) -> bool, Option<Vec<u8>>),
-) {
-    let step = (recording.cuts().count() / cuts).max(1);
-    for cut in recording.cuts().step_by(step) {
-        let images = [cut.with_all(), cut.with_none(), cut.variant(1), cut.variant(2)];
-        let different = if cut.uncertain() == 0 { 1 } else { images.len() };
-        for image in images.into_iter().take(different) {
-            recovered(image, name, |bytes| check(&|mark| cut.has_passed(mark), bytes)).await;
-        }
-    }
 }
 
 pub fn blank(way: Way) -> Image {
@@ -147,7 +141,7 @@ pub async fn scattered_appends(way: Way) {
     if !have_tools() {
         return;
     }
-    for seed in [31, 32, 33] {
+    for seed in seeds(&[31, 32, 33]) {
         let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
             let file = create(&fs, "file").await;
             // Every other block, so that each is an ioend.
@@ -286,7 +280,7 @@ pub async fn what_lies_behind_the_end(way: Way) {
     }
     let (planted, _) = with_planted_tail(way).await;
     for case in 0..6 {
-        for seed in [11, 12, 13] {
+        for seed in seeds(&[11, 12, 13]) {
             let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
                 let file = open(&fs, "file").await;
                 let write = |at: u64, len: usize| {
@@ -358,32 +352,43 @@ pub async fn what_was_cut_off(way: Way) {
     drop(file);
     let image = finish(&device, fs).await;
     let full = 399 * 8192 + 4096;
-    let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
-        let file = open(&fs, "file").await;
-        file.set_len(100_500).await.expect("cuts");
-        file.set_len(full as u64).await.expect("extends");
-        file.sync_all().await.expect("syncs");
-        file.set_len(8192).await.expect("cuts");
-        fs.sync().await.expect("syncs");
-    };
-    let recording = record(image, Some(1), way.mounted(quiet()), work).await;
-    at_every_cut(&recording, 40, "file", |_, bytes| {
-        let bytes = bytes.expect("it was there before");
-        assert!([full as usize, 100_500, 8192].contains(&bytes.len()), "{}", bytes.len());
-        let expected =
-            |at: usize| if (at / 4096).is_multiple_of(2) { pattern(9, at as u64, 1)[0] } else { 0 };
-        let tail = bytes.get(100_500..).unwrap_or_default();
-        // The rest of the block of the cut is zeroed on the device before the new size is there, as in the kernel.
-        let block = tail.len().min(102_400 - 100_500);
-        let cut = tail[block..].iter().all(|byte| *byte == 0);
-        let whole = tail.iter().enumerate().skip(block).all(|(i, byte)| *byte == expected(100_500 + i));
-        assert!(cut || whole, "part of what was cut off");
-        assert!(
-            tail[..block].iter().enumerate().all(|(i, byte)| *byte == 0 || *byte == expected(100_500 + i))
-        );
-        assert!(bytes.iter().take(100_500).enumerate().all(|(at, byte)| *byte == expected(at)));
-    })
-    .await;
+    for seed in seeds(&[1]) {
+        let work = |_device: Arc<RecordingDevice>, fs: Filesystem| async move {
+            let file = open(&fs, "file").await;
+            let cutting = async {
+                file.set_len(100_500).await.expect("cuts");
+                file.set_len(full as u64).await.expect("extends");
+                file.sync_all().await.expect("syncs");
+                file.set_len(8192).await.expect("cuts");
+                fs.sync().await.expect("syncs");
+            };
+            tokio::select! {
+                () = commits(&fs) => {}
+                () = cutting => {}
+            }
+        };
+        let recording = record(image.clone(), Some(seed), way.mounted(quiet()), work).await;
+        at_every_cut(&recording, 40, "file", |_, bytes| {
+            let bytes = bytes.expect("it was there before");
+            assert!([full as usize, 100_500, 8192].contains(&bytes.len()), "{}", bytes.len());
+            let expected =
+                |at: usize| if (at / 4096).is_multiple_of(2) { pattern(9, at as u64, 1)[0] } else { 0 };
+            let tail = bytes.get(100_500..).unwrap_or_default();
+            // The rest of the block of the cut is zeroed on the device before the new size is there, as in the kernel.
+            let block = tail.len().min(102_400 - 100_500);
+            let cut = tail[block..].iter().all(|byte| *byte == 0);
+            let whole = tail.iter().enumerate().skip(block).all(|(i, byte)| *byte == expected(100_500 + i));
+            assert!(cut || whole, "part of what was cut off");
+            assert!(
+                tail[..block]
+                    .iter()
+                    .enumerate()
+                    .all(|(i, byte)| *byte == 0 || *byte == expected(100_500 + i))
+            );
+            assert!(bytes.iter().take(100_500).enumerate().all(|(at, byte)| *byte == expected(at)));
+        })
+        .await;
+    }
 }
 
 pub async fn random_workload(way: Way, seed: u64, delayed_allocation: bool) {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::common::*;
-use super::crash::{STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail};
+use super::crash::{STALE, blank, commits, quiet, record, recovered, with_planted_tail};
+use super::cuts::at_every_cut;
 use super::way::Way;
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::{Change, Event, RecordingDevice};

@@ -3,7 +3,8 @@
 //! The file ends in the middle of a block, and behind its end the device holds 0xaa there.
 
 use super::common::*;
-use super::crash::{at_every_cut, commits, quiet, record};
+use super::crash::{commits, quiet, record};
+use super::cuts::{at_every_cut, seeds};
 use ext4_core::device::simulated::{Image, Recording};
 use ext4_writeback::FallocateMode;
 
@@ -96,10 +97,11 @@ async fn at_each_cut(mode: FallocateMode, offset: u64, len: u64, mixed: bool) {
         FallocateMode::Allocate => after.resize(to.max(SIZE), 0),
         FallocateMode::AllocateKeepSize => {}
     }
-    for (seed, dirty) in [(1, false), (2, true)] {
+    for seed in seeds(&[1, 2]) {
+        let dirty = seed % 2 == 0;
         let recording = cut(mode, offset, len, seed, dirty).await;
         at_every_cut(&recording, 40, "file", |passed, bytes| {
-            check(mode, passed("done"), &bytes.expect("it was there before"), &before, &after, mixed);
+            check(mode, passed("done"), bytes.expect("it was there before"), &before, &after, mixed);
         })
         .await;
     }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::common::*;
-use super::crash::{STALE, at_every_cut, quiet, record};
+use super::crash::{STALE, quiet, record};
+use super::cuts::at_every_cut;
 use super::images;
 use ext4_core::device::simulated::RecordingDevice;
 use ext4_writeback::FallocateMode::*;

@@ -12,7 +12,8 @@ use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 use crate::common::{
     assert_clean, content, create, have_tools, make_image, mount_image, open, options, pattern,
 };
-use crate::crash::{STALE, at_every_cut, quiet, record};
+use crate::crash::{STALE, quiet, record};
+use crate::cuts::at_every_cut;
 
 /// What mke2fs is told besides: of blocks, and of clusters.
 const KINDS: [&[&str]; 2] = [&["-O", "inline_data"], &["-O", "inline_data,bigalloc", "-C", "16384"]];
@@ -251,7 +252,7 @@ async fn crash_at_every_cut(kind: &[&str]) {
         };
         let next = states.get(synced + 1).unwrap_or(&states[synced]);
         // What is being appended may be there in part: a prefix of whole blocks.
-        let between = next.starts_with(&bytes) && bytes.starts_with(&states[synced]);
+        let between = next.starts_with(bytes) && bytes.starts_with(&states[synced]);
         assert!(
             bytes == states[synced] || bytes == *next || between,
             "after {synced} syncs: {} bytes that were never there",

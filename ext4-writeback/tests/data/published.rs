@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use super::model::{Form, STEPS, forms, worlds};
+use super::stress::Trouble;
 use super::way::Way;
 use super::{crash, statements, stress};
 use ext4_core::Errno;
@@ -137,17 +138,11 @@ async fn files_agree_with_arrays_of_bytes_with_fast_commits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_on_sixteen_files() {
-    if !have_tools() {
-        return;
-    }
-    let options = || MountOptions { cache: 16 << 20, ..options() };
     for way in WAYS {
-        stress::stress(way, 64, options(), false, &[]).await;
-        stress::stress(way, 16, options(), false, &[Errno::ENOSPC]).await;
-        for round in 0..4 {
-            println!("round {round}, {way:?}");
-            stress::stress(way, 64, options(), true, &[Errno::EIO]).await;
-        }
+        stress::rounds(way, Trouble::None, 1, 20).await;
+        stress::rounds(way, Trouble::Full, 1, 20).await;
+        stress::rounds(way, Trouble::BadSectors, 3, 40).await;
+        stress::rounds(way, Trouble::FullAndBad, 1, 20).await;
     }
 }
 

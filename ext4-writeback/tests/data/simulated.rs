@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::common::*;
+use super::mix::{Mix, Scale};
 use ext4_core::device::simulated::{DelayedDevice, FaultyDevice, Image};
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::environment::Simulation;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::{File, Filesystem, MountOptions};
+use ext4_writeback::{Allocation, File, Filesystem, MountOptions};
 
 const FILES: u64 = 16;
 /// Tasks beside the owners: three a file make 64 together.
@@ -30,6 +31,7 @@ struct Weather {
     /// Writes to a region of the device fail.
     bad_sectors: bool,
     delayed_allocation: bool,
+    published: bool,
 }
 
 /// Errors that `weather` explains.
@@ -99,6 +101,17 @@ async fn disturb(fs: Filesystem, i: u64, seed: u64, steps: usize, weather: Weath
     }
 }
 
+/// Where data goes: behind the first block of a file.
+async fn make_bad_sectors(fs: &Filesystem, faulty: &FaultyDevice, seed: u64, weather: Weather) {
+    let file = open(fs, "file0").await;
+    file.write_at(0, &pattern(seed, 0, 1024)).await.expect("writes");
+    let extents = file.extents().await.expect("maps");
+    let MappingState::Written(block) = extents[0].state else { panic!("{extents:?}") };
+    file.set_len(0).await.expect("cuts");
+    let first = block.0 * u64::from(weather.block_size);
+    faulty.fail_range(Operation::Write, first + 8192..first + (64 << 10));
+}
+
 /// One world; e2fsck judges what the device holds after the unmount.
 fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
     let world = Simulation::new(seed);
@@ -122,14 +135,7 @@ fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
         }
         fs.sync().await.expect("syncs");
         if weather.bad_sectors {
-            // Where data goes: behind the first block of a file.
-            let file = open(&fs, "file0").await;
-            file.write_at(0, &pattern(seed, 0, 1024)).await.expect("writes");
-            let extents = file.extents().await.expect("maps");
-            let MappingState::Written(block) = extents[0].state else { panic!("{extents:?}") };
-            file.set_len(0).await.expect("cuts");
-            let first = block.0 * u64::from(weather.block_size);
-            faulty.fail_range(Operation::Write, first + 8192..first + (64 << 10));
+            make_bad_sectors(&fs, &faulty, seed, weather).await;
         }
         let mut all = Vec::new();
         for i in 0..FILES {
@@ -152,6 +158,67 @@ fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
         unmounted.is_ok()
     });
     if !ended.expect("it ends") {
+        recover(Arc::clone(&memory), seed);
+    }
+    assert_clean(&memory.image());
+}
+
+/// 64 tasks that each do all there is to do to the 16 files, which have no owners: nobody knows what they hold, only that
+/// it is theirs.
+fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
+    let world = Simulation::new(seed);
+    let memory = Arc::new(MemoryDevice::from_image(image));
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
+    let latency = Duration::from_micros(100);
+    let device: Arc<dyn BlockDevice> =
+        Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed));
+    let options = MountOptions {
+        runtime: Some(world.runtime()),
+        environment: world.environment(),
+        delayed_allocation: weather.delayed_allocation,
+        allocation: if weather.published { Allocation::Publish } else { Allocation::Unwritten },
+        cache: 4 << 20,
+        ..MountOptions::default()
+    };
+    let tasks = world.clone();
+    let ended = world.run(async move {
+        let fs = Filesystem::mount(device, options).await.expect("mounts");
+        let names: Arc<Vec<String>> = Arc::new((0..FILES).map(|i| format!("file{i}")).collect());
+        for name in names.iter() {
+            drop(create(&fs, name).await);
+        }
+        fs.sync().await.expect("syncs");
+        if weather.bad_sectors {
+            make_bad_sectors(&fs, &faulty, seed, weather).await;
+        }
+        let mut all = Vec::new();
+        for i in 0..FILES * (1 + DISTURBERS) {
+            let mut mix = Mix {
+                fs: fs.clone(),
+                names: Arc::clone(&names),
+                scale: Scale { span: MAX, most: 12_000, block_size: weather.block_size.into() },
+                seed: seed ^ i << 32,
+                random: fastrand::Rng::with_seed(seed ^ i << 32),
+                runtime: Some(tasks.runtime()),
+            };
+            all.push(tasks.spawn(&format!("task {i}"), async move {
+                for step in 0..steps {
+                    if let Err(error) = mix.step(|_| ()).await {
+                        assert!(is_expected(weather, &error), "task {i}, step {step}: {error}");
+                    }
+                }
+            }));
+        }
+        for task in all {
+            task.await.expect("no panic");
+        }
+        faulty.heal();
+        let _ = fs.sync().await;
+        let unmounted = fs.unmount().await;
+        assert!(weather.bad_sectors || unmounted.is_ok(), "{unmounted:?}");
+        unmounted.is_ok()
+    });
+    if !ended.unwrap_or_else(|stuck| panic!("{stuck}")) {
         recover(Arc::clone(&memory), seed);
     }
     assert_clean(&memory.image());
@@ -181,6 +248,10 @@ impl Drop for Told {
 }
 
 fn worlds(weather: Weather) {
+    worlds_of(weather, simulate);
+}
+
+fn worlds_of(weather: Weather, simulate: impl Fn(Image, u64, usize, Weather)) {
     if !have_tools() {
         return;
     }
@@ -197,7 +268,8 @@ fn worlds(weather: Weather) {
     }
 }
 
-const FAIR: Weather = Weather { block_size: 1024, mib: 32, bad_sectors: false, delayed_allocation: true };
+const FAIR: Weather =
+    Weather { block_size: 1024, mib: 32, bad_sectors: false, delayed_allocation: true, published: false };
 
 #[test]
 fn sixty_four_tasks_on_the_seeded_scheduler() {
@@ -217,4 +289,34 @@ fn sixty_four_tasks_and_bad_sectors_on_the_seeded_scheduler() {
 #[test]
 fn sixty_four_tasks_on_a_full_device_on_the_seeded_scheduler() {
     worlds(Weather { mib: 3, ..FAIR });
+}
+
+#[test]
+fn sixty_four_tasks_that_do_everything_on_the_seeded_scheduler() {
+    worlds_of(FAIR, simulate_mixes);
+}
+
+#[test]
+fn sixty_four_tasks_that_do_everything_without_delayed_allocation_on_the_seeded_scheduler() {
+    worlds_of(Weather { delayed_allocation: false, ..FAIR }, simulate_mixes);
+}
+
+#[test]
+fn sixty_four_tasks_that_do_everything_with_publication_on_the_seeded_scheduler() {
+    worlds_of(Weather { published: true, ..FAIR }, simulate_mixes);
+}
+
+#[test]
+fn sixty_four_tasks_that_do_everything_and_bad_sectors_on_the_seeded_scheduler() {
+    worlds_of(Weather { bad_sectors: true, ..FAIR }, simulate_mixes);
+}
+
+#[test]
+fn sixty_four_tasks_that_do_everything_on_a_full_device_on_the_seeded_scheduler() {
+    worlds_of(Weather { mib: 3, ..FAIR }, simulate_mixes);
+}
+
+#[test]
+fn sixty_four_tasks_that_do_everything_and_bad_sectors_on_a_full_device_on_the_seeded_scheduler() {
+    worlds_of(Weather { bad_sectors: true, mib: 3, ..FAIR }, simulate_mixes);
 }

@@ -4,11 +4,13 @@
 //!
 //! G-16, that `e2fsck -fn` finds nothing, is judged in each of them: after recovery and unmount.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::common::*;
-use super::crash::{STALE, at_every_cut, blank, commits, quiet, record, recovered, with_planted_tail};
+use super::crash::{STALE, blank, commits, quiet, record, with_planted_tail};
+use super::cuts::{at_every_cut, judge, sampled, seeds};
 use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
@@ -64,22 +66,21 @@ pub async fn written_blocks_have_data(way: Way) {
         let options = MountOptions { delayed_allocation, ..quiet() };
         let options = way.mounted(options);
         let recording = record(blank(way), Some(seed), options, work).await;
-        let step = (recording.cuts().count() / 60).max(1);
         let mut written = 0;
-        for cut in recording.cuts().step_by(step) {
-            for image in [cut.with_none(), cut.variant(1), cut.variant(2)] {
-                let Some((extents, size, image)) = mapped(image, "file").await else { continue };
-                for extent in &extents {
-                    let MappingState::Written(block) = extent.state else { continue };
-                    let from = u64::from(extent.logical.0) * 4096;
-                    assert!(from < size, "a written block behind the end of {size} bytes: {extent:?}");
-                    let mut bytes = vec![0; extent.len as usize * 4096];
-                    image.read(block.0 * 4096, &mut bytes);
-                    assert!(bytes == pattern(4, from, bytes.len()), "seed {seed}: {extent:?} has no data");
-                    written += extent.len;
-                }
+        let look = async |image: Image| mapped(image, "file").await;
+        judge(&recording, 60, look, |_, found| {
+            let Some((extents, size, image)) = found else { return };
+            for extent in extents {
+                let MappingState::Written(block) = extent.state else { continue };
+                let from = u64::from(extent.logical.0) * 4096;
+                assert!(from < *size, "a written block behind the end of {size} bytes: {extent:?}");
+                let mut bytes = vec![0; extent.len as usize * 4096];
+                image.read(block.0 * 4096, &mut bytes);
+                assert!(bytes == pattern(4, from, bytes.len()), "seed {seed}: {extent:?} has no data");
+                written += extent.len;
             }
-        }
+        })
+        .await;
         assert!(written > 100, "the checks saw {written} blocks");
     }
 }
@@ -93,7 +94,7 @@ pub async fn no_padding(way: Way) {
     if !have_tools() {
         return;
     }
-    for seed in [51, 52] {
+    for seed in seeds(&[51, 52]) {
         let mut random = fastrand::Rng::with_seed(seed);
         let lengths: Vec<usize> = (0..60).map(|_| random.usize(1..1500)).collect();
         let mut ends: HashSet<usize> = HashSet::from([0]);
@@ -139,7 +140,8 @@ pub async fn gaps_are_zero(way: Way) {
         return;
     }
     let (planted, _) = with_planted_tail(way).await;
-    for (seed, at) in [(61, 2500_u64), (62, 4096), (63, 9000)] {
+    for seed in seeds(&[61, 62, 63]) {
+        let at = [2500_u64, 4096, 9000][(seed % 10 - 1) as usize];
         let work = |_: Arc<RecordingDevice>, fs: Filesystem| async move {
             let file = open(&fs, "file").await;
             file.write_at(at, &pattern(7, at, 3000)).await.expect("writes");
@@ -165,7 +167,9 @@ async fn g_9_extending_without_data_shows_the_old_size_or_the_new() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
-    for (seed, sizes) in [(91, vec![3000_u64]), (92, vec![4096, 100_000]), (93, vec![70_000, 2000, 5000])] {
+    for seed in seeds(&[91, 92, 93]) {
+        let sizes = [vec![3000_u64], vec![4096, 100_000], vec![70_000, 2000, 5000]];
+        let sizes = sizes[(seed % 10 - 1) as usize].clone();
         let mut allowed: HashSet<u64> = sizes.iter().copied().collect();
         allowed.insert(2000);
         let work = |_: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -270,7 +274,8 @@ async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata(
     let extents = file.extents().await.expect("maps");
     drop(file);
     let image = finish(&device, fs).await;
-    for (seed, commit) in [(181, false), (182, true)] {
+    for seed in seeds(&[181, 182]) {
+        let commit = seed % 2 == 0;
         let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
             let file = open(&fs, "file").await;
             let before = fs.counters();
@@ -393,26 +398,23 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         fs.sync().await.expect("syncs");
     };
     let recording = record(blank(Way::Unwritten), Some(201), quiet(), work).await;
-    let mut seen = HashSet::new();
-    for cut in recording.cuts() {
-        for image in [cut.with_all(), cut.with_none(), cut.variant(1)] {
-            recovered(image, "config", |bytes| {
-                let bytes = bytes.unwrap_or_default();
-                let whole = match bytes.len() {
-                    0 => true,
-                    9000 => bytes == pattern(20, 0, 9000),
-                    30_000 => bytes == pattern(21, 0, 30_000),
-                    _ => false,
-                };
-                // Before the first fsync there may be nothing, or an empty file.
-                assert!(whole && !(bytes.is_empty() && cut.has_passed("old")), "{} bytes", bytes.len());
-                assert!(!cut.has_passed("renamed") || bytes.len() == 30_000, "{} bytes", bytes.len());
-                seen.insert(bytes.len());
-            })
-            .await;
-        }
-    }
-    assert!(seen.contains(&30_000), "the new file was never seen");
+    let seen = RefCell::new(HashSet::new());
+    // So few that the short form takes them all too.
+    at_every_cut(&recording, usize::MAX, "config", |passed, bytes| {
+        let bytes = bytes.unwrap_or_default();
+        let whole = match bytes.len() {
+            0 => true,
+            9000 => bytes == pattern(20, 0, 9000),
+            30_000 => bytes == pattern(21, 0, 30_000),
+            _ => false,
+        };
+        // Before the first fsync there may be nothing, or an empty file.
+        assert!(whole && !(bytes.is_empty() && passed("old")), "{} bytes", bytes.len());
+        assert!(!passed("renamed") || bytes.len() == 30_000, "{} bytes", bytes.len());
+        seen.borrow_mut().insert(bytes.len());
+    })
+    .await;
+    assert!(seen.borrow().contains(&30_000), "the new file was never seen");
 }
 
 #[tokio::test]
@@ -442,23 +444,19 @@ async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it
         device.mark("closed and committed");
     };
     let recording = record(blank(Way::Unwritten), Some(202), quiet(), work).await;
-    let mut seen = HashSet::new();
-    for cut in recording.cuts() {
-        for image in [cut.with_all(), cut.with_none()] {
-            recovered(image, "config", |bytes| {
-                let bytes = bytes.unwrap_or_default();
-                let old = bytes == pattern(20, 0, 9000);
-                // A folio's data may be there before the next one's.
-                let new = bytes == pattern(21, 0, bytes.len());
-                assert!(old || new, "{} bytes", bytes.len());
-                let committed = cut.has_passed("closed and committed");
-                assert!(!committed || bytes.len() == 30_000, "{} bytes after the commit", bytes.len());
-                seen.insert(bytes.len());
-            })
-            .await;
-        }
-    }
-    assert!(seen.contains(&30_000), "the new file was never seen");
+    let seen = RefCell::new(HashSet::new());
+    at_every_cut(&recording, usize::MAX, "config", |passed, bytes| {
+        let bytes = bytes.unwrap_or_default();
+        let old = bytes == pattern(20, 0, 9000);
+        // A folio's data may be there before the next one's.
+        let new = bytes == pattern(21, 0, bytes.len());
+        assert!(old || new, "{} bytes", bytes.len());
+        let committed = passed("closed and committed");
+        assert!(!committed || bytes.len() == 30_000, "{} bytes after the commit", bytes.len());
+        seen.borrow_mut().insert(bytes.len());
+    })
+    .await;
+    assert!(seen.borrow().contains(&30_000), "the new file was never seen");
 }
 
 /// The file of `g_8`: of many extents, so that freeing takes several steps.
@@ -482,7 +480,7 @@ async fn g_8_a_second_crash_while_a_truncation_is_finished_loses_nothing() {
         return;
     }
     let full = 1499 * 2048 + 1024;
-    let check = |bytes: Option<Vec<u8>>| {
+    let check = |_: &dyn Fn(&str) -> bool, bytes: Option<&[u8]>| {
         let bytes = bytes.expect("it was there before");
         assert!([full, 5000].contains(&bytes.len()), "{} bytes", bytes.len());
         for (at, byte) in bytes.iter().enumerate() {
@@ -501,19 +499,18 @@ async fn g_8_a_second_crash_while_a_truncation_is_finished_loses_nothing() {
         fs.sync().await.expect("syncs");
     };
     let recording = record(with_many_extents().await, Some(81), quiet(), work).await;
-    let under_way: Vec<_> = recording.cuts().filter(|cut| cut.has_passed("mounted")).collect();
+    at_every_cut(&recording, 20, "file", check).await;
+    let mounted = recording.cuts().position(|cut| cut.has_passed("mounted")).expect("is there");
+    let under_way = recording.cuts().count() - mounted;
     let mut second = 0;
-    for first in under_way.iter().step_by((under_way.len() / 5).max(1)) {
+    // Each second crash is one of many: not every pair.
+    for number in sampled(under_way, if long_tests() { 20 } else { 6 }) {
+        let first = recording.cuts().nth(mounted + number).expect("is there");
         // Mounting recovers, and the power goes while it does.
         let idle = |_: Arc<RecordingDevice>, fs: Filesystem| async move { fs.sync().await.expect("syncs") };
         let recovery = record(first.variant(1), Some(82), quiet(), idle).await;
-        let step = (recovery.cuts().count() / 8).max(1);
-        for cut in recovery.cuts().step_by(step) {
-            for image in [cut.with_none(), cut.variant(3)] {
-                recovered(image, "file", check).await;
-                second += 1;
-            }
-        }
+        second += recovery.cuts().count();
+        at_every_cut(&recovery, 8, "file", check).await;
     }
     assert!(second > 20, "{second} second crashes");
 }

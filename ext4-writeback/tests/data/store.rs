@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::common::*;
-use super::crash::{at_every_cut, commits, quiet, record, with_planted_tail};
+use super::crash::{commits, quiet, record, with_planted_tail};
+use super::cuts::at_every_cut;
 use super::way::Way;
 use ext4_core::Errno;
 use ext4_core::device::simulated::RecordingDevice;

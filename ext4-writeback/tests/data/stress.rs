@@ -1,116 +1,151 @@
 //! Many tasks at once, and devices that fail.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::common::*;
+use super::mix::{Mix, Scale, Watch};
 use super::way::Way;
+use ext4_core::Errno;
 use ext4_core::device::simulated::FaultyDevice;
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::meta::extent_tree::MappingState;
-use ext4_core::{Errno, InodeNumber};
 use ext4_writeback::{Filesystem, MountOptions};
 
-async fn hammer(fs: Filesystem, names: Vec<String>, seed: u64, steps: usize, allowed: &'static [Errno]) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    for _ in 0..steps {
-        let name = &names[random.usize(0..names.len())];
-        let Ok(number) = fs.lookup(InodeNumber::ROOT, name.as_bytes()).await else { continue };
-        let Ok(file) = fs.open(number).await else { continue };
-        let offset = random.u64(0..2 << 20);
-        let len = random.usize(1..60_000);
-        let result = match random.u8(0..20) {
-            0..8 => file.write_at(offset, &pattern(seed, offset, len)).await.map(drop),
-            8..11 => file.write_at(file.len().min(4 << 20), &pattern(seed, offset, len)).await.map(drop),
-            11..15 => {
-                let mut bytes = vec![0; len];
-                file.read_at(offset, &mut bytes).await.map(|count| {
-                    assert!(bytes[..count].iter().all(|byte| byte & 1 == 1 || *byte == 0));
-                })
-            }
-            15 => file.set_len(offset).await,
-            16 => {
-                // Somebody who stops waiting.
-                let _ =
-                    tokio::time::timeout(Duration::from_micros(random.u64(0..300)), file.sync_all()).await;
-                Ok(())
-            }
-            17 => {
-                let data = pattern(seed, offset, len);
-                let write = file.write_at(offset, &data);
-                let _ = tokio::time::timeout(Duration::from_micros(random.u64(0..50)), write).await;
-                Ok(())
-            }
-            18 => file.sync_data().await,
-            _ => file.start_writeback().await,
-        };
-        if let Err(error) = result {
-            assert!(allowed.contains(&error.errno()), "{error}");
-        }
+/// What a stress may meet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// Nothing.
+    None,
+    /// A device with less room than is asked for.
+    Full,
+    /// Writes to a region of the device fail.
+    BadSectors,
+    /// Both.
+    FullAndBad,
+}
+
+impl Trouble {
+    fn is_full(self) -> bool {
+        matches!(self, Self::Full | Self::FullAndBad)
+    }
+
+    fn is_bad(self) -> bool {
+        matches!(self, Self::BadSectors | Self::FullAndBad)
+    }
+
+    /// Errors that it explains. A block of metadata among bad sectors stops the journal.
+    pub fn explains(self, error: &ext4_writeback::Error) -> bool {
+        self.is_full() && error.errno() == Errno::ENOSPC
+            || self.is_bad() && [Errno::EIO, Errno::EROFS].contains(&error.errno())
     }
 }
 
-pub async fn stress(way: Way, mib: u64, options: MountOptions, faults: bool, allowed: &'static [Errno]) {
+/// 64 tasks on 16 files, each with a [`Mix`] that follows from `seed`; the interleaving is the machine's.
+pub async fn stress(way: Way, options: MountOptions, trouble: Trouble, seed: u64) {
+    let mib = if trouble.is_full() { 16 } else { 64 };
     let image = way.image(mib, 1024, &["-m", "0"], 0xaa);
-    let options = way.mounted(options);
     let memory = Arc::new(MemoryDevice::from_image(image));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
-    faulty.reorder(99);
+    faulty.reorder(seed);
     let driver = tokio::spawn({
         let faulty = Arc::clone(&faulty);
         async move { faulty.drive().await }
     });
-    let fs = mount(Arc::clone(&faulty) as _, options).await;
-    let names: Vec<String> = (0..16).map(|i| format!("file{i}")).collect();
-    for name in &names {
+    let fs = mount(Arc::clone(&faulty) as _, way.mounted(options)).await;
+    let names: Arc<Vec<String>> = Arc::new((0..16).map(|i| format!("file{i}")).collect());
+    for name in names.iter() {
         drop(create(&fs, name).await);
     }
-    if faults {
+    if trouble.is_bad() {
         // Where the files' data will be, and nothing of the journal: a region in the middle of the device.
         faulty.fail_range(Operation::Write, (mib << 20) / 2..(mib << 20) / 2 + (256 << 10));
     }
-    let tasks: Vec<_> =
-        (0..64).map(|i| tokio::spawn(hammer(fs.clone(), names.clone(), i, 60, allowed))).collect();
-    for task in tasks {
-        tokio::time::timeout(Duration::from_secs(120), task).await.expect("no deadlock").expect("no panic");
+    let (watch, stuck) = Watch::begin();
+    let hammer = |task: usize| {
+        let mut mix = Mix {
+            fs: fs.clone(),
+            names: Arc::clone(&names),
+            scale: Scale { span: 3 << 19, most: 60_000, block_size: 1024 },
+            seed: seed ^ (task as u64) << 32,
+            random: fastrand::Rng::with_seed(seed ^ (task as u64) << 32),
+            runtime: None,
+        };
+        let watch = Arc::clone(&watch);
+        async move {
+            for _ in 0..60 {
+                if let Err(error) = mix.step(|what| watch.note(task, what)).await {
+                    assert!(trouble.explains(&error), "task {task}: {error}");
+                }
+            }
+            watch.note_end(task);
+        }
+    };
+    let tasks: Vec<_> = (0..64).map(|task| tokio::spawn(hammer(task))).collect();
+    let all = async {
+        for task in tasks {
+            task.await.expect("no panic");
+        }
+        faulty.heal();
+        // Operations whose caller stopped waiting still hold files.
+        watch.note(64, "sync".into());
+        let _ = fs.sync().await;
+        watch.note(64, "unmount".into());
+        fs.unmount().await
+    };
+    let unmounted = tokio::select! {
+        said = stuck => panic!("{said:?}"),
+        unmounted = all => unmounted,
+    };
+    if let Err(error) = unmounted {
+        assert!(trouble.is_bad(), "unmounts: {error}");
+        // The journal stopped: the device is well again, and what had been committed is recovered.
+        let (device, fs) = mount_image(memory.image(), self::options()).await;
+        finish(&device, fs).await;
+    } else {
+        assert_clean(&memory.image());
     }
-    faulty.heal();
-    // Operations whose caller stopped waiting still hold files.
-    let _ = tokio::time::timeout(Duration::from_secs(60), fs.sync()).await.expect("no deadlock");
-    tokio::time::timeout(Duration::from_secs(60), fs.unmount())
-        .await
-        .expect("no deadlock")
-        .expect("unmounts");
     driver.abort();
-    assert_clean(&memory.image());
+}
+
+fn little_memory() -> MountOptions {
+    MountOptions { cache: 16 << 20, ..options() }
+}
+
+/// One round for each seed: `short` of them, `long` in the long form.
+pub async fn rounds(way: Way, trouble: Trouble, short: u64, long: u64) {
+    if !have_tools() {
+        return;
+    }
+    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = match given {
+        Some(seed) => seed..seed + 1,
+        None => 1..1 + if long_tests() { long } else { short },
+    };
+    for seed in seeds {
+        println!("{way:?}, {trouble:?}: SEED={seed}");
+        stress(way, little_memory(), trouble, seed).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_on_sixteen_files() {
-    if !have_tools() {
-        return;
-    }
-    stress(Way::Unwritten, 64, MountOptions { cache: 16 << 20, ..options() }, false, &[]).await;
+    rounds(Way::Unwritten, Trouble::None, 2, 60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_on_a_full_device() {
-    if !have_tools() {
-        return;
-    }
-    stress(Way::Unwritten, 16, MountOptions { cache: 16 << 20, ..options() }, false, &[Errno::ENOSPC]).await;
+    rounds(Way::Unwritten, Trouble::Full, 2, 60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_and_bad_sectors() {
-    if !have_tools() {
-        return;
-    }
     // Many rounds: what was parked was forgotten once in 160 of them where two looked at an inode's ioends at a time.
-    for round in 0..if long_tests() { 400 } else { 8 } {
-        println!("round {round}");
-        stress(Way::Unwritten, 64, MountOptions { cache: 16 << 20, ..options() }, true, &[Errno::EIO]).await;
-    }
+    rounds(Way::Unwritten, Trouble::BadSectors, 6, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_tasks_and_bad_sectors_on_a_full_device() {
+    rounds(Way::Unwritten, Trouble::FullAndBad, 2, 60).await;
 }
 
 /// A file of 64 KiB on a device that can be told to fail, and the byte of the device where its data lies.

@@ -1,0 +1,70 @@
+//! The tail gate where the block at the end of i_disksize never gets to the device.
+
+use std::sync::Arc;
+
+use ext4_core::device::simulated::FaultyDevice;
+use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
+use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::{BlockSize, Errno, InodeNumber};
+
+use crate::writepages::tests::{PAGE, assert_clean, inner, mounted};
+use crate::{File, Filesystem, MountOptions};
+
+async fn open(device: Arc<dyn BlockDevice>) -> (Filesystem, File) {
+    let fs = Filesystem::mount(device, MountOptions::default()).await.expect("mounts");
+    let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
+    let file = fs.open(number).await.expect("opens");
+    (fs, file)
+}
+
+/// The mapping of the last block has left memory, and the device fails to read it once, when the zeros behind the end are
+/// written back. They are in no ioend then; what lies behind them can be mapped and is written.
+#[tokio::test]
+async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
+    const TAIL: u64 = 16;
+    const SIZE: u64 = TAIL * PAGE + 2000;
+    let (device, fs, file) = mounted(BlockSize::KIB_4).await;
+    // More extents than the inode has room for.
+    for page in 0..TAIL / 2 {
+        file.write_at(2 * page * PAGE, &[1; PAGE as usize]).await.expect("writes");
+    }
+    file.write_at(TAIL * PAGE, &[1; 2000]).await.expect("writes");
+    file.sync_all().await.expect("syncs");
+    let extents = file.extents().await.expect("maps");
+    let MappingState::Written(last) = extents.last().expect("some").state else { panic!("{extents:?}") };
+    drop(file);
+    fs.unmount().await.expect("unmounts");
+    let mut image = device.image();
+    image.fill(last.0 * PAGE + 2000, PAGE - 2000, 0xaa);
+    let memory = Arc::new(MemoryDevice::from_image(image));
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
+    let (fs, file) = open(Arc::clone(&faulty) as _).await;
+
+    file.write_at(20 * PAGE, &[2; PAGE as usize]).await.expect("writes");
+    // As memory pressure would.
+    file.inode.extent_status.remove(TAIL as u32..TAIL as u32 + 1);
+    inner(&file).info.cache.clear();
+    faulty.fail_nth(Operation::Read, 0);
+    assert_eq!(file.sync_all().await.expect_err("the zeros are lost").errno(), Errno::EIO);
+    assert_eq!(faulty.faults_met(), 1);
+    fs.sync().await.expect("told once");
+    assert_eq!(file.inode.completion.disk_size(), SIZE, "what is behind it must not show");
+    let (crashed, there) = open(Arc::new(MemoryDevice::from_image(memory.image()))).await;
+    assert_eq!(there.len(), SIZE);
+    drop(there);
+    crashed.unmount().await.expect("unmounts");
+
+    // Written again, it lets the size go on.
+    file.write_at(SIZE, &[3; 100]).await.expect("writes");
+    file.sync_all().await.expect("syncs");
+    assert_eq!(file.inode.completion.disk_size(), 21 * PAGE);
+    drop(file);
+    fs.unmount().await.expect("unmounts");
+    assert_clean(&memory);
+    let (fs, file) = open(Arc::clone(&memory) as _).await;
+    let mut bytes = vec![0xee; PAGE as usize];
+    file.read_at(TAIL * PAGE, &mut bytes).await.expect("reads");
+    assert_eq!(bytes, [&[1; 2000][..], &[3; 100], &[0; 1996]].concat());
+    drop(file);
+    fs.unmount().await.expect("unmounts");
+}
