@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use bitflags::bitflags;
 use ext4_core::{Errno, Error};
 
+use crate::direct::Written;
 use crate::iomap::{self, buffered_write};
 use crate::open_options::SyncMode;
 use crate::{File, Result, flusher, truncate};
@@ -152,13 +153,15 @@ impl File {
             let context = format!("inode {}: a buffered write that does not wait", self.inode.number);
             return Err(Error::posix(Errno::EOPNOTSUPP, context));
         } else {
-            self.filesystem.observe("write", self.inode.number, self.write_buffered(position, slices)).await?
+            let written = self.write_buffered(position, slices);
+            let (at, count) = self.filesystem.observe("write", self.inode.number, written).await?;
+            Written::at(at, count)
         };
-        let (position, count) = written;
+        let Written { at, count, on_medium } = written;
         if count > 0 {
-            self.sync_change(position..position + count as u64, flags.sync_mode()).await?;
+            self.sync_written(at..at + count as u64, flags.sync_mode(), on_medium).await?;
         }
-        Ok(written)
+        Ok((at, count))
     }
 
     /// Writes `data`, all of it, where nothing has to be waited for: no lock, no memory, no device, no other writers'

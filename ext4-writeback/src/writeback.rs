@@ -284,43 +284,73 @@ pub(crate) async fn allocate_holes(
             at = extent.end;
             continue;
         }
-        let handle = fs.begin_tracked(ALLOCATE_CREDITS, "write").await?;
-        let mut disk = inode.inode.write().await;
-        let request = AllocationRequest {
-            goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
-            inode: inode.number,
-            len: (extent.end.min(blocks.end) - at).min(MAX_EXTENT_BLOCKS),
-            reserved: false,
-            metadata: false,
-        };
-        let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(at), &request).await?;
-        let (physical, got) = (new.physical, new.len);
-        let inserted =
-            extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, got, true).await;
-        if let Err(error) = inserted {
-            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-            extent_tree::give_back(&fs.info, &handle, &new, false).await?;
-            fs.log_inode(&handle, inode, &disk, false).await?;
-            return Err(error);
-        }
-        let mapped = Mapped::Blocks { physical, unwritten: true };
-        fs.fast_commits.range_changed(handle.id(), inode.number, (at, at + got), mapped);
-        // Where delayed blocks share a cluster with these, it needs no promise any more.
-        let (promised, _) = inode.extent_status.set(at..at + got, Status::Unwritten(physical));
-        fs.info.release_reserved_blocks(promised);
-        tracing::debug!(
-            ino = inode.number.0,
-            lblk = at,
-            len = got,
-            pblk = physical.0,
-            "ext4_allocate_blocks"
-        );
-        fs.log_inode(&handle, inode, &disk, false).await?;
-        LiveCounters::add(&fs.writeback.counters.allocations, 1);
-        LiveCounters::add(&fs.writeback.counters.blocks_allocated, u64::from(got));
-        at += got;
+        at += allocate_hole(fs, inode, at..extent.end.min(blocks.end), Purpose::Write).await?;
     }
     Ok(())
+}
+
+/// What blocks are allocated for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// Data, which will move the size.
+    Write,
+    /// Themselves; the size moves along with them, up to this byte where it is more.
+    Fallocate { size: u64 },
+}
+
+/// Allocates, as unwritten, as much of the hole `blocks` as one run has, in one handle; returns how many blocks.
+///
+/// # Errors
+/// As [`allocate_holes`].
+pub(crate) async fn allocate_hole(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    blocks: Range<u32>,
+    purpose: Purpose,
+) -> Result<u32> {
+    let at = blocks.start;
+    let operation = if purpose == Purpose::Write { "write" } else { "fallocate" };
+    let handle = fs.begin_tracked(ALLOCATE_CREDITS, operation).await?;
+    let mut disk = inode.inode.write().await;
+    let request = AllocationRequest {
+        goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
+        inode: inode.number,
+        len: (blocks.end - at).min(MAX_EXTENT_BLOCKS),
+        reserved: false,
+        metadata: false,
+    };
+    let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(at), &request).await?;
+    let (physical, end) = (new.physical, at + new.len);
+    let inserted =
+        extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, new.len, true).await;
+    if let Err(error) = inserted {
+        fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+        extent_tree::give_back(&fs.info, &handle, &new, false).await?;
+        fs.log_inode(&handle, inode, &disk, false).await?;
+        return Err(error);
+    }
+    let mapped = Mapped::Blocks { physical, unwritten: true };
+    fs.fast_commits.range_changed(handle.id(), inode.number, (at, end), mapped);
+    // Where delayed blocks share a cluster with these, it needs no promise any more.
+    let (promised, _) = inode.extent_status.set(at..end, Status::Unwritten(physical));
+    fs.info.release_reserved_blocks(promised);
+    if let Purpose::Fallocate { size } = purpose {
+        let reached = (u64::from(end) << fs.info.block_size().bits()).min(size);
+        if reached > inode.size() {
+            crate::truncate::grow(fs, inode, &mut disk, reached);
+        }
+    }
+    fs.log_inode(&handle, inode, &disk, purpose != Purpose::Write).await?;
+    LiveCounters::add(&fs.writeback.counters.allocations, 1);
+    LiveCounters::add(&fs.writeback.counters.blocks_allocated, u64::from(new.len));
+    tracing::debug!(
+        ino = inode.number.0,
+        lblk = at,
+        len = new.len,
+        pblk = physical.0,
+        "ext4_allocate_blocks"
+    );
+    Ok(new.len)
 }
 
 /// Logs times where a write or an access changed them and nothing else logged them since. Those of a deleted inode are

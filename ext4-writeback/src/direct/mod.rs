@@ -41,12 +41,14 @@ use ext4_core::format::inode::InodeFlags;
 use ext4_core::{Errno, Error};
 use parking_lot::Mutex;
 
+use crate::file::OnMedium;
 use crate::filesystem::FilesystemInner;
 use crate::inode_info::InodeInfo;
 use crate::open_options::SyncMode;
 use crate::transfer_flags::WriteFlags;
 use crate::{File, Result};
-use write::{How, Written};
+use write::How;
+pub(crate) use write::Written;
 
 /// How much a direct read or write of borrowed memory copies at a time.
 const COPY_STEP: usize = 8 << 20;
@@ -217,28 +219,31 @@ impl File {
         Ok(done)
     }
 
-    /// A direct write of memory that may lie anywhere. Nothing is made durable yet.
+    /// A direct write of memory that may lie anywhere. What is made durable is what FUA makes so, where that is asked for.
     pub(crate) async fn write_direct_copied(
         &self,
         position: Option<u64>,
         data: &[u8],
         flags: WriteFlags,
-    ) -> Result<(u64, usize)> {
+    ) -> Result<Written> {
         check_aligned(self.fs(), &self.inode, position.unwrap_or(0), data.len())?;
-        let (mut first, mut done) = (None, 0);
-        // Whoever asked makes all of it durable together.
-        let how = How { nowait: flags.contains(WriteFlags::NOWAIT), through: false };
+        let how = How { nowait: flags.contains(WriteFlags::NOWAIT), through: self.writes_through(flags) };
+        let mut whole: Option<Written> = None;
         for part in data.chunks(COPY_STEP) {
+            let done = whole.map_or(0, |whole| whole.count);
             let at = position.map(|position| position + done as u64);
-            match self.write_owned(at, AlignedBuffer::copied(part)?, how).await.0 {
-                Ok(Written { at, count, .. }) => {
-                    first.get_or_insert(at);
-                    done += count;
+            match (self.write_owned(at, AlignedBuffer::copied(part)?, how).await.0, &mut whole) {
+                (Ok(written), Some(whole)) => {
+                    whole.count += written.count;
+                    if written.on_medium == OnMedium::No {
+                        whole.on_medium = OnMedium::No;
+                    }
                 }
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
+                (Ok(written), none) => *none = Some(written),
+                (Err(_), Some(_)) => break,
+                (Err(error), None) => return Err(error),
             }
         }
-        Ok((first.unwrap_or_default(), done))
+        Ok(whole.unwrap_or(Written::at(position.unwrap_or(0), 0)))
     }
 }

@@ -45,7 +45,7 @@ pub(super) struct How {
 
 /// What a write did.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Written {
+pub(crate) struct Written {
     /// Where it went.
     pub at: u64,
     /// How many bytes.

@@ -15,16 +15,12 @@
 
 use std::ops::Range;
 
-use ext4_core::meta::block_allocator::AllocationRequest;
-use ext4_core::meta::{Transaction as _, extent_tree};
-use ext4_core::{Errno, LogicalBlock, Result};
+use ext4_core::{Errno, Result};
 
 use super::Request;
-use crate::counters::LiveCounters;
 use crate::extent_status::Status;
-use crate::fast_commit::{Mapped, Reason};
 use crate::iomap::zero::zero_block_tail;
-use crate::writeback::{self, ALLOCATE_CREDITS, ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
+use crate::writeback::{self, ENOSPC_RETRIES, MAX_EXTENT_BLOCKS, Purpose};
 use crate::{iomap, preallocation, truncate};
 
 impl Request<'_> {
@@ -61,7 +57,10 @@ impl Request<'_> {
             let extent = iomap::lookup(fs, inode, at).await?;
             let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
             let allocated = match extent.status {
-                Status::Hole => self.allocate_hole(at..stop, grows).await,
+                Status::Hole => {
+                    let purpose = Purpose::Fallocate { size: if grows { self.end } else { 0 } };
+                    writeback::allocate_hole(fs, inode, at..stop, purpose).await.map(|_| ())
+                }
                 // Its blocks may be picked, and its data under way to them: they are mapped when it is there.
                 Status::Delayed if preallocation::is_published(fs, inode).await => {
                     let bits = fs.info.block_size().bits();
@@ -85,53 +84,6 @@ impl Request<'_> {
                 result => result?,
             }
         }
-        Ok(())
-    }
-
-    /// Allocates, as unwritten, as much of the hole `blocks` as one run has, in one handle with the size.
-    async fn allocate_hole(&self, blocks: Range<u32>, grows: bool) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
-        let at = blocks.start;
-        let handle = fs.begin_tracked(ALLOCATE_CREDITS, "fallocate").await?;
-        let mut disk = inode.inode.write().await;
-        let request = AllocationRequest {
-            goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
-            inode: inode.number,
-            len: blocks.end - at,
-            reserved: false,
-            metadata: false,
-        };
-        let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(at), &request).await?;
-        let (physical, end) = (new.physical, at + new.len);
-        let inserted =
-            extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, new.len, true)
-                .await;
-        if let Err(error) = inserted {
-            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-            extent_tree::give_back(&fs.info, &handle, &new, false).await?;
-            fs.log_inode(&handle, inode, &disk, false).await?;
-            return Err(error);
-        }
-        let mapped = Mapped::Blocks { physical, unwritten: true };
-        fs.fast_commits.range_changed(handle.id(), inode.number, (at, end), mapped);
-        // Where delayed blocks share a cluster with these, it needs no promise any more.
-        let (promised, _) = inode.extent_status.set(at..end, Status::Unwritten(physical));
-        fs.info.release_reserved_blocks(promised);
-        let reached = (u64::from(end) << fs.info.block_size().bits()).min(self.end);
-        if grows && reached > inode.size() {
-            truncate::grow(fs, inode, &mut disk, reached);
-        }
-        fs.log_inode(&handle, inode, &disk, true).await?;
-        let counters = &fs.writeback.counters;
-        LiveCounters::add(&counters.allocations, 1);
-        LiveCounters::add(&counters.blocks_allocated, u64::from(new.len));
-        tracing::debug!(
-            ino = inode.number.0,
-            lblk = at,
-            len = new.len,
-            pblk = physical.0,
-            "ext4_allocate_blocks"
-        );
         Ok(())
     }
 
