@@ -68,3 +68,53 @@ async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
     drop(file);
     fs.unmount().await.expect("unmounts");
 }
+
+/// The block that i_disksize ends in is changed while what was appended behind it, in another folio, is on its way. It was
+/// filled up with zeros when it was written, so the size follows the append and does not wait for the change, which
+/// nobody asked to be written.
+#[tokio::test]
+async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
+    let (device, fs, file) = mounted(BlockSize::KIB_4).await;
+    drop(file);
+    fs.unmount().await.expect("unmounts");
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&device) as Arc<dyn BlockDevice>));
+    let (fs, file) = open(Arc::clone(&faulty) as _).await;
+    // Bitmaps and the like come into memory.
+    let owner = crate::Credentials { mode: 0o644, ..crate::Credentials::default() };
+    let other = fs.create(InodeNumber::ROOT, b"other", owner).await.expect("creates");
+    let other = fs.open(other).await.expect("opens");
+    other.write_at(0, &[9; 5000]).await.expect("writes");
+    other.sync_all().await.expect("syncs");
+    let before = fs.counters().conversions;
+
+    faulty.reorder(1);
+    file.write_at(0, &[1; 100]).await.expect("writes");
+    file.start_writeback().await.expect("starts");
+    assert_eq!(faulty.held(), 1);
+    // The I/O has ended, and nobody had a turn to convert the block: the gap makes it no dirtier.
+    assert!(faulty.release_one());
+    file.write_at(6000, &[2; 4000]).await.expect("writes");
+    while fs.counters().conversions == before {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(file.inode.completion.disk_size(), 100);
+    file.start_writeback().await.expect("starts");
+    assert_eq!(faulty.held(), 1, "what is appended");
+    file.write_at(50, &[3; 10]).await.expect("writes");
+    assert!(file.inode.pages.is_block_dirty(0));
+    assert!(faulty.release_one());
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(file.inode.completion.disk_size(), 10_000, "the size waits for nothing");
+    assert_eq!(faulty.held(), 0, "and nobody writes what nobody asked for");
+    assert!(file.inode.pages.is_block_dirty(0));
+    let driver = tokio::spawn(async move { faulty.drive().await });
+    drop((file, other));
+    fs.unmount().await.expect("unmounts");
+    driver.abort();
+    assert_clean(&device);
+}

@@ -323,43 +323,6 @@ async fn k_41_a_long_allocation_of_which_a_part_was_written() {
     .await;
 }
 
-/// The last block is changed again after its zeros went to the device and before what is appended behind it is there: the
-/// size follows the append and does not wait for the change, which nobody asked to be written.
-#[tokio::test]
-async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
-    if !have_tools() {
-        return;
-    }
-    let (image, tail) = with_planted_tail(Way::Unwritten).await;
-    let memory = Arc::new(MemoryDevice::from_image(image));
-    let device = Arc::new(Holding::new(Arc::clone(&memory), tail + 4096..tail + (1 << 20)));
-    let fs = mount(Arc::clone(&device) as _, quiet()).await;
-    let file = open(&fs, "file").await;
-    file.write_at(6000, &pattern(7, 6000, 4000)).await.expect("writes");
-    file.start_writeback().await.expect("starts");
-    assert_eq!(device.holds(), 1, "what is appended, and not the tail");
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
-    file.write_at(0, &pattern(8, 0, 100)).await.expect("writes");
-    device.release();
-    for _ in 0..1000 {
-        tokio::task::yield_now().await;
-    }
-    drop(create(&fs, "other").await);
-    fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
-    recovered(memory.image(), "file", |bytes| {
-        let bytes = bytes.expect("is there");
-        assert_eq!(bytes.len(), 10_000, "the size waits for nothing");
-        assert!(bytes[..2000] == pattern(7, 0, 2000), "the change was written though nobody asked for it");
-        assert!(bytes[2000..6000].iter().all(|byte| *byte == 0));
-        assert!(bytes[6000..] == pattern(7, 6000, 4000));
-    })
-    .await;
-    drop(file);
-    finish(&memory, fs).await;
-}
-
 #[tokio::test]
 async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
     if !have_tools() {
