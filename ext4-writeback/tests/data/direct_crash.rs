@@ -311,7 +311,7 @@ async fn g_11_durable_direct_overwrites_need_no_flush() {
             let done = (1..8_u64).rev().find(|round| passed(&round.to_string())).unwrap_or(0);
             for round in 1..=done {
                 let at = round as usize * LEN;
-                let bytes = bytes.as_deref().expect("is there");
+                let bytes = bytes.expect("is there");
                 assert!(bytes[at..at + LEN] == pattern(round, at as u64, LEN), "{what}: {round} of {done}");
             }
         })
