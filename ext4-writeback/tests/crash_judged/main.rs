@@ -132,6 +132,8 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
     );
     let count = judged.ours.load(Ordering::Relaxed);
     assert_eq!(count + judged.torn_superblocks.load(Ordering::Relaxed), distinct);
+    let torn = judged.torn_commits.load(Ordering::Relaxed);
+    assert!(torn * 500 < count, "{torn} torn commit blocks are too many to be chance");
     assert!(count >= 10_000, "{count} states are not enough to speak of");
 }
 
