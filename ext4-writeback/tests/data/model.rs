@@ -90,16 +90,26 @@ impl Model {
             allow(at, *byte);
         }
         let (mut len, mut moved) = (self.synced.len(), false);
+        // By how far a byte that is written now may be found before where it was written, for each number of the latest
+        // moves that the crash undoes: the data of a block that was moved is overwritten in place, as in the kernel,
+        // and goes to the device without waiting for the move to be durable.
+        let mut undone: Vec<usize> = vec![0];
         // Below this every state since the sync had its bytes: no zeros but where they were written.
         for change in &self.since {
             match change {
                 Change::Written { at, data } => {
-                    data.iter().enumerate().for_each(|(i, byte)| allow(at + i, *byte));
+                    for by in &undone {
+                        let found = |i: usize| (at + i).wrapping_sub(*by);
+                        data.iter().enumerate().for_each(|(i, byte)| allow(found(i), *byte));
+                    }
                     len = len.max(at + data.len());
                 }
                 Change::Resized(to) => len = *to,
                 Change::Moved(bytes) => {
                     bytes.iter().enumerate().for_each(|(at, byte)| allow(at, *byte));
+                    let by = bytes.len().wrapping_sub(len);
+                    undone =
+                        std::iter::once(0).chain(undone.iter().map(|sum| sum.wrapping_add(by))).collect();
                     len = bytes.len();
                     moved = true;
                 }
