@@ -150,6 +150,13 @@ struct State {
     read_error: Option<Error>,
 }
 
+impl State {
+    /// A device may be reading the memory of one of `blocks`.
+    fn is_in_flight(&self, blocks: &Range<u32>) -> bool {
+        self.in_flight.start < blocks.end && blocks.start < self.in_flight.end
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Folio {
@@ -328,16 +335,12 @@ impl Folio {
     /// Waits until no device reads the memory of `blocks`.
     pub async fn wait_for_io(&self, blocks: &Range<u32>) {
         assert_no_handle("waiting for data I/O");
-        self.wait_until(|state| {
-            (state.in_flight.start >= blocks.end || blocks.start >= state.in_flight.end).then_some(())
-        })
-        .await;
+        self.wait_until(|state| (!state.is_in_flight(blocks)).then_some(())).await;
     }
 
     /// True where a device may be reading the memory of one of `blocks`.
     pub fn is_in_flight(&self, blocks: &Range<u32>) -> bool {
-        let state = self.state.lock();
-        state.in_flight.start < blocks.end && blocks.start < state.in_flight.end
+        self.state.lock().is_in_flight(blocks)
     }
 
     /// True where the content of all `blocks` is in memory.
@@ -394,7 +397,7 @@ impl Folio {
 
     /// Writes `data` at byte `position` of the file, where its blocks lie in the folio, are dirty, and nobody has locked the
     /// folio or reads or views them; then calls `written`: both as under the folio's lock, in one step. False where it is
-    /// not so; then nothing happened.
+    /// not so; then nothing happened. For a few bytes: who asks for the state meanwhile waits.
     pub fn write_dirty(&self, position: u64, data: &[u8], written: impl FnOnce()) -> bool {
         let end = position + data.len() as u64;
         if position < self.start || end > self.end() {
@@ -405,7 +408,7 @@ impl Folio {
         if state.locked
             || state.removed
             || !state.dirty.contains(blocks.clone())
-            || (state.in_flight.start < blocks.end && blocks.start < state.in_flight.end)
+            || state.is_in_flight(&blocks)
         {
             return false;
         }
@@ -472,7 +475,7 @@ impl FolioGuard {
         let uptodate = |block: u32| state.uptodate.contains(block..block + 1);
         WriteState {
             removed: state.removed,
-            in_flight: state.in_flight.start < blocks.end && blocks.start < state.in_flight.end,
+            in_flight: state.is_in_flight(blocks),
             dirty: state.dirty.contains(blocks.clone()),
             uptodate: [uptodate(blocks.start), uptodate(blocks.end - 1)],
         }

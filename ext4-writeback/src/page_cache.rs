@@ -18,8 +18,9 @@ use parking_lot::Mutex;
 
 use crate::folio::{Folio, FolioGuard};
 
-/// How many bytes are copied while the tree is locked: what takes less than it would take to come back for it.
-const COPIED_UNDER_LOCK: usize = 4096;
+/// How many bytes are copied while the tree and a folio's state are locked: what takes no longer than to lock the folio
+/// and come back.
+const COPIED_AT_ONCE: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Tree {
@@ -55,8 +56,8 @@ impl AddressSpace {
         Some(folio)
     }
 
-    /// Writes `data` at byte `position` where that takes no more than a copy ([`Folio::write_dirty`]); otherwise tells the
-    /// folio that holds `position`, where there is one. Where the write does not go on where the last one ended, it is
+    /// Writes `data` at byte `position` where that takes no more than a small copy ([`Folio::write_dirty`]); otherwise tells
+    /// the folio that holds `position`, where there is one. Where the write does not go on where the last one ended, it is
     /// a new use of the folio.
     pub fn write_dirty(
         &self,
@@ -65,23 +66,26 @@ impl AddressSpace {
         goes_on: bool,
         written: impl FnOnce(),
     ) -> Result<(), Option<Arc<Folio>>> {
-        let write = |folio: &Folio| {
-            let done = folio.write_dirty(position, data, written);
-            if done && !goes_on {
+        if data.len() > COPIED_AT_ONCE {
+            return Err(self.find(position));
+        }
+        let write = |folio: &Arc<Folio>| {
+            if !folio.write_dirty(position, data, written) {
+                return Err(Some(Arc::clone(folio)));
+            }
+            if !goes_on {
                 folio.touch();
             }
-            done
+            Ok(())
         };
-        if data.len() <= COPIED_UNDER_LOCK {
-            let tree = self.tree.lock();
-            if let Some(recent) = &tree.recent
-                && (recent.start()..recent.end()).contains(&position)
-            {
-                return if write(recent) { Ok(()) } else { Err(Some(Arc::clone(recent))) };
-            }
+        let tree = self.tree.lock();
+        if let Some(recent) = &tree.recent
+            && (recent.start()..recent.end()).contains(&position)
+        {
+            return write(recent);
         }
-        let folio = self.find(position).ok_or(None)?;
-        if write(&folio) { Ok(()) } else { Err(Some(folio)) }
+        drop(tree);
+        write(&self.find(position).ok_or(None)?)
     }
 
     /// The first folio that ends behind `position`.

@@ -244,7 +244,6 @@ impl File {
         if pages.are_times_of(now) {
             return;
         }
-        pages.note_tick(now);
         let mut disk = match self.inode.inode.try_write() {
             Ok(disk) => disk,
             Err(_) => self.inode.inode.write().await,
@@ -252,6 +251,7 @@ impl File {
         disk.mtime = now;
         disk.ctime = now;
         pages.times_dirty.store(true, Ordering::Release);
+        pages.note_tick(now);
     }
 }
 

@@ -112,21 +112,37 @@ async fn make_bad_sectors(fs: &Filesystem, faulty: &FaultyDevice, seed: u64, wea
     faulty.fail_range(Operation::Write, first + 8192..first + (64 << 10));
 }
 
+/// A seeded scheduler, and a slow device with faults in it.
+struct World {
+    world: Simulation,
+    memory: Arc<MemoryDevice>,
+    faulty: Arc<FaultyDevice>,
+    device: Arc<dyn BlockDevice>,
+    options: MountOptions,
+}
+
+impl World {
+    fn new(image: Image, seed: u64, weather: Weather) -> Self {
+        let world = Simulation::new(seed);
+        let memory = Arc::new(MemoryDevice::from_image(image));
+        let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
+        let latency = Duration::from_micros(100);
+        let device = Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed));
+        let options = MountOptions {
+            runtime: Some(world.runtime()),
+            environment: world.environment(),
+            delayed_allocation: weather.delayed_allocation,
+            allocation: if weather.published { Allocation::Publish } else { Allocation::Unwritten },
+            cache: 4 << 20,
+            ..MountOptions::default()
+        };
+        Self { world, memory, faulty, device, options }
+    }
+}
+
 /// One world; e2fsck judges what the device holds after the unmount.
 fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
-    let world = Simulation::new(seed);
-    let memory = Arc::new(MemoryDevice::from_image(image));
-    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
-    let latency = Duration::from_micros(100);
-    let device: Arc<dyn BlockDevice> =
-        Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed));
-    let options = MountOptions {
-        runtime: Some(world.runtime()),
-        environment: world.environment(),
-        delayed_allocation: weather.delayed_allocation,
-        cache: 4 << 20,
-        ..MountOptions::default()
-    };
+    let World { world, memory, faulty, device, options } = World::new(image, seed, weather);
     let tasks = world.clone();
     let ended = world.run(async move {
         let fs = Filesystem::mount(device, options).await.expect("mounts");
@@ -166,20 +182,7 @@ fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
 /// 64 tasks that each do all there is to do to the 16 files, which have no owners: nobody knows what they hold, only that
 /// it is theirs.
 fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
-    let world = Simulation::new(seed);
-    let memory = Arc::new(MemoryDevice::from_image(image));
-    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
-    let latency = Duration::from_micros(100);
-    let device: Arc<dyn BlockDevice> =
-        Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed));
-    let options = MountOptions {
-        runtime: Some(world.runtime()),
-        environment: world.environment(),
-        delayed_allocation: weather.delayed_allocation,
-        allocation: if weather.published { Allocation::Publish } else { Allocation::Unwritten },
-        cache: 4 << 20,
-        ..MountOptions::default()
-    };
+    let World { world, memory, faulty, device, options } = World::new(image, seed, weather);
     let tasks = world.clone();
     let ended = world.run(async move {
         let fs = Filesystem::mount(device, options).await.expect("mounts");
