@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ext4_core::device::{Bio, BioFlags, EndIo, Operation, Plug, Segment};
+use ext4_core::device::{Bio, BioFlags, Completion, EndIo, Operation, Plug, Segment};
 use ext4_core::{BlockNumber, Error, Result};
 use parking_lot::Mutex;
 
@@ -194,7 +194,11 @@ impl Gather {
         control.completed.io_started();
         for (offset, segments, bytes) in runs {
             let flight = Arc::clone(&flight);
-            let end_io: EndIo = Box::new(move |completion| flight.end_bio(completion.result));
+            let end_io: EndIo = Box::new(move |completion: Completion| {
+                // What is clean is given up; it is free when nobody has it.
+                drop(completion.segments);
+                flight.end_bio(completion.result);
+            });
             self.plug.push(Bio::new(Operation::Write, self.flags, offset, segments, end_io));
             self.bytes += bytes;
         }

@@ -170,15 +170,18 @@ pub(crate) async fn wait_for_workers(fs: &Arc<FilesystemInner>) {
 }
 
 /// Everything of `ioend` is done: ends its folios' writeback and reports its error.
-fn finish(fs: &FilesystemInner, ioend: Ioend) {
+fn finish(fs: &FilesystemInner, mut ioend: Ioend) {
     if let Err(error) = &ioend.result {
         tracing::warn!(inode = ioend.inode.number.0, offset = ioend.offset, size = ioend.size, %error,
             "data was not written");
         ioend.inode.write_errors.record(error);
     }
-    for (folio, _) in &ioend.pieces {
+    for (folio, _) in ioend.pieces.drain(..) {
         if folio.finish_piece() {
-            fs.writeback.end_writeback(folio.len());
+            let len = folio.len();
+            // Given up while we have it, it would free nothing, and others would have to go as well.
+            drop(folio);
+            fs.writeback.end_writeback(len);
         }
     }
     ioend.inode.completion.state.lock().unfinished.remove(&ioend.id);

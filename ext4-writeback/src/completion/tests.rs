@@ -1,13 +1,18 @@
-//! The tail gate where the block at the end of i_disksize never gets to the device.
+//! The tail gate where the block at the end of i_disksize never gets to the device; what becomes free when.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Wake, Waker};
 
 use ext4_core::device::simulated::FaultyDevice;
-use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
+use ext4_core::device::{BlockDevice, MemoryDevice, Operation, PoolMemory};
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::{BlockSize, Errno, InodeNumber};
 
-use crate::writepages::tests::{PAGE, assert_clean, inner, mounted};
+use crate::folio::Folio;
+use crate::writepages::tests::{PAGE, assert_clean, inner, mounted, write_pages};
 use crate::{File, Filesystem, MountOptions};
 
 async fn open(device: Arc<dyn BlockDevice>) -> (Filesystem, File) {
@@ -116,5 +121,48 @@ async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
     drop((file, other));
     fs.unmount().await.expect("unmounts");
     driver.abort();
+    assert_clean(&device);
+}
+
+/// How many had a folio, and its memory, when somebody was woken; and whether he was.
+struct Watch {
+    folio: Weak<Folio>,
+    memory: Weak<PoolMemory>,
+    seen: [AtomicUsize; 2],
+}
+
+impl Wake for Watch {
+    fn wake(self: Arc<Self>) {
+        self.seen[0].store(self.folio.strong_count(), Ordering::SeqCst);
+        self.seen[1].store(self.memory.strong_count(), Ordering::SeqCst);
+    }
+}
+
+/// Who waits for memory is woken where a folio became clean, and gives it up. Were the rest of its ioend, or of its bio, to hold
+/// it, nothing would be free, and what is in use would be given up next.
+#[tokio::test]
+async fn nobody_but_the_cache_has_a_folio_that_became_clean() {
+    let (device, fs, file) = mounted(BlockSize::KIB_4).await;
+    write_pages(&file, 0..4, 1).await;
+    file.sync_all().await.expect("syncs");
+    // Written over: finished where the device says that it is written.
+    write_pages(&file, 0..4, 2).await;
+    let folio = file.inode.pages.find(0).expect("is in memory");
+    let watch = Arc::new(Watch {
+        folio: Arc::downgrade(&folio),
+        memory: Arc::downgrade(&folio.memory()),
+        seen: Default::default(),
+    });
+    drop(folio);
+    let before = [watch.folio.strong_count(), watch.memory.strong_count()];
+    {
+        let mut progress = pin!(inner(&file).writeback.progress.notified());
+        let waker = Waker::from(Arc::clone(&watch));
+        assert!(progress.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        file.start_writeback().await.expect("starts");
+    }
+    assert_eq!(watch.seen.each_ref().map(|seen| seen.load(Ordering::SeqCst)), before);
+    drop(file);
+    fs.unmount().await.expect("unmounts");
     assert_clean(&device);
 }

@@ -84,7 +84,7 @@ pub(crate) struct Writeback {
     pub(super) stopping: AtomicBool,
     pub(super) running: AtomicBool,
     /// A folio became clean, an ioend was finished, the flusher ended.
-    pub(super) progress: Notify,
+    pub(crate) progress: Notify,
     /// Ioends that are not finished.
     ioends: Mutex<Unfinished>,
     /// Inodes with ioends whose I/O has ended.

@@ -372,6 +372,8 @@ impl<'a> Reader<'a> {
         for pending in self.plug {
             let parts = pending.parts;
             let end_io: EndIo = Box::new(move |completion: Completion| {
+                // As behind a write: what can be given up from now on is not held here.
+                drop(completion.segments);
                 for (read, blocks) in parts {
                     read.end(blocks, &completion.result, bits);
                 }

@@ -58,7 +58,7 @@ pub(crate) fn assert_clean(device: &MemoryDevice) {
 }
 
 /// Writes `pages` from the last to the first, so that each gets a folio of its own.
-pub(super) async fn write_pages(file: &File, pages: std::ops::Range<u64>, byte: u8) {
+pub(crate) async fn write_pages(file: &File, pages: std::ops::Range<u64>, byte: u8) {
     for page in pages.rev() {
         file.write_at(page * PAGE, &[byte; PAGE as usize]).await.expect("writes");
     }
