@@ -20,7 +20,8 @@ use std::ops::Range;
 
 use ext4_core::Result;
 
-use super::{Reservation, Status, Tree};
+use super::tree::Tree;
+use super::{Reservation, Status};
 
 /// The part of a tree that knows clusters.
 #[derive(Debug, Default)]
