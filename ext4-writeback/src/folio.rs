@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use ext4_core::device::{PoolMemory, PoolView};
-use ext4_core::{BlockSize, Error};
+use ext4_core::{BlockSize, Error, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
@@ -363,7 +363,7 @@ pub(crate) struct WriteState {
 
 impl FolioGuard {
     /// Locks `folio` where nobody has it locked; gives it back otherwise.
-    pub fn try_new(folio: Arc<Folio>) -> Result<Self, Arc<Folio>> {
+    pub fn try_new(folio: Arc<Folio>) -> std::result::Result<Self, Arc<Folio>> {
         let mut state = folio.state.lock();
         if state.locked {
             drop(state);
@@ -387,32 +387,49 @@ impl FolioGuard {
     }
 
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio, to change them.
-    pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> R {
+    ///
+    /// # Errors
+    /// The host's refusal to map memory, where somebody views them: then nothing was changed.
+    pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
         let (offset, len) = ((from - self.start) as u32, (to - from) as u32);
         let mut f = Some(f);
         loop {
             let memory = self.memory.read();
             let written = memory.try_write(offset, len, |bytes| f.take().map(|f| f(bytes)));
             if let Some(Some(written)) = written {
-                return written;
+                return Ok(written);
             }
             drop(memory);
-            self.leave_to_viewers();
+            self.leave_to_viewers()?;
         }
+    }
+
+    /// Where somebody views bytes of `blocks`, the folio goes on with other memory: [`FolioGuard::write`] and
+    /// [`FolioGuard::zero`] succeed for them as long as the folio is locked.
+    ///
+    /// # Errors
+    /// As [`FolioGuard::write`].
+    pub fn make_unviewed(&self, blocks: Range<u32>) -> Result<()> {
+        let bits = self.block_size.bits();
+        let viewed = self.memory.read().is_viewed(blocks.start << bits, (blocks.end - blocks.start) << bits);
+        if viewed { self.leave_to_viewers() } else { Ok(()) }
     }
 
     /// Where somebody views bytes of `blocks` that are not uptodate, the folio goes on with other memory. To be asked
     /// once, before a device reads into any of them.
-    pub fn make_gaps_unviewed(&self, blocks: Range<u32>) {
+    ///
+    /// # Errors
+    /// As [`FolioGuard::write`].
+    pub fn make_gaps_unviewed(&self, blocks: Range<u32>) -> Result<()> {
         let bits = self.block_size.bits();
         let mut at = blocks.start;
         while let Some(gap) = self.next_not_uptodate(at..blocks.end) {
             at = gap.end;
             if self.memory.read().is_viewed(gap.start << bits, (gap.end - gap.start) << bits) {
-                self.leave_to_viewers();
-                return;
+                return self.leave_to_viewers();
             }
         }
+        Ok(())
     }
 
     /// A view of bytes `from..to` of the file, which lie in the folio and are uptodate.
@@ -421,21 +438,23 @@ impl FolioGuard {
     }
 
     /// The folio goes on with a copy of its memory. What is on its way to the device goes on from the old memory.
-    fn leave_to_viewers(&self) {
+    fn leave_to_viewers(&self) -> Result<()> {
         let mut memory = self.memory.write();
         let len = self.len as u32;
         let pool = memory.pool();
-        // The bound on views bounds this ([`crate::store`]). A host without memory cannot go on here.
-        let copy = pool.allocate_beyond(self.len).expect("the host maps memory for one more folio");
+        // The bound on views bounds this ([`crate::store`]).
+        let copy = pool.allocate_beyond(self.len)?;
         memory.read(0, len, |from| copy.write(0, len, |to| to.copy_from_slice(from)));
         *memory = Arc::new(copy);
+        Ok(())
     }
 
     /// Fills bytes `from..to` of the file, which lie in the folio, with zeros.
-    pub fn zero(&self, from: u64, to: u64) {
-        if from < to {
-            self.write(from, to, |bytes| bytes.fill(0));
-        }
+    ///
+    /// # Errors
+    /// As [`FolioGuard::write`].
+    pub fn zero(&self, from: u64, to: u64) -> Result<()> {
+        if from < to { self.write(from, to, |bytes| bytes.fill(0)) } else { Ok(()) }
     }
 
     /// `blocks` hold their content now.
@@ -506,6 +525,7 @@ impl FolioGuard {
 mod tests {
     use super::*;
     use ext4_core::device::MemoryPool;
+    use ext4_core::device::memory::REGION_SIZE;
 
     #[test]
     fn k_13_clearing_rounds_inwards_and_setting_outwards() {
@@ -530,27 +550,68 @@ mod tests {
         let memory = Arc::new(pool.allocate(16384).expect("pool").expect("room"));
         let folio = Folio::new(memory, 0, BlockSize::KIB_4);
         let guard = folio.try_lock().expect("free");
-        guard.write(0, 16384, |bytes| bytes.fill(1));
+        guard.write(0, 16384, |bytes| bytes.fill(1)).expect("memory");
         guard.set_uptodate(0..4);
         let view = guard.view(4096, 8192);
         let first = folio.memory().as_ptr();
-        guard.write(8192, 12288, |bytes| bytes.fill(2));
+        guard.write(8192, 12288, |bytes| bytes.fill(2)).expect("memory");
         assert_eq!(folio.memory().as_ptr(), first, "nobody looks there");
         // A device may fill blocks that are not uptodate: never those that somebody looks at.
-        guard.make_gaps_unviewed(0..4);
+        guard.make_gaps_unviewed(0..4).expect("memory");
         assert_eq!(folio.memory().as_ptr(), first, "there is no gap");
         guard.discard_blocks(1..2);
-        guard.make_gaps_unviewed(0..1);
+        guard.make_gaps_unviewed(0..1).expect("memory");
         assert_eq!(folio.memory().as_ptr(), first, "the gap is elsewhere");
-        guard.make_gaps_unviewed(0..4);
+        guard.make_gaps_unviewed(0..4).expect("memory");
         assert_ne!(folio.memory().as_ptr(), first);
         folio.memory().write(4096, 4096, |bytes| bytes.fill(3));
         assert!(view.iter().all(|byte| *byte == 1));
         assert!(folio.read(8192, 12288, |bytes| bytes.iter().all(|byte| *byte == 2)), "the rest came along");
         let again = guard.view(0, 4096);
-        guard.write(100, 200, |bytes| bytes.fill(4));
+        guard.write(100, 200, |bytes| bytes.fill(4)).expect("memory");
         assert!(again.iter().all(|byte| *byte == 1));
         assert!(folio.read(100, 200, |bytes| bytes.iter().all(|byte| *byte == 4)));
         drop((view, again));
+    }
+
+    /// A child of its own, whose address space ends where it is.
+    #[test]
+    fn without_memory_for_what_is_viewed_a_write_fails_and_nothing_is_changed() {
+        const CHILD: &str = "EXT4_TEST_WITHOUT_MEMORY";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "folio::tests::without_memory_for_what_is_viewed_a_write_fails_and_nothing_is_changed";
+            let child = std::process::Command::new(std::env::current_exe().expect("runs from a file"))
+                .args(["--exact", name, "--nocapture", "--test-threads=1"])
+                .env(CHILD, "1")
+                .output()
+                .expect("starts");
+            let said = String::from_utf8_lossy(&child.stdout);
+            assert!(child.status.success() && said.contains("refused"), "{said}{child:?}");
+            return;
+        }
+        let pool = MemoryPool::new(2 << 20);
+        let folio =
+            Folio::new(Arc::new(pool.allocate(2 << 20).expect("pool").expect("room")), 0, BlockSize::KIB_4);
+        let guard = folio.try_lock().expect("free");
+        guard.zero(0, 2 << 20).expect("nobody looks");
+        guard.set_uptodate(0..512);
+        let view = guard.view(4096, 8192);
+        // All of the pool's region is taken.
+        let rest: Vec<_> =
+            (1..REGION_SIZE >> 21).map(|_| pool.allocate_beyond(2 << 20).expect("room")).collect();
+        let pages = std::fs::read_to_string("/proc/self/statm").expect("procfs");
+        let pages: u64 = pages.split(' ').next().and_then(|pages| pages.parse().ok()).expect("a number");
+        let limit = pages * 4096 + (1 << 20);
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_AS, limit, limit).expect("lowers");
+        let error = guard.write(5000, 5001, |bytes| bytes.fill(1)).expect_err("no memory");
+        assert_eq!(error.errno(), ext4_core::Errno::ENOMEM);
+        assert!(guard.make_unviewed(1..2).is_err() && guard.zero(4096, 4097).is_err());
+        guard.make_unviewed(2..3).expect("nobody looks there");
+        guard.write(8192, 8193, |bytes| bytes.fill(2)).expect("nobody looks there");
+        assert!(view.iter().all(|byte| *byte == 0));
+        drop(view);
+        guard.write(5000, 5001, |bytes| bytes.fill(1)).expect("nobody looks any more");
+        println!("refused: {error}");
+        drop(rest);
     }
 }

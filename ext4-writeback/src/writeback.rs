@@ -70,7 +70,8 @@ impl<'a> WritepageContext<'a> {
     /// Takes the dirty blocks of one folio, locked and dirty, and adds them to ioends.
     ///
     /// # Errors
-    /// Where blocks have no place on the device: those from the first such block on are lost.
+    /// Where blocks have no place on the device: those from the first such block on are lost. The host's refusal to map
+    /// memory: then the folio stays dirty.
     pub async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
         let (fs, inode) = (self.fs, self.inode);
         let bits = fs.info.block_size().bits();
@@ -84,15 +85,15 @@ impl<'a> WritepageContext<'a> {
             len = folio.len(),
             "iomap_writeback_folio"
         );
-        let dirty = folio.start_writeback();
-        inode.pages.note_clean(folio);
-        fs.writeback.note_writeback(folio.len());
         let size = inode.size();
         if size < folio.end() {
             let from = size.max(folio.start());
             let block_end = size.next_multiple_of(1 << bits).min(folio.end());
-            folio.zero(from, block_end);
+            folio.zero(from, block_end)?;
         }
+        let dirty = folio.start_writeback();
+        inode.pages.note_clean(folio);
+        fs.writeback.note_writeback(folio.len());
         let end = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let mut at = 0;
         let mut result = Ok(());

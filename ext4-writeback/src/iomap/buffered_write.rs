@@ -301,7 +301,7 @@ fn step(
     }
     if state.dirty {
         // Uptodate, and what lies below is known.
-        return Ok(Step::Done(copy(inode, folio, position, data, || {})));
+        return copy(inode, folio, position, data, || {});
     }
     // The blocks at the edges, where they are overwritten in part and not in memory.
     let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
@@ -322,6 +322,8 @@ fn step(
             }
         }
     }
+    // From here on nothing fails once a block is delayed: one without dirty memory above it would never be written.
+    folio.make_unviewed(touched.clone())?;
     let mode = mode.unwrap_or_else(|| allocation_mode(fs));
     let mut hole = false;
     let reserved = inode.extent_status.reserve(first + touched.start..first + touched.end, |blocks| {
@@ -348,11 +350,11 @@ fn step(
     for (block, uptodate) in edges(&touched, &state) {
         if !covered.contains(&block) && !uptodate {
             let (from, to) = (start_of(block), start_of(block + 1));
-            folio.zero(from, position.clamp(from, to));
-            folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to));
+            folio.zero(from, position.clamp(from, to))?;
+            folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to))?;
         }
     }
-    Ok(Step::Done(copy(inode, folio, position, data, || mark_dirty(fs, inode, folio, touched))))
+    copy(inode, folio, position, data, || mark_dirty(fs, inode, folio, touched))
 }
 
 /// The first and the last of the blocks that a write touches, and whether memory holds their content.
@@ -361,13 +363,19 @@ fn edges(touched: &Range<u32>, state: &WriteState) -> [(u32, bool); 2] {
 }
 
 /// Copies `data` to byte `position` of the locked folio, whose blocks are ready for it; `mark` makes them dirty.
-fn copy(inode: &InodeInfo, folio: &FolioGuard, position: u64, data: &[u8], mark: impl FnOnce()) -> usize {
+fn copy(
+    inode: &InodeInfo,
+    folio: &FolioGuard,
+    position: u64,
+    data: &[u8],
+    mark: impl FnOnce(),
+) -> Result<Step> {
     let end = position + data.len() as u64;
-    folio.write(position, end, |bytes| bytes.copy_from_slice(data));
+    folio.write(position, end, |bytes| bytes.copy_from_slice(data))?;
     // Dirty first: a completion that saw the size and nothing dirty before it would take i_disksize along.
     mark();
     note_written(inode, end);
-    data.len()
+    Ok(Step::Done(data.len()))
 }
 
 /// A write ended at `end`. Before the folio is unlocked: writeback zeroes what lies behind the size.

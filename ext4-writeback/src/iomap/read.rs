@@ -266,15 +266,12 @@ struct FolioRead {
 
 impl FolioRead {
     fn end(&self, blocks: Range<u32>, result: &Result<()>, block_bits: u32) {
-        match result {
-            Ok(()) => {
-                let start = self.folio.start();
-                let from = start + (u64::from(blocks.start) << block_bits);
-                let to = start + (u64::from(blocks.end) << block_bits);
-                self.folio.zero(self.size.clamp(from, to), to);
-                self.folio.set_uptodate(blocks);
-            }
-            Err(error) => self.folio.set_read_error(error.clone()),
+        let start = self.folio.start();
+        let from = start + (u64::from(blocks.start) << block_bits);
+        let to = start + (u64::from(blocks.end) << block_bits);
+        match result.clone().and_then(|()| self.folio.zero(self.size.clamp(from, to), to)) {
+            Ok(()) => self.folio.set_uptodate(blocks),
+            Err(error) => self.folio.set_read_error(error),
         }
     }
 }
@@ -317,14 +314,14 @@ impl<'a> Reader<'a> {
         let size = self.inode.size();
         let behind = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let first = folio.first_block();
-        folio.make_gaps_unviewed(blocks.clone());
+        folio.make_gaps_unviewed(blocks.clone())?;
         let read = Arc::new(FolioRead { folio, size });
         let folio = &read.folio;
         let mut at = blocks.start;
         while let Some(gap) = folio.next_not_uptodate(at..blocks.end) {
             let byte = |block: u32| folio.start() + (u64::from(block) << bits);
             if gap.start >= behind {
-                folio.zero(byte(gap.start), byte(gap.end));
+                folio.zero(byte(gap.start), byte(gap.end))?;
                 folio.set_uptodate(gap.clone());
                 at = gap.end;
                 continue;
@@ -334,7 +331,7 @@ impl<'a> Reader<'a> {
             let run = gap.start..stop;
             at = stop;
             let Status::Written(physical) = extent.status else {
-                folio.zero(byte(run.start), byte(run.end));
+                folio.zero(byte(run.start), byte(run.end))?;
                 folio.set_uptodate(run);
                 continue;
             };

@@ -22,7 +22,7 @@ use crate::{iomap, writeback};
 /// written. Nothing for an aligned `position`.
 ///
 /// # Errors
-/// Those of reading the block.
+/// Those of reading the block; the host's refusal to map memory.
 pub(crate) async fn zero_block_tail(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -50,7 +50,7 @@ pub(crate) async fn zero_block_tail(
                 break;
             }
         }
-        folio.zero(position, end);
+        folio.zero(position, end)?;
         let block = folio.blocks_touched(position, end);
         mark_dirty(fs, inode, &folio, block);
         return Ok(());
@@ -61,7 +61,7 @@ pub(crate) async fn zero_block_tail(
         let block = folio.blocks_touched(position, end);
         if !folio.is_removed() && folio.is_uptodate(block.clone()) {
             wait_for_io(&folio, &block).await;
-            folio.zero(position, end);
+            folio.zero(position, end)?;
         }
     }
     Ok(())
@@ -74,7 +74,7 @@ pub(crate) async fn zero_block_tail(
 /// neither in flight nor about to become the block's content by a conversion.
 ///
 /// # Errors
-/// Those of reading the block.
+/// Those of reading the block; the host's refusal to map memory.
 pub(crate) async fn zero_within_block(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -105,13 +105,13 @@ pub(crate) async fn zero_within_block(
         }
         let blocks = guard.blocks_touched(from, to);
         if guard.is_block_dirty(blocks.start) {
-            guard.zero(from, to);
+            guard.zero(from, to)?;
             return Ok(());
         }
         // Now that the folio is locked nobody converts or fills what lies below.
         if !matches!(iomap::lookup(fs, inode, number).await?.status, Status::Written(_)) {
             if guard.is_uptodate(blocks) {
-                guard.zero(from, to);
+                guard.zero(from, to)?;
             }
             return Ok(());
         }
@@ -119,7 +119,7 @@ pub(crate) async fn zero_within_block(
             drop(read_blocks(fs, inode, guard, blocks).await?);
             continue;
         }
-        guard.zero(from, to);
+        guard.zero(from, to)?;
         mark_dirty(fs, inode, &guard, blocks);
         return Ok(());
     }
