@@ -293,6 +293,10 @@ fn mount_options_reach_the_mount() {
     assert!(ext4(["info", path]).ok().contains("/after"));
 
     ext4(["mkdir", "-o", "ro", &image.at("/never")]).fails(1, &["read-only"]);
+    // Before the command, behind it, again and again: all of them count.
+    ext4(["-o", "ro", "mkdir", "-o", "lazytime", "-o", "discard", &image.at("/never")])
+        .fails(1, &["read-only"]);
+    ext4(["-o", "noload", "mkdir", "-o", "lazytime", &image.at("/never")]).fails(1, &["noload"]);
     ext4(["ls", "-o", "ro,noload", &image.at("/")]).ok();
     ext4(["mkdir", "-o", "noload", &image.at("/never")]).fails(1, &["noload"]);
     check(&image.path);

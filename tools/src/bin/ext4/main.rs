@@ -29,7 +29,7 @@ mod unpack;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ext4_tools::mount_options::{self, MountOptionList};
 use ext4_tools::open::{Backend, Opener};
 use ext4_tools::size::parse_size;
@@ -78,7 +78,8 @@ struct Global {
     #[arg(long, global = true, help_heading = "Global options")]
     noload: bool,
     /// Mount options as mount(8) takes them, for commands that mount: `ext4 --help` lists them
-    #[arg(short = 'o', long = "options", global = true, value_name = "OPTIONS", help_heading = "Global options",
+    // Not global: clap would forget those before the command where there are others behind it ([`parse`]).
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS", help_heading = "Global options",
         value_parser = MountOptionList::parse)]
     mount_options: Vec<MountOptionList>,
     /// Tell on standard error what is being done; twice for more
@@ -154,8 +155,28 @@ impl Command {
     }
 }
 
+/// What the command line says. `-o` may stand before a command and behind it, and all of them count: one that says `ro` is
+/// not to be lost to another.
+fn parse() -> Cli {
+    const OPTIONS: &str = "mount_options";
+    fn with_options(command: clap::Command, option: &clap::Arg) -> clap::Command {
+        command.mut_subcommands(|command| with_options(command.arg(option), option))
+    }
+    let command = Cli::command();
+    let option = command.get_arguments().find(|argument| argument.get_id() == OPTIONS).cloned();
+    let matches = option.iter().fold(command, with_options).get_matches();
+    let mut parsed = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let mut at = &matches;
+    while let Some((_, below)) = at.subcommand() {
+        let options = below.get_many::<MountOptionList>(OPTIONS);
+        parsed.global.mount_options.extend(options.into_iter().flatten().cloned());
+        at = below;
+    }
+    parsed
+}
+
 fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = parse();
     start_tracing(global.verbose);
     let mount_options = MountOptionList::joined(global.mount_options);
     if !mount_options.is_empty() && command.takes_no_mount_options() {
