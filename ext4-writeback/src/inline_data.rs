@@ -16,8 +16,8 @@
 //! is no state in between, and nothing unwritten. With bigalloc a whole cluster is picked: a file that is inline has none
 //! yet, and the block is the first of its file as of its cluster.
 //!
-//! Locks: who changes the data or moves it holds `rwlock` and `invalidate_lock` for writing, the latter also when the
-//! future of the caller is dropped; then `inode`, under the handle. Nobody fills folios meanwhile, and who comes later
+//! Locks: who changes the data or moves it holds `rwlock` and `invalidate_lock` for writing, also when the future of the
+//! caller is dropped ([`crate::operation_lock`]); then `inode`, under the handle. Nobody fills folios meanwhile, and who comes later
 //! looks at [`InodeInfo::is_inline`] under `invalidate_lock`.
 //!
 //! Fast commits: an inline inode has no tag that all replay alike, so its transaction is committed in full.
@@ -37,7 +37,7 @@ use crate::fast_commit::Reason;
 use crate::filesystem::FilesystemInner;
 use crate::handle::Handle;
 use crate::inode_info::InodeInfo;
-use crate::runtime::run_to_end;
+use crate::operation_lock::under_locks;
 use crate::{File, Filesystem, truncate};
 
 /// Where `i_block` lies in an inode.
@@ -150,7 +150,7 @@ pub(crate) async fn write(
     }
     let data = if fits_at_all { data.to_vec() } else { Vec::new() };
     let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-    run_to_end(&fs.runtime, async move {
+    under_locks(fs, inode, async move {
         let dropping = owned.invalidate_lock.write().await;
         if !owned.is_inline() {
             // Nothing of it is dirty, as it has no bytes; a block of zeros may be there, which somebody read.
@@ -265,6 +265,18 @@ pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) ->
     inline_data::store(&fs.info, &mut disk, &bytes)?;
     fs.orphans.remove(&fs.info, &handle, &mut disk).await?;
     fs.log_inode(&handle, inode, &disk, true).await
+}
+
+/// As [`convert_out`], to its end whatever becomes of the caller, who holds `rwlock` for writing.
+///
+/// # Errors
+/// As [`convert_out`].
+pub(crate) async fn move_out(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+    if !inode.is_inline() {
+        return Ok(());
+    }
+    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
+    under_locks(fs, inode, async move { convert_out(&shared, &owned).await }).await
 }
 
 /// Moves the data of a file to a block where the inode holds it; a file that is mapped stays as it is. Size and content

@@ -21,6 +21,7 @@ use tokio::sync::RwLock;
 use crate::completion::CompletionQueue;
 use crate::extent_status::ExtentStatusTree;
 use crate::filesystem::FilesystemInner;
+use crate::operation_lock::OperationLock;
 use crate::page_cache::{ErrorSequence, PageCache};
 use crate::preallocation::Preallocation;
 
@@ -33,7 +34,7 @@ pub(crate) struct InodeInfo {
     /// Its number.
     pub number: InodeNumber,
     /// i_rwsem: held for writing by every change of the file's content or size, and of a directory's names.
-    pub rwlock: RwLock<()>,
+    pub rwlock: OperationLock<()>,
     /// Held for writing while page cache is dropped (truncate, punch), for reading by those who fill it.
     pub invalidate_lock: RwLock<()>,
     /// i_data_sem and what it protects: the inode as it is logged; `size` in it is i_disksize.
@@ -75,7 +76,7 @@ impl InodeInfo {
         let disk_size = inode.size;
         Self {
             number: inode.number,
-            rwlock: RwLock::new(()),
+            rwlock: OperationLock::new(()),
             invalidate_lock: RwLock::new(()),
             size: AtomicU64::new(inode.size),
             sync_transaction: AtomicU64::new(0),

@@ -27,6 +27,7 @@ mod lazytime;
 mod lock_order;
 pub mod namespace;
 pub mod open_options;
+mod operation_lock;
 pub mod options;
 mod page_cache;
 pub mod path;

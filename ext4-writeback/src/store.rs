@@ -26,7 +26,7 @@ use ext4_core::{Errno, Error};
 use crate::extent_status::Status;
 use crate::filesystem::FilesystemInner;
 use crate::iomap::buffered_write::{self, AllocationMode};
-use crate::runtime::run_to_end;
+use crate::operation_lock::under_locks;
 use crate::writeback::{self, ENOSPC_RETRIES};
 use crate::{File, Result, flusher, iomap};
 
@@ -211,7 +211,8 @@ impl File {
             let _content = inode.rwlock.write().await;
             inode.check_alive()?;
             let end = self.end_of_mapping(offset, len)?;
-            self.move_out_of_inode().await?;
+            // A store promises blocks, so the file has to have some.
+            crate::inline_data::move_out(fs, inode).await?;
             match self.promise_blocks(&promise, offset, end).await {
                 Ok(()) => break end,
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
@@ -227,16 +228,6 @@ impl File {
         // Where the file is cut meanwhile, the rest are zeros, and the commit stores none of them.
         self.read_cached_at(offset, &mut bytes).await?;
         Ok(MappedFolio { file: self, offset, bytes, promise })
-    }
-
-    /// A store promises blocks, so the file has to have some. The caller holds `rwlock` for writing.
-    async fn move_out_of_inode(&self) -> Result<()> {
-        if !self.inode.is_inline() {
-            return Ok(());
-        }
-        let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
-        let runtime = Arc::clone(&fs.runtime);
-        run_to_end(&runtime, async move { crate::inline_data::convert_out(&fs, &inode).await }).await
     }
 
     fn end_of_mapping(&self, offset: u64, len: usize) -> Result<u64> {
@@ -261,7 +252,7 @@ impl File {
         if !indirect && buffered_write::allocation_mode(fs) == AllocationMode::AtOnce {
             let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
             let operation = async move { writeback::allocate_holes(&shared, &owned, first..last).await };
-            return run_to_end(&fs.runtime, operation).await;
+            return under_locks(fs, inode, operation).await;
         }
         // With bigalloc each cluster of a hole, which is as many as it can take.
         let clusters = fs.info.cluster_bits();

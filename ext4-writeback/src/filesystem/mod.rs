@@ -51,6 +51,7 @@ use crate::inode_cache::InodeCache;
 use crate::inode_info::InodeInfo;
 use crate::lock_order::HandleToken;
 use crate::open_options::OpenOptions;
+use crate::operation_lock::OperationLock;
 use crate::runtime::run_to_end;
 use crate::{File, MountOptions, Result};
 
@@ -96,7 +97,7 @@ pub(crate) struct FilesystemInner {
     pub fast_commits: Arc<Tracker>,
     /// Held for reading by every operation that changes something, for writing by unmount: the outermost lock. False
     /// when the file system is no longer mounted.
-    pub freeze: RwLock<bool>,
+    pub freeze: OperationLock<bool>,
     /// Held by renames from one directory into another (s_vfs_rename_mutex): the tree of directories stands still.
     pub rename: Mutex<()>,
     /// How inodes lie in their table.

@@ -21,7 +21,7 @@ use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, InodeNumber, Result};
 use ext4_journal::{Journal, JournalOptions};
-use tokio::sync::{Mutex, RwLock};
+use tokio::sync::Mutex;
 
 use super::journal_location;
 use super::superblock_state::{FormerErrors, mark_mounted, mark_recovered};
@@ -31,6 +31,7 @@ use crate::error_policy::ErrorPolicy;
 use crate::fast_commit::{Table, Tracker};
 use crate::flusher::Writeback;
 use crate::inode_cache::InodeCache;
+use crate::operation_lock::OperationLock;
 use crate::runtime::{TokioRuntime, run_to_end};
 use crate::{Allocation, MountOptions, OnError};
 
@@ -267,7 +268,7 @@ pub(super) fn assemble(
             _ => OnError::Continue,
         })),
         error_writer: Mutex::new(()),
-        freeze: RwLock::new(true),
+        freeze: OperationLock::new(true),
         rename: Mutex::new(()),
         inode_layout: InodeLayout {
             features: superblock.features,

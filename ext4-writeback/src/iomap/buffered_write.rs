@@ -33,6 +33,7 @@ use crate::indirect::prepare_pointers;
 use crate::inline_data;
 use crate::inode_info::InodeInfo;
 use crate::iomap;
+use crate::operation_lock::under_locks;
 use crate::runtime::run_to_end;
 use crate::store::Promise;
 use crate::writeback::{self, ENOSPC_RETRIES};
@@ -99,7 +100,7 @@ pub(crate) async fn write_promised(
     promise: Option<&Promise>,
 ) -> Result<usize> {
     if promise.is_some() {
-        inline_data::convert_out(fs, inode).await?;
+        inline_data::move_out(fs, inode).await?;
     } else if inline_data::write(fs, inode, position, data).await? {
         return Ok(data.len());
     }
@@ -155,7 +156,8 @@ pub(crate) async fn write_promised(
     Ok(done)
 }
 
-/// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks.
+/// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks. The caller holds `rwlock` for
+/// writing.
 pub(crate) async fn prepare(
     fs: &Arc<FilesystemInner>,
     inode: &Arc<InodeInfo>,
@@ -166,7 +168,7 @@ pub(crate) async fn prepare(
     let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
     let blocks = (position >> bits) as u32..last;
     let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-    run_to_end(&fs.runtime, async move { prepare_pointers(&shared, &owned, blocks).await }).await
+    under_locks(fs, inode, async move { prepare_pointers(&shared, &owned, blocks).await }).await
 }
 
 fn partial(done: usize, error: Error) -> Result<usize> {
@@ -223,7 +225,7 @@ async fn write_folio(
                 // As much as this call writes, at once.
                 let bits = fs.info.block_size().bits();
                 let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
-                run_to_end(&fs.runtime, async move {
+                under_locks(fs, inode, async move {
                     writeback::allocate_holes(&shared, &owned, first..last).await
                 })
                 .await?;

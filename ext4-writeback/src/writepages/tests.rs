@@ -22,7 +22,7 @@ pub(crate) async fn mounted(block_size: BlockSize) -> (Arc<MemoryDevice>, Filesy
     mounted_with(block_size, MountOptions::default()).await
 }
 
-pub(super) async fn mounted_with(
+pub(crate) async fn mounted_with(
     block_size: BlockSize,
     options: MountOptions,
 ) -> (Arc<MemoryDevice>, Filesystem, File) {
@@ -73,7 +73,7 @@ fn dirty_pages(file: &File, count: u64) -> Vec<u64> {
     (0..count).filter(|page| file.inode.pages.is_block_dirty(page * PAGE)).collect()
 }
 
-pub(super) fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+pub(crate) fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 

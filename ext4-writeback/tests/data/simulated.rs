@@ -259,10 +259,11 @@ fn worlds_of(weather: Weather, simulate: impl Fn(Image, u64, usize, Weather)) {
         return;
     }
     let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = match given {
-        Some(seed) => seed..seed + 1,
-        None if long_tests() => 1..200,
-        None => 1..4,
+    let seeds: Vec<u64> = match given {
+        Some(seed) => vec![seed],
+        None if long_tests() => (1..200).collect(),
+        // The last one had a writer give up and leave his lock to nobody.
+        None => vec![1, 2, 3, 187],
     };
     let image = make_image(weather.mib, weather.block_size, &["-m", "0", "-J", "size=1"], 0xaa);
     for seed in seeds {
