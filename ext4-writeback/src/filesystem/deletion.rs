@@ -106,3 +106,39 @@ fn maps_blocks(inode: &Inode, cluster_sectors: u64) -> bool {
     let typed = matches!(inode.file_type(), Some(FileType::Directory | FileType::Symlink));
     typed && inode.sectors > attributes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+
+    use ext4_core::{BlockSize, InodeNumber};
+
+    use crate::writepages::tests::{PAGE, assert_clean, mounted, poll_once};
+
+    /// The file's last name is gone, it was closed, and its deletion is on its way when the file system is unmounted.
+    #[tokio::test]
+    async fn unmount_waits_for_a_deletion_that_has_begun() {
+        let (device, fs, file) = mounted(BlockSize::KIB_4).await;
+        file.write_at(0, &[1; 3 * PAGE as usize]).await.expect("writes");
+        file.sync_all().await.expect("syncs");
+        fs.unlink(InodeNumber::ROOT, b"file").await.expect("unlinks");
+        let inode = Arc::clone(&file.inode);
+        let held = inode.rwlock.read().await;
+        drop(file);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        {
+            let mut unmount = pin!(fs.unmount());
+            for _ in 0..100 {
+                assert!(poll_once(unmount.as_mut()).is_pending());
+                tokio::task::yield_now().await;
+            }
+            drop(held);
+            unmount.await.expect("unmounts");
+        }
+        // With an orphan left it would not be.
+        assert_clean(&device);
+    }
+}

@@ -309,7 +309,9 @@ impl FilesystemInner {
             self.inodes.release(Arc::clone(inode));
             let fs = Arc::clone(self);
             self.runtime.spawn(Box::pin(async move {
-                if *fs.freeze.read().await {
+                // Held to the end: unmount does not find what is being deleted, and would close the journal before it.
+                let mounted = fs.freeze.read().await;
+                if *mounted {
                     fs.delete_released().await;
                 }
             }));
