@@ -5,11 +5,14 @@
 //! Nothing is locked from one component to the next: whoever renames directories meanwhile decides what is found, as
 //! in any kernel.
 
+use crate::namespace::symlink;
 use ext4_core::format::inode::FileType;
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
-use crate::namespace::symlink_target;
-use crate::{Attributes, Credentials, File, Filesystem};
+use crate::file::File;
+use crate::filesystem::Filesystem;
+use crate::namespace::attributes::Attributes;
+use crate::namespace::new_inode::Credentials;
 
 /// How many symlinks one path may lead through.
 pub const MAX_SYMLINKS: u32 = 40;
@@ -73,7 +76,7 @@ impl Filesystem {
                 return Ok(None);
             }
             info.check_alive()?;
-            symlink_target(&self.inner.info, &self.inner.inode_layout, &raw).await.map(Some)
+            symlink::target(&self.inner.info, &self.inner.inode_layout, &raw).await.map(Some)
         })
         .await
     }

@@ -10,8 +10,8 @@ use ext4_core::device::simulated::{Image, RecordingDevice};
 use ext4_core::device::{Bio, BlockDevice, Completion, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::environment::SystemEnvironment;
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::filesystem::{ExternalJournal, NewJournalOptions, create_journal};
 use ext4_writeback::{Allocation, Credentials, Filesystem, MountOptions};
+use ext4_writeback::{ExternalJournal, NewJournalOptions, create_journal};
 use parking_lot::Mutex;
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];

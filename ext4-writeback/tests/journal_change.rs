@@ -11,8 +11,8 @@ use ext4_core::environment::SystemEnvironment;
 use ext4_core::format::features::{Compat, Incompat};
 use ext4_core::format::superblock::{STATE_VALID, Superblock};
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::filesystem::{ExternalJournal, NewJournalOptions, create_journal, remove_journal};
 use ext4_writeback::{Credentials, Filesystem, MountOptions};
+use ext4_writeback::{ExternalJournal, NewJournalOptions, create_journal, remove_journal};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs", "dumpe2fs"];
 

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_journal::Recovery;
-use ext4_writeback::filesystem::{JournalReplay, replay_journal};
 use ext4_writeback::{Filesystem, MountOptions};
+use ext4_writeback::{JournalReplay, replay_journal};
 use manifest::Manifest;
 use sha2::Digest;
 

@@ -11,9 +11,9 @@ use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::meta::{Transaction as _, credits, inode_allocator, xattr};
 use ext4_core::{InodeNumber, Result};
 
-use super::FilesystemInner;
-use crate::fast_commit::Reason;
-use crate::inode_info::InodeInfo;
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+use crate::volume::fast_commit::reason::Reason;
 
 impl FilesystemInner {
     /// Deletes `inode` where it has no links, is not open and was not deleted already. The caller holds no handle and
@@ -29,7 +29,7 @@ impl FilesystemInner {
             raw.file_type() == Some(FileType::Regular) || maps_blocks(&raw, self.info.cluster_sectors())
         };
         if has_content {
-            crate::truncate::free_all_blocks(self, inode).await?;
+            crate::io::truncate::free_all_blocks(self, inode).await?;
         }
         let credits = credits::ALLOCATE_INODE + credits::XATTR + credits::ORPHAN + credits::INODE;
         let handle = self.begin_tracked(credits, "delete inode").await?;
@@ -70,7 +70,7 @@ impl FilesystemInner {
 
     /// Finishes what a crash interrupted: deletes orphans without links, cuts the others to their size. One that
     /// cannot be finished is reported and left.
-    pub(super) async fn process_orphans(self: &Arc<Self>) {
+    pub(crate) async fn process_orphans(self: &Arc<Self>) {
         for number in self.orphans.pending() {
             if let Err(error) = self.process_orphan(number).await {
                 tracing::warn!(inode = %number, %error, "an orphan could not be processed");
@@ -95,7 +95,7 @@ impl FilesystemInner {
         if inode.unlinked.load(Ordering::Acquire) {
             self.delete_inode(&inode).await
         } else {
-            crate::truncate::resume(self, &inode).await
+            crate::io::truncate::resume(self, &inode).await
         }
     }
 }
@@ -114,7 +114,7 @@ mod tests {
 
     use ext4_core::{BlockSize, InodeNumber};
 
-    use crate::writepages::tests::{PAGE, assert_clean, mounted, poll_once};
+    use crate::testing::{PAGE, assert_clean, mounted, poll_once};
 
     /// The file's last name is gone, it was closed, and its deletion is on its way when the file system is unmounted.
     #[tokio::test]

@@ -4,8 +4,24 @@ use ext4_core::GroupNumber;
 use ext4_core::format::features::Compat;
 use ext4_core::format::superblock::Superblock;
 
-use super::Filesystem;
-use crate::StatFs;
+use crate::filesystem::Filesystem;
+
+/// What statfs tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StatFs {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks in all, less the fixed metadata (the kernel's `minixdf` is off).
+    pub blocks: u64,
+    /// Free blocks.
+    pub free_blocks: u64,
+    /// Free blocks that are not kept for root.
+    pub available_blocks: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// Free inodes.
+    pub free_inodes: u64,
+}
 
 impl Filesystem {
     /// Space and inodes, as statfs(2) tells them: blocks promised to data that is not written yet count as used.
@@ -26,7 +42,7 @@ impl Filesystem {
 }
 
 /// Blocks that no file can have: superblocks, descriptors, bitmaps, inode tables, and the journal's.
-pub(super) fn overhead(superblock: &Superblock) -> u64 {
+pub(crate) fn overhead(superblock: &Superblock) -> u64 {
     if superblock.overhead_blocks != 0 {
         return u64::from(superblock.overhead_blocks) << superblock.cluster_bits();
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use ext4_core::format::inode::FileType;
 use ext4_core::{InodeNumber, Result};
 
-use super::{Filesystem, FilesystemInner};
-use crate::runtime::run_to_end;
+use crate::base::runtime::run_to_end;
+use crate::filesystem::{Filesystem, FilesystemInner};
 
 impl Filesystem {
     /// sync(2): everything written so far is durable when it returns.
@@ -43,7 +43,7 @@ impl Filesystem {
             let info = fs.inode(inode).await?;
             let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
-                crate::writeback::sync_inode_data(&fs, &info).await?;
+                crate::writeback::inode::sync_inode_data(&fs, &info).await?;
             }
             let flushed = match (&fs.journal, info.last_transaction(false)) {
                 (Some(journal), Some(transaction)) if regular => fs.commit_file(journal, transaction).await?,
@@ -63,10 +63,10 @@ impl Filesystem {
 
 impl FilesystemInner {
     /// Writes everything: data, then metadata, then flushes.
-    pub(super) async fn sync_all(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn sync_all(self: &Arc<Self>) -> Result<()> {
         tracing::debug!("ext4_sync_fs");
         self.delete_released().await;
-        let data = crate::flusher::sync_all_data(self).await;
+        let data = crate::writeback::sync_all::sync_all_data(self).await;
         let findings = self.record_findings().await;
         let metadata = match &self.journal {
             Some(journal) => journal.force_commit().await,

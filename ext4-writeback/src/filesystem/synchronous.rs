@@ -2,12 +2,12 @@
 //!
 //! `chattr +S` (SYNC): every change of the inode, and of a directory's names; `chattr +D` (DIRSYNC): of a directory's
 //! names. The flags are read from the inode each time; a file's writes know them from its opening
-//! ([`crate::OpenOptions::sync`]).
+//! ([`crate::file::options::OpenOptions::sync`]).
 
 use ext4_core::format::inode::InodeFlags;
 use ext4_core::{Errno, InodeNumber, Result};
 
-use super::FilesystemInner;
+use crate::filesystem::FilesystemInner;
 
 impl FilesystemInner {
     /// After names of `directories` were changed: commits, where one of them asks for it. The caller holds no handle and

@@ -10,17 +10,17 @@
 //! Reads and writes ask under the folio's lock and use the answer there, so it needs no second look; writeback keeps
 //! an answer from folio to folio and compares sequence numbers each time.
 
-pub(crate) mod buffered_write;
-pub(crate) mod read;
-pub(crate) mod read_ahead;
-pub(crate) mod zero;
+pub(crate) mod allocate;
+pub(crate) mod pointers;
+pub(crate) mod preallocation;
+pub(crate) mod promise;
 
 use ext4_core::meta::block_map;
 use ext4_core::{BlockNumber, Error, LogicalBlock, Result};
 
-use crate::extent_status::{Extent, Status};
+use crate::cache::extent_status::status::{Extent, Status};
 use crate::filesystem::FilesystemInner;
-use crate::inode_info::InodeInfo;
+use crate::inode::InodeInfo;
 
 /// What lies at a range of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,19 +8,21 @@ use std::sync::Arc;
 use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::format::xattr::acl::Acl;
+use ext4_core::meta::xattr::SetMode;
 use ext4_core::meta::{
     Transaction as _, credits, directory, extent_tree, inode_allocator, inode_table, xattr,
 };
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
-use super::new_inode::{NewInode, check_device, inherited_flags, mode_and_group};
-use super::{check_may_add, check_name, links, names_changed, symlink};
-use crate::fast_commit::{Operation, Reason};
 use crate::filesystem::{Filesystem, FilesystemInner};
-use crate::handle::Handle;
-use crate::inode_info::{InodeInfo, check_directory};
-use crate::xattr::{ACCESS_ACL, DEFAULT_ACL};
-use crate::{Credentials, SetMode};
+use crate::inode::{InodeInfo, check_directory};
+use crate::namespace::names::{check_may_add, check_name};
+use crate::namespace::new_inode::{Credentials, NewInode, check_device, inherited_flags, mode_and_group};
+use crate::namespace::xattr::{ACCESS_ACL, DEFAULT_ACL};
+use crate::namespace::{links, names_changed, symlink};
+use crate::volume::fast_commit::reason::Reason;
+use crate::volume::fast_commit::track::Operation;
+use crate::volume::handle::Handle;
 
 /// Attributes that go into the handle that makes the inode; more follow one by one.
 const XATTRS_AT_ONCE: usize = 8;
@@ -163,7 +165,7 @@ async fn make(
         return Err(error);
     }
     for (name, value) in later {
-        crate::xattr::set(fs, &child, name, Some(value), SetMode::Any, false).await?;
+        crate::namespace::xattr::set(fs, &child, name, Some(value), SetMode::Any, false).await?;
     }
     Ok(number)
 }
@@ -203,7 +205,12 @@ fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inod
     } else {
         0
     };
-    let times = new.times.unwrap_or(super::Times { atime: now, mtime: now, ctime: now, crtime: None });
+    let times = new.times.unwrap_or(crate::namespace::new_inode::Times {
+        atime: now,
+        mtime: now,
+        ctime: now,
+        crtime: None,
+    });
     inode.atime = fs.keepable(times.atime);
     inode.mtime = fs.keepable(times.mtime);
     inode.ctime = fs.keepable(times.ctime);

@@ -6,11 +6,12 @@ use ext4_core::format::inode::{FileType, InodeFlags};
 use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
-use super::links::LINK_MAX;
-use super::{check_may_add, check_name, names_changed};
-use crate::fast_commit::Operation;
 use crate::filesystem::{Filesystem, FilesystemInner};
-use crate::inode_info::check_directory;
+use crate::inode::check_directory;
+use crate::namespace::links::LINK_MAX;
+use crate::namespace::names::{check_may_add, check_name};
+use crate::namespace::names_changed;
+use crate::volume::fast_commit::track::Operation;
 
 impl Filesystem {
     /// Gives an inode another name.

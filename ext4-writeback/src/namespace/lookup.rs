@@ -1,11 +1,12 @@
 //! Finding and listing names.
 
-use ext4_core::meta::directory::{self, DirectoryEntry};
+use ext4_core::meta::directory;
+use ext4_core::meta::directory::DirectoryEntry;
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
-use super::NAME_MAX;
 use crate::filesystem::Filesystem;
-use crate::inode_info::check_directory;
+use crate::inode::check_directory;
+use crate::namespace::NAME_MAX;
 
 impl Filesystem {
     /// Finds `name` in a directory, also `.` and `..`.

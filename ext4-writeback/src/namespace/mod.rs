@@ -10,54 +10,23 @@
 //! Invariant: each operation is one handle with credits for its worst case, so that a crash shows it done or not done.
 //! Deleting an inode that lost its last link follows in handles of its own; until then it is an orphan.
 
-mod create;
-mod link;
-mod links;
-mod lookup;
-mod new_inode;
-mod remove;
-mod rename;
-mod symlink;
+pub(crate) mod attributes;
+pub(crate) mod create;
+pub(crate) mod link;
+pub(crate) mod links;
+pub(crate) mod lookup;
+pub(crate) mod names;
+pub(crate) mod new_inode;
+pub(crate) mod remove;
+pub(crate) mod rename;
+pub(crate) mod symlink;
+pub(crate) mod xattr;
 
-use ext4_core::format::inode::{Inode, InodeFlags};
-use ext4_core::{Errno, Error, Result, Timestamp};
-
-pub(crate) use links::{add_subdirectory, remove_subdirectory};
-pub use new_inode::{NewInode, Times};
-pub use rename::RenameFlags;
-pub(crate) use symlink::target as symlink_target;
+use ext4_core::Timestamp;
+use ext4_core::format::inode::Inode;
 
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
-
-/// Checks that `name` can be made or removed; `dots` is the errno for `.` and `..`.
-fn check_name(name: &[u8], dots: Errno) -> Result<()> {
-    let fail = |errno| Err(Error::posix(errno, format!("name {:?}", String::from_utf8_lossy(name))));
-    match name {
-        b"" => fail(Errno::ENOENT),
-        b"." | b".." => fail(dots),
-        _ if name.len() > NAME_MAX => fail(Errno::ENAMETOOLONG),
-        _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => fail(Errno::EINVAL),
-        _ => Ok(()),
-    }
-}
-
-/// Fails with `EPERM` where names may not be added to `directory`.
-fn check_may_add(directory: &Inode) -> Result<()> {
-    if directory.flags.contains(InodeFlags::IMMUTABLE) {
-        return Err(Error::posix(Errno::EPERM, format!("directory {} is immutable", directory.number)));
-    }
-    Ok(())
-}
-
-/// Fails with `EPERM` where `inode`'s name may not be taken out of a directory with `directory` flags.
-fn check_may_remove(directory: InodeFlags, inode: &Inode) -> Result<()> {
-    if (directory | inode.flags).intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {
-        let context = format!("inode {} or its directory is immutable or append-only", inode.number);
-        return Err(Error::posix(Errno::EPERM, context));
-    }
-    Ok(())
-}
 
 /// A directory's names changed.
 pub(crate) fn names_changed(directory: &mut Inode, now: Timestamp) {

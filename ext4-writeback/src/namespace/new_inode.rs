@@ -3,7 +3,16 @@
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::{Errno, Error, Result, Timestamp};
 
-use crate::Credentials;
+/// Who creates something, and with which permissions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Credentials {
+    /// Owner.
+    pub uid: u32,
+    /// Group (a set-group-ID directory's own group wins).
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u16,
+}
 
 /// All times of an inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +27,7 @@ pub struct Times {
     pub crtime: Option<Timestamp>,
 }
 
-/// Something to be made, with everything it shall have: [`crate::Filesystem::create_with`].
+/// Something to be made, with everything it shall have: [`crate::filesystem::Filesystem::create_with`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewInode {
     /// What it is.
@@ -59,7 +68,7 @@ const S_ISGID: u16 = 0o2000;
 
 /// Mode and group of a new inode in a directory: a set-group-ID directory hands on its group, and to directories the
 /// bit as well.
-pub(super) fn mode_and_group(new: &NewInode, parent: &Inode) -> (u16, u32) {
+pub(crate) fn mode_and_group(new: &NewInode, parent: &Inode) -> (u16, u32) {
     let mut mode = new.file_type.mode_bits() | (new.credentials.mode & 0o7777);
     if parent.mode & S_ISGID == 0 {
         return (mode, new.credentials.gid);
@@ -72,7 +81,7 @@ pub(super) fn mode_and_group(new: &NewInode, parent: &Inode) -> (u16, u32) {
 
 /// i_flags of a new inode in a directory with `parent` flags. Source: kernel documentation, "Index Nodes" (i_flags):
 /// what is inherited, and by which types.
-pub(super) fn inherited_flags(parent: InodeFlags, file_type: FileType) -> InodeFlags {
+pub(crate) fn inherited_flags(parent: InodeFlags, file_type: FileType) -> InodeFlags {
     /// "Do not compress": a flag of the kernel's that has no use of its own.
     const NOCOMPR: InodeFlags = InodeFlags::from_bits_retain(0x400);
     let inherited = InodeFlags::SECRM
@@ -97,35 +106,21 @@ pub(super) fn inherited_flags(parent: InodeFlags, file_type: FileType) -> InodeF
 }
 
 /// Checks that a device number fits: 12 bits and 20.
-pub(super) fn check_device((major, minor): (u32, u32)) -> Result<()> {
+pub(crate) fn check_device((major, minor): (u32, u32)) -> Result<()> {
     if major < 1 << 12 && minor < 1 << 20 {
         return Ok(());
     }
     Err(Error::posix(Errno::EINVAL, format!("device number {major}:{minor}")))
 }
 
-/// A directory of 256 bytes, for tests.
-#[cfg(test)]
-pub(super) fn test_inode(mode: u16) -> Inode {
-    let layout = ext4_core::format::inode::InodeLayout {
-        features: ext4_core::format::features::Features::default(),
-        inode_size: 256,
-        block_size: ext4_core::BlockSize::KIB_4,
-        cluster_sectors: 8,
-        checksum_seed: 0,
-        linux: true,
-        hurd: false,
-    };
-    Inode::new(ext4_core::InodeNumber(12), mode, &layout, 32, Timestamp::default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::test_inode;
 
     #[test]
     fn a_set_group_id_directory_hands_on_its_group() {
-        let mut parent = test_inode(0o42755);
+        let mut parent = test_inode(12, 0o42755);
         parent.gid = 77;
         let credentials = Credentials { uid: 5, gid: 6, mode: 0o644 };
         let file = NewInode::new(FileType::Regular, credentials);

@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
 
-use super::{check_may_remove, check_name, links, names_changed};
-use crate::fast_commit::{Operation, Reason};
 use crate::filesystem::{Filesystem, FilesystemInner};
-use crate::handle::Handle;
-use crate::inode_info::{InodeInfo, check_directory};
+use crate::inode::{InodeInfo, check_directory};
+use crate::namespace::names::{check_may_remove, check_name};
+use crate::namespace::{links, names_changed};
+use crate::volume::fast_commit::reason::Reason;
+use crate::volume::fast_commit::track::Operation;
+use crate::volume::handle::Handle;
 
 impl Filesystem {
     /// Removes a name that is not a directory's; the inode goes when it was the last and nobody has it open.
@@ -92,7 +94,7 @@ async fn remove(
 }
 
 /// A directory that is its own entry would be locked twice.
-pub(super) fn check_not_above(parent: &InodeInfo, child: &InodeInfo) -> Result<()> {
+pub(crate) fn check_not_above(parent: &InodeInfo, child: &InodeInfo) -> Result<()> {
     if parent.number == child.number || child.number == InodeNumber::ROOT {
         return Err(Error::corrupt(
             format!("directory {}", parent.number),
@@ -122,7 +124,7 @@ async fn check_removable(
 }
 
 /// Takes one link off `victim` (a directory: all of them); without links it becomes an orphan.
-pub(super) async fn drop_link(
+pub(crate) async fn drop_link(
     fs: &FilesystemInner,
     handle: &Handle,
     victim: &InodeInfo,

@@ -12,12 +12,14 @@ use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result};
 use tokio::sync::{MutexGuard, RwLockWriteGuard};
 
-use super::remove::{check_not_above, drop_link};
-use super::{check_may_add, check_may_remove, check_name, links, names_changed};
-use crate::fast_commit::{Operation, Reason};
 use crate::filesystem::{Filesystem, FilesystemInner};
-use crate::handle::Handle;
-use crate::inode_info::{InodeInfo, check_directory};
+use crate::inode::{InodeInfo, check_directory};
+use crate::namespace::names::{check_may_add, check_may_remove, check_name};
+use crate::namespace::remove::{check_not_above, drop_link};
+use crate::namespace::{links, names_changed};
+use crate::volume::fast_commit::reason::Reason;
+use crate::volume::fast_commit::track::Operation;
+use crate::volume::handle::Handle;
 
 /// The flags of [`Filesystem::rename`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -107,7 +109,7 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
         }
     };
     if source.inode.read().await.file_type() == Some(FileType::Regular) {
-        crate::writeback::sync_inode_data(fs, &source).await?;
+        crate::writeback::inode::sync_inode_data(fs, &source).await?;
     }
     Ok(())
 }

@@ -11,9 +11,9 @@ use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::meta::{BlockKind, SuperblockInfo, block_map, extent_tree, inline_data};
 use ext4_core::{Errno, Error, InodeNumber, LogicalBlock, Result};
 
-use super::NewInode;
 use crate::filesystem::{Filesystem, FilesystemInner};
-use crate::handle::Handle;
+use crate::namespace::new_inode::NewInode;
+use crate::volume::handle::Handle;
 
 /// Targets of this many bytes and more need a block.
 const FAST_LIMIT: usize = 60;
@@ -22,7 +22,7 @@ const FAST_LIMIT: usize = 60;
 const PATH_MAX: usize = 4096;
 
 /// Checks that a new symlink's target is not empty and fits.
-pub(super) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
+pub(crate) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
     if new.file_type != FileType::Symlink {
         return Ok(());
     }
@@ -37,7 +37,7 @@ pub(super) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
 }
 
 /// Gives the new symlink `inode` its target, which was checked.
-pub(super) async fn store_target(
+pub(crate) async fn store_target(
     info: &SuperblockInfo,
     handle: &Handle,
     inode: &mut Inode,

@@ -3,7 +3,7 @@
 use super::common::*;
 use ext4_core::Errno;
 use ext4_writeback::MountOptions;
-use ext4_writeback::file::SeekTarget;
+use ext4_writeback::SeekTarget;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_written_is_read_now_and_after_a_remount() {

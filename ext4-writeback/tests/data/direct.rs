@@ -7,8 +7,8 @@ use super::common::*;
 use ext4_core::device::simulated::{DelayedDevice, FaultyDevice};
 use ext4_core::device::{AlignedBuffer, BlockDevice, MemoryDevice, Operation};
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::file::SeekTarget;
-use ext4_writeback::runtime::TokioRuntime;
+use ext4_writeback::SeekTarget;
+use ext4_writeback::TokioRuntime;
 use ext4_writeback::{
     FallocateMode, File, Filesystem, MountOptions, OpenOptions, ReadFlags, SyncRange, WriteFlags,
 };

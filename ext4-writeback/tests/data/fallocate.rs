@@ -4,9 +4,9 @@ use super::common::*;
 use super::crash::{quiet, recovered};
 use ext4_core::Errno;
 use ext4_core::meta::extent_tree::MappingState;
-use ext4_writeback::file::SeekTarget;
-use ext4_writeback::open_options::{OpenOptions, SyncMode};
+use ext4_writeback::SeekTarget;
 use ext4_writeback::{FallocateMode, File, MountOptions};
+use ext4_writeback::{OpenOptions, SyncMode};
 
 const BLOCK: u64 = 4096;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{AlignedBuffer, MemoryDevice};
-use ext4_writeback::file::SeekTarget;
+use ext4_writeback::SeekTarget;
 use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 
 use crate::common::{

@@ -16,7 +16,7 @@ use ext4_core::Errno;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{AlignedBuffer, MemoryDevice};
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
-use ext4_writeback::file::SeekTarget;
+use ext4_writeback::SeekTarget;
 use ext4_writeback::{FallocateMode, File, Filesystem, MountOptions, SyncRange};
 
 const FILES: usize = 4;

@@ -12,7 +12,7 @@ use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_core::environment::{BoxFuture, Environment, Runtime};
 use ext4_core::{InodeNumber, Timestamp};
-use ext4_writeback::namespace::RenameFlags;
+use ext4_writeback::RenameFlags;
 use ext4_writeback::{
     Credentials, Filesystem, MountOptions, OpenOptions, SetAttributes, SyncMode, SyncRange, WriteFlags,
 };

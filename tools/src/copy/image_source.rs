@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use ext4_core::format::inode::FileType;
 use ext4_core::{Errno, Error, InodeNumber};
-use ext4_writeback::file::SeekTarget;
+use ext4_writeback::SeekTarget;
 use ext4_writeback::{Attributes, File, Filesystem};
 use tokio::sync::{Semaphore, mpsc};
 

@@ -128,9 +128,7 @@ async fn ours(target: &Target, kind: Kind, fast_commit: bool) -> anyhow::Result<
         features.compat.insert(ext4_core::format::features::Compat::FAST_COMMIT);
         options.features = Some(features);
     }
-    ext4_writeback::filesystem::mkfs(Arc::clone(&device), &options, &SystemEnvironment)
-        .await
-        .context("mkfs")?;
+    ext4_writeback::mkfs(Arc::clone(&device), &options, &SystemEnvironment).await.context("mkfs")?;
     let mut options = MountOptions::default();
     target.mount_options.apply(&mut options);
     let filesystem = Filesystem::mount(device, options).await.context("mount")?;

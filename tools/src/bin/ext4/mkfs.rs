@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use ext4_tools::open::{TargetKind, target_kind};
 use ext4_tools::size::{human_size, parse_size};
-use ext4_writeback::filesystem::mkfs;
+use ext4_writeback::mkfs;
 
 use crate::context::{Context, interruptible, naming, usage};
 use crate::creation::{Creation, Destination, check_size};

@@ -12,7 +12,7 @@ use ext4_tools::copy::image_sink::{ImageSink, ImageSinkOptions};
 use ext4_tools::copy::{Preserve, Totals, copy, errno_of};
 use ext4_tools::size::{human_size, parse_size};
 use ext4_tools::sizing::{Need, Units, measure};
-use ext4_writeback::filesystem::mkfs;
+use ext4_writeback::mkfs;
 use ext4_writeback::{Filesystem, MountOptions};
 use serde::Serialize;
 

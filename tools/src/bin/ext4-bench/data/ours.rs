@@ -22,9 +22,7 @@ use crate::workload::{Fsync, Measurement, Stopwatch, Target, Workload};
 /// Those of the file system and of the device.
 pub async fn measure(target: &Target, workload: &FileWorkload) -> anyhow::Result<Measurement> {
     let path = target.device.as_path();
-    ext4_writeback::filesystem::mkfs(open(path)?, &MkfsOptions::default(), &SystemEnvironment)
-        .await
-        .context("mkfs")?;
+    ext4_writeback::mkfs(open(path)?, &MkfsOptions::default(), &SystemEnvironment).await.context("mkfs")?;
     let mut filesystem = mount(target, workload).await?;
     let inode = filesystem.create(InodeNumber::ROOT, b"file", owner()).await.context("create")?;
     let mut file = filesystem.open(inode).await.context("open")?;

@@ -9,7 +9,7 @@ use clap::Args;
 use ext4_core::environment::SystemEnvironment;
 use ext4_tools::open::{Access, Opener};
 use ext4_tools::size::parse_size;
-use ext4_writeback::filesystem::{ExternalJournal, NewJournalOptions, create_journal};
+use ext4_writeback::{ExternalJournal, NewJournalOptions, create_journal};
 
 use crate::context::{Context, naming, usage};
 

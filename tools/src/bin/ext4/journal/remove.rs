@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use ext4_core::environment::SystemEnvironment;
 use ext4_tools::open::Access;
-use ext4_writeback::filesystem::remove_journal;
+use ext4_writeback::remove_journal;
 
 use crate::context::{Context, naming};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ext4_journal::{EndReason, Finding, Recovery, RecoveryReport};
-use ext4_writeback::filesystem::JournalReplay;
+use ext4_writeback::JournalReplay;
 use serde::Serialize;
 
 use crate::context::{Context, Salvaged, naming};

@@ -1,0 +1,145 @@
+//! A lock that an operation keeps where its caller stops waiting.
+//!
+//! A caller locks, and has part of his work run to its end ([`crate::base::runtime::run_to_end`]). Dropped half way, he gives the
+//! lock back while that part goes on: another writer would find a hole that is just being filled, and a truncation would
+//! remove what comes back behind it. So what is run to its end holds the lock too, by a count beside it.
+//!
+//! Invariants:
+//! - A part is counted, by [`under_locks`], while its caller has the lock: nobody comes between.
+//! - Who gets the lock waits until no part is left. A part never asks for the lock that it is counted in, and nobody whom it
+//!   waits for does while he holds something: the lock order puts these locks first.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Somebody has the lock, or a part of his work.
+#[derive(Debug)]
+pub(crate) struct Busy;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct OperationLock<T> {
+    lock: RwLock<T>,
+    /// Parts whose callers had it for writing, and for reading.
+    pub(crate) writing: AtomicUsize,
+    pub(crate) reading: AtomicUsize,
+    pub(crate) ended: Notify,
+}
+
+impl<T> OperationLock<T> {
+    /// Nobody has it.
+    pub fn new(value: T) -> Self {
+        Self {
+            lock: RwLock::new(value),
+            writing: AtomicUsize::new(0),
+            reading: AtomicUsize::new(0),
+            ended: Notify::new(),
+        }
+    }
+
+    fn is_left(&self, also_readers: bool) -> bool {
+        self.writing.load(Ordering::Acquire) > 0 || also_readers && self.reading.load(Ordering::Acquire) > 0
+    }
+
+    async fn wait_for_parts(&self, also_readers: bool) {
+        while self.is_left(also_readers) {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if self.is_left(also_readers) {
+                ended.await;
+            }
+        }
+    }
+
+    /// Locks for reading.
+    pub async fn read(&self) -> RwLockReadGuard<'_, T> {
+        let guard = self.lock.read().await;
+        self.wait_for_parts(false).await;
+        guard
+    }
+
+    /// Locks for writing.
+    pub async fn write(&self) -> RwLockWriteGuard<'_, T> {
+        let guard = self.lock.write().await;
+        self.wait_for_parts(true).await;
+        guard
+    }
+
+    /// Locks for reading where nobody has to be waited for.
+    pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, Busy> {
+        let guard = self.lock.try_read().map_err(|_| Busy)?;
+        if self.is_left(false) { Err(Busy) } else { Ok(guard) }
+    }
+
+    /// Locks for writing where nobody has to be waited for.
+    pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, Busy> {
+        let guard = self.lock.try_write().map_err(|_| Busy)?;
+        if self.is_left(true) { Err(Busy) } else { Ok(guard) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use ext4_core::BlockSize;
+
+    use crate::base::options::MountOptions;
+    use crate::testing::{PAGE, assert_clean, mounted_with, poll_once};
+
+    /// Lets what is spawned go as far as it can.
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A writer who gives up while blocks are allocated for him leaves a hole that is just being filled. Were his lock
+    /// free, the next writer would fill it too: "blocks are mapped already".
+    #[tokio::test]
+    async fn who_gives_up_leaves_his_lock_to_what_runs_on() {
+        let options = MountOptions { delayed_allocation: false, ..MountOptions::default() };
+        let (device, fs, file) = mounted_with(BlockSize::KIB_4, options).await;
+        file.write_at(0, &[1; 100]).await.expect("writes");
+        file.sync_all().await.expect("syncs");
+        for round in 1..4 {
+            let inode = std::sync::Arc::clone(&file.inode);
+            let held = inode.inode.read().await;
+            {
+                let mut write = pin!(file.write_at(round * PAGE, &[2; 4096]));
+                assert!(poll_once(write.as_mut()).is_pending());
+            }
+            settle().await;
+            assert!(inode.rwlock.try_write().is_err() && inode.rwlock.try_read().is_err());
+            let mut next = pin!(file.write_at(round * PAGE, &[3; 4096]));
+            assert!(poll_once(next.as_mut()).is_pending());
+            drop(held);
+            assert_eq!(next.await.expect("writes"), 4096);
+            assert!(inode.rwlock.try_write().is_ok());
+        }
+        let mut bytes = vec![0; 3 * PAGE as usize];
+        assert_eq!(file.read_at(PAGE, &mut bytes).await.expect("reads"), bytes.len());
+        assert!(bytes.iter().all(|byte| *byte == 3));
+
+        // Nor does the file system end under it.
+        let inode = std::sync::Arc::clone(&file.inode);
+        let held = inode.inode.read().await;
+        {
+            let mut write = pin!(file.write_at(9 * PAGE, &[4; 4096]));
+            assert!(poll_once(write.as_mut()).is_pending());
+        }
+        drop(file);
+        {
+            let mut unmount = pin!(fs.unmount());
+            for _ in 0..10 {
+                settle().await;
+                assert!(poll_once(unmount.as_mut()).is_pending());
+            }
+            drop(held);
+            unmount.await.expect("unmounts");
+        }
+        assert_clean(&device);
+    }
+}

@@ -1,0 +1,439 @@
+//! The extent status tree: what lies where in one file, as everybody in memory sees it.
+//!
+//! ```text
+//!   block  0        8      20            21                      2^32-1
+//!          [written][delay][ unwritten   ][hole …………………………………………………)      what is not in the tree is not known:
+//!                                                                             look on the device and add it
+//! ```
+//!
+//! Invariants:
+//! - Delayed blocks exist only here; they are never dropped to save memory. A delayed block has one promised block of
+//!   [`SuperblockInfo::reserve_blocks`](ext4_core::meta::SuperblockInfo::reserve_blocks) behind it.
+//! - With bigalloc a promise is a cluster: as many are promised as there are clusters that have a delayed block and no
+//!   allocated one ([`clusters`]). Below, "promised" is in that unit.
+//! - A delayed block has a dirty block of the page cache above it: both come to be under the folio's lock with nothing
+//!   awaited in between, so that no dropped future can leave the one without the other.
+//! - What is taken from the device only fills gaps: where the tree knows something, the tree is right.
+//! - What could be read again has a bound in each tree and in all trees of the file system together ([`Reclaimable`]): a
+//!   tree that grows while all hold too much gives up its own. Another file system in the process has a bound of its own.
+//! - The sequence number grows with every change, under the lock. Who kept an answer compares; a false "changed" is
+//!   allowed, a false "unchanged" would write data into blocks that belong to another file by now.
+//!
+//! Locks: one mutex, a leaf. Changes of what is on the device hold the inode's lock (i_data_sem) for writing around
+//! both; writers of a hole hold `rwlock`, which keeps truncation and allocation of holes away.
+
+pub(crate) mod clusters;
+#[cfg(test)]
+mod random_tests;
+pub(crate) mod status;
+pub(crate) mod tree;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ext4_core::Result;
+use ext4_core::meta::extent_tree::Mapping;
+use parking_lot::Mutex;
+
+use crate::cache::extent_status::status::{Extent, Reservation, Status};
+use crate::cache::extent_status::tree::{Reclaimable, Tree};
+
+/// What lies where in one file. See the module.
+#[derive(Debug, Default)]
+pub(crate) struct ExtentStatusTree {
+    tree: Mutex<Tree>,
+    sequence: AtomicU64,
+}
+
+impl ExtentStatusTree {
+    /// An empty tree: nothing is known. No other tree is counted with it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty tree of a file system that allocates clusters of two to the power of `cluster_bits` blocks, one of those
+    /// that are counted in `reclaimable`.
+    pub fn of(cluster_bits: u32, reclaimable: &Arc<Reclaimable>) -> Self {
+        let tree = Tree::new(cluster_bits, reclaimable);
+        Self { tree: Mutex::new(tree), ..Self::default() }
+    }
+
+    fn bump(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Release) + 1
+    }
+
+    /// Grows with every change.
+    pub fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Acquire)
+    }
+
+    /// Blocks that are delayed.
+    pub fn delayed_blocks(&self) -> u64 {
+        self.tree.lock().delayed_blocks
+    }
+
+    /// How many blocks are promised; with bigalloc whole clusters.
+    pub fn promised_blocks(&self) -> u64 {
+        let tree = self.tree.lock();
+        match tree.clusters.bits {
+            0 => tree.delayed_blocks,
+            bits => tree.clusters.promised << bits,
+        }
+    }
+
+    /// The cluster of `block` was freed on the device. True where delayed blocks share it: the caller promises it
+    /// again. Never without bigalloc. The caller holds the inode's lock for writing.
+    pub fn cluster_freed(&self, block: u32) -> bool {
+        self.tree.lock().clusters.freed(block)
+    }
+
+    /// True where delayed blocks share the cluster of `block` with allocated ones.
+    pub fn shares_cluster(&self, block: u32) -> bool {
+        self.tree.lock().clusters.is_shared(block)
+    }
+
+    /// What is known of `block` and those behind it.
+    pub fn lookup(&self, block: u32) -> Option<Extent> {
+        let tree = self.tree.lock();
+        let (start, end, status) = tree.covering(block)?;
+        let status = status.advance(block - start);
+        Some(Extent { start: block, end, status, sequence: self.sequence() })
+    }
+
+    /// Adds what was found on the device, where nothing is known yet. The caller holds the inode's lock.
+    pub fn cache(&self, mapping: &Mapping) {
+        let end = mapping.logical.0.saturating_add(mapping.len);
+        let status = Status::from(mapping.state);
+        let mut tree = self.tree.lock();
+        let mut at = mapping.logical.0;
+        while at < end {
+            if let Some((_, known_end, _)) = tree.covering(at) {
+                at = known_end;
+                continue;
+            }
+            let gap_end = tree.extents.range(at..end).next().map_or(end, |(start, _)| *start);
+            tree.put(at, gap_end, status.advance(at - mapping.logical.0));
+            at = gap_end;
+        }
+        tree.prune(mapping.logical.0);
+        self.bump();
+    }
+
+    /// Makes the holes of `range` delayed, all or none. `promise` is asked for as many blocks as there are in holes;
+    /// with bigalloc for the clusters that have neither delayed nor allocated blocks yet, which may be none. The caller
+    /// holds `rwlock` for writing and the lock of the folio that covers the range.
+    ///
+    /// # Errors
+    /// Those of `promise`; then nothing was changed.
+    pub fn reserve(&self, range: Range<u32>, promise: impl FnOnce(u64) -> Result<()>) -> Result<Reservation> {
+        let mut tree = self.tree.lock();
+        if tree.clusters.bits != 0 {
+            let reservation = tree.reserve_clusters(range, promise)?;
+            self.bump();
+            return Ok(reservation);
+        }
+        if tree.goes_on_behind_delayed(&range) {
+            promise(u64::from(range.end - range.start))?;
+            tree.lengthen_delayed(&range);
+            self.bump();
+            return Ok(Reservation::Done);
+        }
+        let (mut at, mut holes) = (range.start, 0);
+        while at < range.end {
+            let Some((_, end, status)) = tree.covering(at) else {
+                return Ok(Reservation::NotCached(at));
+            };
+            let stop = end.min(range.end);
+            if status == Status::Hole {
+                holes += u64::from(stop - at);
+            }
+            at = stop;
+        }
+        if holes == 0 {
+            return Ok(Reservation::Done);
+        }
+        promise(holes)?;
+        tree.delay_holes(range);
+        self.bump();
+        Ok(Reservation::Done)
+    }
+
+    /// `range` was allocated or converted: says what is there now, whatever was there before. Returns how many promises
+    /// that ends (those of the delayed blocks among it), and the new sequence number. The caller holds the inode's lock for writing.
+    pub fn set(&self, range: Range<u32>, status: Status) -> (u64, u64) {
+        let mut tree = self.tree.lock();
+        let allocated = matches!(status, Status::Unwritten(_) | Status::Written(_));
+        let released = tree.releasing(range.clone(), |tree| {
+            if allocated {
+                tree.share_clusters(&range);
+            }
+            let delayed = tree.carve(range.clone());
+            tree.put(range.start, range.end, status);
+            delayed
+        });
+        tree.prune(range.start);
+        (released, self.bump())
+    }
+
+    /// The unwritten blocks of `range` are written now. The caller holds the inode's lock for writing.
+    pub fn set_written(&self, range: Range<u32>) {
+        let mut tree = self.tree.lock();
+        let mut at = range.start;
+        while at < range.end {
+            let Some((start, end, status)) = tree.covering(at) else {
+                at = tree.extents.range(at..range.end).next().map_or(range.end, |(start, _)| *start);
+                continue;
+            };
+            let stop = end.min(range.end);
+            if let Status::Unwritten(block) = status.advance(at - start) {
+                tree.carve(at..stop);
+                tree.put(at, stop, Status::Written(block));
+            }
+            at = stop;
+        }
+        self.bump();
+    }
+
+    /// Forgets `range`, its delayed blocks included; returns how many promises that ends: the caller gives them back.
+    pub fn remove(&self, range: Range<u32>) -> u64 {
+        let mut tree = self.tree.lock();
+        let released = tree.releasing(range.clone(), |tree| tree.carve(range));
+        self.bump();
+        released
+    }
+
+    /// Forgets the delayed blocks of `range` only; returns how many promises that ends.
+    pub fn remove_delayed(&self, range: Range<u32>) -> u64 {
+        let mut tree = self.tree.lock();
+        let released = tree.releasing(range.clone(), |tree| {
+            let (mut at, mut delayed) = (range.start, 0);
+            while at < range.end {
+                let Some((_, end, status)) = tree.covering(at) else {
+                    at = tree.extents.range(at..range.end).next().map_or(range.end, |(start, _)| *start);
+                    continue;
+                };
+                let stop = end.min(range.end);
+                if status == Status::Delayed {
+                    delayed += tree.carve(at..stop);
+                    tree.put(at, stop, Status::Hole);
+                }
+                at = stop;
+            }
+            delayed
+        });
+        self.bump();
+        released
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::extent_status::tree::{MAX_RECLAIMABLE, MAX_RECLAIMABLE_OF_ALL, MIN_RECLAIMABLE};
+    use ext4_core::BlockNumber;
+    use ext4_core::LogicalBlock;
+    use ext4_core::meta::extent_tree::MappingState;
+
+    fn mapping(logical: u32, len: u32, state: MappingState) -> Mapping {
+        Mapping { logical: LogicalBlock(logical), len, state }
+    }
+
+    /// A kept answer is fresh while the sequence is the one it came with; 32 bits of it would come round.
+    #[test]
+    fn k_24_the_sequence_goes_on_behind_32_bits() {
+        let tree = ExtentStatusTree { sequence: AtomicU64::new(7), ..ExtentStatusTree::new() };
+        tree.cache(&mapping(0, 10, MappingState::Written(BlockNumber(1000))));
+        let kept = tree.lookup(3).expect("known");
+        tree.sequence.store(kept.sequence + (1 << 32) - 1, Ordering::Release);
+        tree.remove(0..10);
+        assert_ne!(kept.sequence, tree.sequence());
+        assert_eq!(tree.sequence() as u32, kept.sequence as u32, "what 32 bits would have said");
+    }
+
+    /// Who made blocks delayed has an answer that is true at once.
+    #[test]
+    fn k_25_k_19_what_was_just_reserved_is_delayed_and_fresh() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, 100, MappingState::Hole));
+        let before = tree.sequence();
+        assert_eq!(tree.reserve(5..9, |_| Ok(())).expect("room"), Reservation::Done);
+        let extent = tree.lookup(5).expect("known");
+        assert_eq!((extent.status, extent.end, extent.sequence), (Status::Delayed, 9, tree.sequence()));
+        assert_ne!(before, tree.sequence(), "who had kept the hole looks again");
+        // The next step of a stream takes a short cut, and changes the sequence too.
+        let before = tree.sequence();
+        assert_eq!(tree.reserve(9..12, |_| Ok(())).expect("room"), Reservation::Done);
+        assert_eq!(tree.lookup(5).expect("known").end, 12);
+        assert_ne!(before, tree.sequence());
+    }
+
+    #[test]
+    fn agrees_with_a_vector_of_blocks() {
+        const BLOCKS: usize = 200;
+        let mut random = fastrand::Rng::with_seed(11);
+        let tree = ExtentStatusTree::new();
+        let mut model: Vec<Option<Status>> = vec![None; BLOCKS];
+        for _ in 0..20_000 {
+            let start = random.usize(0..BLOCKS);
+            let end = random.usize(start..=BLOCKS);
+            let range = start as u32..end as u32;
+            let physical = BlockNumber(random.u64(1000..1100));
+            let status = |i: usize, status: Status| status.advance((i - start) as u32);
+            match random.u8(0..5) {
+                0 => {
+                    let state = match random.u8(0..3) {
+                        0 => MappingState::Hole,
+                        1 => MappingState::Written(physical),
+                        _ => MappingState::Unwritten(physical),
+                    };
+                    tree.cache(&mapping(range.start, range.end - range.start, state));
+                    for (i, slot) in model.iter_mut().enumerate().take(end).skip(start) {
+                        slot.get_or_insert(status(i, state.into()));
+                    }
+                }
+                1 => {
+                    let holes = model[start..end].iter().filter(|s| **s == Some(Status::Hole)).count();
+                    let unknown = model[start..end].iter().position(Option::is_none);
+                    let mut promised = 0;
+                    let result = tree.reserve(range, |n| {
+                        promised = n;
+                        Ok(())
+                    });
+                    match unknown {
+                        Some(at) => {
+                            let at = (start + at) as u32;
+                            assert_eq!(result.expect("promised"), Reservation::NotCached(at));
+                        }
+                        None => {
+                            assert_eq!(promised, holes as u64);
+                            for slot in &mut model[start..end] {
+                                if *slot == Some(Status::Hole) {
+                                    *slot = Some(Status::Delayed);
+                                }
+                            }
+                        }
+                    }
+                }
+                2 => {
+                    let delayed = model[start..end].iter().filter(|s| **s == Some(Status::Delayed)).count();
+                    assert_eq!(tree.set(range, Status::Unwritten(physical)).0, delayed as u64);
+                    for (i, slot) in model.iter_mut().enumerate().take(end).skip(start) {
+                        *slot = Some(status(i, Status::Unwritten(physical)));
+                    }
+                }
+                3 => {
+                    tree.set_written(range);
+                    for slot in &mut model[start..end] {
+                        if let Some(Status::Unwritten(block)) = *slot {
+                            *slot = Some(Status::Written(block));
+                        }
+                    }
+                }
+                _ => {
+                    let delayed = model[start..end].iter().filter(|s| **s == Some(Status::Delayed)).count();
+                    if random.bool() {
+                        assert_eq!(tree.remove(range), delayed as u64);
+                        model[start..end].fill(None);
+                    } else {
+                        assert_eq!(tree.remove_delayed(range), delayed as u64);
+                        for slot in &mut model[start..end] {
+                            if *slot == Some(Status::Delayed) {
+                                *slot = Some(Status::Hole);
+                            }
+                        }
+                    }
+                }
+            }
+            for (i, expected) in model.iter().enumerate() {
+                assert_eq!(tree.lookup(i as u32).map(|extent| extent.status), *expected, "block {i}");
+            }
+            let delayed = model.iter().filter(|s| **s == Some(Status::Delayed)).count();
+            assert_eq!(tree.delayed_blocks(), delayed as u64);
+            let tree = tree.tree.lock();
+            for ((start, (end, status)), (next, (_, next_status))) in
+                tree.extents.iter().zip(tree.extents.iter().skip(1))
+            {
+                assert!(end <= next, "{start}..{end} and {next}");
+                assert!(end < next || status.advance(end - start) != *next_status, "{start}..{end} goes on");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_of_small_reservations_is_one_delayed_extent() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, u32::MAX, MappingState::Hole));
+        for block in 0..1000 {
+            tree.reserve(block..block + 1, |_| Ok(())).expect("promised");
+        }
+        let extent = tree.lookup(3).expect("known");
+        assert_eq!((extent.start, extent.end, extent.status), (3, 1000, Status::Delayed));
+        assert_eq!(tree.tree.lock().extents.len(), 2);
+    }
+
+    #[test]
+    fn delayed_blocks_survive_the_bound() {
+        let tree = ExtentStatusTree::new();
+        tree.cache(&mapping(0, 10, MappingState::Hole));
+        tree.reserve(0..10, |_| Ok(())).expect("promised");
+        for i in 0..20_000 {
+            tree.cache(&mapping(100 + 2 * i, 1, MappingState::Written(BlockNumber(7))));
+        }
+        assert!(tree.tree.lock().extents.len() <= MAX_RECLAIMABLE + 1);
+        assert_eq!(tree.lookup(3).map(|extent| extent.status), Some(Status::Delayed));
+    }
+
+    #[test]
+    fn all_trees_together_have_a_bound() {
+        let [here, elsewhere] = [Arc::default(), Arc::default()];
+        let trees: Vec<_> = (0..80).map(|_| ExtentStatusTree::of(0, &here)).collect();
+        let fill = |tree: &ExtentStatusTree, count: u32| {
+            for i in 0..count {
+                tree.cache(&mapping(2 * i, 1, MappingState::Written(BlockNumber(7))));
+            }
+        };
+        for tree in &trees {
+            fill(tree, 8000);
+        }
+        let held: usize = trees.iter().map(|tree| tree.tree.lock().extents.len()).sum();
+        assert!(held <= MAX_RECLAIMABLE_OF_ALL + trees.len() * MIN_RECLAIMABLE, "{held}");
+        assert!(held > MAX_RECLAIMABLE_OF_ALL / 2, "{held}");
+        // Another file system's trees have their own.
+        let other = ExtentStatusTree::of(0, &elsewhere);
+        fill(&other, 8000);
+        assert_eq!(other.tree.lock().extents.len(), 8000);
+        // While one more of these has none left.
+        let tree = ExtentStatusTree::of(0, &here);
+        fill(&tree, 8000);
+        assert!(tree.tree.lock().extents.len() < 8000);
+        // What is dropped makes room.
+        drop((trees, tree));
+        assert_eq!(here.0.load(Ordering::Relaxed), 0);
+        let tree = ExtentStatusTree::of(0, &here);
+        fill(&tree, 8000);
+        assert_eq!(tree.tree.lock().extents.len(), 8000);
+    }
+
+    #[test]
+    fn k_21_the_sequence_moves_with_every_change() {
+        let tree = std::sync::Arc::new(ExtentStatusTree::new());
+        let threads: Vec<_> = (0..4_u32)
+            .map(|thread| {
+                let tree = std::sync::Arc::clone(&tree);
+                std::thread::spawn(move || {
+                    for i in 0..1000 {
+                        let before = tree.sequence();
+                        let hole = MappingState::Hole;
+                        tree.cache(&mapping(thread * 1_000_000 + i * 2, 1, hole));
+                        assert!(tree.sequence() > before);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+        assert_eq!(tree.sequence(), 4000);
+    }
+}

@@ -1,0 +1,442 @@
+//! The page cache of one inode: its folios in the order of the file, which of them are dirty, and the record of write
+//! errors.
+//!
+//! Invariants:
+//! - Folios do not overlap. Whoever locked a folio checks that it was not removed meanwhile.
+//! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's lock.
+//! - A dirty folio is never reclaimed.
+//!
+//! Locks: the tree's mutex is a leaf but for the folios' state mutex.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
+use ext4_core::{BlockSize, Result, Timestamp};
+use parking_lot::Mutex;
+
+use crate::cache::folio::{Folio, FolioGuard};
+
+/// How many bytes are copied while the tree and a folio's state are locked: what takes no longer than to lock the folio
+/// and come back.
+const COPIED_AT_ONCE: usize = 4096;
+
+#[derive(Debug, Default)]
+struct Tree {
+    folios: BTreeMap<u64, Arc<Folio>>,
+    /// Where dirty folios start → the generation in which each became dirty.
+    dirty: BTreeMap<u64, u64>,
+    generation: u64,
+    /// The folio that was found last: a stream of small writes finds it again without a walk.
+    recent: Option<Arc<Folio>>,
+}
+
+/// The folios of one inode; apart from the inode so that reclaim can reach it without keeping the inode.
+#[derive(Debug, Default)]
+pub(crate) struct AddressSpace {
+    tree: Mutex<Tree>,
+}
+
+impl AddressSpace {
+    /// The folio that holds byte `position`.
+    pub fn find(&self, position: u64) -> Option<Arc<Folio>> {
+        let mut tree = self.tree.lock();
+        if let Some(recent) = &tree.recent
+            && (recent.start()..recent.end()).contains(&position)
+        {
+            return Some(Arc::clone(recent));
+        }
+        let (_, folio) = tree.folios.range(..=position).next_back()?;
+        if folio.end() <= position {
+            return None;
+        }
+        let folio = Arc::clone(folio);
+        tree.recent = Some(Arc::clone(&folio));
+        Some(folio)
+    }
+
+    /// Writes `data` at byte `position` where that takes no more than a small copy ([`Folio::write_dirty`]); otherwise tells
+    /// the folio that holds `position`, where there is one. Where the write does not go on where the last one ended, it is
+    /// a new use of the folio.
+    pub fn write_dirty(
+        &self,
+        position: u64,
+        data: &[u8],
+        goes_on: bool,
+        written: impl FnOnce(),
+    ) -> Result<(), Option<Arc<Folio>>> {
+        if data.len() > COPIED_AT_ONCE {
+            return Err(self.find(position));
+        }
+        let write = |folio: &Arc<Folio>| {
+            if !folio.write_dirty(position, data, written) {
+                return Err(Some(Arc::clone(folio)));
+            }
+            if !goes_on {
+                folio.touch();
+            }
+            Ok(())
+        };
+        let tree = self.tree.lock();
+        if let Some(recent) = &tree.recent
+            && (recent.start()..recent.end()).contains(&position)
+        {
+            return write(recent);
+        }
+        drop(tree);
+        write(&self.find(position).ok_or(None)?)
+    }
+
+    /// The first folio that ends behind `position`.
+    pub fn first_from(&self, position: u64) -> Option<Arc<Folio>> {
+        let tree = self.tree.lock();
+        if let Some((_, folio)) = tree.folios.range(..=position).next_back()
+            && folio.end() > position
+        {
+            return Some(Arc::clone(folio));
+        }
+        tree.folios.range(position..).next().map(|(_, folio)| Arc::clone(folio))
+    }
+
+    /// How many bytes before `position` are in memory, or on their way there, without a gap; no more than `most`.
+    pub fn cached_before(&self, position: u64, most: u64) -> u64 {
+        let tree = self.tree.lock();
+        let mut from = position;
+        for (start, folio) in tree.folios.range(..position).rev() {
+            if folio.end() < from || position - from >= most {
+                break;
+            }
+            from = *start;
+        }
+        (position - from).min(most)
+    }
+
+    /// Where the free room from `position` on ends.
+    fn room_behind(&self, position: u64) -> u64 {
+        let tree = self.tree.lock();
+        tree.folios.range(position..).next().map_or(u64::MAX, |(start, _)| *start)
+    }
+
+    /// Adds `folio`; false where another one is in the way.
+    pub fn insert(&self, folio: &Arc<Folio>) -> bool {
+        let mut tree = self.tree.lock();
+        let overlaps = tree
+            .folios
+            .range(..folio.end())
+            .next_back()
+            .is_some_and(|(_, other)| other.end() > folio.start());
+        if !overlaps {
+            tree.folios.insert(folio.start(), Arc::clone(folio));
+            tree.recent = Some(Arc::clone(folio));
+        }
+        !overlaps
+    }
+
+    /// Takes a locked folio out. True when it was dirty.
+    pub fn remove(&self, folio: &FolioGuard) -> bool {
+        let mut tree = self.tree.lock();
+        tree.folios.remove(&folio.start());
+        tree.dirty.remove(&folio.start());
+        if tree.recent.as_ref().is_some_and(|recent| Arc::ptr_eq(recent, folio)) {
+            tree.recent = None;
+        }
+        drop(tree);
+        folio.set_removed()
+    }
+
+    /// The locked folio has dirty blocks now.
+    pub fn note_dirty(&self, folio: &FolioGuard) {
+        let mut tree = self.tree.lock();
+        let generation = tree.generation;
+        tree.dirty.insert(folio.start(), generation);
+    }
+
+    /// The locked folio has none any more.
+    pub fn note_clean(&self, folio: &FolioGuard) {
+        self.tree.lock().dirty.remove(&folio.start());
+    }
+
+    /// Marks all folios that are dirty now, at once: those of the generation that is returned and earlier ones. The
+    /// mark goes with the dirty bits.
+    pub fn tag_dirty(&self) -> u64 {
+        let mut tree = self.tree.lock();
+        tree.generation += 1;
+        tree.generation - 1
+    }
+
+    /// The first dirty folio that starts at or behind `position` and became dirty in `generation` or before.
+    pub fn next_dirty(&self, position: u64, generation: u64) -> Option<Arc<Folio>> {
+        let tree = self.tree.lock();
+        let (start, _) = tree.dirty.range(position..).find(|(_, since)| **since <= generation)?;
+        tree.folios.get(start).map(Arc::clone)
+    }
+
+    /// True where the block at byte `position` is dirty.
+    #[cfg(test)]
+    pub fn is_block_dirty(&self, position: u64) -> bool {
+        self.find(position).is_some_and(|folio| {
+            let block = folio.blocks_touched(position, position + 1).start;
+            folio.is_block_dirty(block)
+        })
+    }
+
+    /// True where a block at or behind that of byte `position` is dirty.
+    pub fn is_dirty_from(&self, position: u64) -> bool {
+        let mut at = position;
+        if let Some(folio) = self.find(position) {
+            if folio.next_dirty(folio.blocks_touched(position, folio.end())).is_some() {
+                return true;
+            }
+            at = folio.end();
+        }
+        self.tree.lock().dirty.range(at..).next().is_some()
+    }
+
+    /// True where a folio is dirty.
+    pub fn is_dirty_folios(&self) -> bool {
+        !self.tree.lock().dirty.is_empty()
+    }
+
+    /// The first byte of `from..end`, which is allocated but not written, with data above it in memory (`data`), or
+    /// without.
+    pub fn seek(&self, from: u64, end: u64, data: bool) -> Option<u64> {
+        let mut at = from;
+        while at < end {
+            let Some(folio) = self.first_from(at).filter(|folio| folio.start() < end) else {
+                return (!data).then_some(at);
+            };
+            if folio.start() > at {
+                if !data {
+                    return Some(at);
+                }
+                at = folio.start();
+            }
+            let blocks = folio.blocks_touched(at, end);
+            let block_len = folio.len() as u64 / u64::from(folio.blocks());
+            let byte = |block: u32| folio.start() + u64::from(block) * block_len;
+            // What is on its way to the device is data too, block by block or not.
+            let run =
+                if folio.is_under_writeback() { Some(blocks.clone()) } else { folio.next_dirty(blocks) };
+            match (run, data) {
+                (Some(run), true) => return Some(byte(run.start).max(at)),
+                (None, true) => at = folio.end(),
+                (None, false) => return Some(at),
+                (Some(run), false) if byte(run.start) > at => return Some(at),
+                (Some(run), false) => at = byte(run.end),
+            }
+        }
+        None
+    }
+
+    #[cfg(test)]
+    pub fn folio_sizes(&self) -> Vec<usize> {
+        self.tree.lock().folios.values().map(|folio| folio.len()).collect()
+    }
+}
+
+/// The folios of one inode, and what else its data path remembers.
+#[derive(Debug, Default)]
+pub(crate) struct PageCache {
+    space: Arc<AddressSpace>,
+    /// The inode is in the flusher's queue.
+    pub queued: AtomicBool,
+    /// mtime and ctime were changed and not logged.
+    pub times_dirty: AtomicBool,
+    /// The inode is among those whose times wait (`lazytime`).
+    pub times_wait: AtomicBool,
+    /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
+    /// file.
+    pub writeback_lock: tokio::sync::Mutex<()>,
+    /// Where the next turn in the background begins. Belongs to who holds `writeback_lock`.
+    writeback_index: AtomicU64,
+    /// Bytes of folios that writers made dirty and have not been throttled for.
+    owed: AtomicUsize,
+    /// The lowest size the file was truncated to since [`PageCache::forget_cut`].
+    cut: AtomicU64,
+    /// Where the last write ended.
+    last_write_end: AtomicU64,
+    /// The clock tick of the last write.
+    last_tick: AtomicU64,
+}
+
+impl std::ops::Deref for PageCache {
+    type Target = AddressSpace;
+
+    fn deref(&self) -> &AddressSpace {
+        &self.space
+    }
+}
+
+/// The number of a clock tick; none is 0.
+fn tick(now: Timestamp) -> u64 {
+    (now.seconds as u64).wrapping_mul(250) + u64::from(now.nanoseconds / 4_000_000) + 1
+}
+
+impl PageCache {
+    /// An empty cache.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The folios, for reclaim.
+    pub fn space(&self) -> Weak<AddressSpace> {
+        Arc::downgrade(&self.space)
+    }
+
+    /// A folio of `len` bytes was made dirty.
+    pub fn owe(&self, len: usize) {
+        self.owed.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// The bytes that were made dirty since the last call.
+    pub fn take_owed(&self) -> u64 {
+        self.owed.swap(0, Ordering::Relaxed) as u64
+    }
+
+    /// Where the next turn of writeback in the background begins.
+    pub fn writeback_index(&self) -> u64 {
+        self.writeback_index.load(Ordering::Relaxed)
+    }
+
+    /// The next turn begins at `index`. The caller holds `writeback_lock`.
+    pub fn set_writeback_index(&self, index: u64) {
+        self.writeback_index.store(index, Ordering::Relaxed);
+    }
+
+    /// A pass of writeback begins. The caller holds `writeback_lock`.
+    pub fn forget_cut(&self) {
+        self.cut.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// The file is truncated to `size`. Before the first folio is dropped for it.
+    pub fn note_cut(&self, size: u64) {
+        self.cut.fetch_min(size, Ordering::SeqCst);
+    }
+
+    /// The lowest size the file was truncated to since the pass began. Asked under the lock of a folio: one that was
+    /// made dirty after a truncation finds it here.
+    pub fn cut(&self) -> u64 {
+        self.cut.load(Ordering::SeqCst)
+    }
+
+    /// True where something has to be written back or logged before the inode may be forgotten.
+    pub fn is_dirty(&self) -> bool {
+        self.space.is_dirty_folios() || self.times_dirty.load(Ordering::Acquire)
+    }
+
+    /// True where a write has noted times in the clock tick (4 ms) of `now`, and nobody has logged them since.
+    pub fn are_times_of(&self, now: Timestamp) -> bool {
+        self.last_tick.load(Ordering::Relaxed) == tick(now) && self.times_dirty.load(Ordering::Acquire)
+    }
+
+    /// A write notes `now` as the inode's times.
+    pub fn note_tick(&self, now: Timestamp) {
+        self.last_tick.store(tick(now), Ordering::Relaxed);
+    }
+
+    /// Notes that a write ended at `end`.
+    pub fn note_write(&self, end: u64) {
+        self.last_write_end.store(end, Ordering::Relaxed);
+    }
+
+    /// Where a new folio that holds `position` starts, and how long it is, for an access of `len` bytes from
+    /// `position` on. A stream of small accesses gets folios twice as long each time, as its offsets are aligned.
+    pub fn placement(
+        &self,
+        position: u64,
+        len: u64,
+        sequential: bool,
+        block_size: BlockSize,
+        limit: usize,
+    ) -> (u64, usize) {
+        let least = PAGE_SIZE.max(block_size.len()) as u64;
+        // Where somebody has put a folio over `position` meanwhile, the new one is refused when it is inserted.
+        let high = self.room_behind(position);
+        let start = position & !(least - 1);
+        let mut want = (position - start) + len;
+        if sequential && start > 0 {
+            let before = self.find(start - 1).map_or(0, |folio| folio.len() as u64);
+            want = want.max(2 * before);
+        }
+        let most = (limit as u64).clamp(least, MAX_FOLIO_SIZE as u64);
+        let mut size = least;
+        while size * 2 <= most
+            && size < want
+            && start.is_multiple_of(size * 2)
+            && (size * 2 <= want.next_multiple_of(least) || sequential)
+            && start + size * 2 <= high
+        {
+            size *= 2;
+        }
+        (start, size as usize)
+    }
+
+    /// True where a write at `position` follows the last one.
+    pub fn is_sequential(&self, position: u64) -> bool {
+        position != 0 && self.last_write_end.load(Ordering::Relaxed) == position
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ext4_core::Error;
+
+    use crate::cache::error_sequence::ErrorSequence;
+    use ext4_core::Errno;
+    use ext4_core::device::MemoryPool;
+
+    fn fill(cache: &PageCache, pool: &Arc<MemoryPool>, writes: impl Iterator<Item = (u64, u64)>) {
+        for (position, len) in writes {
+            let mut at = position;
+            while at < position + len {
+                if let Some(folio) = cache.find(at) {
+                    at = folio.end();
+                    continue;
+                }
+                let sequential = cache.is_sequential(position);
+                let (start, size) =
+                    cache.placement(at, position + len - at, sequential, BlockSize::KIB_4, MAX_FOLIO_SIZE);
+                let memory = Arc::new(pool.allocate(size).expect("pool").expect("room"));
+                assert!(cache.insert(&Folio::new(memory, start, BlockSize::KIB_4)));
+                at = start + size as u64;
+            }
+            cache.note_write(position + len);
+        }
+    }
+
+    #[test]
+    fn a_stream_of_small_writes_gets_large_folios() {
+        let pool = MemoryPool::new(64 << 20);
+        let cache = PageCache::new();
+        fill(&cache, &pool, (0..2048).map(|i| (i * 4096, 4096)));
+        let sizes = cache.folio_sizes();
+        assert_eq!(sizes[..4], [4096, 4096, 8192, 16384]);
+        assert_eq!(*sizes.last().expect("one"), 2 << 20);
+        assert!(sizes.len() < 16);
+    }
+
+    #[test]
+    fn a_long_write_gets_large_folios_and_a_small_file_none() {
+        let pool = MemoryPool::new(64 << 20);
+        let cache = PageCache::new();
+        fill(&cache, &pool, std::iter::once((0, 5 << 20)));
+        assert_eq!(cache.folio_sizes(), [2 << 20, 2 << 20, 1 << 20]);
+        let cache = PageCache::new();
+        fill(&cache, &pool, std::iter::once((0, 10_000)));
+        assert_eq!(cache.folio_sizes(), [8192, 4096]);
+    }
+
+    #[test]
+    fn an_error_is_reported_once_to_every_opener() {
+        let errors = ErrorSequence::new();
+        let (mut first, mut second) = (errors.sample(), errors.sample());
+        errors.record(&Error::io("write", "bytes 0..4096", Errno::EIO));
+        assert!(errors.check_and_advance(&mut first).is_err());
+        assert!(errors.check_and_advance(&mut first).is_ok());
+        assert!(errors.check_and_advance(&mut second).is_err());
+        let mut late = errors.sample();
+        assert!(errors.check_and_advance(&mut late).is_ok());
+    }
+}

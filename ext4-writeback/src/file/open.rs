@@ -1,0 +1,91 @@
+//! Opening a file: past the page cache or through it, and what its writes make durable.
+
+use std::ops::Range;
+
+use ext4_core::format::inode::{FileType, InodeFlags};
+use ext4_core::{Errno, Error, InodeNumber, Result};
+
+use crate::file::File;
+use crate::file::options::{OpenOptions, SyncMode};
+use crate::filesystem::Filesystem;
+use crate::io::fsync::OnMedium;
+
+impl Filesystem {
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
+    pub async fn open(&self, inode: InodeNumber) -> Result<File> {
+        self.open_with(inode, OpenOptions::default()).await
+    }
+}
+
+impl Filesystem {
+    /// Opens a regular file as `options` say.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
+    pub async fn open_with(&self, inode: InodeNumber, options: OpenOptions) -> Result<File> {
+        self.observe("open", inode, async {
+            let mut options = options;
+            let info = self.inner.inode(inode).await?;
+            {
+                let raw = info.inode.read().await;
+                info.check_alive()?;
+                match raw.file_type() {
+                    Some(FileType::Regular) => {}
+                    Some(FileType::Directory) => {
+                        return Err(Error::posix(Errno::EISDIR, format!("inode {inode}")));
+                    }
+                    _ => {
+                        return Err(Error::posix(Errno::EINVAL, format!("inode {inode} is no regular file")));
+                    }
+                }
+                if raw.links_count == 0 {
+                    return Err(Error::posix(Errno::ENOENT, format!("inode {inode} was unlinked")));
+                }
+                if raw.flags.contains(InodeFlags::SYNC) {
+                    options.sync = SyncMode::All;
+                }
+                // Under the lock, so that whoever takes the last link away sees it.
+                self.inner.inodes.opened(&info);
+            }
+            Ok(File::new(self.clone(), info, options))
+        })
+        .await
+    }
+}
+
+impl File {
+    /// How it was opened; `sync` is what holds for it, the inode's flag included.
+    #[must_use]
+    pub fn options(&self) -> OpenOptions {
+        self.options
+    }
+
+    /// Makes bytes `range`, which were just changed through this file, durable, as far as it was opened for that or
+    /// `asked` says so.
+    ///
+    /// # Errors
+    /// Those of [`File::sync_all`].
+    pub(crate) async fn sync_change(&self, range: Range<u64>, asked: SyncMode) -> Result<()> {
+        self.sync_written(range, asked, OnMedium::No).await
+    }
+
+    /// The same, for a change whose data may be on the medium already.
+    ///
+    /// # Errors
+    /// Those of [`File::sync_all`].
+    pub(crate) async fn sync_written(
+        &self,
+        range: Range<u64>,
+        asked: SyncMode,
+        on_medium: OnMedium,
+    ) -> Result<()> {
+        match self.options.sync.max(asked) {
+            SyncMode::None => Ok(()),
+            SyncMode::Data => self.sync_bytes(range, true, on_medium).await,
+            SyncMode::All => self.sync_bytes(range, false, on_medium).await,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! FITRIM: the device is told of all free blocks, group by group.
+//!
+//! Invariant: a run is discarded while it is withheld from allocation, and only where its last owner's transaction has
+//! committed ([`ext4_core::meta::free_runs`]). Were it allocated meanwhile, the discard could take its new content; were
+//! it not free after a crash, a file would have lost its own.
+
+use std::ops::Range;
+
+use ext4_core::meta::free_runs::withhold_free_run;
+use ext4_core::{BlockNumber, Errno, Error, GroupNumber, InodeNumber, Result};
+
+use crate::filesystem::{Filesystem, FilesystemInner};
+
+impl Filesystem {
+    /// Discards the free blocks among bytes `range` of the file system that lie in runs of at least `minimum_len`
+    /// bytes. Returns how many bytes were discarded. Works while the file system is used.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the device cannot discard; `EINVAL` for a range behind the end or shorter than a block, and
+    /// for a minimum longer than a group; `EROFS`; those of the device.
+    pub async fn trim(&self, range: Range<u64>, minimum_len: u64) -> Result<u64> {
+        self.run("trim", InodeNumber(0), move |fs| async move { trim(&fs, range, minimum_len).await }).await
+    }
+}
+
+async fn trim(fs: &FilesystemInner, range: Range<u64>, minimum_len: u64) -> Result<u64> {
+    let (info, block_size) = (&fs.info, fs.info.block_size());
+    if !info.device().geometry().discard {
+        return Err(Error::Unsupported("the device does not discard".into()));
+    }
+    let superblock = info.superblock();
+    let end = (range.end >> block_size.bits()).min(superblock.blocks_count);
+    let start = block_size.blocks_for(range.start).max(u64::from(superblock.first_data_block));
+    let least = block_size.blocks_for(minimum_len).max(1);
+    let short = range.end.saturating_sub(range.start) < u64::from(block_size.bytes());
+    if short || start >= superblock.blocks_count || least > u64::from(superblock.blocks_per_group) {
+        let what = format!("trimming bytes {}..{}, {minimum_len} at least", range.start, range.end);
+        return Err(Error::posix(Errno::EINVAL, what));
+    }
+    if end <= start {
+        return Ok(0);
+    }
+    let (first, last) = (BlockNumber(start), BlockNumber(end - 1));
+    let mut trimmed = 0;
+    for number in info.group_of_block(first).0..=info.group_of_block(last).0 {
+        fs.check_writable()?;
+        let group = GroupNumber(number);
+        let base = info.group_first_block(group).0;
+        // Within the group, which has less than 2^32 blocks.
+        let within = |block: u64| u32::try_from(block.saturating_sub(base)).unwrap_or(u32::MAX);
+        let (mut at, stop) = (within(start), within(end));
+        // At most a group's.
+        while let Some(run) = withhold_free_run(info, group, at..stop, least as u32).await? {
+            let blocks = u64::from(run.blocks());
+            let Some(offset) = run.first().byte(block_size) else { break };
+            info.device().discard(offset, blocks << block_size.bits()).await?;
+            at = run.end();
+            trimmed += blocks << block_size.bits();
+        }
+    }
+    Ok(trimmed)
+}

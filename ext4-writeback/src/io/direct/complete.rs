@@ -1,0 +1,98 @@
+//! After the I/O of a direct write: the blocks become written and the size moves, or what it allocated goes back.
+//!
+//! Invariant: the blocks of one run and the size that they carry are in one handle, runs in the order of the file. So the
+//! size on the device covers written data only, as behind an ioend ([`crate::writeback::completion`]).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ext4_core::meta::{Transaction as _, credits, extent_tree};
+use ext4_core::{BlockNumber, LogicalBlock, Result};
+
+use crate::base::counters::LiveCounters;
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+use crate::io::truncate;
+use crate::volume::fast_commit::mapped::Mapped;
+use crate::volume::fast_commit::reason::Reason;
+
+const CREDITS: u32 = credits::EXTENT + credits::INODE;
+
+/// Unwritten blocks of the file that hold data now, and where they lie.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Run {
+    pub blocks: Range<u32>,
+    pub physical: BlockNumber,
+}
+
+/// Converts `runs`, which are in the order of the file, and raises the size to `size` where given. The caller holds
+/// `rwlock`, for writing where there is a size, and i_disksize was i_size when the write began.
+///
+/// # Errors
+/// Those of the journal and of the extent tree. What was not converted stays unwritten, and the size ends before it.
+pub(crate) async fn complete(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    runs: &[Run],
+    size: Option<u64>,
+) -> Result<()> {
+    let bits = fs.info.block_size().bits();
+    for run in runs {
+        let handle = fs.begin_tracked(CREDITS, "direct write").await?;
+        let mut disk = inode.inode.write().await;
+        let (first, len) = (LogicalBlock(run.blocks.start), run.blocks.end - run.blocks.start);
+        let converted = extent_tree::convert_to_written(&fs.info, &handle, &mut disk, first, len).await;
+        if let Err(error) = converted {
+            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+            fs.log_inode(&handle, inode, &disk, true).await?;
+            return Err(error);
+        }
+        inode.extent_status.set_written(run.blocks.clone());
+        let mapped = Mapped::Blocks { physical: run.physical, unwritten: false };
+        fs.fast_commits.range_changed(handle.id(), inode.number, (run.blocks.start, run.blocks.end), mapped);
+        if let Some(size) = size {
+            raise(inode, &mut disk, size.min(u64::from(run.blocks.end) << bits));
+        }
+        fs.log_inode(&handle, inode, &disk, true).await?;
+        LiveCounters::add(&fs.writeback.counters.conversions, 1);
+    }
+    if let Some(size) = size
+        && inode.completion.disk_size() < size
+    {
+        let handle = fs.begin_tracked(credits::INODE, "direct write").await?;
+        let mut disk = inode.inode.write().await;
+        raise(inode, &mut disk, size);
+        fs.log_inode(&handle, inode, &disk, true).await?;
+    }
+    Ok(())
+}
+
+/// i_size and i_disksize are at least `size`.
+fn raise(inode: &InodeInfo, disk: &mut ext4_core::format::inode::Inode, size: u64) {
+    inode.size.fetch_max(size, Ordering::SeqCst);
+    if disk.size < size {
+        disk.size = size;
+        inode.completion.set_disk_size(size);
+    }
+}
+
+/// Frees those of `allocated` that lie behind the end of the file. The caller holds `rwlock` for writing.
+///
+/// # Errors
+/// Those of the journal and of what the device holds.
+pub(crate) async fn free_behind_end(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    allocated: &[Range<u32>],
+) -> Result<()> {
+    let end = u32::try_from(fs.info.block_size().blocks_for(inode.size())).unwrap_or(u32::MAX);
+    for range in allocated.iter().rev() {
+        let range = range.start.max(end)..range.end;
+        if range.is_empty() {
+            continue;
+        }
+        truncate::free_range(fs, inode, range, "direct write failed").await?;
+    }
+    Ok(())
+}

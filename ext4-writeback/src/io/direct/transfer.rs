@@ -1,0 +1,71 @@
+//! Pieces of one buffer to and from the device, all at once.
+
+use std::sync::Arc;
+
+use ext4_core::device::{
+    AlignedBuffer, Bio, BioFlags, BufferPart, Completion, EndIo, Operation, Plug, Segment,
+};
+use ext4_core::{Errno, Error, Result};
+use tokio::sync::oneshot;
+
+use crate::filesystem::FilesystemInner;
+
+/// Where a piece of the buffer goes, or comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Piece {
+    /// Its length in bytes.
+    pub len: usize,
+    /// Its byte on the device; `None`: not there at all, zeros where it is read.
+    pub place: Option<u64>,
+}
+
+/// Transfers the front of `buffer`, as `pieces` say, and waits for all of it. The buffer is whole again then.
+///
+/// # Errors
+/// The first of the device's, in the order of the pieces. Some of them may have been transferred all the same.
+pub(crate) async fn transfer(
+    fs: &Arc<FilesystemInner>,
+    operation: Operation,
+    flags: BioFlags,
+    pieces: &[Piece],
+    buffer: &mut AlignedBuffer,
+) -> Result<()> {
+    let lengths: Vec<_> = pieces.iter().map(|piece| piece.len).collect();
+    let parts = std::mem::replace(buffer, AlignedBuffer::empty()).into_parts(&lengths);
+    let mut back: Vec<BufferPart> = Vec::with_capacity(parts.len());
+    let mut plug = Plug::new();
+    let mut waits = Vec::new();
+    for (mut part, piece) in parts.into_iter().zip(pieces.iter().map(Some).chain([None])) {
+        let Some(place) = piece.and_then(|piece| piece.place) else {
+            if piece.is_some() && operation == Operation::Read {
+                part.fill(0);
+            }
+            back.push(part);
+            continue;
+        };
+        let (sender, receiver) = oneshot::channel();
+        let end_io: EndIo = Box::new(move |completion: Completion| drop(sender.send(completion)));
+        plug.push(Bio::new(operation, flags, place, vec![Segment::Part(part)], end_io));
+        waits.push(receiver);
+    }
+    if !plug.is_empty() {
+        fs.info.device().submit(plug);
+    }
+    let mut result = Ok(());
+    for wait in waits {
+        let gone = |_| Completion {
+            result: Err(Error::io("complete", "the device went away", Errno::EIO)),
+            segments: Vec::new(),
+        };
+        let completion = wait.await.unwrap_or_else(gone);
+        result = result.and(completion.result);
+        back.extend(completion.segments.into_iter().filter_map(|segment| match segment {
+            Segment::Part(part) => Some(part),
+            _ => None,
+        }));
+    }
+    if let Some(whole) = AlignedBuffer::from_parts(back) {
+        *buffer = whole;
+    }
+    result
+}

@@ -1,0 +1,319 @@
+//! Direct writes: which lock they take, what they allocate, and when they go through the page cache after all.
+
+use crate::iomap::allocate;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
+use ext4_core::{BlockNumber, Errno, Error, Result};
+
+use crate::base::counters::LiveCounters;
+use crate::cache::extent_status::status::Status;
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+use crate::io::buffered_write;
+use crate::io::direct::complete::Run;
+use crate::io::direct::transfer::{Piece, transfer};
+use crate::io::direct::{check_aligned, coherence, complete, is_inline};
+use crate::io::fsync::OnMedium;
+use crate::io::zero::zero_block_tail;
+use crate::iomap;
+use crate::writeback::inode::ENOSPC_RETRIES;
+
+/// Where a write goes: the pieces of the buffer, and what has to be converted after it.
+#[derive(Default)]
+struct Plan {
+    pieces: Vec<Piece>,
+    unwritten: Vec<Run>,
+}
+
+/// What lies under a range that is to be written.
+enum Ground {
+    /// Blocks everywhere, and none is written in part that holds nothing yet.
+    Ready(Plan),
+    /// These blocks are missing.
+    Holes(Vec<Range<u32>>),
+    /// A block that holds nothing yet would be written in part.
+    Partial,
+}
+
+/// How a write is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Nothing is waited for before the I/O starts.
+    pub nowait: bool,
+    /// The data is to be on the medium at the end, where it needs nothing but itself.
+    pub through: bool,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    /// Where it went.
+    pub at: u64,
+    /// How many bytes.
+    pub count: usize,
+    /// Whether all of them are on the medium.
+    pub on_medium: OnMedium,
+}
+
+impl Written {
+    /// `count` bytes at `at`, as far as the device's cache.
+    pub fn at(at: u64, count: usize) -> Self {
+        Self { at, count, on_medium: OnMedium::No }
+    }
+}
+
+/// Writes `buffer` at byte `position`, at the end of the file where `None`.
+///
+/// # Errors
+/// `EINVAL`, `EFBIG`, `ENOSPC`; `EAGAIN` where it may not wait; those of the device.
+pub(crate) async fn write(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: Option<u64>,
+    buffer: &mut AlignedBuffer,
+    how: How,
+) -> Result<Written> {
+    check_aligned(fs, inode, position.unwrap_or(0), buffer.len())?;
+    if buffer.is_empty() {
+        return Ok(Written::at(position.unwrap_or(0), 0));
+    }
+    LiveCounters::add(&fs.writeback.counters.direct_writes, 1);
+    if let Some(offset) = position
+        && let Some(written) = overwrite(fs, inode, offset, buffer, how).await?
+    {
+        return Ok(written);
+    }
+    if how.nowait {
+        return Err(would_wait(inode));
+    }
+    allocate_and_write(fs, inode, position, buffer).await
+}
+
+fn would_wait(inode: &InodeInfo) -> Error {
+    Error::posix(Errno::EAGAIN, format!("inode {}: a direct write would wait", inode.number))
+}
+
+/// Blocks that are there and lie within the file: the lock is shared, and there is no handle but for conversions.
+/// `None` where that is not so.
+async fn overwrite(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    offset: u64,
+    buffer: &mut AlignedBuffer,
+    how: How,
+) -> Result<Option<Written>> {
+    let How { nowait, through } = how;
+    let _content = match inode.rwlock.try_read() {
+        Ok(guard) => guard,
+        Err(_) if nowait => return Err(would_wait(inode)),
+        Err(_) => inode.rwlock.read().await,
+    };
+    inode.check_alive()?;
+    let range = offset..offset.saturating_add(buffer.len() as u64);
+    if range.end > inode.size() || is_inline(inode).await {
+        return Ok(None);
+    }
+    if nowait && (coherence::is_busy(inode, &range) || inode.completion.disk_size() < range.end) {
+        return Err(would_wait(inode));
+    }
+    coherence::write_back(fs, inode, &range).await?;
+    coherence::settle_size(fs, inode, range.end).await?;
+    let Ground::Ready(plan) = survey(fs, inode, &range).await? else { return Ok(None) };
+    coherence::invalidate(inode, &range).await;
+    // Blocks to be converted need a commit, whose flush takes the data along.
+    let on_medium = if through && plan.unwritten.is_empty() { OnMedium::Yes } else { OnMedium::No };
+    let written = carry_out(fs, inode, &plan, None, buffer, on_medium).await;
+    coherence::invalidate(inode, &range).await;
+    written.map(|()| Some(Written { at: offset, count: buffer.len(), on_medium }))
+}
+
+/// Everything else: the lock is held for writing until the blocks are there and, where the file grows, to the end.
+async fn allocate_and_write(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: Option<u64>,
+    buffer: &mut AlignedBuffer,
+) -> Result<Written> {
+    let content = inode.rwlock.write().await;
+    inode.check_alive()?;
+    let size = inode.size();
+    let offset = position.unwrap_or(size);
+    check_aligned(fs, inode, offset, buffer.len())?;
+    let range = offset..offset.saturating_add(buffer.len() as u64);
+    let limit = crate::iomap::pointers::max_size(fs, inode).await;
+    if range.end > limit {
+        let context = format!("a direct write at {}..{}: files end at {limit}", range.start, range.end);
+        return Err(Error::posix(Errno::EFBIG, context));
+    }
+    if is_inline(inode).await {
+        return through_cache(fs, inode, &range, buffer).await;
+    }
+    if offset > size {
+        zero_block_tail(fs, inode, size).await?;
+    }
+    let extends = range.end > size;
+    coherence::write_back(fs, inode, &range).await?;
+    if extends {
+        // The zeros behind the old end are data like any other: they are on the device before the size passes them.
+        coherence::write_back(fs, inode, &(size.saturating_sub(1)..size + 1)).await?;
+    }
+    coherence::settle_size(fs, inode, size.min(range.end)).await?;
+    let indirect = inode.is_indirect().await;
+    let mut allocated = Vec::new();
+    let plan = match survey(fs, inode, &range).await? {
+        Ground::Ready(plan) => plan,
+        Ground::Holes(holes) if !indirect => {
+            allocated = holes;
+            let planned = match allocate(fs, inode, &allocated).await {
+                Ok(()) => survey(fs, inode, &range).await,
+                Err(error) => Err(error),
+            };
+            match planned {
+                Ok(Ground::Ready(plan)) => plan,
+                Ok(_) => {
+                    let what = format!("inode {} bytes {}..{}", inode.number, range.start, range.end);
+                    return Err(Error::corrupt(what, "a hole where blocks were just allocated"));
+                }
+                Err(error) => return Err(give_back(fs, inode, &allocated, error).await),
+            }
+        }
+        Ground::Holes(_) | Ground::Partial => return through_cache(fs, inode, &range, buffer).await,
+    };
+    coherence::invalidate(inode, &range).await;
+    if extends {
+        let written = carry_out(fs, inode, &plan, Some(range.end), buffer, OnMedium::No).await;
+        coherence::invalidate(inode, &range).await;
+        return match written {
+            Ok(()) => Ok(Written::at(offset, buffer.len())),
+            Err(error) => Err(give_back(fs, inode, &allocated, error).await),
+        };
+    }
+    // The blocks are there and stay: others may read and overwrite meanwhile. If it fails they stay unwritten.
+    let _content = content.downgrade();
+    let written = carry_out(fs, inode, &plan, None, buffer, OnMedium::No).await;
+    coherence::invalidate(inode, &range).await;
+    written.map(|()| Written::at(offset, buffer.len()))
+}
+
+/// The I/O, and what follows from it.
+async fn carry_out(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    plan: &Plan,
+    size: Option<u64>,
+    buffer: &mut AlignedBuffer,
+    on_medium: OnMedium,
+) -> Result<()> {
+    let flags = match on_medium {
+        OnMedium::No => BioFlags::SYNC,
+        OnMedium::Yes => BioFlags::SYNC | BioFlags::FUA,
+    };
+    let result = transfer(fs, Operation::Write, flags, &plan.pieces, buffer).await;
+    if let Err(error) = &result
+        && fs.options.data_error_aborts
+        && let Some(journal) = &fs.journal
+    {
+        journal.abort(error);
+    }
+    result?;
+    complete::complete(fs, inode, &plan.unwritten, size).await
+}
+
+/// After a failure: frees what was allocated behind the end of the file. The failure is what the caller hears of.
+async fn give_back(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    allocated: &[Range<u32>],
+    error: Error,
+) -> Error {
+    if let Err(second) = complete::free_behind_end(fs, inode, allocated).await {
+        // They stay unwritten behind the end, which is allowed; the next truncation frees them.
+        tracing::warn!(inode = inode.number.0, error = %second, "blocks behind the end were not freed");
+    }
+    error
+}
+
+/// What lies under `range`. Nothing dirty is above it.
+async fn survey(fs: &FilesystemInner, inode: &InodeInfo, range: &Range<u64>) -> Result<Ground> {
+    let bits = fs.info.block_size().bits();
+    let byte = |block: u32| u64::from(block) << bits;
+    let first = (range.start >> bits) as u32;
+    let last = range.end.div_ceil(1 << bits) as u32;
+    let mut plan = Plan::default();
+    let mut holes = Vec::new();
+    let mut partial = false;
+    let mut at = first;
+    while at < last {
+        let extent = iomap::lookup(fs, inode, at).await?;
+        let blocks = at..extent.end.min(last);
+        let whole = byte(blocks.start) >= range.start && byte(blocks.end) <= range.end;
+        let piece = |physical: BlockNumber| {
+            let from = byte(blocks.start).max(range.start);
+            let to = byte(blocks.end).min(range.end);
+            let place = (physical.0 << bits) + (from - byte(blocks.start));
+            Piece { len: (to - from) as usize, place: Some(place) }
+        };
+        match extent.status {
+            Status::Written(physical) => plan.pieces.push(piece(physical)),
+            Status::Unwritten(physical) => {
+                partial |= !whole;
+                plan.pieces.push(piece(physical));
+                plan.unwritten.push(Run { blocks: blocks.clone(), physical });
+            }
+            Status::Hole => {
+                partial |= !whole;
+                holes.push(blocks.clone());
+            }
+            Status::Delayed => {
+                // It could not be written back, and that was reported.
+                let location = format!("inode {} block {at}", inode.number);
+                return Err(Error::io("write back", location, Errno::EIO));
+            }
+        }
+        at = blocks.end;
+    }
+    Ok(match (partial, holes.is_empty()) {
+        (true, _) => Ground::Partial,
+        (false, false) => Ground::Holes(holes),
+        (false, true) => Ground::Ready(plan),
+    })
+}
+
+/// Allocates `holes` as unwritten blocks.
+async fn allocate(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, holes: &[Range<u32>]) -> Result<()> {
+    for hole in holes {
+        let mut retries = 0;
+        loop {
+            match allocate::allocate_holes(fs, inode, hole.clone()).await {
+                Ok(()) => break,
+                Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
+                    retries += 1;
+                    // Blocks that were freed are free after the commit.
+                    if !fs.commit_for_space().await? {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Through the page cache, and then to the device: what cannot be written in place. The caller holds `rwlock` for
+/// writing.
+async fn through_cache(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    range: &Range<u64>,
+    buffer: &AlignedBuffer,
+) -> Result<Written> {
+    LiveCounters::add(&fs.writeback.counters.direct_fallbacks, 1);
+    let count = buffered_write::write(fs, inode, range.start, buffer).await?;
+    let written = range.start..range.start + count as u64;
+    coherence::write_back(fs, inode, &written).await?;
+    coherence::invalidate(inode, &written).await;
+    Ok(Written::at(range.start, count))
+}

@@ -1,0 +1,139 @@
+//! TODO header.
+
+use crate::iomap::pointers::max_size_with_extents;
+use crate::writeback::size;
+use std::sync::Arc;
+
+use ext4_core::format::inode::InodeFlags;
+use ext4_core::meta::credits;
+use ext4_core::{Errno, Error, Result};
+
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+
+/// What [`File::fallocate`] does with a range (fallocate(2)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FallocateMode {
+    /// Allocate blocks for holes; the file grows to the end of the range where it is shorter (mode 0).
+    Allocate,
+    /// The same, and the size stays: blocks may lie behind it (FALLOC_FL_KEEP_SIZE).
+    AllocateKeepSize,
+    /// Free the blocks: the range reads as zeros. The size stays (FALLOC_FL_PUNCH_HOLE).
+    PunchHole,
+    /// Allocate where needed, and make all of it read as zeros; the file grows as with `Allocate`
+    /// (FALLOC_FL_ZERO_RANGE).
+    ZeroRange,
+    /// The same, and the size stays.
+    ZeroRangeKeepSize,
+    /// Take the range out of the file: what lies behind it moves to its start, and the file is shorter
+    /// (FALLOC_FL_COLLAPSE_RANGE). Whole blocks only.
+    CollapseRange,
+    /// Put a hole into the file: what lies at the offset and behind it moves towards the end, and the file is longer
+    /// (FALLOC_FL_INSERT_RANGE). Whole blocks only.
+    InsertRange,
+}
+
+/// One call, its range within what a file can have.
+pub(crate) struct Request<'a> {
+    pub(crate) fs: &'a Arc<FilesystemInner>,
+    pub(crate) inode: &'a Arc<InodeInfo>,
+    mode: FallocateMode,
+    pub(crate) offset: u64,
+    /// The byte behind the last.
+    pub(crate) end: u64,
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn new(
+        fs: &'a Arc<FilesystemInner>,
+        inode: &'a Arc<InodeInfo>,
+        mode: FallocateMode,
+        offset: u64,
+        len: u64,
+    ) -> Result<Self> {
+        if len == 0 {
+            return Err(invalid("a range of no bytes"));
+        }
+        let limit = max_size_with_extents(fs);
+        match offset.checked_add(len).filter(|end| *end <= limit) {
+            Some(end) => Ok(Self { fs, inode, mode, offset, end }),
+            None => Err(Error::posix(Errno::EFBIG, format!("{len} bytes at {offset}: files end at {limit}"))),
+        }
+    }
+
+    pub(crate) async fn run(&self) -> Result<()> {
+        let _changing = self.inode.rwlock.write().await;
+        self.inode.check_alive()?;
+        crate::io::inline_data::convert_out(self.fs, self.inode).await?;
+        self.check_kind().await?;
+        tracing::debug!(inode = self.inode.number.0, mode = ?self.mode, offset = self.offset, end = self.end,
+            "ext4_fallocate_enter");
+        match self.mode {
+            FallocateMode::Allocate => self.allocate(true).await,
+            FallocateMode::AllocateKeepSize => self.allocate(false).await,
+            FallocateMode::PunchHole => self.punch().await,
+            FallocateMode::ZeroRange => self.zero(true).await,
+            FallocateMode::ZeroRangeKeepSize => self.zero(false).await,
+            FallocateMode::CollapseRange => self.collapse().await,
+            FallocateMode::InsertRange => self.insert().await,
+        }
+    }
+
+    /// What this kind of file cannot have done to it.
+    async fn check_kind(&self) -> Result<()> {
+        let disk = self.inode.inode.read().await;
+        let allocates = matches!(self.mode, FallocateMode::Allocate | FallocateMode::AllocateKeepSize);
+        if disk.flags.contains(InodeFlags::IMMUTABLE)
+            || (disk.flags.contains(InodeFlags::APPEND) && !allocates)
+        {
+            return Err(Error::posix(Errno::EPERM, format!("inode {}", self.inode.number)));
+        }
+        if self.mode != FallocateMode::PunchHole && !disk.flags.contains(InodeFlags::EXTENTS) {
+            return Err(Error::Unsupported(format!(
+                "inode {} is not mapped by extents: {:?}",
+                self.inode.number, self.mode
+            )));
+        }
+        Ok(())
+    }
+
+    /// The blocks that the range touches.
+    pub(crate) fn touched(&self) -> std::ops::Range<u32> {
+        let block_size = self.fs.info.block_size();
+        // Within a file, so within 32 bits.
+        (self.offset >> block_size.bits()) as u32..block_size.blocks_for(self.end) as u32
+    }
+
+    /// The blocks that lie wholly in bytes `offset..end`.
+    pub(crate) fn covered(&self, end: u64) -> std::ops::Range<u32> {
+        let block_size = self.fs.info.block_size();
+        let first = block_size.blocks_for(self.offset) as u32;
+        first..((end >> block_size.bits()) as u32).max(first)
+    }
+
+    /// Zeroes the parts of blocks at the ends of bytes `offset..end`.
+    pub(crate) async fn zero_edges(&self, end: u64) -> Result<()> {
+        let block_size = u64::from(self.fs.info.block_size().bytes());
+        let head = self.offset.next_multiple_of(block_size).min(end);
+        if !self.offset.is_multiple_of(block_size) {
+            crate::io::zero::zero_within_block(self.fs, self.inode, self.offset, head).await?;
+        }
+        let tail = end - end % block_size;
+        crate::io::zero::zero_within_block(self.fs, self.inode, tail.max(head), end).await
+    }
+
+    /// The last handle of an operation that changed content: the times; and the size, where data whose completion would
+    /// have brought it along is gone.
+    pub(crate) async fn stamp(&self) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let handle = fs.begin_tracked(credits::INODE, "fallocate").await?;
+        let mut disk = inode.inode.write().await;
+        size::settle_size(fs, inode, &mut disk);
+        size::touch(fs, &mut disk);
+        fs.log_inode(&handle, inode, &disk, true).await
+    }
+}
+
+pub(crate) fn invalid(what: impl Into<String>) -> Error {
+    Error::posix(Errno::EINVAL, what)
+}

@@ -1,0 +1,166 @@
+//! Taking a range out of a file and putting one in: what lies behind it moves.
+//!
+//! ```text
+//!   zero the rest of the last block → write everything back and wait for it → drop the page cache from the offset on
+//!   collapse:  handles { free the range, extents move to the left, the first ones first } size in the last
+//!   insert:    handles { size, split at the offset, extents move to the right, the last ones first }
+//! ```
+//!
+//! Invariants:
+//! - Nothing is dirty, in flight, parked or waiting to move i_disksize when the first extent moves: completions know
+//!   blocks by their place in the file, and would find others there.
+//! - The zeros behind the end are on the device before the last block moves: half way through it is not the last block,
+//!   and what lies behind the end in it can be seen.
+//! - A handle has credits for the whole tree where the journal gives that many to one (a quarter of the log): the file
+//!   changes in one transaction then. Where it takes several, a crash half way shows a hole as long as the range at another place: for
+//!   collapse between the part that has moved and the one that has not, with the old size; for insert the same, with the
+//!   new size. Every block that had data has it once. The tree is whole, and nothing written lies behind the size.
+//! - No fast commit has any of this: there is no tag for it.
+
+use crate::io::drop_folios;
+use crate::iomap::pointers::max_size_with_extents;
+use crate::writeback::inode::sync_inode_data;
+use crate::writeback::size;
+use std::sync::atomic::Ordering;
+
+use ext4_core::meta::extent_tree::{Removal, Shift};
+use ext4_core::meta::{credits, extent_tree};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
+
+use crate::io::fallocate::request::{Request, invalid};
+use crate::io::zero::zero_block_tail;
+use crate::volume::fast_commit::reason::Reason;
+use crate::volume::handle::Handle;
+
+/// Where the range is the middle of an extent, freeing it splits that one. Steps ask for more.
+const SHIFT_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::INODE;
+
+impl Request<'_> {
+    /// Whole clusters; returns the first block and how many there are.
+    fn whole(&self) -> Result<(u32, u32)> {
+        let unit = u64::from(self.fs.info.block_size().bytes()) << self.fs.info.superblock().cluster_bits();
+        if !self.offset.is_multiple_of(unit) || !self.end.is_multiple_of(unit) {
+            return Err(invalid(format!("bytes {}..{} are not whole blocks", self.offset, self.end)));
+        }
+        let blocks = self.touched();
+        Ok((blocks.start, blocks.end - blocks.start))
+    }
+
+    /// Waits for everything of the file, so that nothing but the trees knows where its blocks are.
+    async fn quiesce(&self) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        zero_block_tail(fs, inode, inode.size()).await?;
+        sync_inode_data(fs, inode).await?;
+        let disk_size = inode.completion.disk_size();
+        if inode.pages.is_dirty_folios() || disk_size != inode.size() {
+            // Data that could not be written: its error is reported by fsync.
+            let what = format!("inode {}: {disk_size} of {} bytes", inode.number, inode.size());
+            return Err(Error::io("write back", what, Errno::EIO));
+        }
+        drop_folios::drop_folios(fs, inode, self.offset..u64::MAX).await;
+        Ok(())
+    }
+
+    /// A handle with credits for every node of the tree, as far as the journal gives them to one: then everything is one
+    /// transaction, however full the running one is.
+    async fn begin(&self) -> Result<Handle> {
+        let (fs, inode) = (self.fs, self.inode);
+        let nodes = extent_tree::node_blocks(&fs.info, &*inode.inode.read().await).await?.len();
+        let most = fs.journal.as_ref().map_or(SHIFT_CREDITS, |journal| journal.max_credits());
+        let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_add(SHIFT_CREDITS);
+        let credits = wanted.min(most).max(SHIFT_CREDITS);
+        fs.begin_ineligible(credits, "fallocate", Reason::FallocRange).await
+    }
+
+    /// Both sizes. The caller holds the inode's lock, and logs it.
+    fn set_sizes(&self, disk: &mut ext4_core::format::inode::Inode, size: u64) {
+        self.inode.pages.note_cut(size);
+        self.inode.size.store(size, Ordering::SeqCst);
+        disk.size = size;
+        self.inode.completion.set_disk_size(size);
+        size::touch(self.fs, disk);
+    }
+
+    pub(crate) async fn collapse(&self) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let (first, count) = self.whole()?;
+        let size = inode.size();
+        if self.end >= size {
+            return Err(invalid(format!("collapsing up to {} of {size} bytes", self.end)));
+        }
+        let _dropping = inode.invalidate_lock.write().await;
+        self.quiesce().await?;
+        let mut from = LogicalBlock(first + count);
+        let mut freed = false;
+        loop {
+            let handle = self.begin().await?;
+            let mut disk = inode.inode.write().await;
+            inode.extent_status.remove(first..u32::MAX);
+            let step = async {
+                if !freed {
+                    let (start, last) = (LogicalBlock(first), LogicalBlock(first + count - 1));
+                    let removal = extent_tree::remove(&fs.info, &handle, &mut disk, start, last).await?;
+                    if removal == Removal::More {
+                        return Ok(Shift::More(from));
+                    }
+                    freed = true;
+                }
+                extent_tree::shift_left(&fs.info, &handle, &mut disk, from, count).await
+            };
+            let step = step.await;
+            if matches!(step, Ok(Shift::Done)) {
+                self.set_sizes(&mut disk, size - (self.end - self.offset));
+            }
+            fs.log_inode(&handle, inode, &disk, true).await?;
+            match step? {
+                Shift::Done => return Ok(()),
+                Shift::More(next) => from = next,
+            }
+        }
+    }
+
+    pub(crate) async fn insert(&self) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let (first, count) = self.whole()?;
+        let size = inode.size();
+        if self.offset >= size {
+            return Err(invalid(format!("inserting at {} of {size} bytes", self.offset)));
+        }
+        let limit = max_size_with_extents(fs);
+        let new = size + (self.end - self.offset);
+        if new > limit {
+            return Err(Error::posix(Errno::EFBIG, format!("{new} bytes: files end at {limit}")));
+        }
+        let _dropping = inode.invalidate_lock.write().await;
+        self.quiesce().await?;
+        let mut limit = LogicalBlock(u32::MAX);
+        let mut begun = false;
+        loop {
+            let handle = self.begin().await?;
+            let mut disk = inode.inode.write().await;
+            inode.extent_status.remove(first..u32::MAX);
+            if !begun {
+                self.check_room(&disk, count).await?;
+                extent_tree::split_at(&fs.info, &handle, &mut disk, LogicalBlock(first)).await?;
+                self.set_sizes(&mut disk, new);
+                begun = true;
+            }
+            let start = LogicalBlock(first);
+            let shifted = extent_tree::shift_right(&fs.info, &handle, &mut disk, start, limit, count).await;
+            fs.log_inode(&handle, inode, &disk, true).await?;
+            match shifted? {
+                Shift::Done => return Ok(()),
+                Shift::More(next) => limit = next,
+            }
+        }
+    }
+
+    /// Blocks behind the end move too: fails where the last of them would lie past the last block of a file.
+    async fn check_room(&self, disk: &ext4_core::format::inode::Inode, count: u32) -> Result<()> {
+        let last = extent_tree::last_extent(&self.fs.info, disk).await?;
+        if last.is_none_or(|last| last.end().0.checked_add(count).is_some()) {
+            return Ok(());
+        }
+        Err(invalid("the last blocks would lie past the end of all files"))
+    }
+}

@@ -1,0 +1,105 @@
+//! Zeroing a range: whole blocks become unwritten, parts of blocks at the ends are zeroed in memory.
+//!
+//! ```text
+//!   zero the rest of the old last block (where the size grows)
+//!     → allocate what has no block, as unwritten, the size with it     ENOSPC comes before anything is lost
+//!     → drop the page cache of the whole blocks (waits for their writeback)
+//!     → handles { written blocks become unwritten, log } → zero the parts of blocks in memory
+//!     → handle { size, times }
+//! ```
+//!
+//! Dropping takes the dirty bits of the whole blocks along, also where they are part of a folio. Were one left,
+//! writeback would make the block written again, with zeros.
+
+use crate::writeback::size;
+use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
+use ext4_core::{Errno, LogicalBlock, Result};
+
+use crate::io::fallocate::request::Request;
+use crate::io::zero::zero_block_tail;
+use crate::volume::fast_commit::mapped::Mapped;
+use crate::volume::fast_commit::reason::Reason;
+use crate::writeback::inode::ENOSPC_RETRIES;
+
+const CONVERT_CREDITS: u32 = credits::EXTENT + credits::INODE;
+
+impl Request<'_> {
+    pub(crate) async fn zero(&self, grow: bool) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let size = inode.size();
+        let grows = grow && self.end > size;
+        if grows {
+            zero_block_tail(fs, inode, size).await?;
+        }
+        self.allocate_blocks(self.touched(), grows).await?;
+        {
+            let _dropping = inode.invalidate_lock.write().await;
+            let blocks = self.covered(self.end);
+            self.drop_cache(&blocks).await;
+            self.unwrite(blocks).await?;
+            self.zero_edges(self.end).await?;
+        }
+        if grows {
+            return size::raise_size(fs, inode, self.end, "fallocate").await;
+        }
+        self.stamp().await
+    }
+
+    /// Makes the written blocks among `blocks`, of which no page cache is left, unwritten.
+    ///
+    /// # Errors
+    /// `ENOSPC` where a split needs a node of the extent tree and there is no block for it, not even after a commit: the
+    /// blocks before are converted. Those of the journal and of the device.
+    async fn unwrite(&self, blocks: std::ops::Range<u32>) -> Result<()> {
+        let (mut at, mut retries) = (blocks.start, 0);
+        while at < blocks.end {
+            match self.unwrite_some(&mut at, blocks.end).await {
+                Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
+                    retries += 1;
+                    // Blocks that were freed are free after the commit.
+                    if !self.fs.commit_for_space().await? {
+                        return Err(error);
+                    }
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// As far as one handle reaches, from block `at` on, which moves along.
+    async fn unwrite_some(&self, at: &mut u32, end: u32) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let handle = fs.begin_tracked(CONVERT_CREDITS, "fallocate").await?;
+        let mut disk = inode.inode.write().await;
+        let mut changed = false;
+        while *at < end {
+            let mapping = block_map::lookup(&fs.info, &disk, LogicalBlock(*at)).await?;
+            let len = mapping.len.min(end - *at).max(1);
+            if let MappingState::Written(physical) = mapping.state {
+                if changed && handle.credits() < CONVERT_CREDITS && !handle.extend(CONVERT_CREDITS)? {
+                    break;
+                }
+                changed = true;
+                let range = (*at, *at + len);
+                inode.extent_status.remove(range.0..range.1);
+                let (transaction, first) = (&handle, LogicalBlock(*at));
+                let converted =
+                    extent_tree::convert_to_unwritten(&fs.info, transaction, &mut disk, first, len).await;
+                if let Err(error) = converted {
+                    fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+                    fs.log_inode(&handle, inode, &disk, true).await?;
+                    return Err(error);
+                }
+                let mapped = Mapped::Blocks { physical, unwritten: true };
+                fs.fast_commits.range_changed(handle.id(), inode.number, range, mapped);
+            }
+            *at += len;
+        }
+        if changed {
+            fs.log_inode(&handle, inode, &disk, true).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,405 @@
+//! Buffered reads: copy from uptodate folios; fill those that are not, with read-ahead.
+//!
+//! Invariants:
+//! - A folio that is being read stays locked until the last bio for it has ended, whoever stopped waiting.
+//! - Blocks that are holes, unwritten, or behind the end of the file are zeroed in memory, not read. What a block that
+//!   holds the end of the file has on the device behind it is zeroed too.
+//! - A block whose read failed is not uptodate; the others of the folio keep what they have.
+//! - Folios are added under `invalidate_lock` for reading: a truncation drops them first and frees blocks then.
+
+use crate::writeback::flusher::memory;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ext4_core::device::memory::PAGE_SIZE;
+use ext4_core::device::{Bio, BioFlags, Completion, EndIo, Operation, Segment};
+use ext4_core::{Error, Result};
+use parking_lot::Mutex;
+
+use crate::base::counters::LiveCounters;
+use crate::cache::extent_status::status::Status;
+use crate::cache::folio::{Folio, FolioGuard};
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+use crate::io::inline_data;
+use crate::io::read_ahead::ReadAhead;
+use crate::iomap;
+
+/// Reads at `position` into `buffer`; fewer bytes only at the end of the file.
+///
+/// # Errors
+/// Those of the device and of what it holds.
+pub(crate) async fn read(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    buffer: &mut [u8],
+    read_ahead: &Mutex<ReadAhead>,
+) -> Result<usize> {
+    let limit = window_limit(fs);
+    let mut done = 0;
+    // The folio it begins in the middle of: no new use, where a stream of reads goes on there.
+    let mut first = None;
+    while done < buffer.len() {
+        let at = position + done as u64;
+        let size = inode.size();
+        if at >= size {
+            break;
+        }
+        // Looked at behind the size: a file is given its first bytes, and then the size.
+        if inode.is_inline()
+            && let Some(count) = inline_data::read(inode, at, &mut buffer[done..]).await?
+        {
+            return Ok(done + count);
+        }
+        let wanted = (buffer.len() - done) as u64;
+        let end = (at + wanted).min(size);
+        if let Some(folio) = inode.pages.find(at) {
+            let stop = end.min(folio.end());
+            if folio.is_uptodate(folio.blocks_touched(at, stop)) {
+                let count = (stop - at) as usize;
+                folio.read(at, stop, |bytes| buffer[done..done + count].copy_from_slice(bytes));
+                if done > 0 || at == folio.start() {
+                    folio.touch();
+                } else {
+                    first = Some(folio);
+                }
+                done += count;
+                continue;
+            }
+        }
+        fill_sequential(fs, inode, at, end, read_ahead).await?;
+    }
+    let next = {
+        let mut read_ahead = read_ahead.lock();
+        if let Some(folio) = first
+            && !read_ahead.goes_on_at(position)
+        {
+            folio.touch();
+        }
+        read_ahead.advance(position, position + done as u64, inode.size(), limit)
+    };
+    if let Some((start, end)) = next {
+        LiveCounters::add(&fs.writeback.counters.read_ahead_async, 1);
+        // Whoever reads there gets the error.
+        let _ = fill(fs, inode, start, start, end, false).await;
+    }
+    Ok(done)
+}
+
+fn window_limit(fs: &FilesystemInner) -> u64 {
+    fs.writeback.capacity() as u64 / 8
+}
+
+/// Has the folio at `position` read, for an access up to `end`, and as much ahead of it as that seems to be worth. Waits
+/// for the first.
+///
+/// # Errors
+/// Those of the device and of what it holds.
+pub(crate) async fn fill_sequential(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    end: u64,
+    read_ahead: &Mutex<ReadAhead>,
+) -> Result<()> {
+    let history = |most| inode.pages.cached_before(position, most);
+    let window = read_ahead.lock().window(position, end, window_limit(fs), history);
+    if window > end {
+        LiveCounters::add(&fs.writeback.counters.read_ahead_sync, 1);
+    }
+    fill(fs, inode, position, end, window, true).await
+}
+
+/// Copies what is in memory from `position` on into `buffer`: as many bytes as are there without a gap.
+pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> usize {
+    let end = position.saturating_add(buffer.len() as u64).min(inode.size());
+    let mut at = position;
+    while at < end
+        && let Some(folio) = inode.pages.find(at)
+    {
+        let stop = end.min(folio.end());
+        let gap = folio.next_not_uptodate(folio.blocks_touched(at, stop));
+        let block_len = folio.len() as u64 / u64::from(folio.blocks());
+        let stop =
+            gap.as_ref().map_or(stop, |gap| stop.min(folio.start() + u64::from(gap.start) * block_len));
+        if stop > at {
+            let part = (at - position) as usize..(stop - position) as usize;
+            folio.read(at, stop, |bytes| buffer[part].copy_from_slice(bytes));
+            folio.touch();
+            at = stop;
+        }
+        if gap.is_some() {
+            break;
+        }
+    }
+    (at - position) as usize
+}
+
+/// Starts reading at `position` up to `end`, and perhaps up to `window`; waits for the first folio where `wait`.
+async fn fill(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    end: u64,
+    window: u64,
+    wait: bool,
+) -> Result<()> {
+    let _filling = inode.invalidate_lock.read().await;
+    let size = inode.size();
+    if position >= size || inode.is_inline() {
+        return Ok(());
+    }
+    let window = window.max(end).min(size);
+    let folio = find_or_create(fs, inode, position, window - position, false).await?;
+    let mut reader = Reader::new(fs, inode);
+    let first = Arc::clone(&folio);
+    let mut at = folio.end();
+    reader.add(folio).await?;
+    while at < window {
+        // What is busy or does not fit is left: nobody needs it yet.
+        let next = match inode.pages.find(at) {
+            Some(next) => next,
+            None => {
+                let Some(next) = create(fs, inode, at, window - at, false, None)? else { break };
+                next
+            }
+        };
+        at = next.end();
+        if let Some(guard) = next.try_lock()
+            && !guard.is_removed()
+            && reader.add(guard).await.is_err()
+        {
+            // Whoever reads there gets the error.
+            break;
+        }
+    }
+    reader.submit();
+    if !wait {
+        return Ok(());
+    }
+    let guard = first.lock().await;
+    match guard.take_read_error() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The locked folio that holds `position`, made for an access of `len` bytes where there is none. Waits for memory.
+///
+/// # Errors
+/// The host's refusal to map memory.
+pub(crate) async fn find_or_create(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    len: u64,
+    sequential: bool,
+) -> Result<FolioGuard> {
+    loop {
+        let folio = match inode.pages.find(position) {
+            Some(folio) => {
+                // A stream that goes on is one use of each folio, and makes most of them.
+                if !sequential {
+                    folio.touch();
+                }
+                folio
+            }
+            None => {
+                let block_size = fs.info.block_size();
+                let limit = fs.writeback.folio_limit();
+                let (_, wanted) = inode.pages.placement(position, len, sequential, block_size, limit);
+                let least = PAGE_SIZE.max(block_size.len());
+                let memory = memory::allocate_memory(fs, wanted, least).await?;
+                match create(fs, inode, position, len, sequential, Some(memory))? {
+                    Some(folio) => folio,
+                    None => continue,
+                }
+            }
+        };
+        let guard = match FolioGuard::try_new(folio) {
+            Ok(guard) => guard,
+            Err(folio) => folio.lock().await,
+        };
+        if !guard.is_removed() {
+            return Ok(guard);
+        }
+    }
+}
+
+/// A new folio that holds `position`; over `memory` where given. `None` where there is no memory or no room.
+fn create(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    len: u64,
+    sequential: bool,
+    memory: Option<Arc<ext4_core::device::PoolMemory>>,
+) -> Result<Option<Arc<Folio>>> {
+    let block_size = fs.info.block_size();
+    let limit = memory.as_ref().map_or(fs.writeback.folio_limit(), |memory| memory.len());
+    let (start, wanted) = inode.pages.placement(position, len, sequential, block_size, limit);
+    let memory = match memory {
+        // Somebody made a neighbour meanwhile: it has to be the right size.
+        Some(memory) if memory.len() != wanted => return Ok(None),
+        Some(memory) => memory,
+        None => match memory::try_allocate_memory(fs, wanted, PAGE_SIZE.max(block_size.len()))? {
+            Some(memory) => memory,
+            None => return Ok(None),
+        },
+    };
+    let folio = Folio::new(memory, start, block_size);
+    LiveCounters::add(&fs.writeback.counters.folios_made, 1);
+    if !inode.pages.insert(&folio) {
+        return Ok(None);
+    }
+    fs.writeback.add_folio(inode.pages.space(), &folio);
+    Ok(Some(folio))
+}
+
+/// A folio that is being read: unlocked when the last bio for it has ended.
+struct FolioRead {
+    folio: FolioGuard,
+    /// i_size when the read began.
+    size: u64,
+}
+
+impl FolioRead {
+    fn end(&self, blocks: Range<u32>, result: &Result<()>, block_bits: u32) {
+        let start = self.folio.start();
+        let from = start + (u64::from(blocks.start) << block_bits);
+        let to = start + (u64::from(blocks.end) << block_bits);
+        match result.clone().and_then(|()| self.folio.zero(self.size.clamp(from, to), to)) {
+            Ok(()) => self.folio.set_uptodate(blocks),
+            Err(error) => self.folio.set_read_error(error),
+        }
+    }
+}
+
+/// Reads that go to the device together.
+pub(crate) struct Reader<'a> {
+    fs: &'a Arc<FilesystemInner>,
+    inode: &'a Arc<InodeInfo>,
+    plug: Vec<Pending>,
+}
+
+struct Pending {
+    offset: u64,
+    bytes: u64,
+    segments: Vec<Segment>,
+    parts: Vec<(Arc<FolioRead>, Range<u32>)>,
+}
+
+impl<'a> Reader<'a> {
+    /// Nothing yet.
+    pub fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Self {
+        Self { fs, inode, plug: Vec::new() }
+    }
+
+    /// Adds all blocks of a locked folio that are not uptodate.
+    ///
+    /// # Errors
+    /// Those of mapping.
+    pub async fn add(&mut self, folio: FolioGuard) -> Result<()> {
+        let blocks = 0..folio.blocks();
+        self.add_blocks(folio, blocks).await
+    }
+
+    /// Adds those of `blocks` of a locked folio that are not uptodate. The folio is unlocked when they have been read.
+    ///
+    /// # Errors
+    /// Those of mapping.
+    pub async fn add_blocks(&mut self, folio: FolioGuard, blocks: Range<u32>) -> Result<()> {
+        let bits = self.fs.info.block_size().bits();
+        let size = self.inode.size();
+        let behind = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
+        let first = folio.first_block();
+        folio.make_gaps_unviewed(blocks.clone())?;
+        let read = Arc::new(FolioRead { folio, size });
+        let folio = &read.folio;
+        let mut at = blocks.start;
+        while let Some(gap) = folio.next_not_uptodate(at..blocks.end) {
+            let byte = |block: u32| folio.start() + (u64::from(block) << bits);
+            if gap.start >= behind {
+                folio.zero(byte(gap.start), byte(gap.end))?;
+                folio.set_uptodate(gap.clone());
+                at = gap.end;
+                continue;
+            }
+            let extent = iomap::lookup(self.fs, self.inode, first + gap.start).await?;
+            let stop = gap.end.min(behind).min(extent.end.saturating_sub(first));
+            let run = gap.start..stop;
+            at = stop;
+            let Status::Written(physical) = extent.status else {
+                folio.zero(byte(run.start), byte(run.end))?;
+                folio.set_uptodate(run);
+                continue;
+            };
+            let segment = Segment::Pool {
+                memory: folio.memory(),
+                offset: run.start << bits,
+                len: (run.end - run.start) << bits,
+            };
+            self.push(physical.0 << bits, segment, (Arc::clone(&read), run));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, offset: u64, segment: Segment, part: (Arc<FolioRead>, Range<u32>)) {
+        let geometry = self.fs.info.device().geometry();
+        let len = u64::from(segment.len());
+        if let Some(last) = self.plug.last_mut()
+            && last.offset + last.bytes == offset
+            && last.bytes + len <= u64::from(geometry.max_transfer)
+            && last.segments.len() < geometry.max_segments as usize
+        {
+            last.bytes += len;
+            last.segments.push(segment);
+            last.parts.push(part);
+            return;
+        }
+        self.plug.push(Pending { offset, bytes: len, segments: vec![segment], parts: vec![part] });
+    }
+
+    /// Sends everything to the device.
+    pub fn submit(self) {
+        let bits = self.fs.info.block_size().bits();
+        let mut plug = Vec::with_capacity(self.plug.len());
+        LiveCounters::add(&self.fs.writeback.counters.read_bios, self.plug.len() as u64);
+        for pending in self.plug {
+            let parts = pending.parts;
+            let end_io: EndIo = Box::new(move |completion: Completion| {
+                // As behind a write: what can be given up from now on is not held here.
+                drop(completion.segments);
+                for (read, blocks) in parts {
+                    read.end(blocks, &completion.result, bits);
+                }
+            });
+            plug.push(Bio::new(Operation::Read, BioFlags::SYNC, pending.offset, pending.segments, end_io));
+        }
+        if !plug.is_empty() {
+            self.fs.info.device().submit(plug);
+        }
+    }
+}
+
+/// Reads the blocks `blocks` of a locked folio, waits, and locks it again.
+///
+/// # Errors
+/// Those of the device and of what it holds.
+pub(crate) async fn read_blocks(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    folio: FolioGuard,
+    blocks: Range<u32>,
+) -> Result<FolioGuard> {
+    let shared = Arc::clone(&folio);
+    let mut reader = Reader::new(fs, inode);
+    reader.add_blocks(folio, blocks).await?;
+    reader.submit();
+    let guard = shared.lock().await;
+    match guard.take_read_error() {
+        Some(error) => Err::<FolioGuard, Error>(error),
+        None => Ok(guard),
+    }
+}

@@ -1,0 +1,104 @@
+//! Mounting to read only. Nothing is written, ever: not to the file system's device, not to its journal's.
+//!
+//! ```text
+//!   journal empty, no orphans ─────────────────────────────────► the device as it is
+//!   something to recover ─► an overlay in memory over each device ─► journal replayed, orphans finished in the
+//!   overlay ─► the overlay, sealed
+//! ```
+//!
+//! The kernel's read-only mount writes where the device allows it (it replays the journal in place). This one does not:
+//! who opens an image to read it may not be allowed to change it, or must not (a backup, evidence).
+//!
+//! Invariant: whatever recovery or the deletion of orphans write goes to an overlay, whose device below gets reads
+//! only. What is shown is the state that a mount for writing would have come to.
+//!
+//! With `noload` the journal is not looked at: the file system is read as it lies, perhaps half an operation.
+
+use std::sync::Arc;
+
+use ext4_core::Result;
+use ext4_core::device::OverlayDevice;
+use ext4_core::environment::Runtime;
+use ext4_core::format::features::Incompat;
+use ext4_core::meta::orphan::Orphans;
+
+use crate::base::options::MountOptions;
+use crate::filesystem::Filesystem;
+use crate::mount::found::{Devices, Found, look};
+use crate::mount::journal_location::has_external_journal;
+use crate::mount::run::{assemble, recover, run};
+
+pub(crate) async fn mount(
+    devices: Devices,
+    mut options: MountOptions,
+    runtime: Arc<dyn Runtime>,
+) -> Result<Filesystem> {
+    if devices.journal.is_none() {
+        // A journal device that holds nothing is not needed, and not missed.
+        let superblock = ext4_core::meta::SuperblockInfo::read_superblock(&*devices.filesystem).await?;
+        let clean = !superblock.features.incompat.contains(Incompat::RECOVER);
+        options.noload |= has_external_journal(&superblock) && clean;
+    }
+    let found = look(&devices, &options, &runtime).await?;
+    found.warn_of_errors();
+    if options.noload {
+        // Orphans are part of what the journal would bring to an end.
+        let orphans = Orphans::load(&found.info).await?;
+        return Ok(rest(found, orphans, options, runtime));
+    }
+    if !found.needs_recovery() {
+        let orphans = Orphans::load(&found.info).await?;
+        if orphans.pending().is_empty() {
+            return Ok(rest(found, orphans, options, runtime));
+        }
+    }
+    drop(found);
+
+    let overlay = |device| OverlayDevice::new(device, options.overlay_limit).map(Arc::new);
+    let filesystem = overlay(devices.filesystem)?;
+    let journal = devices.journal.map(overlay).transpose()?;
+    let writable = Devices {
+        filesystem: Arc::clone(&filesystem) as _,
+        journal: journal.as_ref().map(|journal| Arc::clone(journal) as _),
+    };
+    let found = look(&writable, &options, &runtime).await?;
+    let found = recover(&writable, found, &options).await?;
+    finish_orphans(&writable, found, &options, &runtime).await?;
+    tracing::info!(bytes = filesystem.used(), "recovered in memory; the device is as it was");
+
+    let sealed = Devices {
+        filesystem: Arc::new(filesystem.sealed()),
+        journal: journal.map(|journal| Arc::new(journal.sealed()) as _),
+    };
+    let found = look(&sealed, &options, &runtime).await?;
+    let orphans = Orphans::load(&found.info).await?;
+    Ok(rest(found, orphans, options, runtime))
+}
+
+/// Deletes and truncates what a crash left half done. That takes a running journal: it runs for as long. What cannot
+/// be written by this library, or not be finished, is shown as it is.
+async fn finish_orphans(
+    overlay: &Devices,
+    found: Found,
+    options: &MountOptions,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<()> {
+    if Orphans::load(&found.info).await?.pending().is_empty() {
+        return Ok(());
+    }
+    drop(found);
+    let writable = MountOptions { read_only: false, discard: false, last_mounted: None, ..options.clone() };
+    let finish = async {
+        let found = look(overlay, &writable, runtime).await?;
+        run(found, writable, Arc::clone(runtime)).await?.unmount().await
+    };
+    if let Err(error) = finish.await {
+        tracing::warn!(%error, "what was deleted or truncated before the crash is not finished");
+    }
+    Ok(())
+}
+
+/// The mounted file system: nothing runs.
+fn rest(found: Found, orphans: Orphans, options: MountOptions, runtime: Arc<dyn Runtime>) -> Filesystem {
+    Filesystem { inner: Arc::new(assemble(found.info, None, orphans, options, runtime)) }
+}

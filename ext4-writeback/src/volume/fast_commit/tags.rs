@@ -1,0 +1,122 @@
+//! The tags for what the tracker has, and fsync's way to the journal.
+//!
+//! The order is the kernel's: names first, and before CREAT the new inode with its ranges, so that what the name points
+//! to is there; then every inode that changed, its ranges before its fields. The fields come last because the replay of
+//! a name changes the link count, which they set right.
+
+use ext4_core::{Result, TransactionId};
+use ext4_journal::{FastCommitEntry, FastCommitSource, FastCommitStatistics, FastCommitTag, Ineligible};
+
+use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::volume::fast_commit::reason::{FastCommitReasons, Reason};
+use crate::volume::fast_commit::track::{Changed, Operation, Record, State, Tracker};
+
+/// Bytes of an inode without extra fields, and the least those have to be for e2fsck: their own size and the upper half
+/// of the checksum.
+const BASE_SIZE: usize = 128;
+
+const MIN_EXTRA: usize = 4;
+
+impl FastCommitSource for Tracker {
+    fn is_eligible(&self, id: TransactionId) -> bool {
+        let state = self.state.lock();
+        state.transaction != Some(id) || state.record.ineligible.is_none()
+    }
+
+    fn take(&self, id: TransactionId) -> std::result::Result<Vec<FastCommitTag>, Ineligible> {
+        let mut state = self.state.lock();
+        if state.transaction != Some(id) {
+            return Ok(Vec::new());
+        }
+        match tags(&state) {
+            Ok(tags) => {
+                state.record.written();
+                Ok(tags)
+            }
+            Err(reason) => {
+                // Counted when the transaction was marked.
+                if state.record.ineligible.is_none() {
+                    self.count(reason);
+                }
+                Err(Ineligible)
+            }
+        }
+    }
+}
+
+fn tags(state: &State) -> std::result::Result<Vec<FastCommitTag>, Reason> {
+    let Record { ineligible, entries, inodes, .. } = &state.record;
+    if let Some(reason) = ineligible {
+        return Err(*reason);
+    }
+    if inodes.keys().any(|inode| state.truncated.contains_key(inode)) {
+        return Err(Reason::Orphan);
+    }
+    let image = |inode, changed: &Changed| {
+        // Its handle failed before it was logged.
+        let slot = changed.slot.as_ref().ok_or(Reason::Failure)?;
+        let image = slot.fixed_fields();
+        if slot.size() > BASE_SIZE && image.len() < BASE_SIZE + MIN_EXTRA {
+            return Err(Reason::InodeSize);
+        }
+        Ok(FastCommitTag::Inode { inode, image: image.into() })
+    };
+    let mut tags = Vec::with_capacity(entries.len() + 2 * inodes.len());
+    let mut created = Vec::new();
+    for entry in entries {
+        let named = FastCommitEntry {
+            parent: entry.parent,
+            inode: entry.inode,
+            name: std::sync::Arc::clone(&entry.name),
+        };
+        let tag = match entry.operation {
+            Operation::Create => {
+                // Without it there would be a name of an inode that is none.
+                let Some(changed) = inodes.get(&entry.inode) else { return Err(Reason::Failure) };
+                tags.push(image(entry.inode, changed)?);
+                changed.ranges.tags(entry.inode, &mut tags);
+                created.push(entry.inode);
+                FastCommitTag::Create(named)
+            }
+            Operation::Link => FastCommitTag::Link(named),
+            Operation::Unlink => FastCommitTag::Unlink(named),
+        };
+        tags.push(tag);
+    }
+    for (inode, changed) in inodes {
+        if !created.contains(inode) {
+            changed.ranges.tags(*inode, &mut tags);
+        }
+        tags.push(image(*inode, changed)?);
+    }
+    Ok(tags)
+}
+
+impl FilesystemInner {
+    /// Makes `transaction`, the last that changed a regular file, durable, by a fast commit where that can be. Returns
+    /// true when that flushed the device after the call.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn commit_file(
+        &self,
+        journal: &std::sync::Arc<ext4_journal::Journal>,
+        transaction: TransactionId,
+    ) -> Result<bool> {
+        if self.fast_commits.is_enabled() {
+            journal.fast_commit(transaction, &*self.fast_commits).await
+        } else {
+            journal.commit(transaction).await
+        }
+    }
+}
+
+impl Filesystem {
+    /// What fast commits did since the mount, and what led to full ones: by the journal's reasons and by the file
+    /// system's own.
+    #[must_use]
+    pub fn fast_commit_statistics(&self) -> (FastCommitStatistics, FastCommitReasons) {
+        let journal = self.inner.journal.as_ref().map(|journal| journal.statistics().fast_commits);
+        (journal.unwrap_or_default(), self.inner.fast_commits.reasons())
+    }
+}

@@ -1,0 +1,68 @@
+//! TODO header.
+
+use std::ops::Range;
+
+use ext4_core::{BlockNumber, LogicalBlock};
+
+use crate::cache::ioend::{Ioend, Kind};
+use crate::writeback::completion::convert::CREDITS;
+use crate::writeback::completion::publish::STEP_CREDITS;
+
+/// Ioends that follow one another in the file and on the device.
+pub(crate) struct Group {
+    pub blocks: Range<u32>,
+    pub offset: u64,
+    pub end: u64,
+    pub kind: Kind,
+    pub physical: BlockNumber,
+    /// Blocks before this one are published.
+    pub published: u32,
+    /// A commit was made so that there may be space for its metadata.
+    pub(crate) retried: bool,
+    pub members: Vec<Ioend>,
+}
+
+impl Group {
+    /// Credits for a step of what it needs.
+    pub(crate) fn credits(&self) -> u32 {
+        if self.kind == Kind::Picked { STEP_CREDITS } else { CREDITS }
+    }
+
+    /// The byte behind the last that is part of the file: published, where that is asked for.
+    pub(crate) fn done_end(&self, block_size: ext4_core::BlockSize) -> u64 {
+        match self.kind {
+            Kind::Picked if self.published == self.blocks.start => 0,
+            Kind::Picked => self.end.min(LogicalBlock(self.published).byte(block_size)),
+            Kind::Overwrite | Kind::Unwritten => self.end,
+        }
+    }
+}
+
+pub(crate) fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
+    ioends.sort_by_key(|ioend| (ioend.offset, ioend.id));
+    let mut groups: Vec<Group> = Vec::new();
+    for ioend in ioends {
+        if let Some(group) = groups.last_mut()
+            && let Some(last) = group.members.last()
+            && group.kind == ioend.kind
+            && last.end() == ioend.offset
+            && last.physical.offset(u64::from(last.blocks.end - last.blocks.start)) == ioend.physical
+        {
+            group.blocks.end = ioend.blocks.end;
+            group.end = ioend.end();
+            group.members.push(ioend);
+            continue;
+        }
+        groups.push(Group {
+            blocks: ioend.blocks.clone(),
+            offset: ioend.offset,
+            end: ioend.end(),
+            kind: ioend.kind,
+            physical: ioend.physical,
+            published: ioend.blocks.start,
+            retried: false,
+            members: vec![ioend],
+        });
+    }
+    groups
+}

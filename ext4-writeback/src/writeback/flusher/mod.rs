@@ -1,0 +1,182 @@
+//! The flusher: who decides when data is written back, and the waits for it.
+//!
+//! - `dirty.rs`: how much is dirty, where, since when.
+//! - `throttle.rs`: writers that are ahead of the device wait.
+//! - `reclaim.rs`: memory for folios.
+//!
+//! The flusher writes, each time it wakes: inodes that must not wait; those that have been dirty for long; and, where
+//! more than the background limit is dirty, the oldest until it is half of that. Inodes take turns, so that a large file
+//! does not keep small ones waiting.
+//!
+//! Invariants:
+//! - It ends: of an old inode it writes what was dirty when it came to it, whatever writers do meanwhile.
+//! - Without a commit interval there is no flusher: nothing is written unless somebody asks or memory is short, and
+//!   then the writer itself writes everything and waits for it. So the order of allocations, and the image, depends on
+//!   the calls alone.
+
+pub(crate) mod memory;
+#[cfg(test)]
+mod tests;
+pub(crate) mod throttle;
+
+use crate::inode::log;
+use crate::writeback::completion::wait;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ext4_core::Result;
+
+use crate::base::lock_order::Scoped;
+use crate::filesystem::FilesystemInner;
+use crate::inode::{InodeInfo, lazytime};
+use crate::writeback::gather::Gather;
+use crate::writeback::sync_all::sync_all_data;
+use crate::writeback::writepages::{WritebackControl, writepages};
+
+/// Starts the flusher (where the options ask for one). After everything else of a mount.
+pub(crate) fn start(fs: &Arc<FilesystemInner>) {
+    if fs.writeback.deterministic || fs.options.read_only {
+        return;
+    }
+    fs.writeback.running.store(true, Ordering::Release);
+    let wake = Arc::clone(&fs.writeback.wake);
+    let runtime = Arc::clone(&fs.runtime);
+    let period = fs.writeback.period;
+    let weak = Arc::downgrade(fs);
+    fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
+        loop {
+            tokio::select! {
+                biased;
+                () = wake.notified() => {}
+                () = runtime.sleep(period) => {}
+            }
+            let Some(fs) = weak.upgrade() else { return };
+            let control = &fs.writeback;
+            if control.stopping.load(Ordering::Acquire) {
+                control.running.store(false, Ordering::Release);
+                control.wake_everybody();
+                return;
+            }
+            control.kicked.store(false, Ordering::Release);
+            flush_old(&fs).await;
+            lazytime::log_expired(&fs).await;
+            if control.dirty_bytes() > control.background {
+                flush_background(&fs).await;
+            }
+        }
+    }))));
+}
+
+/// Writes back inodes that must not wait, and those that have been dirty for long, or all, where asked for.
+async fn flush_old(fs: &Arc<FilesystemInner>) {
+    let control = &fs.writeback;
+    let now = fs.runtime.monotonic();
+    let everything = control.everything.swap(false, Ordering::AcqRel);
+    let before = if everything { Some(now) } else { now.checked_sub(control.expiry) };
+    let mut inodes: VecDeque<_> = control.take_urgent().into_iter().map(|inode| (inode, None)).collect();
+    if let Some(before) = before {
+        while let Some(inode) = control.take_dirty_inode(Some(before)) {
+            inodes.push_back((inode, None));
+        }
+    }
+    let mut gather = Gather::new(fs);
+    while let Some((inode, generation)) = inodes.pop_front() {
+        // What becomes dirty from its first turn on is young.
+        let generation = generation.unwrap_or_else(|| inode.pages.tag_dirty());
+        let pass = WritebackControl::turn(control.turn()).before(generation);
+        let written = flush_inode(fs, &inode, &mut gather, &pass).await;
+        if written > 0 && inode.pages.next_dirty(0, generation).is_some() {
+            inodes.push_back((inode, Some(generation)));
+        } else {
+            put_back(fs, &inode).await;
+        }
+    }
+    gather.submit();
+}
+
+/// Writes back, oldest first, until little enough is dirty. Waits for I/O, so that it is not ahead of the device
+/// without bound.
+async fn flush_background(fs: &Arc<FilesystemInner>) {
+    let control = &fs.writeback;
+    let enough = || control.not_started() <= control.background / 2;
+    while !enough() && !control.stopping.load(Ordering::Acquire) {
+        let mut gather = Gather::new(fs);
+        let mut turns = control.queued_inodes();
+        let before = control.not_started();
+        while turns > 0
+            && !enough()
+            && let Some(inode) = control.take_dirty_inode(None)
+        {
+            turns -= 1;
+            flush_inode(fs, &inode, &mut gather, &WritebackControl::turn(control.turn())).await;
+            put_back(fs, &inode).await;
+        }
+        gather.submit();
+        let notified = control.progress.notified();
+        if control.not_started() >= before {
+            // Everything is locked or under writeback: something has to end first.
+            tokio::select! {
+                biased;
+                () = notified => {}
+                () = fs.runtime.sleep(Duration::from_millis(10)) => {}
+            }
+        }
+    }
+}
+
+/// One inode's turn; returns how many bytes it took.
+async fn flush_inode(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    gather: &mut Gather,
+    pass: &WritebackControl,
+) -> u64 {
+    // Where somebody else writes it back right now, that is as good.
+    let Ok(_pass) = inode.pages.writeback_lock.try_lock() else { return 0 };
+    // Errors are recorded in the inode, for its openers.
+    match writepages(fs, inode, gather, pass).await {
+        Ok(written) => written,
+        Err(error) => {
+            tracing::warn!(ino = inode.number.0, %error, "writeback failed");
+            0
+        }
+    }
+}
+
+/// Logs the times of an inode that had its turn, and puts it back into the queue where it is still dirty.
+async fn put_back(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+    if !inode.pages.is_dirty_folios() && inode.pages.times_dirty.load(Ordering::Acquire) {
+        if fs.options.lazytime {
+            fs.lazy_times.add(inode, fs.runtime.monotonic());
+            return;
+        }
+        let _ = log::log_times(fs, inode).await;
+    }
+    if inode.pages.is_dirty() && fs.check_writable().is_ok() {
+        fs.writeback.enqueue(fs, inode);
+    }
+}
+
+/// Writes everything back, stops the flusher and drains the completions.
+///
+/// # Errors
+/// As [`sync_all_data`].
+pub(crate) async fn stop(fs: &Arc<FilesystemInner>) -> Result<()> {
+    let control = &fs.writeback;
+    control.stopping.store(true, Ordering::Release);
+    control.wake.notify_one();
+    loop {
+        let notified = control.progress.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
+        if !control.running.load(Ordering::Acquire) {
+            break;
+        }
+        notified.await;
+    }
+    let result = sync_all_data(fs).await;
+    wait::wait_for_workers(fs).await;
+    result
+}

@@ -1,0 +1,112 @@
+//! Throttling: writers that make folios dirty faster than they can be written wait, each for its share (the kernel's
+//! balance_dirty_pages).
+//!
+//! Above the set point, halfway between the background and the hard limit and at three quarters of that at least, who
+//! made bytes dirty waits until some have become clean: as many as he made dirty, times a factor that grows from nothing at the set point to two at the limit,
+//! times the number of those who wait. So all together are let go on as fast as the device takes the data, and each
+//! gets the same part of that, whatever he writes at a time. At the hard limit everybody waits.
+//!
+//! Invariant: throttling happens with no folio lock and no handle held: writeback needs both. What waits here waits for
+//! the flusher, which goes on until dirty data is well below the set point, so it never waits for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::base::counters::LiveCounters;
+use crate::base::lock_order::assert_no_handle;
+use crate::base::runtime::queue_up;
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+use crate::writeback::dirty::Writeback;
+use crate::writeback::sync_all::sync_all_data;
+
+/// Counts who waits, also where he stops waiting.
+struct Waiting<'a>(&'a Writeback);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.throttled.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Writeback {
+    fn set_point(&self) -> usize {
+        (self.background + (self.limit - self.background) / 2).max(self.limit / 4 * 3)
+    }
+
+    /// How many bytes have to become clean for each that was made dirty, in 256ths.
+    fn pressure(&self, dirty: usize) -> u64 {
+        let set_point = self.set_point();
+        let above = dirty.saturating_sub(set_point) as u64;
+        let band = (self.limit - set_point).max(1) as u64;
+        (above * 512 / band).min(512)
+    }
+}
+
+/// True where [`throttle`] has anything to do.
+pub(crate) fn would_throttle(fs: &FilesystemInner) -> bool {
+    let control = &fs.writeback;
+    let dirty = control.dirty_bytes();
+    dirty > control.background
+        && (dirty > control.set_point() || !control.kicked.load(Ordering::Relaxed) || control.deterministic)
+}
+
+/// Waits where too much is dirty, for a write to `inode`. Nothing may be locked but `rwlock`.
+pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+    let control = &fs.writeback;
+    if control.dirty_bytes() <= control.background {
+        return;
+    }
+    if control.deterministic {
+        // Nobody else does it. Errors are recorded in the inodes.
+        let fs = Arc::clone(fs);
+        let runtime = Arc::clone(&fs.runtime);
+        let _ = crate::base::runtime::run_to_end(&runtime, async move { sync_all_data(&fs).await }).await;
+        return;
+    }
+    if control.kick() {
+        // A writer who never waits would keep it from running.
+        queue_up().await;
+    }
+    let dirty = control.dirty_bytes();
+    let set_point = control.set_point();
+    if dirty <= set_point {
+        inode.pages.take_owed();
+        return;
+    }
+    let owed = inode.pages.take_owed();
+    if owed == 0 && dirty <= control.limit {
+        return;
+    }
+    assert_no_handle("throttling");
+    let others = control.throttled.fetch_add(1, Ordering::Relaxed) as u64;
+    let _waiting = Waiting(control);
+    let price = (owed * control.pressure(dirty) / 256).saturating_mul(others + 1);
+    let until = control.cleaned().saturating_add(price);
+    let paid = || {
+        let dirty = control.dirty_bytes();
+        // After an error that stopped all writing it will not become less.
+        dirty <= set_point
+            || (control.cleaned() >= until && dirty <= control.limit)
+            || fs.check_writable().is_err()
+    };
+    if paid() {
+        return;
+    }
+    LiveCounters::add(&control.counters.stalls, 1);
+    let began = fs.runtime.monotonic();
+    loop {
+        let notified = control.progress.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
+        if paid() {
+            break;
+        }
+        control.kick();
+        notified.await;
+    }
+    let waited = fs.runtime.monotonic().saturating_sub(began);
+    let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+    LiveCounters::add(&control.counters.throttled_nanoseconds, nanoseconds);
+    tracing::debug!(ino = inode.number.0, dirty, owed, price, nanoseconds, "balance_dirty_pages");
+}

@@ -1,0 +1,4 @@
+//! TODO header.
+
+pub(crate) mod races;
+pub(crate) mod writepages;

@@ -1,0 +1,176 @@
+//! TODO header.
+
+use std::sync::Arc;
+
+use ext4_core::{Errno, Error, Result};
+
+use crate::cache::extent_status::status::{Extent, Status};
+use crate::cache::folio::FolioGuard;
+use crate::cache::ioend::Kind;
+use crate::filesystem::FilesystemInner;
+use crate::inode::InodeInfo;
+use crate::iomap;
+use crate::iomap::allocate::allocate_delayed;
+use crate::iomap::preallocation;
+use crate::writeback::gather::Gather;
+use crate::writeback::inode::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
+
+/// One pass over an inode: what it maps with.
+pub(crate) struct WritepageContext<'a> {
+    fs: &'a Arc<FilesystemInner>,
+    inode: &'a Arc<InodeInfo>,
+    /// The block behind the range that is written: what is allocated reaches so far at most, or to the end of the run
+    /// of dirty blocks.
+    range_end: u32,
+    mapping: Option<Extent>,
+    /// Delayed data is published, not allocated.
+    publishes: bool,
+}
+
+impl<'a> WritepageContext<'a> {
+    /// For a pass over a range that ends at byte `range_end`.
+    pub async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
+        let range_end = u32::try_from(fs.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
+        let publishes = preallocation::is_published(fs, inode).await;
+        Self { fs, inode, range_end, mapping: None, publishes }
+    }
+
+    /// Takes the dirty blocks of one folio, locked and dirty, and adds them to ioends.
+    ///
+    /// # Errors
+    /// Where blocks have no place on the device: those from the first such block on are lost. The host's refusal to map
+    /// memory: then the folio stays dirty.
+    pub async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
+        let (fs, inode) = (self.fs, self.inode);
+        let bits = fs.info.block_size().bits();
+        if folio.start() >= inode.size() {
+            // A truncation is about to drop it.
+            return Ok(());
+        }
+        tracing::trace!(
+            ino = inode.number.0,
+            pos = folio.start(),
+            len = folio.len(),
+            "iomap_writeback_folio"
+        );
+        let size = inode.size();
+        if size < folio.end() {
+            let from = size.max(folio.start());
+            let block_end = size.next_multiple_of(1 << bits).min(folio.end());
+            folio.zero(from, block_end)?;
+        }
+        let dirty = folio.start_writeback();
+        inode.pages.note_clean(folio);
+        fs.writeback.note_writeback(folio.len());
+        let end = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
+        let mut at = 0;
+        let mut result = Ok(());
+        while let Some(run) = dirty.next_run(at, end) {
+            match self.map(gather, folio.first_block() + run.start, run.end - run.start).await {
+                Ok(extent) => {
+                    let count = (extent.end - extent.start).min(run.end - run.start);
+                    let blocks = run.start..run.start + count;
+                    at = blocks.end;
+                    let place = match extent.status {
+                        Status::Written(physical) => Some((physical, Kind::Overwrite)),
+                        Status::Unwritten(physical) => Some((physical, Kind::Unwritten)),
+                        Status::Delayed => inode
+                            .preallocation
+                            .find(extent.start)
+                            .map(|(physical, _)| (physical, Kind::Picked)),
+                        Status::Hole => None,
+                    };
+                    match place {
+                        Some((physical, kind)) => gather.add(inode, folio, blocks, physical, kind, size),
+                        None => {
+                            // Only where the allocation of this run failed for an earlier folio.
+                            result = Err(Error::io(
+                                "map",
+                                format!("inode {} block {}", inode.number, extent.start),
+                                Errno::EIO,
+                            ));
+                        }
+                    }
+                }
+                Err(error) => {
+                    // The rest of the folio is lost.
+                    let first = folio.first_block();
+                    let lost = first + run.start..first + folio.blocks();
+                    preallocation::drop_delayed(fs, inode, lost).await;
+                    // Where everything has stopped meanwhile, that has been said.
+                    if fs.check_writable().is_ok() {
+                        let space = fs.info.free_and_reserved_blocks();
+                        tracing::error!(ino = inode.number.0, lblk = first + run.start, %error, free = space.0,
+                            dirty = space.1, "no blocks for delayed data: it is lost");
+                    }
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if folio.finish_piece() {
+            fs.writeback.end_writeback(folio.len());
+        }
+        result
+    }
+
+    /// What lies at `block`, allocated where it was delayed. `len`: how many blocks are wanted at least.
+    async fn map(&mut self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+        let es = &self.inode.extent_status;
+        if let Some(kept) = self.mapping
+            && kept.sequence == es.sequence()
+            && (kept.start..kept.end).contains(&block)
+        {
+            let status = kept.status.advance(block - kept.start);
+            return Ok(Extent { start: block, status, ..kept });
+        }
+        let mut extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
+        if extent.status == Status::Delayed {
+            extent = self.allocate_retrying(gather, block, len).await?;
+        }
+        self.mapping = Some(extent);
+        Ok(extent)
+    }
+
+    async fn allocate_retrying(&self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+        let mut retries = 0;
+        loop {
+            // One allocation for the whole of a long run, of which this folio is the beginning.
+            let wanted = len.max(self.range_end.saturating_sub(block)).min(MAX_EXTENT_BLOCKS);
+            let allocated = if self.publishes {
+                pick_delayed(self.fs, self.inode, block, len, wanted).await
+            } else {
+                allocate_delayed(self.fs, self.inode, block, wanted).await
+            };
+            match allocated {
+                Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
+                    let Some(journal) = &self.fs.journal else { return Err(error) };
+                    // Blocks that were freed are free after the commit. It never needs this folio.
+                    retries += 1;
+                    gather.submit();
+                    self.fs.commit_and_release(journal).await?;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Picks blocks for the delayed ones at `block`; what lies there then, as far as one pick reaches. The caller holds the
+/// folio's lock.
+async fn pick_delayed(
+    fs: &Arc<FilesystemInner>,
+    inode: &Arc<InodeInfo>,
+    block: u32,
+    len: u32,
+    wanted: u32,
+) -> Result<Extent> {
+    preallocation::pick(fs, inode, block, wanted).await?;
+    let extent = iomap::lookup_under_folio(fs, inode, block, len).await?;
+    match inode.preallocation.find(block) {
+        Some((_, end)) if extent.status == Status::Delayed => {
+            Ok(Extent { end: extent.end.min(end), ..extent })
+        }
+        _ => Ok(extent),
+    }
+}
