@@ -76,7 +76,7 @@ impl Filesystem {
                 return Ok(None);
             }
             info.check_alive()?;
-            symlink::target(&self.inner.info, &self.inner.inode_layout, &raw).await.map(Some)
+            symlink::target(&self.inner.volume.info, &self.inner.volume.inode_layout, &raw).await.map(Some)
         })
         .await
     }

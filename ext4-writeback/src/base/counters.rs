@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::filesystem::Filesystem;
-
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
         /// What the data path did since the mount. Each figure only grows; the difference of two snapshots is what
@@ -84,19 +82,5 @@ impl LiveCounters {
     /// Counts.
     pub fn add(counter: &AtomicU64, count: u64) {
         counter.fetch_add(count, Ordering::Relaxed);
-    }
-}
-
-impl Filesystem {
-    /// What the data path did since the mount.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.inner.writeback.counters.snapshot()
-    }
-
-    /// What the journal did since the mount; `None` without a journal, and for a read-only mount.
-    #[must_use]
-    pub fn journal_statistics(&self) -> Option<ext4_journal::Statistics> {
-        self.inner.journal.as_ref().map(|journal| journal.statistics())
     }
 }

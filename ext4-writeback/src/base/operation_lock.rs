@@ -101,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_leaves_his_lock_to_what_runs_on() {
         let options = MountOptions { delayed_allocation: false, ..MountOptions::default() };
-        let (device, fs, file) = mounted_with(BlockSize::KIB_4, options).await;
+        let (device, volume, file) = mounted_with(BlockSize::KIB_4, options).await;
         file.write_at(0, &[1; 100]).await.expect("writes");
         file.sync_all().await.expect("syncs");
         for round in 1..4 {
@@ -132,7 +132,7 @@ mod tests {
         }
         drop(file);
         {
-            let mut unmount = pin!(fs.unmount());
+            let mut unmount = pin!(volume.unmount());
             for _ in 0..10 {
                 settle().await;
                 assert!(poll_once(unmount.as_mut()).is_pending());

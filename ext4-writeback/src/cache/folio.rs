@@ -577,7 +577,8 @@ mod tests {
     fn without_memory_for_what_is_viewed_a_write_fails_and_nothing_is_changed() {
         const CHILD: &str = "EXT4_TEST_WITHOUT_MEMORY";
         if std::env::var_os(CHILD).is_none() {
-            let name = "folio::tests::without_memory_for_what_is_viewed_a_write_fails_and_nothing_is_changed";
+            let name =
+                "cache::folio::tests::without_memory_for_what_is_viewed_a_write_fails_and_nothing_is_changed";
             let child = std::process::Command::new(std::env::current_exe().expect("runs from a file"))
                 .args(["--exact", name, "--nocapture", "--test-threads=1"])
                 .env(CHILD, "1")

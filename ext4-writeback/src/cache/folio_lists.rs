@@ -1,29 +1,47 @@
-//! TODO header.
+//! All folios of a file system in the order of their age, and which of them are given up when memory is short.
+//!
+//! ```text
+//!   new ──► inactive ──(used again)──► active          two lists, oldest first, as the kernel's
+//!              │    ◄──(active is more than half)──┘
+//!              └──(not used again)──► given up
+//! ```
+//!
+//! Where the inactive list has nothing but what is fresh or dirty, the oldest of the active one go that were not used
+//! lately.
+//!
+//! What is read or written once, however much of it, passes through the inactive list and takes nothing from the active
+//! one. A use is counted when a folio is found again: a stream of small reads or writes that goes on in the folio it
+//! was in is one use, and the one that made the folio is none.
+//!
+//! Invariant: a folio that is dirty or under writeback is not given up.
+//!
+//! Locks: the lists' mutex is a leaf.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use crate::base::counters::LiveCounters;
 use crate::cache::folio::Folio;
 use crate::cache::page_cache::AddressSpace;
 
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) space: Weak<AddressSpace>,
-    pub(crate) folio: Weak<Folio>,
-    pub(crate) len: usize,
+struct Entry {
+    space: Weak<AddressSpace>,
+    folio: Weak<Folio>,
+    len: usize,
     /// [`Lists::made`] when it was made.
-    pub(crate) born: u64,
+    born: u64,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Lists {
-    pub(crate) inactive: VecDeque<Entry>,
-    pub(crate) active: VecDeque<Entry>,
+struct Lists {
+    inactive: VecDeque<Entry>,
+    active: VecDeque<Entry>,
     active_bytes: usize,
     /// Bytes of folios that were made since the mount.
-    pub(crate) made: u64,
+    made: u64,
 }
 
 impl Lists {
@@ -42,16 +60,16 @@ impl Lists {
 /// All folios of a file system, in the order of their age.
 #[derive(Debug)]
 pub(crate) struct FolioLists {
-    pub(crate) lists: Mutex<Lists>,
+    lists: Mutex<Lists>,
     /// The most bytes the active list keeps.
     most_active: usize,
     /// A folio is fresh until so many bytes of others have been made.
-    pub(crate) fresh: u64,
+    fresh: u64,
 }
 
 /// Which folios are given up: each time one look at all that the list has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Phase {
+enum Phase {
     /// Of the inactive list, but for fresh ones: those used again become active.
     Inactive,
     /// Of the active list, those not used lately.
@@ -61,7 +79,7 @@ pub(crate) enum Phase {
 }
 
 /// What to do with a folio.
-pub(crate) enum Verdict {
+enum Verdict {
     GiveUp,
     Keep,
     Activate,
@@ -74,7 +92,8 @@ impl FolioLists {
         Self { lists: Mutex::default(), most_active: capacity / 2, fresh: capacity as u64 / 4 }
     }
 
-    pub(crate) fn add(&self, space: Weak<AddressSpace>, folio: &Arc<Folio>) {
+    /// A folio was made.
+    pub fn add(&self, space: Weak<AddressSpace>, folio: &Arc<Folio>) {
         let mut lists = self.lists.lock();
         lists.made += folio.len() as u64;
         let born = lists.made;
@@ -109,5 +128,84 @@ impl FolioLists {
             let Some(entry) = lists.pop_active() else { break };
             lists.inactive.push_back(entry);
         }
+    }
+
+    /// Gives up clean folios, those first that were not used lately, until `want` bytes are free; returns how many
+    /// were. `fresh`: also what was made a moment ago, where there is nothing else.
+    pub fn reclaim(&self, counters: &LiveCounters, want: usize, fresh: bool) -> usize {
+        let mut freed = 0;
+        for phase in [Phase::Inactive, Phase::Active, Phase::Any] {
+            if freed < want && (fresh || phase != Phase::Any) {
+                self.reclaim_from(counters, phase, want, &mut freed);
+            }
+        }
+        LiveCounters::add(&counters.reclaimed_bytes, freed as u64);
+        freed
+    }
+
+    fn reclaim_from(&self, counters: &LiveCounters, phase: Phase, want: usize, freed: &mut usize) {
+        let lists = &self.lists;
+        let (mut turns, young) = {
+            let lists = lists.lock();
+            let turns = match phase {
+                Phase::Inactive => lists.inactive.len(),
+                Phase::Active => lists.active.len(),
+                Phase::Any => lists.inactive.len() + lists.active.len(),
+            };
+            (turns, lists.made.saturating_sub(self.fresh))
+        };
+        while *freed < want && turns > 0 {
+            turns -= 1;
+            let taken = {
+                let mut lists = lists.lock();
+                match phase {
+                    Phase::Inactive => lists.inactive.pop_front(),
+                    Phase::Active => lists.pop_active(),
+                    Phase::Any => lists.inactive.pop_front().or_else(|| lists.pop_active()),
+                }
+            };
+            let Some(entry) = taken else { return };
+            match Self::judge(counters, &entry, phase, entry.born > young) {
+                Verdict::GiveUp => *freed += entry.len,
+                Verdict::Gone => {}
+                Verdict::Keep if phase == Phase::Active => lists.lock().push_active(entry),
+                Verdict::Keep => lists.lock().inactive.push_back(entry),
+                Verdict::Activate => {
+                    lists.lock().push_active(entry);
+                    self.balance();
+                }
+            }
+        }
+    }
+
+    fn judge(counters: &LiveCounters, entry: &Entry, phase: Phase, fresh: bool) -> Verdict {
+        let (Some(space), Some(folio)) = (entry.space.upgrade(), entry.folio.upgrade()) else {
+            return Verdict::Gone;
+        };
+        if folio.is_removed() {
+            return Verdict::Gone;
+        }
+        match phase {
+            Phase::Inactive if folio.uses() >= 2 => {
+                folio.take_uses();
+                LiveCounters::add(&counters.activated_folios, 1);
+                return Verdict::Activate;
+            }
+            Phase::Inactive if fresh => return Verdict::Keep,
+            Phase::Active if folio.take_uses() > 0 => return Verdict::Keep,
+            _ => {}
+        }
+        if !folio.is_dirty()
+            && !folio.is_under_writeback()
+            && let Some(guard) = folio.try_lock()
+            && !guard.is_dirty()
+            && !guard.is_under_writeback()
+            && !guard.is_removed()
+        {
+            space.remove(&guard);
+            LiveCounters::add(&counters.reclaimed_folios, 1);
+            return Verdict::GiveUp;
+        }
+        Verdict::Keep
     }
 }

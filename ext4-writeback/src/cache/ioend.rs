@@ -1,4 +1,7 @@
-//! TODO header.
+//! An ioend: one contiguous write of a file to one contiguous range of the device, from the moment it grows until its
+//! folios' writeback ends.
+//!
+//! Invariant: an ioend does not know its inode: it travels with it (see [`crate::writeback::gather`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,7 +9,6 @@ use std::sync::Arc;
 use ext4_core::{BlockNumber, Result};
 
 use crate::cache::folio::Folio;
-use crate::inode::InodeInfo;
 
 /// What lies below an ioend, and so what has to follow its I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,13 +21,11 @@ pub(crate) enum Kind {
     Picked,
 }
 
-/// See the module.
+/// See the module and [`crate::writeback::gather`].
 #[derive(Debug)]
 pub(crate) struct Ioend {
     /// Its number among all of the file system.
     pub id: u64,
-    /// Whose data.
-    pub inode: Arc<InodeInfo>,
     /// The first byte of the file.
     pub offset: u64,
     /// Its length in bytes, as in the invariant.

@@ -100,6 +100,14 @@ impl CompletionQueue {
         self.state.lock().failed_tail = None;
     }
 
+    /// Blocks `blocks` have been written: if the failed tail is among them, it is none any more.
+    pub fn note_tail_written(&self, blocks: &Range<u32>) {
+        let mut state = self.state.lock();
+        if state.failed_tail.as_ref().is_some_and(|(block, _)| blocks.contains(block)) {
+            state.failed_tail = None;
+        }
+    }
+
     /// True where the block at the end of i_disksize could not be written.
     pub fn has_failed_tail(&self) -> bool {
         self.state.lock().failed_tail.is_some()
@@ -170,7 +178,6 @@ mod tests {
         let first = (offset >> 12) as u32;
         let ioend = Ioend {
             id,
-            inode: Arc::clone(inode),
             offset,
             size: 4096,
             blocks: first..first + 1,
@@ -189,7 +196,7 @@ mod tests {
     #[test]
     fn what_is_parked_while_its_blocker_ends_is_looked_at_again() {
         for blocker_ends_first in [false, true] {
-            let inode = Arc::new(InodeInfo::new(test_inode(12, 0o100_644)));
+            let inode = Arc::new(InodeInfo::new(test_inode(12, 0o100_644), 0, &Arc::default()));
             let queue = &inode.completion;
             let (first, second) = (ioend(&inode, 1, 0), ioend(&inode, 2, 4096));
             let removals = queue.state.lock().removals;
@@ -209,7 +216,7 @@ mod tests {
 
     #[test]
     fn who_parks_behind_his_own_ioends_does_not_ask_for_another_look() {
-        let inode = Arc::new(InodeInfo::new(test_inode(12, 0o100_644)));
+        let inode = Arc::new(InodeInfo::new(test_inode(12, 0o100_644), 0, &Arc::default()));
         let queue = &inode.completion;
         let (first, third) = (ioend(&inode, 1, 0), ioend(&inode, 3, 8192));
         let removals = queue.state.lock().removals;

@@ -27,15 +27,15 @@ impl Drop for File {
 /// Starts writeback of `inode`, unless nothing may happen by itself, or the file is gone.
 fn write_back_replaced(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
     let pointless = inode.unlinked.load(Ordering::Acquire) || !inode.pages.is_dirty_folios();
-    if pointless || fs.writeback.is_deterministic() {
+    if pointless || fs.engine.dirty.is_deterministic() {
         return;
     }
     let (fs, inode) = (Arc::clone(fs), Arc::clone(inode));
-    Arc::clone(&fs.runtime).spawn(Box::pin(Scoped::new(Box::pin(async move {
-        let mounted = fs.freeze.read().await;
+    Arc::clone(&fs.volume.runtime).spawn(Box::pin(Scoped::new(Box::pin(async move {
+        let mounted = fs.volume.freeze.read().await;
         if *mounted {
             // Errors are recorded in the inode.
-            let _ = start_inode_range(&fs, &inode, 0..u64::MAX).await;
+            let _ = start_inode_range(&fs.engine, &inode, 0..u64::MAX).await;
         }
     }))));
 }

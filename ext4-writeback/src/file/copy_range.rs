@@ -44,7 +44,7 @@ impl File {
         let (plain_target, plain_source) = (self.through_the_cache(), source.through_the_cache());
         let (target, source) =
             (plain_target.as_ref().unwrap_or(self), plain_source.as_ref().unwrap_or(source));
-        let limit = crate::iomap::pointers::max_size(fs, &self.inode).await;
+        let limit = crate::iomap::pointers::max_size(&fs.volume, &self.inode).await;
         let len = len.min(source.len().saturating_sub(source_offset));
         if len == 0 {
             return Ok(0);
@@ -115,7 +115,7 @@ impl File {
         let inode = Arc::clone(&self.inode);
         self.filesystem
             .run("copy range", inode.number, move |fs| async move {
-                truncate::extend_to(&fs, &inode, to + len).await
+                truncate::extend_to(&fs.engine, &inode, to + len).await
             })
             .await
     }

@@ -39,7 +39,7 @@ use crate::file::options::SyncMode;
 use crate::file::transfer::WriteFlags;
 use crate::io::direct::write::{How, Written};
 use crate::io::direct::{check_aligned, is_inline};
-use crate::io::fsync::OnMedium;
+use crate::volume::OnMedium;
 
 /// How much a direct read or write of borrowed memory copies at a time.
 const COPY_STEP: usize = 8 << 20;
@@ -49,7 +49,7 @@ impl File {
     /// always aligned in an [`AlignedBuffer`].
     #[must_use]
     pub fn direct_alignment(&self) -> u32 {
-        self.fs().info.device().geometry().logical_block_size
+        self.fs().volume.info.device().geometry().logical_block_size
     }
 
     /// Reads at byte `offset` into `buffer`, past the page cache and without a copy, however the file was opened.
@@ -62,11 +62,11 @@ impl File {
     pub async fn read_direct(&self, offset: u64, buffer: AlignedBuffer) -> (Result<usize>, AlignedBuffer) {
         let mut back = buffer;
         let read = async {
-            check_aligned(self.fs(), &self.inode, offset, back.len())?;
+            check_aligned(&self.fs().engine, &self.inode, offset, back.len())?;
             if is_inline(&self.inode).await {
                 return self.read_cached_at(offset, &mut back).await;
             }
-            crate::io::direct::read::read(self.fs(), &self.inode, offset, &mut back).await
+            crate::io::direct::read::read(&self.fs().engine, &self.inode, offset, &mut back).await
         };
         let result = self.filesystem.observe("read", self.inode.number, read).await;
         if result.is_ok() {
@@ -117,9 +117,9 @@ impl File {
     fn writes_through(&self, flags: WriteFlags) -> bool {
         let fs = self.fs();
         self.options.sync.max(flags.sync_mode()) == SyncMode::Data
-            && fs.options.barrier
-            && fs.journal.is_some()
-            && fs.info.device().geometry().fua
+            && fs.volume.options.barrier
+            && fs.volume.journal.is_some()
+            && fs.volume.info.device().geometry().fua
     }
 
     /// At `position`, or at the end.
@@ -137,7 +137,8 @@ impl File {
             .filesystem
             .run("write", inode.number, move |fs| async move {
                 let Some(mut buffer) = held.lock().take() else { return Ok(Written::at(0, 0)) };
-                let result = crate::io::direct::write::write(&fs, &inode, position, &mut buffer, how).await;
+                let result =
+                    crate::io::direct::write::write(&fs.engine, &inode, position, &mut buffer, how).await;
                 *held.lock() = Some(buffer);
                 result
             })
@@ -152,13 +153,14 @@ impl File {
     /// mtime and ctime follow; nothing is dirty, but the flusher has to log them.
     async fn note_direct_write(&self) {
         self.note_times().await;
-        self.fs().writeback.enqueue(self.fs(), &self.inode);
+        let engine = &self.fs().engine;
+        engine.dirty.enqueue(engine.volume.runtime.monotonic(), &self.inode);
     }
 
     /// What a direct read can give without waiting, also for the device.
     pub(crate) fn read_direct_now(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        check_aligned(self.fs(), &self.inode, offset, buffer.len())?;
-        match crate::io::direct::read::read_now(self.fs(), &self.inode, offset, buffer)? {
+        check_aligned(&self.fs().engine, &self.inode, offset, buffer.len())?;
+        match crate::io::direct::read::read_now(&self.fs().engine, &self.inode, offset, buffer)? {
             Some(count) => Ok(count),
             None => Err(self.would_wait("a direct read")),
         }
@@ -166,7 +168,7 @@ impl File {
 
     /// A direct read into memory that may lie anywhere: through memory that is aligned.
     pub(crate) async fn read_direct_copied(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        check_aligned(self.fs(), &self.inode, offset, buffer.len())?;
+        check_aligned(&self.fs().engine, &self.inode, offset, buffer.len())?;
         let mut done = 0;
         for part in buffer.chunks_mut(COPY_STEP) {
             let aligned = AlignedBuffer::zeroed(part.len())?;
@@ -192,7 +194,7 @@ impl File {
         data: &[u8],
         flags: WriteFlags,
     ) -> Result<Written> {
-        check_aligned(self.fs(), &self.inode, position.unwrap_or(0), data.len())?;
+        check_aligned(&self.fs().engine, &self.inode, position.unwrap_or(0), data.len())?;
         let how = How { nowait: flags.contains(WriteFlags::NOWAIT), through: self.writes_through(flags) };
         let mut whole: Option<Written> = None;
         for part in data.chunks(COPY_STEP) {

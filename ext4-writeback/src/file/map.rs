@@ -31,15 +31,15 @@ use crate::inode::locks::under_locks;
 use crate::io::buffered_write;
 use crate::io::buffered_write::AllocationMode;
 use crate::iomap;
-use crate::iomap::promise::Promise;
-use crate::writeback::inode::ENOSPC_RETRIES;
+use crate::iomap::allocate::ENOSPC_RETRIES;
+use crate::iomap::reserved_blocks::ReservedBlocks;
 
 /// Bytes of a file to store into: [`File::map_write`].
 pub struct MappedFolio<'f> {
     file: &'f File,
     offset: u64,
     bytes: AlignedBuffer,
-    promise: Promise,
+    promise: ReservedBlocks,
 }
 
 impl fmt::Debug for MappedFolio<'_> {
@@ -87,12 +87,12 @@ impl MappedFolio<'_> {
 
     async fn store(&self) -> Result<usize> {
         let (file, fs) = (self.file, self.file.fs());
-        let mounted = fs.freeze.read().await;
+        let mounted = fs.volume.freeze.read().await;
         if !*mounted {
             return Err(Error::posix(Errno::ENODEV, "unmounted"));
         }
-        fs.check_writable()?;
-        throttle::throttle(fs, &file.inode).await;
+        fs.volume.check_writable()?;
+        throttle::throttle(&fs.engine, &file.inode).await;
         let _content = file.inode.rwlock.write().await;
         file.inode.check_alive()?;
         let room = file.inode.size().saturating_sub(self.offset);
@@ -101,7 +101,8 @@ impl MappedFolio<'_> {
             return Ok(0);
         }
         let (bytes, promise) = (&self.bytes[..len], Some(&self.promise));
-        let stored = buffered_write::write_promised(fs, &file.inode, self.offset, bytes, promise).await?;
+        let stored =
+            buffered_write::write_promised(&fs.engine, &file.inode, self.offset, bytes, promise).await?;
         file.note_times().await;
         Ok(stored)
     }
@@ -162,26 +163,26 @@ impl File {
 
     async fn map_for_store(&self, offset: u64, len: usize) -> Result<MappedFolio<'_>> {
         let (fs, inode) = (self.fs(), &self.inode);
-        let mounted = fs.freeze.read().await;
+        let mounted = fs.volume.freeze.read().await;
         if !*mounted {
             return Err(Error::posix(Errno::ENODEV, "unmounted"));
         }
-        let promise = Promise::new(fs);
+        let promise = ReservedBlocks::new(&fs.volume);
         let mut retries = 0;
         let end = loop {
-            fs.check_writable()?;
+            fs.volume.check_writable()?;
             // Before any folio is locked: what makes room may write back this very folio.
-            throttle::throttle(fs, inode).await;
+            throttle::throttle(&fs.engine, inode).await;
             let _content = inode.rwlock.write().await;
             inode.check_alive()?;
             let end = self.end_of_mapping(offset, len)?;
             // A store promises blocks, so the file has to have some.
-            crate::io::inline_data::move_out(fs, inode).await?;
+            crate::io::inline_data::move_out(&fs.engine, inode).await?;
             match self.promise_blocks(&promise, offset, end).await {
                 Ok(()) => break end,
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     retries += 1;
-                    if !buffered_write::free_space(fs, retries).await? {
+                    if !buffered_write::free_space(&fs.engine, retries).await? {
                         return Err(error);
                     }
                 }
@@ -205,25 +206,26 @@ impl File {
     }
 
     /// Promises the holes of bytes `offset..end`, or allocates them. The caller holds `rwlock` for writing.
-    async fn promise_blocks(&self, promise: &Promise, offset: u64, end: u64) -> Result<()> {
+    async fn promise_blocks(&self, promise: &ReservedBlocks, offset: u64, end: u64) -> Result<()> {
         let (fs, inode) = (self.fs(), &self.inode);
-        let bits = fs.info.block_size().bits();
+        let bits = fs.volume.info.block_size().bits();
         let (first, last) = ((offset >> bits) as u32, end.div_ceil(1 << bits) as u32);
         let indirect = inode.is_indirect().await;
-        if indirect && buffered_write::needs_pointers_first(fs) {
-            buffered_write::prepare(fs, inode, offset, end).await?;
+        if indirect && buffered_write::needs_pointers_first(&fs.engine) {
+            buffered_write::prepare(&fs.engine, inode, offset, end).await?;
         }
-        if !indirect && buffered_write::allocation_mode(fs) == AllocationMode::AtOnce {
+        if !indirect && buffered_write::allocation_mode(&fs.engine) == AllocationMode::AtOnce {
             let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-            let operation = async move { allocate::allocate_holes(&shared, &owned, first..last).await };
-            return under_locks(fs, inode, operation).await;
+            let operation =
+                async move { allocate::allocate_holes(&shared.volume, &owned, first..last).await };
+            return under_locks(&fs.volume, inode, operation).await;
         }
         // With bigalloc each cluster of a hole, which is as many as it can take.
-        let clusters = fs.info.cluster_bits();
+        let clusters = fs.volume.info.cluster_bits();
         let mut holes = 0;
         let mut at = first;
         while at < last {
-            let extent = iomap::lookup(fs, inode, at).await?;
+            let extent = iomap::lookup(&fs.volume, inode, at).await?;
             let stop = extent.end.min(last);
             if extent.status == Status::Hole {
                 holes += u64::from(((stop - 1) >> clusters) - (at >> clusters) + 1);
@@ -251,11 +253,11 @@ impl File {
             let end = self.end_of_mapping(offset, len)?;
             if inode.is_inline() {
                 // A hole behind such data may be as long as a file can be.
-                let len = (end - offset).min(u64::from(fs.info.block_size().bytes()));
+                let len = (end - offset).min(u64::from(fs.volume.info.block_size().bytes()));
                 let mut bytes = vec![0; len as usize];
                 if let Some(count) = crate::io::inline_data::read(inode, offset, &mut bytes).await? {
                     bytes.truncate(count);
-                    let viewed = Arc::clone(&fs.viewed);
+                    let viewed = Arc::clone(&fs.engine.viewed);
                     return Ok(MappedBytes { view: View::Copied(bytes), folio_len: 0, viewed });
                 }
             }
@@ -264,8 +266,9 @@ impl File {
                 let guard = folio.lock().await;
                 let uptodate = guard.is_uptodate(guard.blocks_touched(offset, stop));
                 if !guard.is_removed() && uptodate && stop <= inode.size() {
-                    let (viewed, folio_len) = (Arc::clone(&fs.viewed), guard.len());
-                    if viewed.fetch_add(folio_len, Ordering::AcqRel) + folio_len > fs.writeback.capacity() / 4
+                    let (viewed, folio_len) = (Arc::clone(&fs.engine.viewed), guard.len());
+                    if viewed.fetch_add(folio_len, Ordering::AcqRel) + folio_len
+                        > fs.engine.dirty.capacity() / 4
                     {
                         viewed.fetch_sub(folio_len, Ordering::AcqRel);
                         let context = format!("mappings hold {} bytes", viewed.load(Ordering::Acquire));

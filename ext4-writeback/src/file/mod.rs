@@ -3,6 +3,7 @@
 pub(crate) mod close;
 pub(crate) mod copy_range;
 pub(crate) mod direct;
+pub(crate) mod fallocate;
 pub(crate) mod inline_extent;
 pub(crate) mod map;
 pub(crate) mod open;
@@ -27,12 +28,13 @@ use crate::file::options::{OpenOptions, SyncMode};
 use crate::file::transfer::WriteFlags;
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::InodeInfo;
-use crate::io::fsync::{OnMedium, sync_inode};
+use crate::io::fsync::sync_inode;
 use crate::io::read_ahead::ReadAhead;
 use crate::io::{inline_data, truncate};
 use crate::iomap;
 use crate::iomap::Kind;
 use crate::namespace::attributes::Attributes;
+use crate::volume::OnMedium;
 
 /// An open regular file. Cloning is by `Arc` outside; every method takes `&self`.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl File {
 
     /// Notes a read, where access times are kept. That it cannot be noted is no error of the read.
     pub(crate) async fn note_access(&self) {
-        if self.fs().options.access_times
+        if self.fs().volume.options.access_times
             && let Err(error) = self.filesystem.touch_atime(&self.inode).await
         {
             tracing::warn!(inode = self.inode.number.0, %error, "an access was not noted");
@@ -90,12 +92,12 @@ impl File {
 
     /// Through the page cache, however the file was opened.
     pub(crate) async fn read_cached_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        read::read(self.fs(), &self.inode, offset, buffer, &self.read_ahead).await
+        read::read(&self.fs().engine, &self.inode, offset, buffer, &self.read_ahead).await
     }
 
     /// Has the page cache hold the folio at `offset`, for an access up to `end`.
     pub(crate) async fn read_ahead_of(&self, offset: u64, end: u64) -> Result<()> {
-        read::fill_sequential(self.fs(), &self.inode, offset, end, &self.read_ahead).await
+        read::fill_sequential(&self.fs().engine, &self.inode, offset, end, &self.read_ahead).await
     }
 
     /// Errors of writeback that this opener has not seen.
@@ -145,14 +147,14 @@ impl File {
         on_medium: OnMedium,
     ) -> Result<()> {
         let inode = Arc::clone(&self.inode);
-        self.fs().errors.check_alive()?;
-        if self.fs().options.read_only {
+        self.fs().volume.errors.check_alive()?;
+        if self.fs().volume.options.read_only {
             return Ok(());
         }
         let result = self
             .filesystem
             .run("fsync", inode.number, move |fs| async move {
-                sync_inode(&fs, &inode, range, datasync, on_medium).await
+                sync_inode(&fs.engine, &inode, range, datasync, on_medium).await
             })
             .await;
         self.report_write_errors().and(result)
@@ -165,11 +167,9 @@ impl File {
     pub async fn set_len(&self, size: u64) -> Result<()> {
         let inode = Arc::clone(&self.inode);
         self.filesystem
-            .run(
-                "truncate",
-                inode.number,
-                move |fs| async move { truncate::set_size(&fs, &inode, size).await },
-            )
+            .run("truncate", inode.number, move |fs| async move {
+                truncate::set_size(&fs.engine, &inode, size).await
+            })
             .await?;
         self.sync_change(0..u64::MAX, SyncMode::None).await
     }
@@ -202,7 +202,7 @@ impl File {
     /// `ENXIO`; those of the device and of what it holds.
     pub async fn seek(&self, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
         let fs = self.fs();
-        fs.errors.check_alive()?;
+        fs.volume.errors.check_alive()?;
         let _steady = self.inode.invalidate_lock.read().await;
         let size = self.inode.size();
         if offset >= size {
@@ -214,7 +214,7 @@ impl File {
                 SeekTarget::Hole => Some(offset.max(end)),
             });
         }
-        let mut maps = iomap::Iterator::new(fs, &self.inode, offset, size);
+        let mut maps = iomap::Iterator::new(&fs.volume, &self.inode, offset, size);
         while let Some(map) = maps.next().await? {
             let end = map.offset + map.length;
             let found = match (map.kind, target) {
@@ -239,9 +239,9 @@ impl File {
     /// Those of mapping.
     pub async fn start_writeback(&self) -> Result<()> {
         let (fs, inode) = (Arc::clone(self.fs()), Arc::clone(&self.inode));
-        fs.errors.check_alive()?;
-        let runtime = Arc::clone(&fs.runtime);
-        run_to_end(&runtime, async move { start_inode_range(&fs, &inode, 0..u64::MAX).await }).await
+        fs.volume.errors.check_alive()?;
+        let runtime = Arc::clone(&fs.volume.runtime);
+        run_to_end(&runtime, async move { start_inode_range(&fs.engine, &inode, 0..u64::MAX).await }).await
     }
 
     /// The mappings of the file, holes left out, delayed data written back first (fiemap). None where it holds its data
@@ -251,10 +251,11 @@ impl File {
     /// Those of writeback, of the device and of what it holds.
     pub async fn extents(&self) -> Result<Vec<Mapping>> {
         let fs = self.fs();
-        fs.errors.check_alive()?;
+        fs.volume.errors.check_alive()?;
         if self.inode.pages.is_dirty_folios() || self.inode.extent_status.delayed_blocks() > 0 {
             let (shared, inode) = (Arc::clone(fs), Arc::clone(&self.inode));
-            run_to_end(&fs.runtime, async move { sync_inode_data(&shared, &inode).await }).await?;
+            run_to_end(&fs.volume.runtime, async move { sync_inode_data(&shared.engine, &inode).await })
+                .await?;
         }
         let disk = self.inode.inode.read().await;
         let mut mappings: Vec<Mapping> = Vec::new();
@@ -263,7 +264,7 @@ impl File {
         }
         let mut at = LogicalBlock(0);
         while at <= LogicalBlock::MAX {
-            let mapping = block_map::lookup(&fs.info, &disk, at).await?;
+            let mapping = block_map::lookup(&fs.volume.info, &disk, at).await?;
             if mapping.state != MappingState::Hole {
                 mappings.push(mapping);
             }

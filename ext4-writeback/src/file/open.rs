@@ -8,7 +8,7 @@ use ext4_core::{Errno, Error, InodeNumber, Result};
 use crate::file::File;
 use crate::file::options::{OpenOptions, SyncMode};
 use crate::filesystem::Filesystem;
-use crate::io::fsync::OnMedium;
+use crate::volume::OnMedium;
 
 impl Filesystem {
     /// Opens a regular file.

@@ -35,25 +35,25 @@ impl File {
         let end = if len == 0 { u64::MAX } else { offset.saturating_add(len) };
         let range = offset..end;
         let fs = Arc::clone(self.fs());
-        fs.errors.check_alive()?;
+        fs.volume.errors.check_alive()?;
         let mut result = Ok(());
         if flags.contains(SyncRange::WAIT_BEFORE) {
-            wait::wait_for_range(&fs, &self.inode, &range).await;
+            wait::wait_for_range(&fs.engine, &self.inode, &range).await;
         }
         if flags.contains(SyncRange::WRITE) {
             let (shared, inode, range) = (Arc::clone(&fs), Arc::clone(&self.inode), range.clone());
             let all = flags.is_all();
-            result = run_to_end(&fs.runtime, async move {
+            result = run_to_end(&fs.volume.runtime, async move {
                 if all {
-                    sync_inode_range(&shared, &inode, range, false).await
+                    sync_inode_range(&shared.engine, &inode, range, false).await
                 } else {
-                    start_inode_range(&shared, &inode, range).await
+                    start_inode_range(&shared.engine, &inode, range).await
                 }
             })
             .await;
         }
         if flags.contains(SyncRange::WAIT_AFTER) {
-            wait::wait_for_range(&fs, &self.inode, &range).await;
+            wait::wait_for_range(&fs.engine, &self.inode, &range).await;
         }
         if flags.intersects(SyncRange::WAIT_BEFORE | SyncRange::WAIT_AFTER) {
             result = self.report_write_errors().and(result);

@@ -67,7 +67,7 @@ impl File {
         if !flags.contains(ReadFlags::NOWAIT) {
             return self.read_at(offset, buffer).await;
         }
-        self.fs().errors.check_alive()?;
+        self.fs().volume.errors.check_alive()?;
         if self.options.direct {
             return self.read_direct_now(offset, buffer);
         }
@@ -175,40 +175,41 @@ impl File {
         }
         let (fs, inode) = (self.fs(), &self.inode);
         // Not under `freeze`: nobody unmounts while a file is open.
-        if fs.check_writable().is_err() || throttle::would_throttle(fs) {
+        if fs.volume.check_writable().is_err() || throttle::would_throttle(&fs.engine) {
             return None;
         }
         let _changing = inode.rwlock.try_write().ok()?;
         // What is noted once for each tick is left to who waits.
-        if inode.check_alive().is_err() || !inode.pages.are_times_of(fs.now()) {
+        if inode.check_alive().is_err() || !inode.pages.are_times_of(fs.volume.now()) {
             return None;
         }
         let position = position.filter(|_| !self.options.append).unwrap_or_else(|| inode.size());
         let end = position.checked_add(data.len() as u64)?;
-        (end <= max_size_with_extents(fs) && buffered_write::write_now(fs, inode, position, data))
-            .then_some(position)
+        (end <= max_size_with_extents(&fs.volume)
+            && buffered_write::write_now(&fs.engine, inode, position, data))
+        .then_some(position)
     }
 
     async fn write_buffered(&self, position: Option<u64>, slices: &[IoSlice<'_>]) -> Result<(u64, usize)> {
         let fs = self.fs();
-        let mounted = match fs.freeze.try_read() {
+        let mounted = match fs.volume.freeze.try_read() {
             Ok(guard) => guard,
-            Err(_) => fs.freeze.read().await,
+            Err(_) => fs.volume.freeze.read().await,
         };
         if !*mounted {
             return Err(Error::posix(Errno::ENODEV, "unmounted"));
         }
-        fs.check_writable()?;
-        throttle::throttle(fs, &self.inode).await;
+        fs.volume.check_writable()?;
+        throttle::throttle(&fs.engine, &self.inode).await;
         // It may have been waiting when the error struck.
-        fs.check_writable()?;
+        fs.volume.check_writable()?;
         let _changing = match self.inode.rwlock.try_write() {
             Ok(guard) => guard,
             Err(_) => self.inode.rwlock.write().await,
         };
         self.inode.check_alive()?;
         let position = position.unwrap_or_else(|| self.inode.size());
-        let limit = crate::iomap::pointers::max_size(fs, &self.inode).await;
+        let limit = crate::iomap::pointers::max_size(&fs.volume, &self.inode).await;
         if position >= limit {
             return Err(Error::posix(Errno::EFBIG, format!("a write at {position}: files end at {limit}")));
         }
@@ -224,7 +225,7 @@ impl File {
             if data.is_empty() {
                 break;
             }
-            match buffered_write::write(fs, &self.inode, at, data).await {
+            match buffered_write::write(&fs.engine, &self.inode, at, data).await {
                 Ok(count) => {
                     done += count;
                     if count < slice.len() {
@@ -242,7 +243,7 @@ impl File {
     /// A write changes mtime and ctime, in steps of the kernel's clock ticks. They are logged with the size, by fsync
     /// or by the flusher, which has the inode in its queue.
     pub(crate) async fn note_times(&self) {
-        let now = self.fs().now();
+        let now = self.fs().volume.now();
         let pages = &self.inode.pages;
         if pages.are_times_of(now) {
             return;

@@ -4,6 +4,7 @@
 //! the one that frees its number. A crash in between leaves an orphan, which the next mount deletes; without that its
 //! blocks would be lost until a check.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -26,27 +27,28 @@ impl FilesystemInner {
             if raw.links_count > 0 || used || inode.freed.load(Ordering::Acquire) {
                 return Ok(());
             }
-            raw.file_type() == Some(FileType::Regular) || maps_blocks(&raw, self.info.cluster_sectors())
+            raw.file_type() == Some(FileType::Regular)
+                || maps_blocks(&raw, self.volume.info.cluster_sectors())
         };
         if has_content {
-            crate::io::truncate::free_all_blocks(self, inode).await?;
+            crate::io::truncate::free_all_blocks(&self.engine, inode).await?;
         }
         let credits = credits::ALLOCATE_INODE + credits::XATTR + credits::ORPHAN + credits::INODE;
-        let handle = self.begin_tracked(credits, "delete inode").await?;
+        let handle = self.volume.begin_tracked(credits, "delete inode").await?;
         let mut raw = inode.inode.write().await;
-        xattr::release_block(&self.info, &handle, &mut raw).await?;
-        self.orphans.remove(&self.info, &handle, &mut raw).await?;
+        xattr::release_block(&self.volume.info, &handle, &mut raw).await?;
+        self.volume.orphans.remove(&self.volume.info, &handle, &mut raw).await?;
         raw.size = 0;
         if !raw.flags.contains(InodeFlags::EXTENTS) {
             raw.i_block = [0; 60];
         }
-        raw.dtime = u32::try_from(self.info.environment.now().seconds).unwrap_or(u32::MAX).max(1);
-        self.log_inode(&handle, inode, &raw, true).await?;
-        self.fast_commits.inode_freed(handle.id(), inode.number);
+        raw.dtime = u32::try_from(self.volume.info.environment.now().seconds).unwrap_or(u32::MAX).max(1);
+        log_inode(&self.volume, &handle, inode, &raw, true).await?;
+        self.volume.fast_commits.inode_freed(handle.id(), inode.number);
         inode.freed.store(true, Ordering::Release);
         // Out of the cache before the number is free: whoever gets it next makes an inode of its own.
         self.inodes.remove(inode.number);
-        inode_allocator::free_inode(&self.info, &handle, inode.number, raw.is_dir()).await
+        inode_allocator::free_inode(&self.volume.info, &handle, inode.number, raw.is_dir()).await
     }
 
     /// Deletes `inode` if it has lost its last link and nobody has it open. A failure does not undo what the caller
@@ -57,7 +59,7 @@ impl FilesystemInner {
         }
         if let Err(error) = self.delete_inode(inode).await {
             tracing::warn!(inode = %inode.number, %error, "an orphan could not be deleted");
-            self.report(&error, inode.number, "delete inode").await;
+            self.volume.report(&error, inode.number, "delete inode").await;
         }
     }
 
@@ -71,13 +73,13 @@ impl FilesystemInner {
     /// Finishes what a crash interrupted: deletes orphans without links, cuts the others to their size. One that
     /// cannot be finished is reported and left.
     pub(crate) async fn process_orphans(self: &Arc<Self>) {
-        for number in self.orphans.pending() {
+        for number in self.volume.orphans.pending() {
             if let Err(error) = self.process_orphan(number).await {
                 tracing::warn!(inode = %number, %error, "an orphan could not be processed");
-                self.report(&error, number, "process orphan").await;
+                self.volume.report(&error, number, "process orphan").await;
             }
         }
-        if self.orphans.is_damaged()
+        if self.volume.orphans.is_damaged()
             && let Err(error) = self.mend_orphan_list().await
         {
             tracing::warn!(%error, "the list of orphans could not be mended");
@@ -85,17 +87,18 @@ impl FilesystemInner {
     }
 
     async fn mend_orphan_list(&self) -> Result<()> {
-        let handle = self.begin_ineligible(credits::ORPHAN, "mend orphan list", Reason::Orphan).await?;
-        self.orphans.mend(&self.info, &handle).await
+        let handle =
+            self.volume.begin_ineligible(credits::ORPHAN, "mend orphan list", Reason::Orphan).await?;
+        self.volume.orphans.mend(&self.volume.info, &handle).await
     }
 
     async fn process_orphan(self: &Arc<Self>, number: InodeNumber) -> Result<()> {
-        let inode = Arc::new(InodeInfo::new(self.read_inode(number).await?).of(self));
+        let inode = Arc::new(self.new_inode_info(self.read_inode(number).await?));
         self.inodes.insert(&inode);
         if inode.unlinked.load(Ordering::Acquire) {
             self.delete_inode(&inode).await
         } else {
-            crate::io::truncate::resume(self, &inode).await
+            crate::io::truncate::resume(&self.engine, &inode).await
         }
     }
 }

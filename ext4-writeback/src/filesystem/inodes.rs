@@ -1,4 +1,4 @@
-//! TODO header.
+//! Finding inodes: by number, by a directory entry, and what follows when the last file of one is closed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +11,11 @@ use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 
 impl FilesystemInner {
+    /// `inode` in memory, of this file system.
+    pub fn new_inode_info(&self, inode: Inode) -> InodeInfo {
+        InodeInfo::new(inode, self.volume.info.cluster_bits(), &self.reclaimable_extents)
+    }
+
     /// The inode `number`, read where it is not in memory.
     ///
     /// # Errors
@@ -22,17 +27,17 @@ impl FilesystemInner {
                 if inode.links_count == 0 || inode.mode == 0 {
                     return Err(Error::posix(Errno::ENOENT, format!("inode {number} is free")));
                 }
-                Ok(InodeInfo::new(inode).of(self))
+                Ok(self.new_inode_info(inode))
             })
             .await
     }
 
     pub(crate) async fn read_inode(&self, number: InodeNumber) -> Result<Inode> {
-        if number.0 == 0 || number.0 > self.info.inodes_count() {
+        if number.0 == 0 || number.0 > self.volume.info.inodes_count() {
             return Err(Error::posix(Errno::EINVAL, format!("there is no inode {number}")));
         }
         tracing::trace!(ino = number.0, "ext4_load_inode");
-        inode_table::read_inode(&self.info, number).await
+        inode_table::read_inode(&self.volume.info, number).await
     }
 
     /// The inode that the entry `name` of `directory` points to. Where no file can be there, the directory is wrong.
@@ -59,9 +64,9 @@ impl FilesystemInner {
         if self.inodes.closed(inode) && inode.unlinked.load(Ordering::Acquire) {
             self.inodes.release(Arc::clone(inode));
             let fs = Arc::clone(self);
-            self.runtime.spawn(Box::pin(async move {
+            self.volume.runtime.spawn(Box::pin(async move {
                 // Held to the end: unmount does not find what is being deleted, and would close the journal before it.
-                let mounted = fs.freeze.read().await;
+                let mounted = fs.volume.freeze.read().await;
                 if *mounted {
                     fs.delete_released().await;
                 }

@@ -27,8 +27,8 @@ impl Filesystem {
     /// Space and inodes, as statfs(2) tells them: blocks promised to data that is not written yet count as used.
     #[must_use]
     pub fn statfs(&self) -> StatFs {
-        let superblock = self.inner.info.superblock();
-        let (free, promised) = self.inner.info.free_and_reserved_blocks();
+        let superblock = self.inner.volume.info.superblock();
+        let (free, promised) = self.inner.volume.info.free_and_reserved_blocks();
         let free_blocks = free.saturating_sub(promised);
         StatFs {
             block_size: superblock.block_size.bytes(),

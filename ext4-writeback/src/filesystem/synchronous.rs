@@ -8,6 +8,7 @@ use ext4_core::format::inode::InodeFlags;
 use ext4_core::{Errno, InodeNumber, Result};
 
 use crate::filesystem::FilesystemInner;
+use crate::volume::OnMedium;
 
 impl FilesystemInner {
     /// After names of `directories` were changed: commits, where one of them asks for it. The caller holds no handle and
@@ -42,17 +43,7 @@ impl FilesystemInner {
             if !info.inode.read().await.flags.intersects(asking) {
                 continue;
             }
-            let flushed = match (&self.journal, info.last_transaction(false)) {
-                (Some(journal), Some(transaction)) => journal.commit(transaction).await?,
-                (Some(_), None) => false,
-                (None, _) => {
-                    self.write_dirty_blocks().await?;
-                    false
-                }
-            };
-            if !flushed {
-                self.flush_device().await?;
-            }
+            self.volume.make_durable(info.last_transaction(false), false, OnMedium::No).await?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ impl Filesystem {
 }
 
 async fn trim(fs: &FilesystemInner, range: Range<u64>, minimum_len: u64) -> Result<u64> {
-    let (info, block_size) = (&fs.info, fs.info.block_size());
+    let (info, block_size) = (&fs.volume.info, fs.volume.info.block_size());
     if !info.device().geometry().discard {
         return Err(Error::Unsupported("the device does not discard".into()));
     }
@@ -43,7 +43,7 @@ async fn trim(fs: &FilesystemInner, range: Range<u64>, minimum_len: u64) -> Resu
     let (first, last) = (BlockNumber(start), BlockNumber(end - 1));
     let mut trimmed = 0;
     for number in info.group_of_block(first).0..=info.group_of_block(last).0 {
-        fs.check_writable()?;
+        fs.volume.check_writable()?;
         let group = GroupNumber(number);
         let base = info.group_first_block(group).0;
         // Within the group, which has less than 2^32 blocks.

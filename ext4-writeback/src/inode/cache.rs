@@ -149,7 +149,7 @@ mod tests {
     use crate::testing::test_inode;
 
     fn inode(number: u32) -> InodeInfo {
-        InodeInfo::new(test_inode(number, 0o100_644))
+        InodeInfo::new(test_inode(number, 0o100_644), 0, &Arc::default())
     }
 
     #[tokio::test]

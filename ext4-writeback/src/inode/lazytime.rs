@@ -8,7 +8,7 @@
 //! Invariant: an inode whose times are not logged is here or in the flusher's queue, and either keeps it in memory. At
 //! most [`MOST`] are here; who is one too many has been here longest, and its times are logged: it may leave memory.
 
-use crate::inode::log;
+use crate::inode::log::log_times;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::volume::Volume;
 
 /// How long times wait at most (the kernel's documentation of `lazytime`).
 const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -54,25 +54,25 @@ impl LazyTimes {
 }
 
 /// Logs times that have waited for long enough. The flusher calls it.
-pub(crate) async fn log_expired(fs: &Arc<FilesystemInner>) {
-    let before = fs.runtime.monotonic().checked_sub(EXPIRY);
-    while let Some(inode) = fs.lazy_times.take(before) {
-        log(fs, &inode).await;
+pub(crate) async fn log_expired(volume: &Volume, times: &LazyTimes) {
+    let before = volume.runtime.monotonic().checked_sub(EXPIRY);
+    while let Some(inode) = times.take(before) {
+        log(volume, &inode).await;
     }
 }
 
 /// Logs all times that wait: for sync and unmount.
-pub(crate) async fn log_all(fs: &Arc<FilesystemInner>) {
-    let count = fs.lazy_times.waiting.lock().len();
+pub(crate) async fn log_all(volume: &Volume, times: &LazyTimes) {
+    let count = times.waiting.lock().len();
     for _ in 0..count {
-        let Some(inode) = fs.lazy_times.take(Some(Duration::MAX)) else { break };
-        log(fs, &inode).await;
+        let Some(inode) = times.take(Some(Duration::MAX)) else { break };
+        log(volume, &inode).await;
     }
 }
 
-async fn log(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+async fn log(volume: &Volume, inode: &Arc<InodeInfo>) {
     if inode.pages.times_dirty.load(Ordering::Acquire)
-        && let Err(error) = log::log_times(fs, inode).await
+        && let Err(error) = log_times(volume, inode).await
     {
         tracing::warn!(inode = inode.number.0, %error, "times were not logged");
     }

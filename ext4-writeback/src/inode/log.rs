@@ -7,39 +7,37 @@ use ext4_core::Result;
 use ext4_core::format::inode::Inode;
 use ext4_core::meta::{Transaction as _, credits, inode_table};
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::volume::Volume;
 use crate::volume::handle::Handle;
 
-impl FilesystemInner {
-    /// Writes `inode`, of which the caller holds the lock, into its slot as part of `handle`, and remembers the
-    /// transaction for fsync (`datasync`: also for fdatasync).
-    pub async fn log_inode(
-        &self,
-        handle: &Handle,
-        info: &InodeInfo,
-        inode: &Inode,
-        datasync: bool,
-    ) -> Result<()> {
-        inode_table::write_inode(&self.info, handle, inode).await?;
-        let transaction = handle.id();
-        if self.fast_commits.wants(transaction, inode) {
-            let slot = inode_table::slot(&self.info, inode.number).await?;
-            self.fast_commits.inode_logged(transaction, inode.number, slot);
-        }
-        info.note_transaction(transaction, datasync);
-        info.pages.times_dirty.store(false, Ordering::Release);
-        Ok(())
+/// Writes `inode`, of which the caller holds the lock, into its slot as part of `handle`, and remembers the
+/// transaction for fsync (`datasync`: also for fdatasync).
+pub(crate) async fn log_inode(
+    volume: &Volume,
+    handle: &Handle,
+    info: &InodeInfo,
+    inode: &Inode,
+    datasync: bool,
+) -> Result<()> {
+    inode_table::write_inode(&volume.info, handle, inode).await?;
+    let transaction = handle.id();
+    if volume.fast_commits.wants(transaction, inode) {
+        let slot = inode_table::slot(&volume.info, inode.number).await?;
+        volume.fast_commits.inode_logged(transaction, inode.number, slot);
     }
+    info.note_transaction(transaction, datasync);
+    info.pages.times_dirty.store(false, Ordering::Release);
+    Ok(())
 }
 
 /// Logs times where a write or an access changed them and nothing else logged them since. Those of a deleted inode are
 /// not: its deletion logged it, and nobody changes its times then.
-pub(crate) async fn log_times(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
-    let handle = fs.begin_tracked(credits::INODE, "times").await?;
+pub(crate) async fn log_times(volume: &Volume, inode: &Arc<InodeInfo>) -> Result<()> {
+    let handle = volume.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
     if inode.pages.times_dirty.load(Ordering::Acquire) {
-        fs.log_inode(&handle, inode, &disk, false).await?;
+        log_inode(volume, &handle, inode, &disk, false).await?;
     }
     Ok(())
 }

@@ -16,8 +16,8 @@ pub(crate) mod lazytime;
 pub(crate) mod locks;
 pub(crate) mod log;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::{Errno, Error, InodeNumber, Result, TransactionId};
@@ -26,10 +26,10 @@ use tokio::sync::RwLock;
 use crate::base::operation_lock::OperationLock;
 use crate::cache::error_sequence::ErrorSequence;
 use crate::cache::extent_status::ExtentStatusTree;
+use crate::cache::extent_status::tree::Reclaimable;
 use crate::cache::ioends::CompletionQueue;
 use crate::cache::page_cache::PageCache;
 use crate::cache::picks::Preallocation;
-use crate::filesystem::FilesystemInner;
 
 /// Marks a word of [`InodeInfo::sync_transaction`] that holds a transaction id.
 const KNOWN: u64 = 1 << 32;
@@ -77,8 +77,9 @@ pub(crate) struct InodeInfo {
 }
 
 impl InodeInfo {
-    /// The inode in memory, as it was read.
-    pub fn new(inode: Inode) -> Self {
+    /// The inode in memory, as it was read; clusters have 2^`cluster_bits` blocks, and its extents are counted in
+    /// `reclaimable`.
+    pub fn new(inode: Inode, cluster_bits: u32, reclaimable: &Arc<Reclaimable>) -> Self {
         let disk_size = inode.size;
         Self {
             number: inode.number,
@@ -88,7 +89,7 @@ impl InodeInfo {
             sync_transaction: AtomicU64::new(0),
             datasync_transaction: AtomicU64::new(0),
             pages: PageCache::new(),
-            extent_status: ExtentStatusTree::new(),
+            extent_status: ExtentStatusTree::of(cluster_bits, reclaimable),
             preallocation: Preallocation::default(),
             completion: CompletionQueue::new(disk_size),
             write_errors: ErrorSequence::new(),
@@ -100,12 +101,6 @@ impl InodeInfo {
             freed: AtomicBool::new(false),
             inode: RwLock::new(inode),
         }
-    }
-
-    /// The same inode, of `fs`: its extents are counted there.
-    pub fn of(mut self, fs: &FilesystemInner) -> Self {
-        self.extent_status = ExtentStatusTree::of(fs.info.cluster_bits(), &fs.reclaimable_extents);
-        self
     }
 
     /// i_size in bytes.

@@ -29,16 +29,16 @@ use crate::base::counters::LiveCounters;
 use crate::base::runtime::run_to_end;
 use crate::cache::extent_status::status::{Reservation, Status};
 use crate::cache::folio::{FolioGuard, WriteState};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::inode::locks::under_locks;
 use crate::io::inline_data;
 use crate::io::read::{find_or_create, read_blocks};
 use crate::io::zero::{mark_dirty, zero_block_tail};
 use crate::iomap;
+use crate::iomap::allocate::ENOSPC_RETRIES;
 use crate::iomap::pointers::prepare_pointers;
-use crate::iomap::promise::Promise;
-use crate::writeback::inode::ENOSPC_RETRIES;
+use crate::iomap::reserved_blocks::ReservedBlocks;
+use crate::writeback::Engine;
 
 /// Free blocks (clusters) below which writes allocate at once: what metadata may need on the way to the device.
 const LOW_SPACE_MARGIN: u64 = 64;
@@ -57,15 +57,15 @@ pub(crate) enum AllocationMode {
 }
 
 /// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
-pub(crate) fn allocation_mode(fs: &FilesystemInner) -> AllocationMode {
-    if !fs.options.delayed_allocation {
+pub(crate) fn allocation_mode(engine: &Engine) -> AllocationMode {
+    if !engine.volume.options.delayed_allocation {
         return AllocationMode::AtOnce;
     }
-    let (free, promised) = fs.info.free_and_reserved_blocks();
+    let (free, promised) = engine.volume.info.free_and_reserved_blocks();
     if promised > 0 && free < 2 * promised {
-        fs.writeback.kick_everything();
+        engine.dirty.kick_everything();
     }
-    if 2 * free < 3 * promised || free < promised + (LOW_SPACE_MARGIN << fs.info.cluster_bits()) {
+    if 2 * free < 3 * promised || free < promised + (LOW_SPACE_MARGIN << engine.volume.info.cluster_bits()) {
         return AllocationMode::AtOnce;
     }
     AllocationMode::Delayed
@@ -73,9 +73,9 @@ pub(crate) fn allocation_mode(fs: &FilesystemInner) -> AllocationMode {
 
 /// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
 /// allocation, and where three of them for each promised block might not be found at publication.
-pub(crate) fn needs_pointers_first(fs: &FilesystemInner) -> bool {
-    let (free, promised) = fs.info.free_and_reserved_blocks();
-    !fs.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
+pub(crate) fn needs_pointers_first(engine: &Engine) -> bool {
+    let (free, promised) = engine.volume.info.free_and_reserved_blocks();
+    !engine.volume.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
 }
 
 /// Writes `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes; fewer only where
@@ -84,12 +84,12 @@ pub(crate) fn needs_pointers_first(fs: &FilesystemInner) -> bool {
 /// # Errors
 /// `ENOSPC`, `EFBIG`, those of the device; unsupported for a file of indirect blocks where there are clusters.
 pub(crate) async fn write(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
 ) -> Result<usize> {
-    write_promised(fs, inode, position, data, None).await
+    write_promised(engine, inode, position, data, None).await
 }
 
 /// As [`write`], with blocks that `promise` holds already.
@@ -97,20 +97,20 @@ pub(crate) async fn write(
 /// # Errors
 /// As [`write`].
 pub(crate) async fn write_promised(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
-    promise: Option<&Promise>,
+    promise: Option<&ReservedBlocks>,
 ) -> Result<usize> {
     if promise.is_some() {
-        inline_data::move_out(fs, inode).await?;
-    } else if inline_data::write(fs, inode, position, data).await? {
+        inline_data::move_out(engine, inode).await?;
+    } else if inline_data::write(engine, inode, position, data).await? {
         return Ok(data.len());
     }
     let size = inode.size();
     if position > size {
-        zero_block_tail(fs, inode, size).await?;
+        zero_block_tail(engine, inode, size).await?;
     }
     let mut mode = match promise {
         Some(promise) if promise.blocks() > 0 => Some(AllocationMode::Delayed),
@@ -119,9 +119,9 @@ pub(crate) async fn write_promised(
     // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
     let mut prepared = u64::MAX;
     if inode.is_indirect().await {
-        block_map::refuse_clusters(&fs.info, inode.number)?;
+        block_map::refuse_clusters(&engine.volume.info, inode.number)?;
         mode = Some(AllocationMode::Delayed);
-        if needs_pointers_first(fs) {
+        if needs_pointers_first(engine) {
             prepared = position;
         }
     }
@@ -132,25 +132,25 @@ pub(crate) async fn write_promised(
     while done < data.len() {
         let at = position + done as u64;
         if at - position >= throttled {
-            throttle::throttle(fs, inode).await;
+            throttle::throttle(engine, inode).await;
             throttled = at - position + THROTTLE_STEP;
         }
         let written = if at >= prepared {
             let end = (position + data.len() as u64).min(at + PREPARE_STEP);
-            prepare(fs, inode, at, end).await.map(|()| {
+            prepare(engine, inode, at, end).await.map(|()| {
                 prepared = end;
                 0
             })
         } else {
             let room = usize::try_from(prepared - at).unwrap_or(usize::MAX);
             let now = &data[done..data.len().min(done.saturating_add(room))];
-            write_folio(fs, inode, at, now, mode, promise).await
+            write_folio(engine, inode, at, now, mode, promise).await
         };
         match written {
             Ok(count) => done += count,
             Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                 retries += 1;
-                if !free_space(fs, retries).await? {
+                if !free_space(engine, retries).await? {
                     return partial(done, error);
                 }
             }
@@ -163,16 +163,17 @@ pub(crate) async fn write_promised(
 /// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks. The caller holds `rwlock` for
 /// writing.
 pub(crate) async fn prepare(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     end: u64,
 ) -> Result<()> {
-    let bits = fs.info.block_size().bits();
+    let bits = engine.volume.info.block_size().bits();
     let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
     let blocks = (position >> bits) as u32..last;
-    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-    under_locks(fs, inode, async move { prepare_pointers(&shared, &owned, blocks).await }).await
+    let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
+    under_locks(&engine.volume, inode, async move { prepare_pointers(&shared.volume, &owned, blocks).await })
+        .await
 }
 
 fn partial(done: usize, error: Error) -> Result<usize> {
@@ -181,15 +182,15 @@ fn partial(done: usize, error: Error) -> Result<usize> {
 
 /// Tries to get blocks back: those that were freed are free after the commit; data that is delayed may need fewer
 /// than was promised.
-pub(crate) async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Result<bool> {
-    let Some(journal) = fs.journal.clone() else { return Ok(false) };
-    let shared = Arc::clone(fs);
-    run_to_end(&fs.runtime, async move {
+pub(crate) async fn free_space(engine: &Arc<Engine>, attempt: u32) -> Result<bool> {
+    let Some(journal) = engine.volume.journal.clone() else { return Ok(false) };
+    let shared = Arc::clone(engine);
+    run_to_end(&engine.volume.runtime, async move {
         if attempt == 1 {
             // Errors are recorded in the inodes they belong to.
             let _ = sync_all::sync_all_data(&shared).await;
         }
-        shared.commit_and_release(&journal).await
+        shared.volume.commit_and_release(&journal).await
     })
     .await?;
     Ok(true)
@@ -198,42 +199,42 @@ pub(crate) async fn free_space(fs: &Arc<FilesystemInner>, attempt: u32) -> Resul
 /// Writes as much of `data` as goes into the folio that holds `position`. `mode`: how holes are filled, where that is not
 /// for the free space to say.
 async fn write_folio(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
     mode: Option<AllocationMode>,
-    promise: Option<&Promise>,
+    promise: Option<&ReservedBlocks>,
 ) -> Result<usize> {
     let wanted = data.len() as u64;
     let sequential = inode.pages.is_sequential(position);
-    let mut folio = find_or_create(fs, inode, position, wanted, sequential).await?;
+    let mut folio = find_or_create(engine, inode, position, wanted, sequential).await?;
     loop {
-        match step(fs, inode, &folio, position, data, mode, promise)? {
+        match step(engine, inode, &folio, position, data, mode, promise)? {
             Step::Done(count) => return Ok(count),
             Step::Removed => {
                 drop(folio);
-                folio = find_or_create(fs, inode, position, wanted, sequential).await?;
+                folio = find_or_create(engine, inode, position, wanted, sequential).await?;
             }
             Step::InFlight(blocks) => {
-                LiveCounters::add(&fs.writeback.counters.stalls, 1);
+                LiveCounters::add(&engine.volume.counters.stalls, 1);
                 folio.wait_for_io(&blocks).await;
             }
             Step::Unknown(block) => {
-                iomap::lookup(fs, inode, block).await?;
+                iomap::lookup(&engine.volume, inode, block).await?;
             }
-            Step::Read(blocks) => folio = read_blocks(fs, inode, folio, blocks).await?,
+            Step::Read(blocks) => folio = read_blocks(engine, inode, folio, blocks).await?,
             Step::Hole(first) => {
                 drop(folio);
-                let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
+                let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
                 // As much as this call writes, at once.
-                let bits = fs.info.block_size().bits();
+                let bits = engine.volume.info.block_size().bits();
                 let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
-                under_locks(fs, inode, async move {
-                    allocate::allocate_holes(&shared, &owned, first..last).await
+                under_locks(&engine.volume, inode, async move {
+                    allocate::allocate_holes(&shared.volume, &owned, first..last).await
                 })
                 .await?;
-                folio = find_or_create(fs, inode, position, wanted, sequential).await?;
+                folio = find_or_create(engine, inode, position, wanted, sequential).await?;
             }
         }
     }
@@ -241,12 +242,7 @@ async fn write_folio(
 
 /// Writes `data` at `position` where nothing has to be waited for: the folio is there, and takes all of it. False where it
 /// is not so; then nothing happened. The caller holds `rwlock` for writing.
-pub(crate) fn write_now(
-    fs: &Arc<FilesystemInner>,
-    inode: &Arc<InodeInfo>,
-    position: u64,
-    data: &[u8],
-) -> bool {
+pub(crate) fn write_now(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, position: u64, data: &[u8]) -> bool {
     let size = inode.size();
     // A file without bytes may be given some inside its inode.
     if inode.is_inline() || !inode.has_extents() || size == 0 || position > size {
@@ -264,7 +260,7 @@ pub(crate) fn write_now(
         folio.touch();
     }
     // An error is found again by who writes step by step, who may find a remedy.
-    matches!(step(fs, inode, &folio, position, data, None, None), Ok(Step::Done(_)))
+    matches!(step(engine, inode, &folio, position, data, None, None), Ok(Step::Done(_)))
 }
 
 /// What a write does with a folio, or what has to come first.
@@ -286,15 +282,15 @@ enum Step {
 /// Writes as much of `data` as goes into the locked folio, which holds `position`, or says what has to come first: then
 /// nothing was changed.
 fn step(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     folio: &FolioGuard,
     position: u64,
     data: &[u8],
     mode: Option<AllocationMode>,
-    promise: Option<&Promise>,
+    promise: Option<&ReservedBlocks>,
 ) -> Result<Step> {
-    let bits = fs.info.block_size().bits();
+    let bits = engine.volume.info.block_size().bits();
     let end = folio.end().min(position + data.len() as u64);
     let data = &data[..(end - position) as usize];
     let touched = folio.blocks_touched(position, end);
@@ -330,13 +326,13 @@ fn step(
     }
     // From here on nothing fails once a block is delayed: one without dirty memory above it would never be written.
     folio.make_unviewed(touched.clone())?;
-    let mode = mode.unwrap_or_else(|| allocation_mode(fs));
+    let mode = mode.unwrap_or_else(|| allocation_mode(engine));
     let mut hole = false;
     let reserved = inode.extent_status.reserve(first + touched.start..first + touched.end, |blocks| {
         if mode == AllocationMode::Delayed {
             match promise {
                 Some(promise) => promise.take(blocks)?,
-                None => fs.info.reserve_blocks(blocks)?,
+                None => engine.volume.info.reserve_blocks(blocks)?,
             }
             tracing::trace!(ino = inode.number.0, reserve_blocks = blocks, "ext4_da_reserve_space");
             return Ok(());
@@ -360,7 +356,7 @@ fn step(
             folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to))?;
         }
     }
-    copy(inode, folio, position, data, || mark_dirty(fs, inode, folio, touched))
+    copy(inode, folio, position, data, || mark_dirty(engine, inode, folio, touched))
 }
 
 /// The first and the last of the blocks that a write touches, and whether memory holds their content.

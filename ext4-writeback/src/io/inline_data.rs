@@ -22,6 +22,7 @@
 //!
 //! Fast commits: an inline inode has no tag that all replay alike, so its transaction is committed in full.
 
+use crate::inode::log::log_inode;
 use crate::io::drop_folios;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,45 +32,41 @@ use ext4_core::format::inode::Inode;
 use ext4_core::meta::block_allocator::AllocationRequest;
 use ext4_core::meta::block_allocator::picked::{pick_clusters, return_picked, use_picked};
 use ext4_core::meta::{block_map, credits, extent_tree, inline_data};
-use ext4_core::{BlockNumber, Errno, Error, InodeNumber, LogicalBlock, Result};
+use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
-use crate::file::File;
-use crate::file::inline_extent::{InlineExtent, extent_of};
-use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::InodeInfo;
 use crate::inode::locks::under_locks;
+use crate::volume::Volume;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
+use crate::writeback::Engine;
 
 /// Where `i_block` lies in an inode.
-pub(crate) const I_BLOCK: u64 = 40;
+const I_BLOCK: u64 = 40;
 
-impl File {
-    /// Where the file's data lies, where the inode holds it itself (fiemap's FIEMAP_EXTENT_DATA_INLINE); `None` where it
-    /// is mapped to blocks, see [`File::extents`].
-    ///
-    /// # Errors
-    /// Corrupt; those of the device.
-    pub async fn inline_extent(&self) -> Result<Option<InlineExtent>> {
-        let fs = &self.filesystem.inner;
-        fs.errors.check_alive()?;
-        extent_of(fs, &self.inode).await
-    }
+/// Data that an inode holds itself, as fiemap tells of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InlineExtent {
+    /// The byte of the device at which it begins. Not aligned, and not all of it lies behind one another: 60 bytes do.
+    pub physical: u64,
+    /// How many bytes of the file it is (of a directory: of its entries).
+    pub len: u64,
+    /// The byte of the device at which byte 60 lies and all behind it, where there are so many.
+    pub rest: Option<u64>,
 }
 
-impl Filesystem {
-    /// Where the data of an inode of any kind lies, where the inode holds it itself: also of directories and symlinks.
-    ///
-    /// # Errors
-    /// Corrupt; those of the device.
-    pub async fn inline_extent(&self, inode: InodeNumber) -> Result<Option<InlineExtent>> {
-        self.observe("fiemap", inode, async {
-            let info = self.inner.inode(inode).await?;
-            extent_of(&self.inner, &info).await
-        })
-        .await
+/// Where the inode holds the data of its file or directory; `None` if it does not.
+pub(crate) async fn extent_of(volume: &Volume, inode: &InodeInfo) -> Result<Option<InlineExtent>> {
+    let disk = inode.inode.read().await;
+    if !inline_data::is_inline(&disk) {
+        return Ok(None);
     }
+    let len = bytes_of(&disk)?.len() as u64;
+    let (block, offset) = volume.info.inode_location(inode.number).await?;
+    let start = (block.0 << volume.info.block_size().bits()) + offset as u64;
+    let rest = inline_data::rest(&disk)?.filter(|_| len > inline_data::IN_BLOCK as u64);
+    Ok(Some(InlineExtent { physical: start + I_BLOCK, len, rest: rest.map(|(at, _)| start + at as u64) }))
 }
 
 /// Where the bytes that the inode holds end, none behind i_size; `None` where it holds none.
@@ -104,7 +101,7 @@ pub(crate) fn read_from(disk: &Inode, position: u64, buffer: &mut [u8]) -> Resul
 }
 
 /// The file's bytes that the inode holds: none behind its size.
-pub(crate) fn bytes_of(disk: &Inode) -> Result<Vec<u8>> {
+fn bytes_of(disk: &Inode) -> Result<Vec<u8>> {
     let mut bytes = inline_data::data(disk)?;
     bytes.truncate(usize::try_from(disk.size).unwrap_or(usize::MAX));
     Ok(bytes)
@@ -116,20 +113,20 @@ pub(crate) fn bytes_of(disk: &Inode) -> Result<Vec<u8>> {
 /// # Errors
 /// Those of [`convert_out`].
 pub(crate) async fn write(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
 ) -> Result<bool> {
     let end = position.saturating_add(data.len() as u64);
-    let fits_at_all = end <= u64::from(fs.info.inode_size());
-    let may_become = fits_at_all && inode.size() == 0 && is_enabled(fs);
+    let fits_at_all = end <= u64::from(engine.volume.info.inode_size());
+    let may_become = fits_at_all && inode.size() == 0 && is_enabled(engine);
     if !inode.is_inline() && !may_become {
         return Ok(false);
     }
     let data = if fits_at_all { data.to_vec() } else { Vec::new() };
-    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-    under_locks(fs, inode, async move {
+    let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
+    under_locks(&engine.volume, inode, async move {
         let dropping = owned.invalidate_lock.write().await;
         if !owned.is_inline() {
             // Nothing of it is dirty, as it has no bytes; a block of zeros may be there, which somebody read.
@@ -145,53 +142,53 @@ pub(crate) async fn write(
     .await
 }
 
-fn is_enabled(fs: &FilesystemInner) -> bool {
-    fs.info.features().incompat.contains(ext4_core::format::features::Incompat::INLINE_DATA)
+fn is_enabled(engine: &Engine) -> bool {
+    engine.volume.info.features().incompat.contains(ext4_core::format::features::Incompat::INLINE_DATA)
 }
 
 /// One handle: bytes and size. False where they do not fit.
 async fn write_here(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
 ) -> Result<bool> {
-    let handle = fs.begin_tracked(credits::INODE, "write inline data").await?;
+    let handle = engine.volume.begin_tracked(credits::INODE, "write inline data").await?;
     let mut disk = inode.inode.write().await;
     let mut bytes = if inline_data::is_inline(&disk) {
         bytes_of(&disk)?
-    } else if inline_data::may_become_inline(&fs.info, &disk) {
+    } else if inline_data::may_become_inline(&engine.volume.info, &disk) {
         Vec::new()
     } else {
         return Ok(false);
     };
     let end = position + data.len() as u64;
     let size = disk.size.max(end);
-    if size > inline_data::capacity(&fs.info, &disk)? as u64 {
+    if size > inline_data::capacity(&engine.volume.info, &disk)? as u64 {
         return Ok(false);
     }
     let start = (end as usize) - data.len();
     bytes.resize(size as usize, 0);
     bytes[start..end as usize].copy_from_slice(data);
-    put(fs, &handle, inode, &mut disk, &bytes).await
+    put(engine, &handle, inode, &mut disk, &bytes).await
 }
 
 /// Makes `bytes` all of the file, and logs it. False where they do not fit.
 async fn put(
-    fs: &FilesystemInner,
+    engine: &Engine,
     handle: &Handle,
     inode: &InodeInfo,
     disk: &mut Inode,
     bytes: &[u8],
 ) -> Result<bool> {
-    if !inline_data::store(&fs.info, disk, bytes)? {
+    if !inline_data::store(&engine.volume.info, disk, bytes)? {
         return Ok(false);
     }
-    let now = fs.now();
+    let now = engine.volume.now();
     disk.mtime = now;
     disk.ctime = now;
     set_sizes(inode, disk, bytes.len() as u64);
-    fs.log_inode(handle, inode, disk, true).await?;
+    log_inode(&engine.volume, handle, inode, disk, true).await?;
     Ok(true)
 }
 
@@ -209,24 +206,24 @@ fn set_sizes(inode: &InodeInfo, disk: &mut Inode, size: u64) {
 ///
 /// # Errors
 /// Those of [`convert_out`].
-pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<bool> {
+pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<bool> {
     if !inode.is_inline() {
         return Ok(false);
     }
     let stored = {
         let _dropping = inode.invalidate_lock.write().await;
-        let handle = fs.begin_tracked(credits::INODE, "truncate inline data").await?;
+        let handle = engine.volume.begin_tracked(credits::INODE, "truncate inline data").await?;
         let mut disk = inode.inode.write().await;
-        if size <= inline_data::capacity(&fs.info, &disk)? as u64 {
+        if size <= inline_data::capacity(&engine.volume.info, &disk)? as u64 {
             let mut bytes = bytes_of(&disk)?;
             bytes.resize(size as usize, 0);
-            put(fs, &handle, inode, &mut disk, &bytes).await?
+            put(engine, &handle, inode, &mut disk, &bytes).await?
         } else {
             false
         }
     };
     if !stored {
-        convert_out(fs, inode).await?;
+        convert_out(engine, inode).await?;
     }
     Ok(stored)
 }
@@ -236,26 +233,28 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
 ///
 /// # Errors
 /// Corrupt; those of the journal and of the device.
-pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
-    let handle =
-        fs.begin_ineligible(credits::ORPHAN + credits::INODE, "truncate inline data", Reason::Orphan).await?;
+pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
+    let handle = engine
+        .volume
+        .begin_ineligible(credits::ORPHAN + credits::INODE, "truncate inline data", Reason::Orphan)
+        .await?;
     let mut disk = inode.inode.write().await;
     let bytes = bytes_of(&disk)?;
-    inline_data::store(&fs.info, &mut disk, &bytes)?;
-    fs.orphans.remove(&fs.info, &handle, &mut disk).await?;
-    fs.log_inode(&handle, inode, &disk, true).await
+    inline_data::store(&engine.volume.info, &mut disk, &bytes)?;
+    engine.volume.orphans.remove(&engine.volume.info, &handle, &mut disk).await?;
+    log_inode(&engine.volume, &handle, inode, &disk, true).await
 }
 
 /// As [`convert_out`], to its end whatever becomes of the caller, who holds `rwlock` for writing.
 ///
 /// # Errors
 /// As [`convert_out`].
-pub(crate) async fn move_out(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+pub(crate) async fn move_out(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     if !inode.is_inline() {
         return Ok(());
     }
-    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
-    under_locks(fs, inode, async move { convert_out(&shared, &owned).await }).await
+    let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
+    under_locks(&engine.volume, inode, async move { convert_out(&shared, &owned).await }).await
 }
 
 /// Moves the data of a file to a block where the inode holds it; a file that is mapped stays as it is. Size and content
@@ -263,77 +262,74 @@ pub(crate) async fn move_out(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) 
 ///
 /// # Errors
 /// `ENOSPC`, then nothing has changed; corrupt; those of the journal and of the device.
-pub(crate) async fn convert_out(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+pub(crate) async fn convert_out(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     if !inode.is_inline() {
         return Ok(());
     }
     // Rare, and large as a future: apart from those that await it.
-    Box::pin(convert(fs, inode)).await
+    Box::pin(convert(engine, inode)).await
 }
 
-async fn convert(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+async fn convert(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     let _dropping = inode.invalidate_lock.write().await;
     if !inode.is_inline() {
         return Ok(());
     }
-    drop_folios::drop_folios(fs, inode, 0..u64::MAX).await;
+    drop_folios::drop_folios(engine, inode, 0..u64::MAX).await;
     let bytes = bytes_of(&*inode.inode.read().await)?;
     if bytes.is_empty() {
-        return publish(fs, inode, None).await;
+        return publish(engine, inode, None).await;
     }
-    match move_to_block(fs, inode, &bytes).await {
-        Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
-            move_to_block(fs, inode, &bytes).await
+    match move_to_block(engine, inode, &bytes).await {
+        Err(error) if error.errno() == Errno::ENOSPC && engine.volume.commit_for_space().await? => {
+            move_to_block(engine, inode, &bytes).await
         }
         result => result,
     }
 }
 
-async fn move_to_block(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, bytes: &[u8]) -> Result<()> {
-    fs.info.reserve_blocks(1)?;
+async fn move_to_block(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, bytes: &[u8]) -> Result<()> {
+    engine.volume.info.reserve_blocks(1)?;
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: true, metadata: false };
-    let extents = fs.info.features().incompat.contains(ext4_core::format::features::Incompat::EXTENTS);
+    let extents =
+        engine.volume.info.features().incompat.contains(ext4_core::format::features::Incompat::EXTENTS);
     let below = if extents { BlockNumber(u64::MAX) } else { block_map::ADDRESSABLE };
-    let block = match pick_clusters(&fs.info, &request, below).await {
+    let block = match pick_clusters(&engine.volume.info, &request, below).await {
         Ok((block, _)) => block,
         Err(error) => {
-            fs.info.release_reserved_blocks(1);
+            engine.volume.info.release_reserved_blocks(1);
             return Err(error);
         }
     };
-    let moved = match write_block(fs, block, bytes).await {
-        Ok(()) => publish(fs, inode, Some(block)).await,
+    let moved = match write_block(engine, block, bytes).await {
+        Ok(()) => publish(engine, inode, Some(block)).await,
         Err(error) => Err(error),
     };
     if moved.is_err() && inode.is_inline() {
-        return_picked(&fs.info, block, 1);
-        fs.info.release_reserved_blocks(1);
+        return_picked(&engine.volume.info, block, 1);
+        engine.volume.info.release_reserved_blocks(1);
     }
     moved
 }
 
-async fn write_block(fs: &FilesystemInner, block: BlockNumber, bytes: &[u8]) -> Result<()> {
-    let size = fs.info.block_size();
+async fn write_block(engine: &Engine, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+    let size = engine.volume.info.block_size();
     let mut content = bytes.to_vec();
     if content.len() > size.len() {
         return Err(Error::corrupt("inline data", format!("{} bytes, more than a block", content.len())));
     }
     content.resize(size.len(), 0);
     let segments = vec![Segment::Owned(AlignedBuffer::copied(&content)?)];
-    fs.info.device().write_at(block.0 << size.bits(), segments, BioFlags::SYNC).await
+    engine.volume.info.device().write_at(block.0 << size.bits(), segments, BioFlags::SYNC).await
 }
 
 /// One handle: the inode holds nothing any more, and maps the picked `block`, where there is one.
-async fn publish(
-    fs: &Arc<FilesystemInner>,
-    inode: &Arc<InodeInfo>,
-    block: Option<BlockNumber>,
-) -> Result<()> {
-    let info = &fs.info;
+async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<BlockNumber>) -> Result<()> {
+    let info = &engine.volume.info;
     let credits = credits::EXTENT + credits::ALLOCATE_BLOCKS + credits::INODE;
     // Not tracked: that `system.data` went has no tag.
-    let handle = fs.begin_ineligible(credits, "convert inline data", Reason::Mapping).await?;
+    let handle = engine.volume.begin_ineligible(credits, "convert inline data", Reason::Mapping).await?;
     let mut disk = inode.inode.write().await;
     let before = disk.clone();
     inline_data::clear(info, &mut disk)?;
@@ -353,7 +349,7 @@ async fn publish(
     inode.inline.store(false, Ordering::Release);
     if let Some(block) = block {
         if let Err(error) = use_picked(info, &handle, block, 1).await {
-            if let Some(journal) = &fs.journal {
+            if let Some(journal) = &engine.volume.journal {
                 journal.abort(&error);
             }
             return Err(error);
@@ -361,5 +357,5 @@ async fn publish(
         inode.extent_status.set(0..1, Status::Written(block));
     }
     tracing::debug!(inode = inode.number.0, ?block, "ext4_convert_inline_data");
-    fs.log_inode(&handle, inode, &disk, true).await
+    log_inode(&engine.volume, &handle, inode, &disk, true).await
 }

@@ -19,24 +19,24 @@ use parking_lot::Mutex;
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
 use crate::cache::folio::{Folio, FolioGuard};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::io::inline_data;
 use crate::io::read_ahead::ReadAhead;
 use crate::iomap;
+use crate::writeback::Engine;
 
 /// Reads at `position` into `buffer`; fewer bytes only at the end of the file.
 ///
 /// # Errors
 /// Those of the device and of what it holds.
 pub(crate) async fn read(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     buffer: &mut [u8],
     read_ahead: &Mutex<ReadAhead>,
 ) -> Result<usize> {
-    let limit = window_limit(fs);
+    let limit = window_limit(engine);
     let mut done = 0;
     // The folio it begins in the middle of: no new use, where a stream of reads goes on there.
     let mut first = None;
@@ -68,7 +68,7 @@ pub(crate) async fn read(
                 continue;
             }
         }
-        fill_sequential(fs, inode, at, end, read_ahead).await?;
+        fill_sequential(engine, inode, at, end, read_ahead).await?;
     }
     let next = {
         let mut read_ahead = read_ahead.lock();
@@ -80,15 +80,15 @@ pub(crate) async fn read(
         read_ahead.advance(position, position + done as u64, inode.size(), limit)
     };
     if let Some((start, end)) = next {
-        LiveCounters::add(&fs.writeback.counters.read_ahead_async, 1);
+        LiveCounters::add(&engine.volume.counters.read_ahead_async, 1);
         // Whoever reads there gets the error.
-        let _ = fill(fs, inode, start, start, end, false).await;
+        let _ = fill(engine, inode, start, start, end, false).await;
     }
     Ok(done)
 }
 
-fn window_limit(fs: &FilesystemInner) -> u64 {
-    fs.writeback.capacity() as u64 / 8
+fn window_limit(engine: &Engine) -> u64 {
+    engine.dirty.capacity() as u64 / 8
 }
 
 /// Has the folio at `position` read, for an access up to `end`, and as much ahead of it as that seems to be worth. Waits
@@ -97,18 +97,18 @@ fn window_limit(fs: &FilesystemInner) -> u64 {
 /// # Errors
 /// Those of the device and of what it holds.
 pub(crate) async fn fill_sequential(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     end: u64,
     read_ahead: &Mutex<ReadAhead>,
 ) -> Result<()> {
     let history = |most| inode.pages.cached_before(position, most);
-    let window = read_ahead.lock().window(position, end, window_limit(fs), history);
+    let window = read_ahead.lock().window(position, end, window_limit(engine), history);
     if window > end {
-        LiveCounters::add(&fs.writeback.counters.read_ahead_sync, 1);
+        LiveCounters::add(&engine.volume.counters.read_ahead_sync, 1);
     }
-    fill(fs, inode, position, end, window, true).await
+    fill(engine, inode, position, end, window, true).await
 }
 
 /// Copies what is in memory from `position` on into `buffer`: as many bytes as are there without a gap.
@@ -138,7 +138,7 @@ pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -
 
 /// Starts reading at `position` up to `end`, and perhaps up to `window`; waits for the first folio where `wait`.
 async fn fill(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     end: u64,
@@ -151,8 +151,8 @@ async fn fill(
         return Ok(());
     }
     let window = window.max(end).min(size);
-    let folio = find_or_create(fs, inode, position, window - position, false).await?;
-    let mut reader = Reader::new(fs, inode);
+    let folio = find_or_create(engine, inode, position, window - position, false).await?;
+    let mut reader = Reader::new(engine, inode);
     let first = Arc::clone(&folio);
     let mut at = folio.end();
     reader.add(folio).await?;
@@ -161,7 +161,7 @@ async fn fill(
         let next = match inode.pages.find(at) {
             Some(next) => next,
             None => {
-                let Some(next) = create(fs, inode, at, window - at, false, None)? else { break };
+                let Some(next) = create(engine, inode, at, window - at, false, None)? else { break };
                 next
             }
         };
@@ -190,7 +190,7 @@ async fn fill(
 /// # Errors
 /// The host's refusal to map memory.
 pub(crate) async fn find_or_create(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     len: u64,
@@ -206,12 +206,12 @@ pub(crate) async fn find_or_create(
                 folio
             }
             None => {
-                let block_size = fs.info.block_size();
-                let limit = fs.writeback.folio_limit();
+                let block_size = engine.volume.info.block_size();
+                let limit = engine.dirty.folio_limit();
                 let (_, wanted) = inode.pages.placement(position, len, sequential, block_size, limit);
                 let least = PAGE_SIZE.max(block_size.len());
-                let memory = memory::allocate_memory(fs, wanted, least).await?;
-                match create(fs, inode, position, len, sequential, Some(memory))? {
+                let memory = memory::allocate_memory(engine, wanted, least).await?;
+                match create(engine, inode, position, len, sequential, Some(memory))? {
                     Some(folio) => folio,
                     None => continue,
                 }
@@ -229,31 +229,31 @@ pub(crate) async fn find_or_create(
 
 /// A new folio that holds `position`; over `memory` where given. `None` where there is no memory or no room.
 fn create(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     len: u64,
     sequential: bool,
     memory: Option<Arc<ext4_core::device::PoolMemory>>,
 ) -> Result<Option<Arc<Folio>>> {
-    let block_size = fs.info.block_size();
-    let limit = memory.as_ref().map_or(fs.writeback.folio_limit(), |memory| memory.len());
+    let block_size = engine.volume.info.block_size();
+    let limit = memory.as_ref().map_or(engine.dirty.folio_limit(), |memory| memory.len());
     let (start, wanted) = inode.pages.placement(position, len, sequential, block_size, limit);
     let memory = match memory {
         // Somebody made a neighbour meanwhile: it has to be the right size.
         Some(memory) if memory.len() != wanted => return Ok(None),
         Some(memory) => memory,
-        None => match memory::try_allocate_memory(fs, wanted, PAGE_SIZE.max(block_size.len()))? {
+        None => match memory::try_allocate_memory(engine, wanted, PAGE_SIZE.max(block_size.len()))? {
             Some(memory) => memory,
             None => return Ok(None),
         },
     };
     let folio = Folio::new(memory, start, block_size);
-    LiveCounters::add(&fs.writeback.counters.folios_made, 1);
+    LiveCounters::add(&engine.volume.counters.folios_made, 1);
     if !inode.pages.insert(&folio) {
         return Ok(None);
     }
-    fs.writeback.add_folio(inode.pages.space(), &folio);
+    engine.dirty.folios.add(inode.pages.space(), &folio);
     Ok(Some(folio))
 }
 
@@ -278,7 +278,7 @@ impl FolioRead {
 
 /// Reads that go to the device together.
 pub(crate) struct Reader<'a> {
-    fs: &'a Arc<FilesystemInner>,
+    engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
     plug: Vec<Pending>,
 }
@@ -292,8 +292,8 @@ struct Pending {
 
 impl<'a> Reader<'a> {
     /// Nothing yet.
-    pub fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Self {
-        Self { fs, inode, plug: Vec::new() }
+    pub fn new(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>) -> Self {
+        Self { engine, inode, plug: Vec::new() }
     }
 
     /// Adds all blocks of a locked folio that are not uptodate.
@@ -310,7 +310,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Those of mapping.
     pub async fn add_blocks(&mut self, folio: FolioGuard, blocks: Range<u32>) -> Result<()> {
-        let bits = self.fs.info.block_size().bits();
+        let bits = self.engine.volume.info.block_size().bits();
         let size = self.inode.size();
         let behind = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let first = folio.first_block();
@@ -326,7 +326,7 @@ impl<'a> Reader<'a> {
                 at = gap.end;
                 continue;
             }
-            let extent = iomap::lookup(self.fs, self.inode, first + gap.start).await?;
+            let extent = iomap::lookup(&self.engine.volume, self.inode, first + gap.start).await?;
             let stop = gap.end.min(behind).min(extent.end.saturating_sub(first));
             let run = gap.start..stop;
             at = stop;
@@ -346,7 +346,7 @@ impl<'a> Reader<'a> {
     }
 
     fn push(&mut self, offset: u64, segment: Segment, part: (Arc<FolioRead>, Range<u32>)) {
-        let geometry = self.fs.info.device().geometry();
+        let geometry = self.engine.volume.info.device().geometry();
         let len = u64::from(segment.len());
         if let Some(last) = self.plug.last_mut()
             && last.offset + last.bytes == offset
@@ -363,9 +363,9 @@ impl<'a> Reader<'a> {
 
     /// Sends everything to the device.
     pub fn submit(self) {
-        let bits = self.fs.info.block_size().bits();
+        let bits = self.engine.volume.info.block_size().bits();
         let mut plug = Vec::with_capacity(self.plug.len());
-        LiveCounters::add(&self.fs.writeback.counters.read_bios, self.plug.len() as u64);
+        LiveCounters::add(&self.engine.volume.counters.read_bios, self.plug.len() as u64);
         for pending in self.plug {
             let parts = pending.parts;
             let end_io: EndIo = Box::new(move |completion: Completion| {
@@ -378,7 +378,7 @@ impl<'a> Reader<'a> {
             plug.push(Bio::new(Operation::Read, BioFlags::SYNC, pending.offset, pending.segments, end_io));
         }
         if !plug.is_empty() {
-            self.fs.info.device().submit(plug);
+            self.engine.volume.info.device().submit(plug);
         }
     }
 }
@@ -388,13 +388,13 @@ impl<'a> Reader<'a> {
 /// # Errors
 /// Those of the device and of what it holds.
 pub(crate) async fn read_blocks(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     folio: FolioGuard,
     blocks: Range<u32>,
 ) -> Result<FolioGuard> {
     let shared = Arc::clone(&folio);
-    let mut reader = Reader::new(fs, inode);
+    let mut reader = Reader::new(engine, inode);
     reader.add_blocks(folio, blocks).await?;
     reader.submit();
     let guard = shared.lock().await;

@@ -14,6 +14,7 @@
 //! - The inode's lock is given up between transactions: others that hold a handle wait for it.
 //! - No folio is locked under a handle.
 
+use crate::inode::log::log_inode;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,13 +24,13 @@ use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::io::drop_folios::drop_folios;
 use crate::io::inline_data;
 use crate::io::zero::zero_block_tail;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
+use crate::writeback::Engine;
 use crate::writeback::size::{raise_size, touch};
 
 const ORPHAN_CREDITS: u32 = credits::ORPHAN + credits::INODE;
@@ -43,17 +44,17 @@ const FREE_RANGE_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::
 ///
 /// # Errors
 /// `EFBIG`, those of the journal and of the device.
-pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
-    let limit = crate::iomap::pointers::max_size(fs, inode).await;
+pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    let limit = crate::iomap::pointers::max_size(&engine.volume, inode).await;
     if size > limit {
         return Err(Error::posix(ext4_core::Errno::EFBIG, format!("{size} bytes: at most {limit}")));
     }
     let _changing = inode.rwlock.write().await;
     inode.check_alive()?;
-    if inline_data::set_size(fs, inode, size).await? {
+    if inline_data::set_size(engine, inode, size).await? {
         return Ok(());
     }
-    if size > inode.size() { extend(fs, inode, size).await } else { shrink(fs, inode, size).await }
+    if size > inode.size() { extend(engine, inode, size).await } else { shrink(engine, inode, size).await }
 }
 
 /// Extends a regular file to `size` bytes, with a hole; nothing where it is as long already. Takes `rwlock` itself. The
@@ -61,79 +62,80 @@ pub(crate) async fn set_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, 
 ///
 /// # Errors
 /// Those of the journal and of the device.
-pub(crate) async fn extend_to(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+pub(crate) async fn extend_to(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let _changing = inode.rwlock.write().await;
     inode.check_alive()?;
-    if size <= inode.size() || inline_data::set_size(fs, inode, size).await? {
+    if size <= inode.size() || inline_data::set_size(engine, inode, size).await? {
         return Ok(());
     }
-    extend(fs, inode, size).await
+    extend(engine, inode, size).await
 }
 
-async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
-    fs.check_writable()?;
-    zero_block_tail(fs, inode, inode.size()).await?;
-    raise_size(fs, inode, size, "truncate").await
+async fn extend(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    engine.volume.check_writable()?;
+    zero_block_tail(engine, inode, inode.size()).await?;
+    raise_size(engine, inode, size, "truncate").await
 }
 
-async fn shrink(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     if size == 0 && inode.size() > 0 {
         inode.replaced_by_truncation.store(true, Ordering::Release);
     }
     let _dropping = inode.invalidate_lock.write().await;
     {
-        let handle = fs.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
+        let handle = engine.volume.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
-        fs.orphans.add(&fs.info, &handle, &mut disk).await?;
-        fs.fast_commits.truncation_begins(handle.id(), inode.number);
+        engine.volume.orphans.add(&engine.volume.info, &handle, &mut disk).await?;
+        engine.volume.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
         inode.pages.note_cut(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
-        touch(fs, &mut disk);
-        fs.log_inode(&handle, inode, &disk, true).await?;
+        touch(engine, &mut disk);
+        log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }
     inode.completion.forget_failed_tail();
-    drop_folios(fs, inode, size..u64::MAX).await;
-    zero_block_tail(fs, inode, size).await?;
-    free_behind(fs, inode, size, true).await
+    drop_folios(engine, inode, size..u64::MAX).await;
+    zero_block_tail(engine, inode, size).await?;
+    free_behind(engine, inode, size, true).await
 }
 
 /// Frees all blocks from byte `size` on, in as many transactions as it takes, and takes the inode off the orphans
 /// where `finish`. The page cache there is gone and stays away.
-async fn free_behind(
-    fs: &Arc<FilesystemInner>,
-    inode: &Arc<InodeInfo>,
-    size: u64,
-    finish: bool,
-) -> Result<()> {
-    let first = fs.info.block_size().blocks_for(size);
+async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, finish: bool) -> Result<()> {
+    let first = engine.volume.info.block_size().blocks_for(size);
     let first = u32::try_from(first).unwrap_or(u32::MAX);
     tracing::debug!(ino = inode.number.0, size, "ext4_truncate_enter");
     loop {
-        let handle = fs.begin_tracked(FREE_CREDITS, "truncate").await?;
+        let handle = engine.volume.begin_tracked(FREE_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
         // Between two transactions somebody may have looked at what was not freed yet.
         let promised = inode.extent_status.remove(first..u32::MAX);
-        inode.preallocation.give_back(&fs.info, first..u32::MAX);
-        fs.info.release_reserved_blocks(promised);
+        inode.preallocation.give_back(&engine.volume.info, first..u32::MAX);
+        engine.volume.info.release_reserved_blocks(promised);
         if promised > 0 {
             tracing::trace!(ino = inode.number.0, freed_blocks = promised, "ext4_da_release_space");
         }
         tracing::trace!(ino = inode.number.0, lblk = first, "ext4_es_remove_extent");
         let removal = if first < u32::MAX {
-            block_map::remove(&fs.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX).await?
+            block_map::remove(&engine.volume.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX)
+                .await?
         } else {
             Removal::Done
         };
-        promise_freed_cluster(fs, inode, &disk, first).await;
+        promise_freed_cluster(engine, inode, &disk, first).await;
         if removal == Removal::Done && finish {
-            fs.orphans.remove(&fs.info, &handle, &mut disk).await?;
+            engine.volume.orphans.remove(&engine.volume.info, &handle, &mut disk).await?;
             // What earlier handles freed of it is in the range too: none of it is to be left.
-            fs.fast_commits.range_changed(handle.id(), inode.number, (first, u32::MAX), Mapped::Hole);
-            fs.fast_commits.truncation_ends(handle.id(), inode.number);
+            engine.volume.fast_commits.range_changed(
+                handle.id(),
+                inode.number,
+                (first, u32::MAX),
+                Mapped::Hole,
+            );
+            engine.volume.fast_commits.truncation_ends(handle.id(), inode.number);
         }
-        fs.log_inode(&handle, inode, &disk, true).await?;
+        log_inode(&engine.volume, &handle, inode, &disk, true).await?;
         if removal == Removal::Done {
             tracing::debug!(ino = inode.number.0, sectors = disk.sectors, "ext4_truncate_exit");
             return Ok(());
@@ -150,7 +152,7 @@ async fn free_behind(
 /// # Errors
 /// Those of the journal and of the device.
 pub(crate) async fn free_range(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     blocks: Range<u32>,
     operation: &'static str,
@@ -160,27 +162,27 @@ pub(crate) async fn free_range(
     }
     let (first, last) = (LogicalBlock(blocks.start), LogicalBlock(blocks.end - 1));
     loop {
-        let handle = fs.begin_tracked(FREE_RANGE_CREDITS, operation).await?;
+        let handle = engine.volume.begin_tracked(FREE_RANGE_CREDITS, operation).await?;
         let mut disk = inode.inode.write().await;
         let promised = inode.extent_status.remove(blocks.clone());
-        inode.preallocation.give_back(&fs.info, blocks.clone());
-        fs.info.release_reserved_blocks(promised);
-        let removed = block_map::remove(&fs.info, &handle, &mut disk, first, last).await;
+        inode.preallocation.give_back(&engine.volume.info, blocks.clone());
+        engine.volume.info.release_reserved_blocks(promised);
+        let removed = block_map::remove(&engine.volume.info, &handle, &mut disk, first, last).await;
         if removed.is_err() {
-            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+            engine.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
         } else {
             // What other handles free of it is a hole too, as soon as this is durable: one of the states that a crash
             // may show.
             let range = (blocks.start, blocks.end);
-            fs.fast_commits.range_changed(handle.id(), inode.number, range, Mapped::Hole);
+            engine.volume.fast_commits.range_changed(handle.id(), inode.number, range, Mapped::Hole);
         }
         for end in [first, last] {
-            promise_freed_cluster(fs, inode, &disk, end.0).await;
+            promise_freed_cluster(engine, inode, &disk, end.0).await;
         }
         if matches!(removed, Ok(Removal::Done)) {
             inode.extent_status.set(blocks.clone(), Status::Hole);
         }
-        fs.log_inode(&handle, inode, &disk, true).await?;
+        log_inode(&engine.volume, &handle, inode, &disk, true).await?;
         if removed? == Removal::Done {
             return Ok(());
         }
@@ -190,7 +192,7 @@ pub(crate) async fn free_range(
 /// Blocks of the cluster of `block`, at an end of a range that was freed, may still be delayed. Where they shared it with
 /// allocated ones, and all of those are gone, the cluster is promised to them. The caller holds `disk` since it freed.
 async fn promise_freed_cluster(
-    fs: &FilesystemInner,
+    engine: &Engine,
     inode: &InodeInfo,
     disk: &ext4_core::format::inode::Inode,
     block: u32,
@@ -199,9 +201,10 @@ async fn promise_freed_cluster(
         return;
     }
     // One promise too many is given back when the blocks are allocated; one too few would be taken from others.
-    let mapped = extent_tree::is_cluster_mapped(&fs.info, disk, LogicalBlock(block)).await.unwrap_or(false);
+    let mapped =
+        extent_tree::is_cluster_mapped(&engine.volume.info, disk, LogicalBlock(block)).await.unwrap_or(false);
     if !mapped && inode.extent_status.cluster_freed(block) {
-        fs.info.reserve_freed_clusters(1);
+        engine.volume.info.reserve_freed_clusters(1);
     }
 }
 
@@ -210,7 +213,7 @@ async fn promise_freed_cluster(
 ///
 /// # Errors
 /// Those of the journal and of the device.
-pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+pub(crate) async fn free_all_blocks(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     let _dropping = inode.invalidate_lock.write().await;
     inode.size.store(0, Ordering::SeqCst);
     {
@@ -219,22 +222,22 @@ pub(crate) async fn free_all_blocks(fs: &Arc<FilesystemInner>, inode: &Arc<Inode
         inode.completion.set_disk_size(0);
     }
     inode.pages.times_dirty.store(false, Ordering::Release);
-    drop_folios(fs, inode, 0..u64::MAX).await;
+    drop_folios(engine, inode, 0..u64::MAX).await;
     if inode.is_inline() {
         return Ok(());
     }
-    free_behind(fs, inode, 0, false).await
+    free_behind(engine, inode, 0, false).await
 }
 
 /// Finishes a truncation that a crash interrupted: frees what lies past the size and takes the inode off the orphans.
 ///
 /// # Errors
 /// As [`free_all_blocks`].
-pub(crate) async fn resume(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
+pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     if inode.is_inline() {
-        return inline_data::resume(fs, inode).await;
+        return inline_data::resume(engine, inode).await;
     }
     let _dropping = inode.invalidate_lock.write().await;
-    zero_block_tail(fs, inode, inode.size()).await?;
-    free_behind(fs, inode, inode.size(), true).await
+    zero_block_tail(engine, inode, inode.size()).await?;
+    free_behind(engine, inode, inode.size(), true).await
 }

@@ -14,10 +14,10 @@ use ext4_core::Result;
 
 use crate::cache::extent_status::status::Status;
 use crate::cache::folio::FolioGuard;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::io::read::{find_or_create, read_blocks};
 use crate::iomap;
+use crate::writeback::Engine;
 
 /// Zeroes from byte `position` to the end of its block, in memory and, where the block is written on the device, to be
 /// written. Nothing for an aligned `position`.
@@ -25,35 +25,35 @@ use crate::iomap;
 /// # Errors
 /// Those of reading the block; the host's refusal to map memory.
 pub(crate) async fn zero_block_tail(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
 ) -> Result<()> {
-    let block_size = u64::from(fs.info.block_size().bytes());
+    let block_size = u64::from(engine.volume.info.block_size().bytes());
     if position.is_multiple_of(block_size) {
         return Ok(());
     }
-    let bits = fs.info.block_size().bits();
+    let bits = engine.volume.info.block_size().bits();
     let end = position.next_multiple_of(block_size);
-    let extent = iomap::lookup(fs, inode, (position >> bits) as u32).await?;
+    let extent = iomap::lookup(&engine.volume, inode, (position >> bits) as u32).await?;
     if matches!(extent.status, Status::Written(_)) {
-        let mut folio = find_or_create(fs, inode, position, end - position, false).await?;
+        let mut folio = find_or_create(engine, inode, position, end - position, false).await?;
         loop {
             let block = folio.blocks_touched(position, end);
             if !folio.is_uptodate(block.clone()) {
-                folio = read_blocks(fs, inode, folio, block).await?;
+                folio = read_blocks(engine, inode, folio, block).await?;
             } else if folio.is_in_flight(&block) {
                 wait_for_io(&folio, &block).await;
             } else if folio.is_removed() {
                 drop(folio);
-                folio = find_or_create(fs, inode, position, end - position, false).await?;
+                folio = find_or_create(engine, inode, position, end - position, false).await?;
             } else {
                 break;
             }
         }
         folio.zero(position, end)?;
         let block = folio.blocks_touched(position, end);
-        mark_dirty(fs, inode, &folio, block);
+        mark_dirty(engine, inode, &folio, block);
         return Ok(());
     }
     // Nothing stale can come from the device, but memory may hold what was cut off, or what could not be written.
@@ -77,7 +77,7 @@ pub(crate) async fn zero_block_tail(
 /// # Errors
 /// Those of reading the block; the host's refusal to map memory.
 pub(crate) async fn zero_within_block(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     from: u64,
     to: u64,
@@ -85,11 +85,11 @@ pub(crate) async fn zero_within_block(
     if from >= to {
         return Ok(());
     }
-    let number = (from >> fs.info.block_size().bits()) as u32;
+    let number = (from >> engine.volume.info.block_size().bits()) as u32;
     loop {
-        let below = iomap::lookup(fs, inode, number).await?.status;
+        let below = iomap::lookup(&engine.volume, inode, number).await?.status;
         let guard = if matches!(below, Status::Written(_)) {
-            find_or_create(fs, inode, from, to - from, false).await?
+            find_or_create(engine, inode, from, to - from, false).await?
         } else {
             // Zeros already, but for what is in memory.
             let Some(folio) = inode.pages.find(from) else { return Ok(()) };
@@ -101,7 +101,7 @@ pub(crate) async fn zero_within_block(
         if guard.is_under_writeback() {
             let folio = Arc::clone(&guard);
             drop(guard);
-            wait::wait_for_folio(fs, &folio).await;
+            wait::wait_for_folio(engine, &folio).await;
             continue;
         }
         let blocks = guard.blocks_touched(from, to);
@@ -110,18 +110,18 @@ pub(crate) async fn zero_within_block(
             return Ok(());
         }
         // Now that the folio is locked nobody converts or fills what lies below.
-        if !matches!(iomap::lookup(fs, inode, number).await?.status, Status::Written(_)) {
+        if !matches!(iomap::lookup(&engine.volume, inode, number).await?.status, Status::Written(_)) {
             if guard.is_uptodate(blocks) {
                 guard.zero(from, to)?;
             }
             return Ok(());
         }
         if !guard.is_uptodate(blocks.clone()) {
-            drop(read_blocks(fs, inode, guard, blocks).await?);
+            drop(read_blocks(engine, inode, guard, blocks).await?);
             continue;
         }
         guard.zero(from, to)?;
-        mark_dirty(fs, inode, &guard, blocks);
+        mark_dirty(engine, inode, &guard, blocks);
         return Ok(());
     }
 }
@@ -133,13 +133,13 @@ pub(crate) async fn wait_for_io(folio: &FolioGuard, blocks: &std::ops::Range<u32
 
 /// `blocks` of the locked folio were changed.
 pub(crate) fn mark_dirty(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     folio: &FolioGuard,
     blocks: std::ops::Range<u32>,
 ) {
     if folio.set_dirty(blocks) {
         inode.pages.note_dirty(folio);
-        fs.writeback.note_dirty(fs, inode, folio.len());
+        engine.dirty.note_dirty(engine.volume.runtime.monotonic(), inode, folio.len());
     }
 }

@@ -1,37 +1,108 @@
-//! TODO header.
+//! Giving blocks to a file: to its delayed blocks at writeback, to holes for a write without delayed allocation and for
+//! fallocate.
+//!
+//! Invariants:
+//! - Blocks allocated here are unwritten: a crash before their data is on the device shows zeros, never what another file
+//!   left there.
+//! - If the tree has no room for the extent, the blocks go back in the same handle, and a reservation they used up is
+//!   made again.
+//! - No size is known here: the caller of [`allocate_hole`] says what follows from an allocation.
 
+use crate::inode::log::log_inode;
 use std::ops::Range;
 use std::sync::Arc;
 
+use ext4_core::BlockNumber;
+use ext4_core::format::inode::Inode;
 use ext4_core::meta::block_allocator::AllocationRequest;
+use ext4_core::meta::credits;
 use ext4_core::meta::{Transaction as _, block_map, extent_tree};
 use ext4_core::{LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::{Extent, Status};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::iomap;
+use crate::volume::Volume;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
-use crate::writeback::inode::{ALLOCATE_CREDITS, MAX_EXTENT_BLOCKS};
+use crate::volume::handle::Handle;
+
+/// The most blocks one allocation asks for (the kernel's MAX_WRITEPAGES_EXTENT_LEN).
+pub(crate) const MAX_EXTENT_BLOCKS: u32 = 2048;
+
+/// Credits to allocate a run and insert its extent.
+pub(crate) const ALLOCATE_CREDITS: u32 = credits::ALLOCATE_BLOCKS + credits::EXTENT + credits::INODE;
+
+/// How often an allocation is tried again after a commit that may free blocks.
+pub(crate) const ENOSPC_RETRIES: u32 = 3;
+
+/// A run of blocks that was allocated and mapped as unwritten.
+struct Run {
+    physical: BlockNumber,
+    len: u32,
+    /// The sequence of the extent status tree that knows it.
+    sequence: u64,
+}
+
+/// Allocates blocks for the file's blocks `at..end`, as far as one run goes, maps them as unwritten, and enters them in the
+/// extent status tree and in the fast commit. `delayed`: they are reserved, and the reservation pays for them. If a node
+/// of the tree cannot be allocated, everything is as it was. The caller logs the inode, also after `Ok` only.
+async fn allocate_run(
+    volume: &Volume,
+    handle: &Handle,
+    inode: &Arc<InodeInfo>,
+    disk: &mut Inode,
+    (at, end): (u32, u32),
+    delayed: bool,
+) -> Result<Run> {
+    let (info, logical) = (&volume.info, LogicalBlock(at));
+    let request = AllocationRequest {
+        goal: extent_tree::allocation_goal(info, disk, logical).await?,
+        inode: inode.number,
+        len: (end - at).min(MAX_EXTENT_BLOCKS),
+        reserved: delayed,
+        metadata: false,
+    };
+    let new = extent_tree::allocate(info, handle, disk, logical, &request).await?;
+    let (physical, len) = (new.physical, new.len);
+    if let Err(error) = extent_tree::insert(info, handle, disk, logical, physical, len, true).await {
+        volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+        extent_tree::give_back(info, handle, &new, false).await?;
+        if delayed {
+            // The allocation used the reservation up; the blocks are delayed again.
+            info.reserve_freed_clusters(u64::from(new.clusters));
+        }
+        log_inode(volume, handle, inode, disk, false).await?;
+        return Err(error);
+    }
+    let mapped = Mapped::Blocks { physical, unwritten: true };
+    volume.fast_commits.range_changed(handle.id(), inode.number, (at, at + len), mapped);
+    // Delayed blocks that share a cluster with these need no reservation any more.
+    let (reserved, sequence) = inode.extent_status.set(at..at + len, Status::Unwritten(physical));
+    let used = if delayed { u64::from(new.clusters) } else { 0 };
+    info.release_reserved_blocks(reserved.saturating_sub(used));
+    LiveCounters::add(&volume.counters.allocations, 1);
+    LiveCounters::add(&volume.counters.blocks_allocated, u64::from(len));
+    Ok(Run { physical, len, sequence })
+}
 
 /// Allocates blocks for the delayed ones at `block`, up to `len`, as unwritten; whatever else lies there by now is
 /// returned as it is. The caller holds the folio's lock, or `rwlock` for writing.
 pub(crate) async fn allocate_delayed(
-    fs: &Arc<FilesystemInner>,
+    volume: &Volume,
     inode: &Arc<InodeInfo>,
     block: u32,
     len: u32,
 ) -> Result<Extent> {
-    let handle = fs.begin_tracked(ALLOCATE_CREDITS, "writepages").await?;
+    let handle = volume.begin_tracked(ALLOCATE_CREDITS, "writepages").await?;
     let mut disk = inode.inode.write().await;
     let es = &inode.extent_status;
     // Truncation and a new write may have come between the two looks.
     let extent = match es.lookup(block) {
         Some(extent) => extent,
         None => {
-            let mapping = block_map::lookup(&fs.info, &disk, LogicalBlock(block)).await?;
+            let mapping = block_map::lookup(&volume.info, &disk, LogicalBlock(block)).await?;
             let status = Status::from(mapping.state);
             Extent { start: block, end: block + mapping.len, status, sequence: es.sequence() }
         }
@@ -39,38 +110,15 @@ pub(crate) async fn allocate_delayed(
     if extent.status != Status::Delayed {
         return Ok(extent);
     }
-    let request = AllocationRequest {
-        goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(block)).await?,
-        inode: inode.number,
-        len: (extent.end - block).min(len).min(MAX_EXTENT_BLOCKS),
-        reserved: true,
-        metadata: false,
-    };
-    let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(block), &request).await?;
-    let (physical, got) = (new.physical, new.len);
-    let inserted =
-        extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(block), physical, got, true).await;
-    if let Err(error) = inserted {
-        fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-        extent_tree::give_back(&fs.info, &handle, &new, false).await?;
-        // The allocation used the promise up; the blocks are delayed again.
-        fs.info.reserve_freed_clusters(u64::from(new.clusters));
-        fs.log_inode(&handle, inode, &disk, false).await?;
-        return Err(error);
-    }
-    let mapped = Mapped::Blocks { physical, unwritten: true };
-    fs.fast_commits.range_changed(handle.id(), inode.number, (block, block + got), mapped);
-    let (promised, sequence) = es.set(block..block + got, Status::Unwritten(physical));
-    fs.info.release_reserved_blocks(promised.saturating_sub(u64::from(new.clusters)));
-    fs.log_inode(&handle, inode, &disk, false).await?;
-    let counters = &fs.writeback.counters;
-    LiveCounters::add(&counters.allocations, 1);
-    LiveCounters::add(&counters.blocks_allocated, u64::from(got));
+    let end = extent.end.min(block.saturating_add(len));
+    let Run { physical, len: got, sequence } =
+        allocate_run(volume, &handle, inode, &mut disk, (block, end), true).await?;
+    log_inode(volume, &handle, inode, &disk, false).await?;
     tracing::debug!(
         ino = inode.number.0,
         lblk = block,
         len = got,
-        wanted = request.len,
+        wanted = end - block,
         pblk = physical.0,
         "ext4_da_write_pages_extent"
     );
@@ -83,82 +131,47 @@ pub(crate) async fn allocate_delayed(
 /// # Errors
 /// `ENOSPC`; those of the journal and of the device.
 pub(crate) async fn allocate_holes(
-    fs: &Arc<FilesystemInner>,
+    volume: &Volume,
     inode: &Arc<InodeInfo>,
     blocks: Range<u32>,
 ) -> Result<()> {
     let mut at = blocks.start;
     while at < blocks.end {
-        let extent = iomap::lookup(fs, inode, at).await?;
+        let extent = iomap::lookup(volume, inode, at).await?;
         if extent.status != Status::Hole {
             at = extent.end;
             continue;
         }
-        at += allocate_hole(fs, inode, at..extent.end.min(blocks.end), Purpose::Write).await?;
+        at += allocate_hole(volume, inode, at..extent.end.min(blocks.end), "write", false, |_, _| ()).await?;
     }
     Ok(())
 }
 
-/// What blocks are allocated for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Purpose {
-    /// Data, which will move the size.
-    Write,
-    /// Themselves; the size moves along with them, up to this byte where it is more.
-    Fallocate { size: u64 },
-}
-
 /// Allocates, as unwritten, as much of the hole `blocks` as one run has, in one handle; returns how many blocks.
+/// `operation` names the handle; `datasync`: fdatasync has to make the allocation durable; `settle` is called under the
+/// inode's lock, before the inode is logged, with the block behind the last one allocated.
 ///
 /// # Errors
 /// As [`allocate_holes`].
 pub(crate) async fn allocate_hole(
-    fs: &Arc<FilesystemInner>,
+    volume: &Volume,
     inode: &Arc<InodeInfo>,
     blocks: Range<u32>,
-    purpose: Purpose,
+    operation: &'static str,
+    datasync: bool,
+    settle: impl FnOnce(&mut Inode, u32) + Send,
 ) -> Result<u32> {
-    let at = blocks.start;
-    let operation = if purpose == Purpose::Write { "write" } else { "fallocate" };
-    let handle = fs.begin_tracked(ALLOCATE_CREDITS, operation).await?;
+    let handle = volume.begin_tracked(ALLOCATE_CREDITS, operation).await?;
     let mut disk = inode.inode.write().await;
-    let request = AllocationRequest {
-        goal: extent_tree::allocation_goal(&fs.info, &disk, LogicalBlock(at)).await?,
-        inode: inode.number,
-        len: (blocks.end - at).min(MAX_EXTENT_BLOCKS),
-        reserved: false,
-        metadata: false,
-    };
-    let new = extent_tree::allocate(&fs.info, &handle, &disk, LogicalBlock(at), &request).await?;
-    let (physical, end) = (new.physical, at + new.len);
-    let inserted =
-        extent_tree::insert(&fs.info, &handle, &mut disk, LogicalBlock(at), physical, new.len, true).await;
-    if let Err(error) = inserted {
-        fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-        extent_tree::give_back(&fs.info, &handle, &new, false).await?;
-        fs.log_inode(&handle, inode, &disk, false).await?;
-        return Err(error);
-    }
-    let mapped = Mapped::Blocks { physical, unwritten: true };
-    fs.fast_commits.range_changed(handle.id(), inode.number, (at, end), mapped);
-    // Where delayed blocks share a cluster with these, it needs no promise any more.
-    let (promised, _) = inode.extent_status.set(at..end, Status::Unwritten(physical));
-    fs.info.release_reserved_blocks(promised);
-    if let Purpose::Fallocate { size } = purpose {
-        let reached = (u64::from(end) << fs.info.block_size().bits()).min(size);
-        if reached > inode.size() {
-            crate::writeback::size::grow(fs, inode, &mut disk, reached);
-        }
-    }
-    fs.log_inode(&handle, inode, &disk, purpose != Purpose::Write).await?;
-    LiveCounters::add(&fs.writeback.counters.allocations, 1);
-    LiveCounters::add(&fs.writeback.counters.blocks_allocated, u64::from(new.len));
+    let run = allocate_run(volume, &handle, inode, &mut disk, (blocks.start, blocks.end), false).await?;
+    settle(&mut disk, blocks.start + run.len);
+    log_inode(volume, &handle, inode, &disk, datasync).await?;
     tracing::debug!(
         ino = inode.number.0,
-        lblk = at,
-        len = new.len,
-        pblk = physical.0,
+        lblk = blocks.start,
+        len = run.len,
+        pblk = run.physical.0,
         "ext4_allocate_blocks"
     );
-    Ok(new.len)
+    Ok(run.len)
 }

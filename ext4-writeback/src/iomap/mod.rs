@@ -13,14 +13,14 @@
 pub(crate) mod allocate;
 pub(crate) mod pointers;
 pub(crate) mod preallocation;
-pub(crate) mod promise;
+pub(crate) mod reserved_blocks;
 
 use ext4_core::meta::block_map;
 use ext4_core::{BlockNumber, Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::{Extent, Status};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::volume::Volume;
 
 /// What lies at a range of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,7 +48,7 @@ pub(crate) struct Iomap {
 
 /// Walks bytes `position..end` of a file, mapping by mapping.
 pub(crate) struct Iterator<'a> {
-    fs: &'a FilesystemInner,
+    volume: &'a Volume,
     inode: &'a InodeInfo,
     position: u64,
     end: u64,
@@ -56,8 +56,8 @@ pub(crate) struct Iterator<'a> {
 
 impl<'a> Iterator<'a> {
     /// The caller holds one of the locks the module names.
-    pub fn new(fs: &'a FilesystemInner, inode: &'a InodeInfo, position: u64, end: u64) -> Self {
-        Self { fs, inode, position, end }
+    pub fn new(volume: &'a Volume, inode: &'a InodeInfo, position: u64, end: u64) -> Self {
+        Self { volume, inode, position, end }
     }
 
     /// The next mapping; `None` at the end.
@@ -68,9 +68,9 @@ impl<'a> Iterator<'a> {
         if self.position >= self.end {
             return Ok(None);
         }
-        let bits = self.fs.info.block_size().bits();
+        let bits = self.volume.info.block_size().bits();
         let first = (self.position >> bits) as u32;
-        let extent = lookup(self.fs, self.inode, first).await?;
+        let extent = lookup(self.volume, self.inode, first).await?;
         let within = self.position - (u64::from(first) << bits);
         let stop = (u64::from(extent.end) << bits).min(self.end);
         let byte = |block: BlockNumber| (block.0 << bits) + within;
@@ -93,11 +93,11 @@ impl<'a> Iterator<'a> {
 ///
 /// # Errors
 /// Those of the device and of what it holds.
-pub(crate) async fn lookup(fs: &FilesystemInner, inode: &InodeInfo, block: u32) -> Result<Extent> {
+pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: u32) -> Result<Extent> {
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
-    load(fs, inode, block, u32::MAX).await
+    load(volume, inode, block, u32::MAX).await
 }
 
 /// As [`lookup`], for who holds nothing but the lock of a folio that covers `len` blocks from `block` on.
@@ -105,7 +105,7 @@ pub(crate) async fn lookup(fs: &FilesystemInner, inode: &InodeInfo, block: u32) 
 /// # Errors
 /// As [`lookup`].
 pub(crate) async fn lookup_under_folio(
-    fs: &FilesystemInner,
+    volume: &Volume,
     inode: &InodeInfo,
     block: u32,
     len: u32,
@@ -113,15 +113,15 @@ pub(crate) async fn lookup_under_folio(
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
-    load(fs, inode, block, len).await
+    load(volume, inode, block, len).await
 }
 
-async fn load(fs: &FilesystemInner, inode: &InodeInfo, block: u32, len: u32) -> Result<Extent> {
+async fn load(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Result<Extent> {
     let disk = inode.inode.read().await;
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
-    let mut mapping = block_map::lookup(&fs.info, &disk, LogicalBlock(block)).await?;
+    let mut mapping = block_map::lookup(&volume.info, &disk, LogicalBlock(block)).await?;
     if mapping.logical.0 != block || mapping.len == 0 {
         return Err(Error::corrupt(
             format!("inode {} block {block}", inode.number),

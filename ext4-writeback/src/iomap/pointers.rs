@@ -6,14 +6,15 @@
 //! allocated before it, and its data blocks are promised. Only an array of zero pointers is on the device then, which is a
 //! hole, as before.
 
+use crate::inode::log::log_inode;
 use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::meta::{block_map, credits};
 use ext4_core::{LogicalBlock, Result};
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::volume::Volume;
 
 /// Allocates the blocks of pointers for `blocks` where they are missing. The caller holds `rwlock` for writing, and no
 /// folio.
@@ -21,18 +22,18 @@ use crate::inode::InodeInfo;
 /// # Errors
 /// `ENOSPC`, `EFBIG`; those of the journal and of the device.
 pub(crate) async fn prepare_pointers(
-    fs: &Arc<FilesystemInner>,
+    volume: &Volume,
     inode: &Arc<InodeInfo>,
     blocks: Range<u32>,
 ) -> Result<()> {
     let mut at = blocks.start;
     while at < blocks.end {
-        let handle = fs.begin_tracked(credits::POINTERS + credits::INODE, "write").await?;
+        let handle = volume.begin_tracked(credits::POINTERS + credits::INODE, "write").await?;
         let mut disk = inode.inode.write().await;
         let before = disk.sectors;
-        let room = block_map::prepare(&fs.info, &handle, &mut disk, LogicalBlock(at)).await?;
+        let room = block_map::prepare(&volume.info, &handle, &mut disk, LogicalBlock(at)).await?;
         if disk.sectors != before {
-            fs.log_inode(&handle, inode, &disk, false).await?;
+            log_inode(volume, &handle, inode, &disk, false).await?;
         }
         at = at.saturating_add(room);
     }
@@ -40,16 +41,16 @@ pub(crate) async fn prepare_pointers(
 }
 
 /// The largest size `inode` can have, in bytes.
-pub(crate) async fn max_size(fs: &FilesystemInner, inode: &InodeInfo) -> u64 {
-    let limit = max_size_with_extents(fs);
+pub(crate) async fn max_size(volume: &Volume, inode: &InodeInfo) -> u64 {
+    let limit = max_size_with_extents(volume);
     if inode.is_indirect().await {
-        return limit.min(block_map::max_blocks(&fs.info) << fs.info.block_size().bits());
+        return limit.min(block_map::max_blocks(&volume.info) << volume.info.block_size().bits());
     }
     limit
 }
 
 /// The largest size a file with extents can have: 2^32 - 1 blocks (kernel: `ext4_max_size`). For one file ask
 /// [`crate::iomap::pointers::max_size`].
-pub(crate) fn max_size_with_extents(fs: &FilesystemInner) -> u64 {
-    u64::from(u32::MAX) << fs.info.block_size().bits()
+pub(crate) fn max_size_with_extents(volume: &Volume) -> u64 {
+    u64::from(u32::MAX) << volume.info.block_size().bits()
 }

@@ -41,13 +41,14 @@ use ext4_core::{BlockNumber, LogicalBlock, Result};
 use crate::base::counters::LiveCounters;
 use crate::base::options::Allocation;
 use crate::cache::extent_status::status::Status;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::volume::Volume;
 
 /// True where delayed data of `inode` is published when it is on the device, instead of being given unwritten blocks.
-pub(crate) async fn is_published(fs: &FilesystemInner, inode: &InodeInfo) -> bool {
+pub(crate) async fn is_published(volume: &Volume, inode: &InodeInfo) -> bool {
     // A pick is not in the extent tree, where a cluster's other blocks would look for their place (bigalloc).
-    fs.info.cluster_bits() == 0 && (fs.options.allocation == Allocation::Publish || inode.is_indirect().await)
+    volume.info.cluster_bits() == 0
+        && (volume.options.allocation == Allocation::Publish || inode.is_indirect().await)
 }
 
 /// Picks blocks for the delayed ones at `block`, up to `len`, where none are picked yet. False where `block` is not
@@ -55,7 +56,7 @@ pub(crate) async fn is_published(fs: &FilesystemInner, inode: &InodeInfo) -> boo
 ///
 /// # Errors
 /// `ENOSPC`; those of the device and of what it holds.
-pub(crate) async fn pick(fs: &FilesystemInner, inode: &InodeInfo, block: u32, len: u32) -> Result<bool> {
+pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Result<bool> {
     let disk = inode.inode.write().await;
     let extent = inode.extent_status.lookup(block).filter(|extent| extent.status == Status::Delayed);
     let Some(extent) = extent else { return Ok(false) };
@@ -66,14 +67,14 @@ pub(crate) async fn pick(fs: &FilesystemInner, inode: &InodeInfo, block: u32, le
     let end = extent.end.min(block.saturating_add(len)).min(record.next(block).unwrap_or(u32::MAX));
     let goal = match record.goal(block) {
         Some(goal) => Some(goal),
-        None => block_map::allocation_goal(&fs.info, &disk, LogicalBlock(block)).await?,
+        None => block_map::allocation_goal(&volume.info, &disk, LogicalBlock(block)).await?,
     };
     let request =
         AllocationRequest { goal, inode: inode.number, len: end - block, reserved: true, metadata: false };
     let below = if disk.uses_extents() { BlockNumber(u64::MAX) } else { block_map::ADDRESSABLE };
-    let (physical, got) = pick_blocks(&fs.info, &request, below).await?;
+    let (physical, got) = pick_blocks(&volume.info, &request, below).await?;
     record.insert(block..block + got, physical);
-    let counters = &fs.writeback.counters;
+    let counters = &volume.counters;
     LiveCounters::add(&counters.allocations, 1);
     LiveCounters::add(&counters.blocks_allocated, u64::from(got));
     tracing::debug!(inode = inode.number.0, block, got, physical = physical.0, "ext4_da_pick_blocks");
@@ -82,11 +83,11 @@ pub(crate) async fn pick(fs: &FilesystemInner, inode: &InodeInfo, block: u32, le
 
 /// Makes the delayed blocks of `range` a hole: their data is lost. The caller holds the lock of the folio they lie in,
 /// and no handle.
-pub(crate) async fn drop_delayed(fs: &FilesystemInner, inode: &InodeInfo, range: Range<u32>) {
+pub(crate) async fn drop_delayed(volume: &Volume, inode: &InodeInfo, range: Range<u32>) {
     let _disk = inode.inode.write().await;
-    inode.preallocation.give_back(&fs.info, range.clone());
+    inode.preallocation.give_back(&volume.info, range.clone());
     let dropped = inode.extent_status.remove_delayed(range);
-    fs.info.release_reserved_blocks(dropped);
+    volume.info.release_reserved_blocks(dropped);
     tracing::trace!(ino = inode.number.0, freed_blocks = dropped, "ext4_da_release_space");
 }
 

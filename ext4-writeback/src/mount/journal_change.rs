@@ -163,9 +163,9 @@ pub async fn remove_journal(
 async fn drop_orphan_file(filesystem: &Filesystem) -> Result<()> {
     let inner = &filesystem.inner;
     // Its blocks lie in a few groups: a bitmap and a descriptor each.
-    let most = inner.journal.as_ref().map_or(u32::MAX, |journal| journal.max_credits());
-    let handle = inner.begin(most.min(ORPHAN_FILE_CREDITS), "remove the orphan file").await?;
-    journal_inode::remove_orphan_file(&inner.info, &handle).await
+    let most = inner.volume.journal.as_ref().map_or(u32::MAX, |journal| journal.max_credits());
+    let handle = inner.volume.begin(most.min(ORPHAN_FILE_CREDITS), "remove the orphan file").await?;
+    journal_inode::remove_orphan_file(&inner.volume.info, &handle).await
 }
 
 /// Takes the journal away; an orphan file stays. `valid`: `STATE_VALID` where the file system is to have that then.

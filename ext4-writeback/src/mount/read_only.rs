@@ -27,6 +27,7 @@ use crate::filesystem::Filesystem;
 use crate::mount::found::{Devices, Found, look};
 use crate::mount::journal_location::has_external_journal;
 use crate::mount::run::{assemble, recover, run};
+use crate::volume::Volume;
 
 pub(crate) async fn mount(
     devices: Devices,
@@ -100,5 +101,5 @@ async fn finish_orphans(
 
 /// The mounted file system: nothing runs.
 fn rest(found: Found, orphans: Orphans, options: MountOptions, runtime: Arc<dyn Runtime>) -> Filesystem {
-    Filesystem { inner: Arc::new(assemble(found.info, None, orphans, options, runtime)) }
+    Filesystem { inner: assemble(Volume::new(found.info, None, orphans, None, options, runtime)) }
 }

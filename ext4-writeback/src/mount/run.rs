@@ -1,29 +1,26 @@
-//! TODO header.
+//! The later part of mounting: recovery, then everything that runs, and how the parts are put together.
 
 use std::sync::Arc;
 
-use ext4_core::device::MemoryPool;
 use ext4_core::environment::Runtime;
 use ext4_core::format::features::Compat;
-use ext4_core::format::inode::InodeLayout;
-use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_VALID};
+use ext4_core::format::superblock::STATE_VALID;
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, InodeNumber, Result};
 use ext4_journal::Journal;
 use tokio::sync::Mutex;
 
-use crate::base::operation_lock::OperationLock;
-use crate::base::options::{MountOptions, OnError};
+use crate::base::options::MountOptions;
+use crate::filesystem::statfs::overhead;
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::cache::InodeCache;
 use crate::mount::CACHE_PER_INODE;
 use crate::mount::found::{Devices, Found, load};
+use crate::volume::Volume;
 use crate::volume::discard::Discards;
-use crate::volume::error_policy::ErrorPolicy;
-use crate::volume::fast_commit::track::{Table, Tracker};
 use crate::volume::superblock_state::{mark_mounted, mark_recovered};
-use crate::writeback::dirty::Writeback;
+use crate::writeback::{Engine, flusher};
 
 /// Replays the journal where it holds something, and reads the file system again.
 pub(crate) async fn recover(devices: &Devices, found: Found, options: &MountOptions) -> Result<Found> {
@@ -68,19 +65,19 @@ pub(crate) async fn run(
         journal.start_running(&info.cache, features.metadata_csum(), features.bit64()).await?;
     }
     let orphans = Orphans::load(&info).await?;
-    let mut inner = assemble(info, journal, orphans, options, runtime);
-    inner.discards = discards;
-    let inner = Arc::new(inner);
-    if let Some(journal) = &inner.journal {
-        let weak = Arc::downgrade(&inner);
+    let inner = assemble(Volume::new(info, journal, orphans, discards, options, runtime));
+    if let Some(journal) = &inner.volume.journal {
+        let weak = Arc::downgrade(&inner.engine);
         journal.set_on_abort(Box::new(move |error| {
-            if let Some(inner) = weak.upgrade() {
-                inner.journal_aborted(error);
+            if let Some(engine) = weak.upgrade() {
+                engine.volume.journal_aborted(error);
+                // Writers that wait for memory, or for less dirty data, see that nothing is written any more.
+                engine.dirty.note_progress();
             }
         }));
     }
     inner.process_orphans().await;
-    crate::writeback::flusher::start(&inner);
+    flusher::start(&inner.engine);
     Ok(Filesystem { inner })
 }
 
@@ -108,57 +105,17 @@ fn discards(
 }
 
 /// Puts the parts of a mounted file system together.
-pub(crate) fn assemble(
-    info: Arc<SuperblockInfo>,
-    journal: Option<Arc<Journal>>,
-    orphans: Orphans,
-    options: MountOptions,
-    runtime: Arc<dyn Runtime>,
-) -> FilesystemInner {
-    let superblock = info.superblock();
-    let table = Table {
-        journal: superblock.journal_inum,
-        inodes_per_group: superblock.inodes_per_group,
-        inodes_per_block: superblock.inodes_per_block(),
-        has_clusters: superblock.cluster_bits() != 0,
-    };
-    let fast_commits = journal.as_ref().is_some_and(|journal| journal.has_fast_commits());
-    let data_capacity = options.cache - options.cache / 4;
-    FilesystemInner {
-        journal,
-        runtime,
-        orphans,
-        fast_commits: Arc::new(Tracker::new(fast_commits, table)),
-        pool: MemoryPool::new(data_capacity),
-        writeback: Writeback::new(&options, data_capacity),
-        viewed: Arc::default(),
+pub(crate) fn assemble(volume: Volume) -> Arc<FilesystemInner> {
+    let superblock = volume.info.superblock();
+    let cache = volume.options.cache;
+    let volume = Arc::new(volume);
+    Arc::new(FilesystemInner {
+        engine: Arc::new(Engine::new(&volume, cache - cache / 4)),
+        volume,
         reclaimable_extents: Arc::default(),
-        lazy_times: crate::inode::lazytime::LazyTimes::default(),
-        discards: None,
-        inodes: InodeCache::new(options.cache / CACHE_PER_INODE),
-        errors: ErrorPolicy::new(options.errors.unwrap_or(match superblock.errors {
-            ERRORS_READ_ONLY => OnError::RemountReadOnly,
-            ERRORS_PANIC => OnError::Panic,
-            _ => OnError::Continue,
-        })),
-        error_writer: Mutex::new(()),
-        freeze: OperationLock::new(true),
+        inodes: InodeCache::new(cache / CACHE_PER_INODE),
         rename: Mutex::new(()),
-        inode_layout: InodeLayout {
-            features: superblock.features,
-            inode_size: superblock.inode_size,
-            block_size: superblock.block_size,
-            cluster_sectors: superblock.block_size.sectors() << superblock.cluster_bits(),
-            checksum_seed: info.checksum_seed(),
-            linux: superblock.creator_os == 0,
-            hurd: superblock.creator_os == 1,
-        },
-        extra_isize: superblock.want_extra_isize.max(superblock.min_extra_isize),
         first_inode: InodeNumber(superblock.first_ino),
-        overhead_blocks: crate::filesystem::statfs::overhead(&superblock),
-        found_state: superblock.state | STATE_VALID,
-        direct: Arc::default(),
-        options,
-        info,
-    }
+        overhead_blocks: overhead(&superblock),
+    })
 }

@@ -20,12 +20,12 @@ impl Filesystem {
     /// crash.
     pub async fn unmount(self) -> Result<()> {
         let fs = Arc::clone(&self.inner);
-        run_to_end(&self.inner.runtime, unmount(fs)).await
+        run_to_end(&self.inner.volume.runtime, unmount(fs)).await
     }
 }
 
 async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
-    let mut mounted = fs.freeze.write().await;
+    let mut mounted = fs.volume.freeze.write().await;
     if !*mounted {
         return Err(Error::posix(Errno::ENODEV, "unmounted already"));
     }
@@ -34,29 +34,29 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
         return Err(Error::posix(Errno::EBUSY, format!("{open} files are open")));
     }
     *mounted = false;
-    if fs.options.read_only {
+    if fs.volume.options.read_only {
         return Ok(());
     }
     fs.delete_released().await;
-    let stopped = crate::writeback::flusher::stop(&fs).await;
-    if let Err(error) = fs.check_writable() {
+    let stopped = crate::writeback::flusher::stop(&fs.engine).await;
+    if let Err(error) = fs.volume.check_writable() {
         // Nothing more may be written but what was found: the superblock keeps saying that there is something to
         // recover.
-        if let Err(error) = fs.record_on_device().await {
+        if let Err(error) = fs.volume.record_on_device().await {
             tracing::warn!(%error, "the error could not be recorded in the superblock");
         }
         return stopped.and(Err(error));
     }
-    match &fs.journal {
-        Some(journal) => journal.close(fs.options.erase_journal).await?,
-        None => fs.write_dirty_blocks().await?,
+    match &fs.volume.journal {
+        Some(journal) => journal.close(fs.volume.options.erase_journal).await?,
+        None => fs.volume.write_dirty_blocks().await?,
     }
-    if let Some(discards) = &fs.discards {
+    if let Some(discards) = &fs.volume.discards {
         discards.drain().await;
     }
-    fs.flush_device().await?;
-    fs.mark_clean().await?;
-    let journal = fs.journal.as_ref().map(|journal| journal.statistics());
-    tracing::info!(data = ?fs.writeback.counters.snapshot(), ?journal, "unmounted");
+    fs.volume.flush_device().await?;
+    fs.volume.mark_clean().await?;
+    let journal = fs.volume.journal.as_ref().map(|journal| journal.statistics());
+    tracing::info!(data = ?fs.volume.counters.snapshot(), ?journal, "unmounted");
     stopped
 }

@@ -1,5 +1,6 @@
 //! What stat, setattr and statfs speak of.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
@@ -85,8 +86,10 @@ impl Filesystem {
             } else {
                 0
             };
-            let promised =
-                info.extent_status.promised_blocks().saturating_mul(self.inner.info.block_size().sectors());
+            let promised = info
+                .extent_status
+                .promised_blocks()
+                .saturating_mul(self.inner.volume.info.block_size().sectors());
             Ok(Attributes {
                 inode,
                 file_type,
@@ -116,8 +119,8 @@ impl Filesystem {
     /// `ENOSPC`, `ENOENT`.
     pub async fn set_attributes(&self, inode: InodeNumber, changes: &SetAttributes) -> Result<()> {
         let changes = SetAttributes {
-            atime: changes.atime.map(|time| self.inner.keepable(time)),
-            mtime: changes.mtime.map(|time| self.inner.keepable(time)),
+            atime: changes.atime.map(|time| self.inner.volume.keepable(time)),
+            mtime: changes.mtime.map(|time| self.inner.volume.keepable(time)),
             ..*changes
         };
         self.run("setattr", inode, move |fs| async move {
@@ -125,7 +128,7 @@ impl Filesystem {
             info.check_alive()?;
             check_changeable(&info, &changes).await?;
             if let Some(size) = changes.size {
-                crate::io::truncate::set_size(&fs, &info, size).await?;
+                crate::io::truncate::set_size(&fs.engine, &info, size).await?;
             }
             if changes == (SetAttributes { size: changes.size, ..SetAttributes::default() }) {
                 return fs.sync_attributes(inode).await;
@@ -144,16 +147,16 @@ impl Filesystem {
         let times = *times;
         self.run("restore times", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
-            let handle = fs.begin_tracked(credits::INODE, "restore times").await?;
+            let handle = fs.volume.begin_tracked(credits::INODE, "restore times").await?;
             let mut raw = info.inode.write().await;
             info.check_alive()?;
-            raw.atime = fs.keepable(times.atime);
-            raw.mtime = fs.keepable(times.mtime);
-            raw.ctime = fs.keepable(times.ctime);
+            raw.atime = fs.volume.keepable(times.atime);
+            raw.mtime = fs.volume.keepable(times.mtime);
+            raw.ctime = fs.volume.keepable(times.ctime);
             if times.crtime.is_some() && raw.crtime.is_some() {
                 raw.crtime = times.crtime;
             }
-            fs.log_inode(&handle, &info, &raw, false).await
+            log_inode(&fs.volume, &handle, &info, &raw, false).await
         })
         .await
     }
@@ -162,10 +165,10 @@ impl Filesystem {
     /// older than the last change.
     pub(crate) async fn touch_atime(&self, info: &Arc<InodeInfo>) -> Result<()> {
         let fs = &self.inner;
-        if !fs.options.access_times || fs.check_writable().is_err() {
+        if !fs.volume.options.access_times || fs.volume.check_writable().is_err() {
             return Ok(());
         }
-        let now = fs.now();
+        let now = fs.volume.now();
         {
             let raw = info.inode.read().await;
             let old = raw.atime <= raw.mtime || raw.atime <= raw.ctime;
@@ -174,25 +177,25 @@ impl Filesystem {
                 return Ok(());
             }
         }
-        if fs.options.lazytime {
+        if fs.volume.options.lazytime {
             let mut raw = info.inode.write().await;
             if info.check_alive().is_err() {
                 return Ok(());
             }
             raw.atime = now;
             info.pages.times_dirty.store(true, std::sync::atomic::Ordering::Release);
-            fs.lazy_times.add(info, fs.runtime.monotonic());
+            fs.engine.lazy_times.add(info, fs.volume.runtime.monotonic());
             return Ok(());
         }
         let info = Arc::clone(info);
         self.run("access time", info.number, move |fs| async move {
-            let handle = fs.begin_tracked(credits::INODE, "access time").await?;
+            let handle = fs.volume.begin_tracked(credits::INODE, "access time").await?;
             let mut raw = info.inode.write().await;
             if info.check_alive().is_err() {
                 return Ok(());
             }
             raw.atime = now;
-            fs.log_inode(&handle, &info, &raw, false).await
+            log_inode(&fs.volume, &handle, &info, &raw, false).await
         })
         .await
     }
@@ -202,15 +205,15 @@ async fn set(fs: &Arc<FilesystemInner>, info: &Arc<InodeInfo>, changes: &SetAttr
     let _content = info.rwlock.write().await;
     info.check_alive()?;
     let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
-    let handle = fs.begin_tracked(credits::INODE + acl, "setattr").await?;
+    let handle = fs.volume.begin_tracked(credits::INODE + acl, "setattr").await?;
     let mut raw = info.inode.write().await;
     if let Some(mode) = changes.mode
-        && crate::namespace::xattr::follow_mode(&fs.info, &handle, &mut raw, mode).await?
+        && crate::namespace::xattr::follow_mode(&fs.volume.info, &handle, &mut raw, mode).await?
     {
-        fs.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
+        fs.volume.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
     }
-    apply(&mut raw, changes, fs.now());
-    fs.log_inode(&handle, info, &raw, false).await
+    apply(&mut raw, changes, fs.volume.now());
+    log_inode(&fs.volume, &handle, info, &raw, false).await
 }
 
 async fn check_changeable(info: &InodeInfo, changes: &SetAttributes) -> Result<()> {

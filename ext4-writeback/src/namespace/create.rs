@@ -3,6 +3,7 @@
 //! Invariant: a name is added last, when the inode it points to is whole; both are in one handle. Where adding fails
 //! (no space), the inode goes the way of an unlinked one: onto the orphan list in the same handle, then deleted.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 
 use ext4_core::format::features::Incompat;
@@ -89,7 +90,7 @@ impl Filesystem {
             check_name(&name, Errno::EEXIST)?;
             symlink::check_target(&fs, &new)?;
             let made = match make(&fs, parent, &name, &new).await {
-                Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
+                Err(error) if error.errno() == Errno::ENOSPC && fs.volume.commit_for_space().await? => {
                     make(&fs, parent, &name, &new).await
                 }
                 result => result,
@@ -112,7 +113,7 @@ async fn make(
     name: &[u8],
     new: &NewInode,
 ) -> Result<InodeNumber> {
-    let info = &fs.info;
+    let info = &fs.volume.info;
     let parent = fs.inode(parent).await?;
     let _names = parent.rwlock.write().await;
     let template = {
@@ -131,14 +132,14 @@ async fn make(
     let (at_once, later) = new.xattrs.split_at(new.xattrs.len().min(XATTRS_AT_ONCE));
     let credits = credits_for(new, at_once.len());
     let handle = match new.file_type {
-        FileType::Regular => fs.begin_tracked(credits, "create").await?,
-        FileType::Directory => fs.begin_ineligible(credits, "create", Reason::Directory).await?,
-        _ => fs.begin_ineligible(credits, "create", Reason::SpecialFile).await?,
+        FileType::Regular => fs.volume.begin_tracked(credits, "create").await?,
+        FileType::Directory => fs.volume.begin_ineligible(credits, "create", Reason::Directory).await?,
+        _ => fs.volume.begin_ineligible(credits, "create", Reason::SpecialFile).await?,
     };
     let is_directory = new.file_type == FileType::Directory;
     let number = inode_allocator::allocate_inode(info, &handle, parent.number, is_directory).await?;
     track_inode(fs, &handle, number).await?;
-    let child = Arc::new(InodeInfo::new(Inode { number, ..template }).of(fs));
+    let child = Arc::new(fs.new_inode_info(Inode { number, ..template }));
     let made = {
         // Held until the inode is whole: who finds it by its number before that waits.
         let mut inode = child.inode.write().await;
@@ -148,13 +149,13 @@ async fn make(
             Err(error) => Err(error),
         };
         if made.is_err() {
-            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+            fs.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
             inode.links_count = 0;
             child.unlinked.store(true, std::sync::atomic::Ordering::Release);
-            fs.orphans.add(info, &handle, &mut inode).await?;
+            fs.volume.orphans.add(info, &handle, &mut inode).await?;
         }
         child.size.store(inode.size, std::sync::atomic::Ordering::Release);
-        fs.log_inode(&handle, &child, &inode, true).await?;
+        log_inode(&fs.volume, &handle, &child, &inode, true).await?;
         // From now on its slot is its own: what it holds that is not known here is kept.
         inode.is_new = false;
         made
@@ -172,9 +173,9 @@ async fn make(
 
 /// Tells fast commits of the inode, before anything of it is in its slot.
 async fn track_inode(fs: &FilesystemInner, handle: &Handle, number: InodeNumber) -> Result<()> {
-    if fs.fast_commits.is_enabled() {
-        let blank = inode_table::slot(&fs.info, number).await?.is_blank(fs.extra_isize);
-        fs.fast_commits.inode_made(handle.id(), number, blank);
+    if fs.volume.fast_commits.is_enabled() {
+        let blank = inode_table::slot(&fs.volume.info, number).await?.is_blank(fs.volume.extra_isize);
+        fs.volume.fast_commits.inode_made(handle.id(), number, blank);
     }
     Ok(())
 }
@@ -191,10 +192,10 @@ fn credits_for(new: &NewInode, xattrs: usize) -> u32 {
 
 /// The new inode but for its number and content.
 fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inode> {
-    let info = &fs.info;
-    let now = fs.now();
+    let info = &fs.volume.info;
+    let now = fs.volume.now();
     let (mode, gid) = mode_and_group(new, parent);
-    let mut inode = Inode::new(InodeNumber(0), mode, &fs.inode_layout, fs.extra_isize, now);
+    let mut inode = Inode::new(InodeNumber(0), mode, &fs.volume.inode_layout, fs.volume.extra_isize, now);
     inode.links_count = 1;
     inode.uid = new.credentials.uid;
     inode.gid = gid;
@@ -211,9 +212,9 @@ fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inod
         ctime: now,
         crtime: None,
     });
-    inode.atime = fs.keepable(times.atime);
-    inode.mtime = fs.keepable(times.mtime);
-    inode.ctime = fs.keepable(times.ctime);
+    inode.atime = fs.volume.keepable(times.atime);
+    inode.mtime = fs.volume.keepable(times.mtime);
+    inode.ctime = fs.volume.keepable(times.ctime);
     inode.crtime = inode.crtime.map(|now| times.crtime.unwrap_or(now));
     let extents = info.features().incompat.contains(Incompat::EXTENTS);
     if extents && matches!(new.file_type, FileType::Regular | FileType::Directory) {
@@ -235,7 +236,7 @@ async fn fill(
     new: &NewInode,
     xattrs: &[(Vec<u8>, Vec<u8>)],
 ) -> Result<()> {
-    let info = &fs.info;
+    let info = &fs.volume.info;
     match new.file_type {
         FileType::Directory => {
             inode.links_count = 2;
@@ -251,7 +252,7 @@ async fn fill(
         xattr::set(info, handle, inode, name, Some(value), SetMode::Any).await?;
     }
     if inode.file_acl.0 != 0 || inode.xattr_area.iter().any(|byte| *byte != 0) {
-        fs.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
+        fs.volume.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
     }
     Ok(())
 }
@@ -263,7 +264,7 @@ async fn inherit_acl(
     parent: &InodeInfo,
     inode: &mut Inode,
 ) -> Result<()> {
-    let info = &fs.info;
+    let info = &fs.volume.info;
     let Some(default) = xattr::get(info, &*parent.inode.read().await, DEFAULT_ACL).await? else {
         return Ok(());
     };
@@ -292,17 +293,17 @@ async fn add_name(
     let file_type = inode.file_type().unwrap_or(FileType::Regular);
     let mut directory = parent.inode.write().await;
     let size = directory.size;
-    let added = directory::add(&fs.info, handle, &mut directory, name, inode.number, file_type).await;
-    fs.fast_commits.directory_changed(handle.id(), &directory, size);
-    fs.fast_commits.name_changed(handle.id(), Operation::Create, parent.number, inode.number, name);
+    let added = directory::add(&fs.volume.info, handle, &mut directory, name, inode.number, file_type).await;
+    fs.volume.fast_commits.directory_changed(handle.id(), &directory, size);
+    fs.volume.fast_commits.name_changed(handle.id(), Operation::Create, parent.number, inode.number, name);
     if added.is_ok() {
-        names_changed(&mut directory, fs.now());
+        names_changed(&mut directory, fs.volume.now());
         if file_type == FileType::Directory {
             links::add_subdirectory(&mut directory);
         }
     }
     // Also where it failed: it may have grown in vain.
     parent.size.store(directory.size, std::sync::atomic::Ordering::Release);
-    fs.log_inode(handle, parent, &directory, true).await?;
+    log_inode(&fs.volume, handle, parent, &directory, true).await?;
     added
 }

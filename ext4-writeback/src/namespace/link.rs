@@ -1,5 +1,6 @@
 //! Giving an inode another name.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 
 use ext4_core::format::inode::{FileType, InodeFlags};
@@ -24,7 +25,7 @@ impl Filesystem {
         self.run("link", parent, move |fs| async move {
             check_name(&name, Errno::EEXIST)?;
             match link(&fs, inode, parent, &name).await {
-                Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
+                Err(error) if error.errno() == Errno::ENOSPC && fs.volume.commit_for_space().await? => {
                     link(&fs, inode, parent, &name).await
                 }
                 result => result,
@@ -54,7 +55,7 @@ async fn link(
         parent.check_alive()?;
         check_directory(&directory)?;
         check_may_add(&directory)?;
-        if directory::lookup(&fs.info, &directory, name).await?.is_some() {
+        if directory::lookup(&fs.volume.info, &directory, name).await?.is_some() {
             return Err(Error::posix(Errno::EEXIST, format!("{:?}", String::from_utf8_lossy(name))));
         }
     }
@@ -73,24 +74,24 @@ async fn link(
         }
         inode.file_type().unwrap_or(FileType::Regular)
     };
-    let handle = fs.begin_tracked(credits::ADD_NAME + 2 * credits::INODE, "link").await?;
-    let now = fs.now();
+    let handle = fs.volume.begin_tracked(credits::ADD_NAME + 2 * credits::INODE, "link").await?;
+    let now = fs.volume.now();
     let added = {
         let mut directory = parent.inode.write().await;
         let size = directory.size;
-        let added = directory::add(&fs.info, &handle, &mut directory, name, number, file_type).await;
-        fs.fast_commits.directory_changed(handle.id(), &directory, size);
+        let added = directory::add(&fs.volume.info, &handle, &mut directory, name, number, file_type).await;
+        fs.volume.fast_commits.directory_changed(handle.id(), &directory, size);
         if added.is_ok() {
-            fs.fast_commits.name_changed(handle.id(), Operation::Link, parent.number, number, name);
+            fs.volume.fast_commits.name_changed(handle.id(), Operation::Link, parent.number, number, name);
             names_changed(&mut directory, now);
         }
         parent.size.store(directory.size, std::sync::atomic::Ordering::Release);
-        fs.log_inode(&handle, &parent, &directory, true).await?;
+        log_inode(&fs.volume, &handle, &parent, &directory, true).await?;
         added
     };
     added?;
     let mut inode = child.inode.write().await;
     inode.links_count += 1;
     inode.ctime = now;
-    fs.log_inode(&handle, &child, &inode, true).await
+    log_inode(&fs.volume, &handle, &child, &inode, true).await
 }

@@ -28,7 +28,7 @@ impl Filesystem {
             match name {
                 b"" => Err(not_there()),
                 b"." => Ok(parent),
-                _ => match directory::lookup(&self.inner.info, &directory, name).await? {
+                _ => match directory::lookup(&self.inner.volume.info, &directory, name).await? {
                     Some((inode, _)) => Ok(inode),
                     None => Err(not_there()),
                 },
@@ -55,7 +55,7 @@ impl Filesystem {
                 let raw = info.inode.read().await;
                 info.check_alive()?;
                 check_directory(&raw)?;
-                directory::read(&self.inner.info, &raw, position, max).await?
+                directory::read(&self.inner.volume.info, &raw, position, max).await?
             };
             self.touch_atime(&info).await?;
             Ok(entries)

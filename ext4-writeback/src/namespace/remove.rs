@@ -1,5 +1,6 @@
 //! Removing names: unlink and rmdir.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -57,7 +58,7 @@ async fn remove(
             let directory = parent.inode.read().await;
             parent.check_alive()?;
             check_directory(&directory)?;
-            let found = directory::lookup(&fs.info, &directory, name).await?;
+            let found = directory::lookup(&fs.volume.info, &directory, name).await?;
             let missing = || Error::posix(Errno::ENOENT, format!("{:?}", String::from_utf8_lossy(name)));
             found.ok_or_else(missing)?.0
         };
@@ -68,22 +69,22 @@ async fn remove(
 
         let credits = credits::REMOVE_NAME + 2 * credits::INODE + credits::ORPHAN;
         let handle = if expect_directory {
-            fs.begin_ineligible(credits, "rmdir", Reason::Directory).await?
+            fs.volume.begin_ineligible(credits, "rmdir", Reason::Directory).await?
         } else {
-            fs.begin_tracked(credits, "unlink").await?
+            fs.volume.begin_tracked(credits, "unlink").await?
         };
-        let now = fs.now();
+        let now = fs.volume.now();
         {
             let mut raw = parent.inode.write().await;
-            directory::remove(&fs.info, &handle, &mut raw, name).await?;
-            fs.fast_commits.directory_changed(handle.id(), &raw, raw.size);
+            directory::remove(&fs.volume.info, &handle, &mut raw, name).await?;
+            fs.volume.fast_commits.directory_changed(handle.id(), &raw, raw.size);
             let (from, gone) = (parent.number, victim.number);
-            fs.fast_commits.name_changed(handle.id(), Operation::Unlink, from, gone, name);
+            fs.volume.fast_commits.name_changed(handle.id(), Operation::Unlink, from, gone, name);
             names_changed(&mut raw, now);
             if expect_directory {
                 links::remove_subdirectory(&mut raw);
             }
-            fs.log_inode(&handle, &parent, &raw, true).await?;
+            log_inode(&fs.volume, &handle, &parent, &raw, true).await?;
         }
         drop_link(fs, &handle, &victim, now).await?;
         drop(handle);
@@ -117,7 +118,7 @@ async fn check_removable(
         let errno = if expect_directory { Errno::ENOTDIR } else { Errno::EISDIR };
         return Err(Error::posix(errno, format!("inode {}", victim.number)));
     }
-    if expect_directory && !directory::is_empty(&fs.info, &inode).await? {
+    if expect_directory && !directory::is_empty(&fs.volume.info, &inode).await? {
         return Err(Error::posix(Errno::ENOTEMPTY, format!("directory {}", victim.number)));
     }
     Ok(())
@@ -134,9 +135,9 @@ pub(crate) async fn drop_link(
     inode.links_count = if inode.is_dir() { 0 } else { inode.links_count.saturating_sub(1) };
     inode.ctime = now;
     if inode.links_count == 0 {
-        fs.fast_commits.last_name_went(handle.id(), victim.number);
-        fs.orphans.add(&fs.info, handle, &mut inode).await?;
+        fs.volume.fast_commits.last_name_went(handle.id(), victim.number);
+        fs.volume.orphans.add(&fs.volume.info, handle, &mut inode).await?;
         victim.unlinked.store(true, Ordering::Release);
     }
-    fs.log_inode(handle, victim, &inode, true).await
+    log_inode(&fs.volume, handle, victim, &inode, true).await
 }

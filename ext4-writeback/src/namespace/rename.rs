@@ -4,6 +4,7 @@
 //! rename's handle starts. Were it not so, a crash after the rename committed could show an empty file under a name
 //! whose old content is gone: the way programs save files ("write a new one, rename it over the old") would lose both.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -56,7 +57,7 @@ impl Filesystem {
                 write_replacement(&fs, &request).await?;
             }
             match rename(&fs, &request).await {
-                Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => {
+                Err(error) if error.errno() == Errno::ENOSPC && fs.volume.commit_for_space().await? => {
                     rename(&fs, &request).await
                 }
                 result => result,
@@ -85,7 +86,7 @@ async fn find(fs: &FilesystemInner, directory: &InodeInfo, name: &[u8]) -> Resul
     let raw = directory.inode.read().await;
     directory.check_alive()?;
     check_directory(&raw)?;
-    Ok(directory::lookup(&fs.info, &raw, name).await?.map(|(number, _)| number))
+    Ok(directory::lookup(&fs.volume.info, &raw, name).await?.map(|(number, _)| number))
 }
 
 /// Where a regular file is about to replace something: waits until its data is on the device. Before any lock of the
@@ -109,7 +110,7 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
         }
     };
     if source.inode.read().await.file_type() == Some(FileType::Regular) {
-        crate::writeback::inode::sync_inode_data(fs, &source).await?;
+        crate::writeback::inode::sync_inode_data(&fs.engine, &source).await?;
     }
     Ok(())
 }
@@ -155,7 +156,7 @@ async fn child_on_way(
 ) -> Result<Option<InodeNumber>> {
     let mut current = lower;
     // A loop of parents, which only a damaged file system has, ends here.
-    for _ in 0..fs.info.inodes_count() {
+    for _ in 0..fs.volume.info.inodes_count() {
         if current == InodeNumber::ROOT {
             return Ok(None);
         }
@@ -197,12 +198,12 @@ async fn rename(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> Result<()> 
         let credits = credits::ADD_NAME + 3 * credits::REMOVE_NAME + 4 * credits::INODE + credits::ORPHAN;
         let handle = match types {
             Types { source: FileType::Directory, .. } | Types { target: Some(FileType::Directory), .. } => {
-                fs.begin_ineligible(credits, "rename", Reason::RenameDirectory).await?
+                fs.volume.begin_ineligible(credits, "rename", Reason::RenameDirectory).await?
             }
             _ if request.flags.exchange => {
-                fs.begin_ineligible(credits, "rename", Reason::CrossRename).await?
+                fs.volume.begin_ineligible(credits, "rename", Reason::CrossRename).await?
             }
-            _ => fs.begin_tracked(credits, "rename").await?,
+            _ => fs.volume.begin_tracked(credits, "rename").await?,
         };
         let step = Step { fs, handle: &handle, from: &from, to: &to, source: &source, request };
         match &target {
@@ -300,7 +301,7 @@ async fn check(
     let (to_flags, room) = {
         let to = to.inode.read().await;
         check_may_add(&to)?;
-        (to.flags, links::check_room_for_subdirectory(fs.info.features(), &to))
+        (to.flags, links::check_room_for_subdirectory(fs.volume.info.features(), &to))
     };
     let source_type = {
         let source = source.inode.read().await;
@@ -323,14 +324,14 @@ async fn check(
             room?;
         }
         if request.crosses() && !is_directory && target_type == FileType::Directory {
-            links::check_room_for_subdirectory(fs.info.features(), &*from.inode.read().await)?;
+            links::check_room_for_subdirectory(fs.volume.info.features(), &*from.inode.read().await)?;
         }
         return Ok(types);
     }
     match (is_directory, target_type == FileType::Directory) {
         (true, false) => Err(Error::posix(Errno::ENOTDIR, format!("inode {}", target.number))),
         (false, true) => Err(Error::posix(Errno::EISDIR, format!("inode {}", target.number))),
-        (true, true) if !directory::is_empty(&fs.info, &target).await? => {
+        (true, true) if !directory::is_empty(&fs.volume.info, &target).await? => {
             Err(Error::posix(Errno::ENOTEMPTY, format!("directory {}", target.number)))
         }
         _ => Ok(types),
@@ -349,8 +350,8 @@ struct Step<'a> {
 
 impl Step<'_> {
     async fn move_name(&self, target: Option<&InodeInfo>, types: Types) -> Result<()> {
-        let (info, request) = (&self.fs.info, self.request);
-        let now = self.fs.now();
+        let (info, request) = (&self.fs.volume.info, self.request);
+        let now = self.fs.volume.now();
         let is_directory = types.source == FileType::Directory;
         {
             let mut to = self.to.inode.write().await;
@@ -360,7 +361,7 @@ impl Step<'_> {
                 Some(_) => directory::replace(info, self.handle, &mut to, name, number, types.source).await,
                 None => directory::add(info, self.handle, &mut to, name, number, types.source).await,
             };
-            self.fs.fast_commits.directory_changed(self.handle.id(), &to, size);
+            self.fs.volume.fast_commits.directory_changed(self.handle.id(), &to, size);
             if added.is_ok() {
                 if let Some(target) = target {
                     self.name_changed(Operation::Unlink, self.to, target.number, name);
@@ -372,19 +373,19 @@ impl Step<'_> {
                 }
             }
             self.to.size.store(to.size, Ordering::Release);
-            self.fs.log_inode(self.handle, self.to, &to, true).await?;
+            log_inode(&self.fs.volume, self.handle, self.to, &to, true).await?;
             added?;
         }
         {
             let mut from = self.from.inode.write().await;
             directory::remove(info, self.handle, &mut from, request.from_name).await?;
-            self.fs.fast_commits.directory_changed(self.handle.id(), &from, from.size);
+            self.fs.volume.fast_commits.directory_changed(self.handle.id(), &from, from.size);
             self.name_changed(Operation::Unlink, self.from, self.source.number, request.from_name);
             names_changed(&mut from, now);
             if is_directory {
                 links::remove_subdirectory(&mut from);
             }
-            self.fs.log_inode(self.handle, self.from, &from, true).await?;
+            log_inode(&self.fs.volume, self.handle, self.from, &from, true).await?;
         }
         if is_directory && request.crosses() {
             self.set_parent(self.source, self.to.number).await?;
@@ -398,12 +399,12 @@ impl Step<'_> {
 
     fn name_changed(&self, operation: Operation, parent: &InodeInfo, inode: InodeNumber, name: &[u8]) {
         let transaction = self.handle.id();
-        self.fs.fast_commits.name_changed(transaction, operation, parent.number, inode, name);
+        self.fs.volume.fast_commits.name_changed(transaction, operation, parent.number, inode, name);
     }
 
     async fn exchange(&self, target: &InodeInfo, types: Types) -> Result<()> {
-        let (info, request) = (&self.fs.info, self.request);
-        let now = self.fs.now();
+        let (info, request) = (&self.fs.volume.info, self.request);
+        let now = self.fs.volume.now();
         let target_type = types.target.unwrap_or(types.source);
         let is_directory = |file_type| file_type == FileType::Directory;
         let ends = [
@@ -419,7 +420,7 @@ impl Step<'_> {
                 (false, true) if request.crosses() => links::remove_subdirectory(&mut raw),
                 _ => {}
             }
-            self.fs.log_inode(self.handle, parent, &raw, true).await?;
+            log_inode(&self.fs.volume, self.handle, parent, &raw, true).await?;
         }
         for (parent, _, comes, comes_type, _) in ends {
             if is_directory(comes_type) && request.crosses() {
@@ -433,14 +434,15 @@ impl Step<'_> {
     /// Lets a directory's `..` point to its new parent.
     async fn set_parent(&self, child: &InodeInfo, parent: InodeNumber) -> Result<()> {
         let mut raw = child.inode.write().await;
-        directory::replace(&self.fs.info, self.handle, &mut raw, b"..", parent, FileType::Directory).await?;
-        self.fs.log_inode(self.handle, child, &raw, true).await
+        directory::replace(&self.fs.volume.info, self.handle, &mut raw, b"..", parent, FileType::Directory)
+            .await?;
+        log_inode(&self.fs.volume, self.handle, child, &raw, true).await
     }
 
     /// The inode's ctime follows.
     async fn changed(&self, inode: &InodeInfo, now: ext4_core::Timestamp) -> Result<()> {
         let mut raw = inode.inode.write().await;
         raw.ctime = now;
-        self.fs.log_inode(self.handle, inode, &raw, true).await
+        log_inode(&self.fs.volume, self.handle, inode, &raw, true).await
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
     if len == 0 || new.target.contains(&0) {
         return Err(Error::posix(if len == 0 { Errno::ENOENT } else { Errno::EINVAL }, "symlink target"));
     }
-    if len >= PATH_MAX.min(fs.info.block_size().len()) {
+    if len >= PATH_MAX.min(fs.volume.info.block_size().len()) {
         return Err(Error::posix(Errno::ENAMETOOLONG, format!("symlink target of {len} bytes")));
     }
     Ok(())
@@ -103,7 +103,7 @@ impl Filesystem {
             let target = {
                 let raw = info.inode.read().await;
                 info.check_alive()?;
-                target(&self.inner.info, &self.inner.inode_layout, &raw).await?
+                target(&self.inner.volume.info, &self.inner.volume.inode_layout, &raw).await?
             };
             self.touch_atime(&info).await?;
             Ok(target)

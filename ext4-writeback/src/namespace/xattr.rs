@@ -1,5 +1,6 @@
 //! Extended attributes of inodes. Nothing here asks whether the caller may: that is for those who serve others.
 
+use crate::inode::log::log_inode;
 use std::sync::Arc;
 
 use ext4_core::format::inode::{Inode, InodeFlags};
@@ -47,7 +48,7 @@ impl Filesystem {
             let info = self.inner.inode(inode).await?;
             let raw = info.inode.read().await;
             info.check_alive()?;
-            let value = xattr::get(&self.inner.info, &raw, name).await?;
+            let value = xattr::get(&self.inner.volume.info, &raw, name).await?;
             value.ok_or_else(|| {
                 let context = format!("inode {inode}: attribute {:?}", String::from_utf8_lossy(name));
                 Error::posix(Errno::ENODATA, context)
@@ -65,7 +66,7 @@ impl Filesystem {
             let info = self.inner.inode(inode).await?;
             let raw = info.inode.read().await;
             info.check_alive()?;
-            xattr::list(&self.inner.info, &raw).await
+            xattr::list(&self.inner.volume.info, &raw).await
         })
         .await
     }
@@ -110,22 +111,25 @@ pub(crate) async fn set(
 ) -> Result<()> {
     let attempt = async || {
         let _content = info.rwlock.write().await;
-        let handle = fs.begin_ineligible(credits::XATTR + credits::INODE, "setxattr", Reason::Xattr).await?;
+        let handle =
+            fs.volume.begin_ineligible(credits::XATTR + credits::INODE, "setxattr", Reason::Xattr).await?;
         let mut raw = info.inode.write().await;
         info.check_alive()?;
         if raw.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {
             let context = format!("inode {} is immutable or append-only", info.number);
             return Err(Error::posix(Errno::EPERM, context));
         }
-        let result = xattr::set(&fs.info, &handle, &mut raw, name, value, mode).await;
+        let result = xattr::set(&fs.volume.info, &handle, &mut raw, name, value, mode).await;
         if touch && result.is_ok() {
-            raw.ctime = fs.now();
+            raw.ctime = fs.volume.now();
         }
-        fs.log_inode(&handle, info, &raw, false).await?;
+        log_inode(&fs.volume, &handle, info, &raw, false).await?;
         result
     };
     match attempt().await {
-        Err(error) if error.errno() == Errno::ENOSPC && fs.commit_for_space().await? => attempt().await,
+        Err(error) if error.errno() == Errno::ENOSPC && fs.volume.commit_for_space().await? => {
+            attempt().await
+        }
         result => result,
     }
 }

@@ -1,4 +1,18 @@
-//! TODO header.
+//! The volume: the device with its superblock, the journal, and what decides whether anything may be written. It knows no
+//! inode in memory, no folio and no name.
+//!
+//! - `handle.rs`: handles of the journal, or of its absence.
+//! - `error_policy.rs`, `superblock_state.rs`: findings, `errors=`, what the superblock says of the mount.
+//! - `fast_commit/`: what the running transaction did, as tags.
+//! - `discard.rs`: freed blocks on their way back to the allocator.
+//!
+//! Invariants:
+//! - Every change of metadata is made under a handle that [`Volume::begin`] and its variants gave out; they fail with
+//!   `EROFS` after an abort, so nothing reaches the journal any more.
+//! - A transaction of an operation that does not report to [`Volume::fast_commits`] all that it does is committed in full.
+//!
+//! Locks: `freeze` is the outermost lock of the file system. `direct` and `error_writer` are held over device I/O, which is
+//! their purpose, and nothing but the buffer locks is taken under them.
 
 pub(crate) mod discard;
 pub(crate) mod error_policy;
@@ -8,19 +22,120 @@ pub(crate) mod superblock_state;
 
 use std::sync::Arc;
 
-use ext4_core::meta::DirectTransaction;
-use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
+use ext4_core::environment::Runtime;
+use ext4_core::format::inode::InodeLayout;
+use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_VALID};
+use ext4_core::meta::orphan::Orphans;
+use ext4_core::meta::{DirectTransaction, SuperblockInfo};
+use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp, TransactionId};
 use ext4_journal::Journal;
+use tokio::sync::{Mutex, RwLock};
 
+use crate::base::counters::LiveCounters;
 use crate::base::lock_order::HandleToken;
-use crate::filesystem::{DIRECT_DIRTY_BLOCKS, FilesystemInner};
-use crate::volume::error_policy::Consequence;
+use crate::base::operation_lock::OperationLock;
+use crate::base::options::{MountOptions, OnError};
+use crate::volume::discard::Discards;
+use crate::volume::error_policy::{Consequence, ErrorPolicy};
 use crate::volume::fast_commit::reason::Reason;
+use crate::volume::fast_commit::track::{Table, Tracker};
 use crate::volume::handle::Handle;
 
-impl FilesystemInner {
+/// Without a journal: how many dirty blocks a handle may find before it has them written first.
+const DIRECT_DIRTY_BLOCKS: usize = 4096;
+
+/// See the module.
+pub(crate) struct Volume {
+    /// Superblock, groups, buffer cache.
+    pub info: Arc<SuperblockInfo>,
+    /// The journal, if there is one and the file system can be written.
+    pub journal: Option<Arc<Journal>>,
+    /// Runs tasks and timers.
+    pub runtime: Arc<dyn Runtime>,
+    /// How the file system was mounted.
+    pub options: MountOptions,
+    /// Inodes that are being deleted or truncated.
+    pub orphans: Orphans,
+    /// What was found wrong, and what follows from it.
+    pub errors: ErrorPolicy,
+    /// Held while an error is written into the superblock past the journal.
+    error_writer: Mutex<()>,
+    /// What the running transaction has done, for fast commits.
+    pub fast_commits: Arc<Tracker>,
+    /// Freed blocks on their way back to the allocator, if they are discarded first.
+    pub discards: Option<Arc<Discards>>,
+    /// Held for reading by every operation that changes something, for writing by unmount: the outermost lock. False
+    /// when the file system is no longer mounted.
+    pub freeze: OperationLock<bool>,
+    /// How inodes lie in their table.
+    pub inode_layout: InodeLayout,
+    /// What new inodes' extra fields hold, in bytes (i_extra_isize).
+    pub extra_isize: u16,
+    /// s_state as it was found; errors are added to it.
+    found_state: u16,
+    /// Without a journal: held for reading by handles, for writing while dirty blocks are written.
+    direct: Arc<RwLock<()>>,
+    /// What the data path did since the mount.
+    pub counters: LiveCounters,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volume").field("device", self.info.device()).finish_non_exhaustive()
+    }
+}
+
+impl Volume {
+    /// The volume of a file system that is about to be mounted: `info` after recovery, with its `orphans`.
+    pub fn new(
+        info: Arc<SuperblockInfo>,
+        journal: Option<Arc<Journal>>,
+        orphans: Orphans,
+        discards: Option<Arc<Discards>>,
+        options: MountOptions,
+        runtime: Arc<dyn Runtime>,
+    ) -> Self {
+        let superblock = info.superblock();
+        let table = Table {
+            journal: superblock.journal_inum,
+            inodes_per_group: superblock.inodes_per_group,
+            inodes_per_block: superblock.inodes_per_block(),
+            has_clusters: superblock.cluster_bits() != 0,
+        };
+        let fast_commits = journal.as_ref().is_some_and(|journal| journal.has_fast_commits());
+        Self {
+            journal,
+            runtime,
+            orphans,
+            fast_commits: Arc::new(Tracker::new(fast_commits, table)),
+            discards,
+            errors: ErrorPolicy::new(options.errors.unwrap_or(match superblock.errors {
+                ERRORS_READ_ONLY => OnError::RemountReadOnly,
+                ERRORS_PANIC => OnError::Panic,
+                _ => OnError::Continue,
+            })),
+            error_writer: Mutex::new(()),
+            freeze: OperationLock::new(true),
+            inode_layout: InodeLayout {
+                features: superblock.features,
+                inode_size: superblock.inode_size,
+                block_size: superblock.block_size,
+                cluster_sectors: superblock.block_size.sectors() << superblock.cluster_bits(),
+                checksum_seed: info.checksum_seed(),
+                linux: superblock.creator_os == 0,
+                hurd: superblock.creator_os == 1,
+            },
+            extra_isize: superblock.want_extra_isize.max(superblock.min_extra_isize),
+            found_state: superblock.state | STATE_VALID,
+            direct: Arc::default(),
+            counters: LiveCounters::default(),
+            options,
+            info,
+        }
+    }
+
     /// Starts a handle that may change `credits` blocks. Its transaction has to be committed in full: for operations
-    /// that do not tell [`FilesystemInner::fast_commits`] all they do.
+    /// that do not tell [`Volume::fast_commits`] all they do.
     ///
     /// # Errors
     /// `EROFS`, or the journal's.
@@ -28,10 +143,10 @@ impl FilesystemInner {
         self.begin_for(credits, operation, Some(Reason::Other)).await
     }
 
-    /// As [`FilesystemInner::begin`], where the reason has a name.
+    /// As [`Volume::begin`], where the reason has a name.
     ///
     /// # Errors
-    /// As [`FilesystemInner::begin`].
+    /// As [`Volume::begin`].
     pub async fn begin_ineligible(
         &self,
         credits: u32,
@@ -41,11 +156,11 @@ impl FilesystemInner {
         self.begin_for(credits, operation, Some(reason)).await
     }
 
-    /// Starts a handle whose holder tells [`FilesystemInner::fast_commits`] of everything it changes that replay does
-    /// not find out by itself: names, ranges, inodes that come and go. [`FilesystemInner::log_inode`] tells of inodes.
+    /// Starts a handle whose holder tells [`Volume::fast_commits`] of everything it changes that replay does
+    /// not find out by itself: names, ranges, inodes that come and go. [`log_inode`](crate::inode::log::log_inode) tells of inodes.
     ///
     /// # Errors
-    /// As [`FilesystemInner::begin`].
+    /// As [`Volume::begin`].
     pub async fn begin_tracked(&self, credits: u32, operation: &'static str) -> Result<Handle> {
         self.begin_for(credits, operation, None).await
     }
@@ -148,4 +263,58 @@ impl FilesystemInner {
             tracing::warn!(%error, "an error could not be recorded in the superblock");
         }
     }
+
+    /// Makes `transaction`, the last that changed a regular file, durable, by a fast commit where that can be. Returns
+    /// true when that flushed the device after the call.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn commit_file(&self, journal: &Arc<Journal>, transaction: TransactionId) -> Result<bool> {
+        if self.fast_commits.is_enabled() {
+            journal.fast_commit(transaction, &*self.fast_commits).await
+        } else {
+            journal.commit(transaction).await
+        }
+    }
+
+    /// Makes durable what `transaction` changed, the last one that an inode took part in, and all data that completed
+    /// before the call: commits it if it is not durable yet, and flushes the device if that did not. `fast`: a fast commit
+    /// will do. `on_medium`: whether the data is on the medium already; then the device is flushed only for the metadata
+    /// that leads to it. Without a journal, writes all metadata that changed.
+    ///
+    /// # Errors
+    /// Those of the journal and of the device.
+    pub async fn make_durable(
+        &self,
+        transaction: Option<TransactionId>,
+        fast: bool,
+        on_medium: OnMedium,
+    ) -> Result<()> {
+        let flushed = match (&self.journal, transaction) {
+            (Some(journal), Some(transaction)) if fast => self.commit_file(journal, transaction).await?,
+            (Some(journal), Some(transaction)) => journal.commit(transaction).await?,
+            (Some(_), None) => false,
+            (None, _) => {
+                self.write_dirty_blocks().await?;
+                false
+            }
+        };
+        // Without a journal the blocks that lead to the data went out just now, to the device's cache.
+        let needed = on_medium == OnMedium::No || self.journal.is_none();
+        if !flushed && needed { self.flush_device().await } else { Ok(()) }
+    }
+
+    /// Flushes the device if the options ask for it.
+    pub async fn flush_device(&self) -> Result<()> {
+        if self.options.barrier { self.info.device().flush().await } else { Ok(()) }
+    }
+}
+
+/// Whether data that is to be made durable is on the medium.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OnMedium {
+    /// The device may have it in its cache.
+    No,
+    /// It was written with FUA.
+    Yes,
 }

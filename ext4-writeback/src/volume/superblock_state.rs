@@ -20,7 +20,7 @@ use ext4_core::meta::{SuperblockInfo, credits};
 use ext4_core::{Error, Result};
 
 use crate::base::options::MountOptions;
-use crate::filesystem::FilesystemInner;
+use crate::volume::Volume;
 use crate::volume::error_policy::{Finding, Findings};
 
 /// What the superblock said of errors before the journal was replayed over it.
@@ -127,7 +127,7 @@ pub(crate) async fn mark_recovered(
     .await
 }
 
-impl FilesystemInner {
+impl Volume {
     /// The superblock of a file system that has come to rest: clean, with the errors that were found.
     pub(crate) async fn mark_clean(&self) -> Result<()> {
         let findings = self.errors.take();
@@ -176,15 +176,13 @@ impl FilesystemInner {
     /// The journal has stopped: its task calls this, and must not be held up.
     pub(crate) fn journal_aborted(self: &Arc<Self>, error: &Error) {
         let first = self.errors.note_abort(error, self.info.environment.now());
-        // Who waits for memory or for dirty data to become less sees that nothing will.
-        self.writeback.wake_everybody();
         if !first {
             // Whoever stopped it records that.
             return;
         }
-        let fs = Arc::clone(self);
+        let volume = Arc::clone(self);
         self.runtime.spawn(Box::pin(async move {
-            if let Err(error) = fs.record_on_device().await {
+            if let Err(error) = volume.record_on_device().await {
                 tracing::warn!(%error, "the error could not be recorded in the superblock");
             }
         }));

@@ -22,10 +22,8 @@ use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::base::counters::LiveCounters;
 use crate::base::options::MountOptions;
 use crate::cache::folio_lists::FolioLists;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 
 #[derive(Debug, Default)]
@@ -72,56 +70,80 @@ struct Unfinished {
     ids: BTreeSet<u64>,
 }
 
-/// What one mounted file system has to write back, and its folios (the kernel's bdi_writeback).
+/// When dirty data is written back: fixed at the mount.
 #[derive(Debug)]
-pub(crate) struct Writeback {
-    capacity: usize,
-    /// The flusher writes where more bytes than this are dirty or under writeback.
+pub(crate) struct Limits {
+    /// Bytes of the folio pool.
+    pub(crate) capacity: usize,
+    /// The flusher writes if more bytes than this are dirty or under writeback.
     pub(crate) background: usize,
-    /// Nobody makes more dirty where so many bytes are.
+    /// No writer makes more dirty while so many bytes are.
     pub(crate) limit: usize,
     /// How often the flusher looks for old data.
     pub(crate) period: Duration,
     /// How old dirty data gets.
     pub(crate) expiry: Duration,
-    /// No flusher: writers write back inline.
+    /// True if there is no flusher: writers write back inline.
     pub(crate) deterministic: bool,
-    /// Bytes of folios with dirty blocks, and of folios under writeback.
+}
+
+/// How much is dirty, in bytes of folios.
+#[derive(Debug, Default)]
+pub(crate) struct Amount {
+    /// Folios with dirty blocks.
     dirty: AtomicUsize,
     under_writeback: AtomicUsize,
-    /// Bytes of folios that have become clean since the mount.
+    /// Folios that have become clean since the mount.
     cleaned: AtomicU64,
     /// Writers that wait in [`crate::writeback::flusher::throttle::throttle`].
     pub(crate) throttled: AtomicUsize,
+}
+
+/// The inodes that the flusher has to look at.
+#[derive(Debug, Default)]
+struct DirtyInodes {
+    /// In the order of age.
     queue: Mutex<VecDeque<DirtyInode>>,
     /// Inodes that are not to wait until they are old.
     urgent: Mutex<Vec<Arc<InodeInfo>>>,
-    pub(crate) folios: FolioLists,
-    /// Wakes the flusher.
+}
+
+/// What the flusher is asked for, and whether it runs.
+#[derive(Debug, Default)]
+pub(crate) struct FlusherState {
     pub(crate) wake: Arc<Notify>,
+    /// True if the flusher was asked to run and has not begun to.
     pub(crate) kicked: AtomicBool,
-    /// The flusher is asked to write all that is dirty.
+    /// True if the flusher is asked to write all that is dirty.
     pub(crate) everything: AtomicBool,
     pub(crate) stopping: AtomicBool,
     pub(crate) running: AtomicBool,
+}
+
+/// What one mounted file system has to write back, and its folios (the kernel's bdi_writeback).
+#[derive(Debug)]
+pub(crate) struct Dirty {
+    pub(crate) limits: Limits,
+    pub(crate) amount: Amount,
+    inodes: DirtyInodes,
+    pub(crate) flusher: FlusherState,
+    pub(crate) folios: FolioLists,
     /// A folio became clean, an ioend was finished, the flusher ended.
     pub(crate) progress: Notify,
     /// Ioends that are not finished.
     ioends: Mutex<Unfinished>,
     /// Inodes with ioends whose I/O has ended.
     pub(crate) completed: CompletedInodes,
-    /// What happened.
-    pub(crate) counters: LiveCounters,
 }
 
-impl Drop for Writeback {
+impl Drop for Dirty {
     fn drop(&mut self) {
         // The flusher sleeps with a weak reference; let it see that there is nothing left.
-        self.wake.notify_one();
+        self.flusher.wake.notify_one();
     }
 }
 
-impl Writeback {
+impl Dirty {
     /// `data_capacity`: the bytes of the folio pool.
     pub fn new(options: &MountOptions, data_capacity: usize) -> Self {
         // An eighth always stays for clean folios: a write into a part of a block reads it first.
@@ -133,89 +155,81 @@ impl Writeback {
         // As in the kernel: one that is not below the other is half of it.
         let background = if background < limit { background } else { limit / 2 };
         Self {
-            capacity: data_capacity,
-            background,
-            limit,
-            period: options.writeback_interval,
-            expiry: options.dirty_expiry,
-            deterministic: options.commit_interval.is_none(),
-            dirty: AtomicUsize::new(0),
-            under_writeback: AtomicUsize::new(0),
-            cleaned: AtomicU64::new(0),
-            throttled: AtomicUsize::new(0),
-            queue: Mutex::default(),
-            urgent: Mutex::default(),
+            limits: Limits {
+                capacity: data_capacity,
+                background,
+                limit,
+                period: options.writeback_interval,
+                expiry: options.dirty_expiry,
+                deterministic: options.commit_interval.is_none(),
+            },
+            amount: Amount::default(),
+            inodes: DirtyInodes::default(),
+            flusher: FlusherState::default(),
             folios: FolioLists::new(data_capacity),
-            wake: Arc::new(Notify::new()),
-            kicked: AtomicBool::new(false),
-            everything: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            running: AtomicBool::new(false),
             progress: Notify::new(),
             ioends: Mutex::default(),
             completed: CompletedInodes::default(),
-            counters: LiveCounters::default(),
         }
     }
 
     /// Bytes of the folio pool.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.limits.capacity
     }
 
     /// True where nothing runs on its own.
     pub fn is_deterministic(&self) -> bool {
-        self.deterministic
+        self.limits.deterministic
     }
 
     /// The largest folio that this much memory allows: sixteen of them fit.
     pub fn folio_limit(&self) -> usize {
-        let share = (self.capacity / 16).max(1);
+        let share = (self.limits.capacity / 16).max(1);
         (1 << share.ilog2()).clamp(PAGE_SIZE, MAX_FOLIO_SIZE)
     }
 
     /// Bytes of folios that are dirty or under writeback.
     pub fn dirty_bytes(&self) -> usize {
-        self.not_started() + self.under_writeback.load(Ordering::Relaxed)
+        self.not_started() + self.amount.under_writeback.load(Ordering::Relaxed)
     }
 
     /// Bytes of folios that are dirty and not under writeback.
     pub(crate) fn not_started(&self) -> usize {
-        self.dirty.load(Ordering::Relaxed)
+        self.amount.dirty.load(Ordering::Relaxed)
     }
 
     /// Bytes of folios that have become clean since the mount.
     pub(crate) fn cleaned(&self) -> u64 {
-        self.cleaned.load(Ordering::Relaxed)
+        self.amount.cleaned.load(Ordering::Relaxed)
     }
 
     /// How many bytes the flusher writes of one inode at a turn.
     pub(crate) fn turn(&self) -> u64 {
-        (self.limit as u64 / 8).clamp(LEAST_TURN, LONGEST_TURN)
+        (self.limits.limit as u64 / 8).clamp(LEAST_TURN, LONGEST_TURN)
     }
 
     /// A folio of `inode` with `len` bytes became dirty.
-    pub fn note_dirty(&self, fs: &FilesystemInner, inode: &Arc<InodeInfo>, len: usize) {
-        self.dirty.fetch_add(len, Ordering::Relaxed);
+    pub fn note_dirty(&self, now: Duration, inode: &Arc<InodeInfo>, len: usize) {
+        self.amount.dirty.fetch_add(len, Ordering::Relaxed);
         inode.pages.owe(len);
-        self.enqueue(fs, inode);
+        self.enqueue(now, inode);
     }
 
     /// The flusher has to see to `inode`.
-    pub fn enqueue(&self, fs: &FilesystemInner, inode: &Arc<InodeInfo>) {
+    pub fn enqueue(&self, now: Duration, inode: &Arc<InodeInfo>) {
         if !inode.pages.queued.swap(true, Ordering::AcqRel) {
-            let since = fs.runtime.monotonic();
-            self.queue.lock().push_back(DirtyInode { inode: Arc::clone(inode), since });
+            self.inodes.queue.lock().push_back(DirtyInode { inode: Arc::clone(inode), since: now });
         }
     }
 
     /// The flusher has to see to `inode` now: its size on the device waits for its data.
     pub fn expedite(&self, inode: &Arc<InodeInfo>) {
-        if self.deterministic {
+        if self.limits.deterministic {
             return;
         }
         {
-            let mut urgent = self.urgent.lock();
+            let mut urgent = self.inodes.urgent.lock();
             if urgent.iter().any(|known| Arc::ptr_eq(known, inode)) {
                 return;
             }
@@ -226,26 +240,26 @@ impl Writeback {
 
     /// A folio with `len` bytes has no dirty blocks any more.
     pub fn note_clean(&self, len: usize) {
-        self.dirty.fetch_sub(len, Ordering::Relaxed);
-        self.cleaned.fetch_add(len as u64, Ordering::Relaxed);
+        self.amount.dirty.fetch_sub(len, Ordering::Relaxed);
+        self.amount.cleaned.fetch_add(len as u64, Ordering::Relaxed);
         self.progress.notify_waiters();
     }
 
     /// A dirty folio's writeback began.
     pub fn note_writeback(&self, len: usize) {
-        self.under_writeback.fetch_add(len, Ordering::Relaxed);
-        self.dirty.fetch_sub(len, Ordering::Relaxed);
+        self.amount.under_writeback.fetch_add(len, Ordering::Relaxed);
+        self.amount.dirty.fetch_sub(len, Ordering::Relaxed);
     }
 
     /// A folio's writeback ended.
     pub fn end_writeback(&self, len: usize) {
-        self.under_writeback.fetch_sub(len, Ordering::Relaxed);
-        self.cleaned.fetch_add(len as u64, Ordering::Relaxed);
+        self.amount.under_writeback.fetch_sub(len, Ordering::Relaxed);
+        self.amount.cleaned.fetch_add(len as u64, Ordering::Relaxed);
         self.progress.notify_waiters();
     }
 
-    /// Nothing is written any more: whoever waits for progress looks again.
-    pub fn wake_everybody(&self) {
+    /// Wakes all tasks that wait for progress: they look again.
+    pub fn note_progress(&self) {
         self.progress.notify_waiters();
     }
 
@@ -276,9 +290,9 @@ impl Writeback {
 
     /// Asks the flusher to run. True where it had not been asked.
     pub fn kick(&self) -> bool {
-        let first = !self.deterministic && !self.kicked.swap(true, Ordering::AcqRel);
+        let first = !self.limits.deterministic && !self.flusher.kicked.swap(true, Ordering::AcqRel);
         if first {
-            self.wake.notify_one();
+            self.flusher.wake.notify_one();
         }
         first
     }
@@ -286,13 +300,13 @@ impl Writeback {
     /// Asks the flusher to write all that is dirty now: space is short, and delayed data may need less of it than was
     /// promised.
     pub fn kick_everything(&self) {
-        self.everything.store(true, Ordering::Release);
+        self.flusher.everything.store(true, Ordering::Release);
         self.kick();
     }
 
     /// The oldest inode of the queue; `before`: if it has been there since then.
     pub(crate) fn take_dirty_inode(&self, before: Option<Duration>) -> Option<Arc<InodeInfo>> {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inodes.queue.lock();
         if let (Some(before), Some(first)) = (before, queue.front())
             && first.since > before
         {
@@ -305,15 +319,10 @@ impl Writeback {
 
     /// The inodes that are not to wait. They may be in the queue as well.
     pub(crate) fn take_urgent(&self) -> Vec<Arc<InodeInfo>> {
-        std::mem::take(&mut *self.urgent.lock())
+        std::mem::take(&mut *self.inodes.urgent.lock())
     }
 
     pub(crate) fn queued_inodes(&self) -> usize {
-        self.queue.lock().len()
+        self.inodes.queue.lock().len()
     }
-}
-
-/// Wakes who waits for progress.
-pub(crate) fn note_progress(fs: &FilesystemInner) {
-    fs.writeback.progress.notify_waiters();
 }

@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use crate::base::counters::LiveCounters;
 use crate::cache::folio::FolioGuard;
 use crate::cache::ioend::{Ioend, Kind};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 use crate::writeback::completion;
 
 /// The largest ioend in bytes: an allocation of 2,048 blocks of 4 KiB.
@@ -35,8 +35,8 @@ const PLUG_BIOS: usize = 128;
 
 /// Bios of many inodes that go to the device together, and the ioend that is growing.
 pub(crate) struct Gather {
-    fs: Arc<FilesystemInner>,
-    open: Option<(Ioend, Vec<Segment>)>,
+    engine: Arc<Engine>,
+    open: Option<(Arc<InodeInfo>, Ioend, Vec<Segment>)>,
     plug: Plug,
     bytes: u64,
     flags: BioFlags,
@@ -44,8 +44,14 @@ pub(crate) struct Gather {
 
 impl Gather {
     /// Nothing yet.
-    pub fn new(fs: &Arc<FilesystemInner>) -> Self {
-        Self { fs: Arc::clone(fs), open: None, plug: Vec::new(), bytes: 0, flags: BioFlags::BACKGROUND }
+    pub fn new(engine: &Arc<Engine>) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            open: None,
+            plug: Vec::new(),
+            bytes: 0,
+            flags: BioFlags::BACKGROUND,
+        }
     }
 
     /// Somebody waits for what is added from now on, or nobody does.
@@ -63,13 +69,13 @@ impl Gather {
         kind: Kind,
         end_of_file: u64,
     ) {
-        let bits = self.fs.info.block_size().bits();
+        let bits = self.engine.volume.info.block_size().bits();
         let first = folio.first_block() + blocks.start;
         let count = blocks.end - blocks.start;
         let len = u64::from(count) << bits;
         let offset = u64::from(first) << bits;
-        let joins = self.open.as_ref().is_some_and(|(open, _)| {
-            Arc::ptr_eq(&open.inode, inode)
+        let joins = self.open.as_ref().is_some_and(|(owner, open, _)| {
+            Arc::ptr_eq(owner, inode)
                 && open.kind == kind
                 && open.end() == offset
                 && open.physical.offset(u64::from(open.blocks.end - open.blocks.start)) == physical
@@ -81,10 +87,9 @@ impl Gather {
         folio.add_piece(blocks.clone());
         let segment =
             Segment::Pool { memory: folio.memory(), offset: blocks.start << bits, len: count << bits };
-        let (ioend, segments) = self.open.get_or_insert_with(|| {
+        let (_, ioend, segments) = self.open.get_or_insert_with(|| {
             let ioend = Ioend {
-                id: self.fs.writeback.start_ioend(),
-                inode: Arc::clone(inode),
+                id: self.engine.dirty.start_ioend(),
                 offset,
                 size: 0,
                 blocks: first..first,
@@ -94,7 +99,7 @@ impl Gather {
                 result: Ok(()),
             };
             inode.completion.start(&ioend);
-            (ioend, Vec::new())
+            (Arc::clone(inode), ioend, Vec::new())
         });
         ioend.blocks.end += count;
         ioend.size = (ioend.size + len).min(end_of_file - ioend.offset);
@@ -104,24 +109,24 @@ impl Gather {
 
     /// Ends the growing ioend: its bios go into the plug.
     pub fn close(&mut self) {
-        let Some((ioend, segments)) = self.open.take() else { return };
-        let control = &self.fs.writeback;
-        let geometry = self.fs.info.device().geometry();
+        let Some((inode, ioend, segments)) = self.open.take() else { return };
+        let control = &self.engine.dirty;
+        let geometry = self.engine.volume.info.device().geometry();
         let max_bytes = u64::from(geometry.max_transfer.max(1 << 16)).min(MAX_IOEND);
         let max_segments = geometry.max_segments.max(1) as usize;
-        let bits = self.fs.info.block_size().bits();
-        ioend.inode.completion.close(&ioend);
+        let bits = self.engine.volume.info.block_size().bits();
+        inode.completion.close(&ioend);
         let mut at = ioend.physical.0 << bits;
         tracing::trace!(
-            ino = ioend.inode.number.0,
+            ino = inode.number.0,
             pos = ioend.offset,
             len = ioend.size,
             pblk = ioend.physical.0,
             kind = ?ioend.kind,
             "iomap_ioend_submit"
         );
-        LiveCounters::add(&control.counters.ioends, 1);
-        LiveCounters::add(&control.counters.bytes, ioend.size);
+        LiveCounters::add(&self.engine.volume.counters.ioends, 1);
+        LiveCounters::add(&self.engine.volume.counters.bytes, ioend.size);
         let mut runs: Vec<(u64, Vec<Segment>, u64)> = Vec::new();
         for segment in segments {
             let mut rest = Some(segment);
@@ -147,9 +152,10 @@ impl Gather {
             }
         }
         let count = u32::try_from(runs.len()).unwrap_or(u32::MAX);
-        LiveCounters::add(&control.counters.bios, u64::from(count));
+        LiveCounters::add(&self.engine.volume.counters.bios, u64::from(count));
         let flight = Arc::new(Flight {
-            fs: Arc::clone(&self.fs),
+            engine: Arc::clone(&self.engine),
+            inode,
             remaining: AtomicU32::new(count),
             state: Mutex::new((Some(ioend), None)),
         });
@@ -172,7 +178,7 @@ impl Gather {
     fn submit_plug(&mut self) {
         if !self.plug.is_empty() {
             self.bytes = 0;
-            self.fs.info.device().submit(std::mem::take(&mut self.plug));
+            self.engine.volume.info.device().submit(std::mem::take(&mut self.plug));
         }
     }
 
@@ -204,7 +210,8 @@ fn split(segment: Segment, room: u64) -> (Segment, Option<Segment>) {
 
 /// An ioend on its way.
 struct Flight {
-    fs: Arc<FilesystemInner>,
+    engine: Arc<Engine>,
+    inode: Arc<InodeInfo>,
     remaining: AtomicU32,
     state: Mutex<(Option<Ioend>, Option<Error>)>,
 }
@@ -226,7 +233,7 @@ impl Flight {
             if let Some(error) = error {
                 ioend.result = Err(error);
             }
-            completion::end_io(&self.fs, ioend);
+            completion::end_io(&self.engine, &self.inode, ioend);
         }
     }
 }

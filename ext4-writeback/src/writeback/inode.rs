@@ -19,38 +19,28 @@
 //! - Before waiting for anything that may depend on our own I/O, the plug goes out.
 //! - What cannot be mapped is lost and reported: its delayed blocks give their promise back.
 
-use crate::writeback::completion::convert;
+use crate::writeback::completion::process_and_schedule;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::Result;
-use ext4_core::meta::credits;
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::inode::log::log_times;
+use crate::writeback::Engine;
 use crate::writeback::completion::attendance::Attendance;
 use crate::writeback::completion::wait::wait_for_range;
 use crate::writeback::gather::Gather;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
-/// The most blocks one allocation asks for (the kernel's MAX_WRITEPAGES_EXTENT_LEN).
-pub(crate) const MAX_EXTENT_BLOCKS: u32 = 2048;
-
-/// Credits to allocate a run and insert its extent.
-pub(crate) const ALLOCATE_CREDITS: u32 = credits::ALLOCATE_BLOCKS + credits::EXTENT + credits::INODE;
-
-/// How often an allocation is tried again after a commit that may free blocks.
-pub(crate) const ENOSPC_RETRIES: u32 = 3;
-
 /// After the writeback of everything: the size follows, and the times where asked for.
-pub(crate) async fn settle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
-    if inode.size() > inode.completion.disk_size() && fs.check_writable().is_ok() {
-        convert::process(fs, vec![Arc::clone(inode)]).await;
+pub(crate) async fn settle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
+    if inode.size() > inode.completion.disk_size() && engine.volume.check_writable().is_ok() {
+        process_and_schedule(engine, vec![Arc::clone(inode)]).await;
     }
     if times && inode.pages.times_dirty.load(Ordering::Acquire) {
-        log_times(fs, inode).await?;
+        log_times(&engine.volume, inode).await?;
     }
     Ok(())
 }
@@ -61,13 +51,13 @@ pub(crate) async fn settle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, ti
 /// # Errors
 /// Those of mapping; recorded in the inode too.
 pub(crate) async fn start_inode_range(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     range: Range<u64>,
 ) -> Result<()> {
     let _pass = inode.pages.writeback_lock.lock().await;
-    let mut gather = Gather::new(fs);
-    let result = writepages(fs, inode, &mut gather, &WritebackControl::start(range)).await;
+    let mut gather = Gather::new(engine);
+    let result = writepages(engine, inode, &mut gather, &WritebackControl::start(range)).await;
     gather.submit();
     result.map(|_| ())
 }
@@ -77,16 +67,16 @@ pub(crate) async fn start_inode_range(
 ///
 /// # Errors
 /// Those of mapping and of the journal. A failed write is only in the inode's error sequence.
-pub(crate) async fn sync_inode_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) -> Result<()> {
-    sync_data(fs, inode, true).await
+pub(crate) async fn sync_inode_data(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
+    sync_data(engine, inode, true).await
 }
 
 /// As [`sync_inode_data`]; times only where asked for (fdatasync does not).
 ///
 /// # Errors
 /// As [`sync_inode_data`].
-pub(crate) async fn sync_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
-    sync_inode_range(fs, inode, 0..u64::MAX, times).await
+pub(crate) async fn sync_data(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
+    sync_inode_range(engine, inode, 0..u64::MAX, times).await
 }
 
 /// As [`sync_inode_data`], for what was dirty in bytes `range` when it began; what else is written does not have to
@@ -95,27 +85,27 @@ pub(crate) async fn sync_data(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>,
 /// # Errors
 /// As [`sync_inode_data`].
 pub(crate) async fn sync_inode_range(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     range: Range<u64>,
     times: bool,
 ) -> Result<()> {
     let (result, attendance) = {
         let _pass = inode.pages.writeback_lock.lock().await;
-        let mut gather = Gather::new(fs);
+        let mut gather = Gather::new(engine);
         let result =
-            writepages(fs, inode, &mut gather, &WritebackControl::sync(range.clone())).await.map(|_| ());
+            writepages(engine, inode, &mut gather, &WritebackControl::sync(range.clone())).await.map(|_| ());
         // From here on nothing is waited for but the device and the journal. A fast device ends it within this call.
-        let attendance = Attendance::begin(fs, inode);
+        let attendance = Attendance::begin(engine, inode);
         gather.submit();
         (result, attendance)
     };
     match attendance {
-        Some(attendance) => attendance.wait(fs.writeback.next_ioend(), &range).await,
-        None => wait_for_range(fs, inode, &range).await,
+        Some(attendance) => attendance.wait(engine.dirty.next_ioend(), &range).await,
+        None => wait_for_range(engine, inode, &range).await,
     }
     if range.end <= inode.completion.disk_size() && !times {
         return result;
     }
-    result.and(settle(fs, inode, times).await)
+    result.and(settle(engine, inode, times).await)
 }

@@ -7,17 +7,17 @@ use ext4_core::{Errno, Error, Result};
 use crate::cache::extent_status::status::{Extent, Status};
 use crate::cache::folio::FolioGuard;
 use crate::cache::ioend::Kind;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::iomap;
 use crate::iomap::allocate::allocate_delayed;
+use crate::iomap::allocate::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
 use crate::iomap::preallocation;
+use crate::writeback::Engine;
 use crate::writeback::gather::Gather;
-use crate::writeback::inode::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
 
 /// One pass over an inode: what it maps with.
 pub(crate) struct WritepageContext<'a> {
-    fs: &'a Arc<FilesystemInner>,
+    engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
     /// The block behind the range that is written: what is allocated reaches so far at most, or to the end of the run
     /// of dirty blocks.
@@ -29,10 +29,11 @@ pub(crate) struct WritepageContext<'a> {
 
 impl<'a> WritepageContext<'a> {
     /// For a pass over a range that ends at byte `range_end`.
-    pub async fn new(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
-        let range_end = u32::try_from(fs.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
-        let publishes = preallocation::is_published(fs, inode).await;
-        Self { fs, inode, range_end, mapping: None, publishes }
+    pub async fn new(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
+        let range_end =
+            u32::try_from(engine.volume.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
+        let publishes = preallocation::is_published(&engine.volume, inode).await;
+        Self { engine, inode, range_end, mapping: None, publishes }
     }
 
     /// Takes the dirty blocks of one folio, locked and dirty, and adds them to ioends.
@@ -41,8 +42,8 @@ impl<'a> WritepageContext<'a> {
     /// Where blocks have no place on the device: those from the first such block on are lost. The host's refusal to map
     /// memory: then the folio stays dirty.
     pub async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
-        let bits = fs.info.block_size().bits();
+        let (engine, inode) = (self.engine, self.inode);
+        let bits = engine.volume.info.block_size().bits();
         if folio.start() >= inode.size() {
             // A truncation is about to drop it.
             return Ok(());
@@ -61,7 +62,7 @@ impl<'a> WritepageContext<'a> {
         }
         let dirty = folio.start_writeback();
         inode.pages.note_clean(folio);
-        fs.writeback.note_writeback(folio.len());
+        engine.dirty.note_writeback(folio.len());
         let end = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let mut at = 0;
         let mut result = Ok(());
@@ -96,10 +97,10 @@ impl<'a> WritepageContext<'a> {
                     // The rest of the folio is lost.
                     let first = folio.first_block();
                     let lost = first + run.start..first + folio.blocks();
-                    preallocation::drop_delayed(fs, inode, lost).await;
+                    preallocation::drop_delayed(&engine.volume, inode, lost).await;
                     // Where everything has stopped meanwhile, that has been said.
-                    if fs.check_writable().is_ok() {
-                        let space = fs.info.free_and_reserved_blocks();
+                    if engine.volume.check_writable().is_ok() {
+                        let space = engine.volume.info.free_and_reserved_blocks();
                         tracing::error!(ino = inode.number.0, lblk = first + run.start, %error, free = space.0,
                             dirty = space.1, "no blocks for delayed data: it is lost");
                     }
@@ -109,7 +110,7 @@ impl<'a> WritepageContext<'a> {
             }
         }
         if folio.finish_piece() {
-            fs.writeback.end_writeback(folio.len());
+            engine.dirty.end_writeback(folio.len());
         }
         result
     }
@@ -124,7 +125,7 @@ impl<'a> WritepageContext<'a> {
             let status = kept.status.advance(block - kept.start);
             return Ok(Extent { start: block, status, ..kept });
         }
-        let mut extent = iomap::lookup_under_folio(self.fs, self.inode, block, len).await?;
+        let mut extent = iomap::lookup_under_folio(&self.engine.volume, self.inode, block, len).await?;
         if extent.status == Status::Delayed {
             extent = self.allocate_retrying(gather, block, len).await?;
         }
@@ -138,17 +139,17 @@ impl<'a> WritepageContext<'a> {
             // One allocation for the whole of a long run, of which this folio is the beginning.
             let wanted = len.max(self.range_end.saturating_sub(block)).min(MAX_EXTENT_BLOCKS);
             let allocated = if self.publishes {
-                pick_delayed(self.fs, self.inode, block, len, wanted).await
+                pick_delayed(self.engine, self.inode, block, len, wanted).await
             } else {
-                allocate_delayed(self.fs, self.inode, block, wanted).await
+                allocate_delayed(&self.engine.volume, self.inode, block, wanted).await
             };
             match allocated {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
-                    let Some(journal) = &self.fs.journal else { return Err(error) };
+                    let Some(journal) = &self.engine.volume.journal else { return Err(error) };
                     // Blocks that were freed are free after the commit. It never needs this folio.
                     retries += 1;
                     gather.submit();
-                    self.fs.commit_and_release(journal).await?;
+                    self.engine.volume.commit_and_release(journal).await?;
                 }
                 result => return result,
             }
@@ -159,14 +160,14 @@ impl<'a> WritepageContext<'a> {
 /// Picks blocks for the delayed ones at `block`; what lies there then, as far as one pick reaches. The caller holds the
 /// folio's lock.
 async fn pick_delayed(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     block: u32,
     len: u32,
     wanted: u32,
 ) -> Result<Extent> {
-    preallocation::pick(fs, inode, block, wanted).await?;
-    let extent = iomap::lookup_under_folio(fs, inode, block, len).await?;
+    preallocation::pick(&engine.volume, inode, block, wanted).await?;
+    let extent = iomap::lookup_under_folio(&engine.volume, inode, block, len).await?;
     match inode.preallocation.find(block) {
         Some((_, end)) if extent.status == Status::Delayed => {
             Ok(Extent { end: extent.end.min(end), ..extent })

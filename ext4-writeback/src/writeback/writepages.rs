@@ -27,8 +27,8 @@ use ext4_core::Result;
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
 use crate::cache::folio::FolioGuard;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 use crate::writeback::gather::Gather;
 use crate::writeback::writepage::WritepageContext;
 
@@ -87,14 +87,14 @@ impl WritebackControl {
 /// # Errors
 /// The first; errors are recorded in the inode too.
 pub(crate) async fn writepages(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     gather: &mut Gather,
     control: &WritebackControl,
 ) -> Result<u64> {
     let pages = &inode.pages;
     if pages.is_dirty_folios()
-        && let Err(error) = fs.check_writable()
+        && let Err(error) = engine.volume.check_writable()
     {
         // The kernel's ext4_writepages stops here too: with a journal that stopped, no data goes out.
         inode.write_errors.record(&error);
@@ -103,7 +103,7 @@ pub(crate) async fn writepages(
     gather.set_sync(control.mode == Mode::Sync);
     let disk_end = || {
         let size = inode.completion.disk_size();
-        size & !(u64::from(fs.info.block_size().bytes()) - 1)
+        size & !(u64::from(engine.volume.info.block_size().bytes()) - 1)
     };
     pages.forget_cut();
     let last = if control.mode == Mode::Sync { pages.tag_dirty() } else { control.generation };
@@ -125,7 +125,7 @@ pub(crate) async fn writepages(
         sync_mode = ?control.mode,
         "ext4_writepages"
     );
-    let mut context = WritepageContext::new(fs, inode, control.range.end).await;
+    let mut context = WritepageContext::new(engine, inode, control.range.end).await;
     let mut result = Ok(());
     let mut written = 0;
     // Where the next pass begins: at the start, where this one gets to the end.
@@ -154,7 +154,7 @@ pub(crate) async fn writepages(
             drop(guard);
             if control.mode == Mode::Sync {
                 gather.submit();
-                wait::wait_for_progress(fs, || !folio.is_under_writeback()).await;
+                wait::wait_for_progress(engine, || !folio.is_under_writeback()).await;
                 continue;
             }
             gather.submit();
@@ -167,7 +167,7 @@ pub(crate) async fn writepages(
         }
         position = guard.end();
         written += guard.len() as u64;
-        let tail = dirty_tail(fs, inode, &guard);
+        let tail = dirty_tail(engine, inode, &guard);
         if let Some(block) = tail {
             inode.completion.expect_tail(block);
         }
@@ -190,7 +190,7 @@ pub(crate) async fn writepages(
         pages.set_writeback_index(index);
     }
     gather.close();
-    LiveCounters::add(&fs.writeback.counters.passes, 1);
+    LiveCounters::add(&engine.volume.counters.passes, 1);
     tracing::trace!(
         ino = inode.number.0,
         ret = ?result.as_ref().err(),
@@ -203,9 +203,9 @@ pub(crate) async fn writepages(
 
 /// The block that i_disksize ends in, where that is unaligned, and the block is in `folio`, dirty, and may be written on
 /// the device: what is behind it there must not show.
-fn dirty_tail(fs: &FilesystemInner, inode: &InodeInfo, folio: &FolioGuard) -> Option<u32> {
+fn dirty_tail(engine: &Engine, inode: &InodeInfo, folio: &FolioGuard) -> Option<u32> {
     let size = inode.completion.disk_size();
-    let block_size = fs.info.block_size();
+    let block_size = engine.volume.info.block_size();
     let within = (folio.start()..folio.end()).contains(&size);
     if !within || size.is_multiple_of(u64::from(block_size.bytes())) {
         return None;

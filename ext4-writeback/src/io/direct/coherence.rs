@@ -7,8 +7,8 @@ use std::sync::Arc;
 use ext4_core::{Errno, Error, Result};
 
 use crate::base::runtime::run_to_end;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 
 /// True where a folio over `range` is dirty or on its way to the device.
 pub(crate) fn is_busy(inode: &InodeInfo, range: &Range<u64>) -> bool {
@@ -31,18 +31,18 @@ pub(crate) fn is_busy(inode: &InodeInfo, range: &Range<u64>) -> bool {
 /// # Errors
 /// Those of writeback, as fsync would report them; the file's openers learn of them all the same.
 pub(crate) async fn write_back(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     range: &Range<u64>,
 ) -> Result<()> {
-    if is_busy(inode, range) { write_back_busy(fs, inode, range.clone()).await } else { Ok(()) }
+    if is_busy(inode, range) { write_back_busy(engine, inode, range.clone()).await } else { Ok(()) }
 }
 
-async fn write_back_busy(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, range: Range<u64>) -> Result<()> {
+async fn write_back_busy(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, range: Range<u64>) -> Result<()> {
     let mut cursor = inode.write_errors.sample();
-    let (shared, owned) = (Arc::clone(fs), Arc::clone(inode));
+    let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
     let operation = async move { sync_inode_range(&shared, &owned, range, false).await };
-    run_to_end(&fs.runtime, operation).await?;
+    run_to_end(&engine.volume.runtime, operation).await?;
     inode.write_errors.check_and_advance(&mut cursor)
 }
 
@@ -50,11 +50,11 @@ async fn write_back_busy(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, rang
 ///
 /// # Errors
 /// As [`write_back`]; `EIO` where earlier data could not be written and the size on the device stays behind it.
-pub(crate) async fn settle_size(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, end: u64) -> Result<()> {
+pub(crate) async fn settle_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, end: u64) -> Result<()> {
     if inode.completion.disk_size() >= end {
         return Ok(());
     }
-    write_back_busy(fs, inode, 0..u64::MAX).await?;
+    write_back_busy(engine, inode, 0..u64::MAX).await?;
     if inode.completion.disk_size() < end {
         let location = format!("inode {} before byte {end}", inode.number);
         return Err(Error::io("write back", location, Errno::EIO));

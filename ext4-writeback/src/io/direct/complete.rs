@@ -3,6 +3,7 @@
 //! Invariant: the blocks of one run and the size that they carry are in one handle, runs in the order of the file. So the
 //! size on the device covers written data only, as behind an ioend ([`crate::writeback::completion`]).
 
+use crate::inode::log::log_inode;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,11 +12,11 @@ use ext4_core::meta::{Transaction as _, credits, extent_tree};
 use ext4_core::{BlockNumber, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::io::truncate;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
+use crate::writeback::Engine;
 
 const CREDITS: u32 = credits::EXTENT + credits::INODE;
 
@@ -32,38 +33,44 @@ pub(crate) struct Run {
 /// # Errors
 /// Those of the journal and of the extent tree. What was not converted stays unwritten, and the size ends before it.
 pub(crate) async fn complete(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     runs: &[Run],
     size: Option<u64>,
 ) -> Result<()> {
-    let bits = fs.info.block_size().bits();
+    let bits = engine.volume.info.block_size().bits();
     for run in runs {
-        let handle = fs.begin_tracked(CREDITS, "direct write").await?;
+        let handle = engine.volume.begin_tracked(CREDITS, "direct write").await?;
         let mut disk = inode.inode.write().await;
         let (first, len) = (LogicalBlock(run.blocks.start), run.blocks.end - run.blocks.start);
-        let converted = extent_tree::convert_to_written(&fs.info, &handle, &mut disk, first, len).await;
+        let converted =
+            extent_tree::convert_to_written(&engine.volume.info, &handle, &mut disk, first, len).await;
         if let Err(error) = converted {
-            fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-            fs.log_inode(&handle, inode, &disk, true).await?;
+            engine.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+            log_inode(&engine.volume, &handle, inode, &disk, true).await?;
             return Err(error);
         }
         inode.extent_status.set_written(run.blocks.clone());
         let mapped = Mapped::Blocks { physical: run.physical, unwritten: false };
-        fs.fast_commits.range_changed(handle.id(), inode.number, (run.blocks.start, run.blocks.end), mapped);
+        engine.volume.fast_commits.range_changed(
+            handle.id(),
+            inode.number,
+            (run.blocks.start, run.blocks.end),
+            mapped,
+        );
         if let Some(size) = size {
             raise(inode, &mut disk, size.min(u64::from(run.blocks.end) << bits));
         }
-        fs.log_inode(&handle, inode, &disk, true).await?;
-        LiveCounters::add(&fs.writeback.counters.conversions, 1);
+        log_inode(&engine.volume, &handle, inode, &disk, true).await?;
+        LiveCounters::add(&engine.volume.counters.conversions, 1);
     }
     if let Some(size) = size
         && inode.completion.disk_size() < size
     {
-        let handle = fs.begin_tracked(credits::INODE, "direct write").await?;
+        let handle = engine.volume.begin_tracked(credits::INODE, "direct write").await?;
         let mut disk = inode.inode.write().await;
         raise(inode, &mut disk, size);
-        fs.log_inode(&handle, inode, &disk, true).await?;
+        log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }
     Ok(())
 }
@@ -82,17 +89,17 @@ fn raise(inode: &InodeInfo, disk: &mut ext4_core::format::inode::Inode, size: u6
 /// # Errors
 /// Those of the journal and of what the device holds.
 pub(crate) async fn free_behind_end(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     allocated: &[Range<u32>],
 ) -> Result<()> {
-    let end = u32::try_from(fs.info.block_size().blocks_for(inode.size())).unwrap_or(u32::MAX);
+    let end = u32::try_from(engine.volume.info.block_size().blocks_for(inode.size())).unwrap_or(u32::MAX);
     for range in allocated.iter().rev() {
         let range = range.start.max(end)..range.end;
         if range.is_empty() {
             continue;
         }
-        truncate::free_range(fs, inode, range, "direct write failed").await?;
+        truncate::free_range(engine, inode, range, "direct write failed").await?;
     }
     Ok(())
 }

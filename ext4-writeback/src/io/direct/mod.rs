@@ -9,12 +9,12 @@ pub(crate) mod write;
 use ext4_core::format::inode::InodeFlags;
 use ext4_core::{Errno, Error, Result};
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 
 /// The unit of direct I/O: the device's logical block, as in the kernel.
-fn unit(fs: &FilesystemInner) -> u64 {
-    u64::from(fs.info.device().geometry().logical_block_size)
+fn unit(engine: &Engine) -> u64 {
+    u64::from(engine.volume.info.device().geometry().logical_block_size)
 }
 
 /// True where the file's data lies in its inode: only the page cache can get at it.
@@ -23,8 +23,8 @@ pub(crate) async fn is_inline(inode: &InodeInfo) -> bool {
 }
 
 /// `EINVAL` where a transfer is not made of whole logical blocks of the device.
-pub(crate) fn check_aligned(fs: &FilesystemInner, inode: &InodeInfo, offset: u64, len: usize) -> Result<()> {
-    let unit = unit(fs);
+pub(crate) fn check_aligned(engine: &Engine, inode: &InodeInfo, offset: u64, len: usize) -> Result<()> {
+    let unit = unit(engine);
     if offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit) {
         return Ok(());
     }

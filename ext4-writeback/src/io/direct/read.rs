@@ -7,20 +7,20 @@ use ext4_core::{Errno, Error, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::io::direct::transfer::{Piece, transfer};
 use crate::io::direct::{coherence, unit};
 use crate::io::inline_data;
 use crate::iomap;
 use crate::iomap::Kind;
+use crate::writeback::Engine;
 
 /// Reads at byte `offset` into `buffer`, both aligned; how many bytes.
 ///
 /// # Errors
 /// Those of writeback, of the device and of what it holds.
 pub(crate) async fn read(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     offset: u64,
     buffer: &mut AlignedBuffer,
@@ -36,11 +36,11 @@ pub(crate) async fn read(
     if offset >= end {
         return Ok(0);
     }
-    LiveCounters::add(&fs.writeback.counters.direct_reads, 1);
-    let range = offset..end.next_multiple_of(unit(fs));
-    coherence::write_back(fs, inode, &range).await?;
+    LiveCounters::add(&engine.volume.counters.direct_reads, 1);
+    let range = offset..end.next_multiple_of(unit(engine));
+    coherence::write_back(engine, inode, &range).await?;
     let mut pieces: Vec<Piece> = Vec::new();
-    let mut maps = iomap::Iterator::new(fs, inode, range.start, range.end);
+    let mut maps = iomap::Iterator::new(&engine.volume, inode, range.start, range.end);
     while let Some(map) = maps.next().await? {
         let place = match map.kind {
             Kind::Mapped(byte) => Some(byte),
@@ -52,7 +52,7 @@ pub(crate) async fn read(
         };
         pieces.push(Piece { len: map.length as usize, place });
     }
-    transfer(fs, Operation::Read, BioFlags::SYNC, &pieces, buffer).await?;
+    transfer(engine, Operation::Read, BioFlags::SYNC, &pieces, buffer).await?;
     // What the device has behind the end of the file is nobody's business.
     let count = (end - offset) as usize;
     let read = (range.end - range.start) as usize;
@@ -68,7 +68,7 @@ pub(crate) async fn read(
 /// # Errors
 /// `ENOENT`; corrupt, where the inode holds the data.
 pub(crate) fn read_now(
-    fs: &FilesystemInner,
+    engine: &Engine,
     inode: &InodeInfo,
     offset: u64,
     buffer: &mut [u8],
@@ -90,7 +90,7 @@ pub(crate) fn read_now(
         let rest = &mut buffer[(at - offset) as usize..(end - offset) as usize];
         let count = match crate::io::read::read_cached(inode, at, rest) as u64 {
             0 => {
-                let zeros = zeros_at(fs, inode, at, end);
+                let zeros = zeros_at(engine, inode, at, end);
                 rest[..zeros as usize].fill(0);
                 zeros
             }
@@ -104,13 +104,13 @@ pub(crate) fn read_now(
     if at == offset {
         return Ok(None);
     }
-    LiveCounters::add(&fs.writeback.counters.direct_reads, 1);
+    LiveCounters::add(&engine.volume.counters.direct_reads, 1);
     Ok(Some((at - offset) as usize))
 }
 
 /// How many bytes from `at` on, below `end`, are known to hold nothing, on the device and in memory.
-fn zeros_at(fs: &FilesystemInner, inode: &InodeInfo, at: u64, end: u64) -> u64 {
-    let bits = fs.info.block_size().bits();
+fn zeros_at(engine: &Engine, inode: &InodeInfo, at: u64, end: u64) -> u64 {
+    let bits = engine.volume.info.block_size().bits();
     // Below i_size, which is below 2^32 blocks.
     let Some(extent) = inode.extent_status.lookup((at >> bits) as u32) else { return 0 };
     if !matches!(extent.status, Status::Hole | Status::Unwritten(_)) {

@@ -8,7 +8,7 @@ use ext4_core::device::{
 use ext4_core::{Errno, Error, Result};
 use tokio::sync::oneshot;
 
-use crate::filesystem::FilesystemInner;
+use crate::writeback::Engine;
 
 /// Where a piece of the buffer goes, or comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Piece {
 /// # Errors
 /// The first of the device's, in the order of the pieces. Some of them may have been transferred all the same.
 pub(crate) async fn transfer(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     operation: Operation,
     flags: BioFlags,
     pieces: &[Piece],
@@ -49,7 +49,7 @@ pub(crate) async fn transfer(
         waits.push(receiver);
     }
     if !plug.is_empty() {
-        fs.info.device().submit(plug);
+        engine.volume.info.device().submit(plug);
     }
     let mut result = Ok(());
     for wait in waits {

@@ -9,16 +9,16 @@ use ext4_core::{BlockNumber, Errno, Error, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::io::buffered_write;
 use crate::io::direct::complete::Run;
 use crate::io::direct::transfer::{Piece, transfer};
 use crate::io::direct::{check_aligned, coherence, complete, is_inline};
-use crate::io::fsync::OnMedium;
 use crate::io::zero::zero_block_tail;
 use crate::iomap;
-use crate::writeback::inode::ENOSPC_RETRIES;
+use crate::iomap::allocate::ENOSPC_RETRIES;
+use crate::volume::OnMedium;
+use crate::writeback::Engine;
 
 /// Where a write goes: the pieces of the buffer, and what has to be converted after it.
 #[derive(Default)]
@@ -69,26 +69,26 @@ impl Written {
 /// # Errors
 /// `EINVAL`, `EFBIG`, `ENOSPC`; `EAGAIN` where it may not wait; those of the device.
 pub(crate) async fn write(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: Option<u64>,
     buffer: &mut AlignedBuffer,
     how: How,
 ) -> Result<Written> {
-    check_aligned(fs, inode, position.unwrap_or(0), buffer.len())?;
+    check_aligned(engine, inode, position.unwrap_or(0), buffer.len())?;
     if buffer.is_empty() {
         return Ok(Written::at(position.unwrap_or(0), 0));
     }
-    LiveCounters::add(&fs.writeback.counters.direct_writes, 1);
+    LiveCounters::add(&engine.volume.counters.direct_writes, 1);
     if let Some(offset) = position
-        && let Some(written) = overwrite(fs, inode, offset, buffer, how).await?
+        && let Some(written) = overwrite(engine, inode, offset, buffer, how).await?
     {
         return Ok(written);
     }
     if how.nowait {
         return Err(would_wait(inode));
     }
-    allocate_and_write(fs, inode, position, buffer).await
+    allocate_and_write(engine, inode, position, buffer).await
 }
 
 fn would_wait(inode: &InodeInfo) -> Error {
@@ -98,7 +98,7 @@ fn would_wait(inode: &InodeInfo) -> Error {
 /// Blocks that are there and lie within the file: the lock is shared, and there is no handle but for conversions.
 /// `None` where that is not so.
 async fn overwrite(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     offset: u64,
     buffer: &mut AlignedBuffer,
@@ -118,20 +118,20 @@ async fn overwrite(
     if nowait && (coherence::is_busy(inode, &range) || inode.completion.disk_size() < range.end) {
         return Err(would_wait(inode));
     }
-    coherence::write_back(fs, inode, &range).await?;
-    coherence::settle_size(fs, inode, range.end).await?;
-    let Ground::Ready(plan) = survey(fs, inode, &range).await? else { return Ok(None) };
+    coherence::write_back(engine, inode, &range).await?;
+    coherence::settle_size(engine, inode, range.end).await?;
+    let Ground::Ready(plan) = survey(engine, inode, &range).await? else { return Ok(None) };
     coherence::invalidate(inode, &range).await;
     // Blocks to be converted need a commit, whose flush takes the data along.
     let on_medium = if through && plan.unwritten.is_empty() { OnMedium::Yes } else { OnMedium::No };
-    let written = carry_out(fs, inode, &plan, None, buffer, on_medium).await;
+    let written = carry_out(engine, inode, &plan, None, buffer, on_medium).await;
     coherence::invalidate(inode, &range).await;
     written.map(|()| Some(Written { at: offset, count: buffer.len(), on_medium }))
 }
 
 /// Everything else: the lock is held for writing until the blocks are there and, where the file grows, to the end.
 async fn allocate_and_write(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: Option<u64>,
     buffer: &mut AlignedBuffer,
@@ -140,34 +140,34 @@ async fn allocate_and_write(
     inode.check_alive()?;
     let size = inode.size();
     let offset = position.unwrap_or(size);
-    check_aligned(fs, inode, offset, buffer.len())?;
+    check_aligned(engine, inode, offset, buffer.len())?;
     let range = offset..offset.saturating_add(buffer.len() as u64);
-    let limit = crate::iomap::pointers::max_size(fs, inode).await;
+    let limit = crate::iomap::pointers::max_size(&engine.volume, inode).await;
     if range.end > limit {
         let context = format!("a direct write at {}..{}: files end at {limit}", range.start, range.end);
         return Err(Error::posix(Errno::EFBIG, context));
     }
     if is_inline(inode).await {
-        return through_cache(fs, inode, &range, buffer).await;
+        return through_cache(engine, inode, &range, buffer).await;
     }
     if offset > size {
-        zero_block_tail(fs, inode, size).await?;
+        zero_block_tail(engine, inode, size).await?;
     }
     let extends = range.end > size;
-    coherence::write_back(fs, inode, &range).await?;
+    coherence::write_back(engine, inode, &range).await?;
     if extends {
         // The zeros behind the old end are data like any other: they are on the device before the size passes them.
-        coherence::write_back(fs, inode, &(size.saturating_sub(1)..size + 1)).await?;
+        coherence::write_back(engine, inode, &(size.saturating_sub(1)..size + 1)).await?;
     }
-    coherence::settle_size(fs, inode, size.min(range.end)).await?;
+    coherence::settle_size(engine, inode, size.min(range.end)).await?;
     let indirect = inode.is_indirect().await;
     let mut allocated = Vec::new();
-    let plan = match survey(fs, inode, &range).await? {
+    let plan = match survey(engine, inode, &range).await? {
         Ground::Ready(plan) => plan,
         Ground::Holes(holes) if !indirect => {
             allocated = holes;
-            let planned = match allocate(fs, inode, &allocated).await {
-                Ok(()) => survey(fs, inode, &range).await,
+            let planned = match allocate(engine, inode, &allocated).await {
+                Ok(()) => survey(engine, inode, &range).await,
                 Err(error) => Err(error),
             };
             match planned {
@@ -176,30 +176,30 @@ async fn allocate_and_write(
                     let what = format!("inode {} bytes {}..{}", inode.number, range.start, range.end);
                     return Err(Error::corrupt(what, "a hole where blocks were just allocated"));
                 }
-                Err(error) => return Err(give_back(fs, inode, &allocated, error).await),
+                Err(error) => return Err(give_back(engine, inode, &allocated, error).await),
             }
         }
-        Ground::Holes(_) | Ground::Partial => return through_cache(fs, inode, &range, buffer).await,
+        Ground::Holes(_) | Ground::Partial => return through_cache(engine, inode, &range, buffer).await,
     };
     coherence::invalidate(inode, &range).await;
     if extends {
-        let written = carry_out(fs, inode, &plan, Some(range.end), buffer, OnMedium::No).await;
+        let written = carry_out(engine, inode, &plan, Some(range.end), buffer, OnMedium::No).await;
         coherence::invalidate(inode, &range).await;
         return match written {
             Ok(()) => Ok(Written::at(offset, buffer.len())),
-            Err(error) => Err(give_back(fs, inode, &allocated, error).await),
+            Err(error) => Err(give_back(engine, inode, &allocated, error).await),
         };
     }
     // The blocks are there and stay: others may read and overwrite meanwhile. If it fails they stay unwritten.
     let _content = content.downgrade();
-    let written = carry_out(fs, inode, &plan, None, buffer, OnMedium::No).await;
+    let written = carry_out(engine, inode, &plan, None, buffer, OnMedium::No).await;
     coherence::invalidate(inode, &range).await;
     written.map(|()| Written::at(offset, buffer.len()))
 }
 
 /// The I/O, and what follows from it.
 async fn carry_out(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     plan: &Plan,
     size: Option<u64>,
@@ -210,25 +210,25 @@ async fn carry_out(
         OnMedium::No => BioFlags::SYNC,
         OnMedium::Yes => BioFlags::SYNC | BioFlags::FUA,
     };
-    let result = transfer(fs, Operation::Write, flags, &plan.pieces, buffer).await;
+    let result = transfer(engine, Operation::Write, flags, &plan.pieces, buffer).await;
     if let Err(error) = &result
-        && fs.options.data_error_aborts
-        && let Some(journal) = &fs.journal
+        && engine.volume.options.data_error_aborts
+        && let Some(journal) = &engine.volume.journal
     {
         journal.abort(error);
     }
     result?;
-    complete::complete(fs, inode, &plan.unwritten, size).await
+    complete::complete(engine, inode, &plan.unwritten, size).await
 }
 
 /// After a failure: frees what was allocated behind the end of the file. The failure is what the caller hears of.
 async fn give_back(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     allocated: &[Range<u32>],
     error: Error,
 ) -> Error {
-    if let Err(second) = complete::free_behind_end(fs, inode, allocated).await {
+    if let Err(second) = complete::free_behind_end(engine, inode, allocated).await {
         // They stay unwritten behind the end, which is allowed; the next truncation frees them.
         tracing::warn!(inode = inode.number.0, error = %second, "blocks behind the end were not freed");
     }
@@ -236,8 +236,8 @@ async fn give_back(
 }
 
 /// What lies under `range`. Nothing dirty is above it.
-async fn survey(fs: &FilesystemInner, inode: &InodeInfo, range: &Range<u64>) -> Result<Ground> {
-    let bits = fs.info.block_size().bits();
+async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Result<Ground> {
+    let bits = engine.volume.info.block_size().bits();
     let byte = |block: u32| u64::from(block) << bits;
     let first = (range.start >> bits) as u32;
     let last = range.end.div_ceil(1 << bits) as u32;
@@ -246,7 +246,7 @@ async fn survey(fs: &FilesystemInner, inode: &InodeInfo, range: &Range<u64>) -> 
     let mut partial = false;
     let mut at = first;
     while at < last {
-        let extent = iomap::lookup(fs, inode, at).await?;
+        let extent = iomap::lookup(&engine.volume, inode, at).await?;
         let blocks = at..extent.end.min(last);
         let whole = byte(blocks.start) >= range.start && byte(blocks.end) <= range.end;
         let piece = |physical: BlockNumber| {
@@ -282,16 +282,16 @@ async fn survey(fs: &FilesystemInner, inode: &InodeInfo, range: &Range<u64>) -> 
 }
 
 /// Allocates `holes` as unwritten blocks.
-async fn allocate(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, holes: &[Range<u32>]) -> Result<()> {
+async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<u32>]) -> Result<()> {
     for hole in holes {
         let mut retries = 0;
         loop {
-            match allocate::allocate_holes(fs, inode, hole.clone()).await {
+            match allocate::allocate_holes(&engine.volume, inode, hole.clone()).await {
                 Ok(()) => break,
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     retries += 1;
                     // Blocks that were freed are free after the commit.
-                    if !fs.commit_for_space().await? {
+                    if !engine.volume.commit_for_space().await? {
                         return Err(error);
                     }
                 }
@@ -305,15 +305,15 @@ async fn allocate(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, holes: &[Ra
 /// Through the page cache, and then to the device: what cannot be written in place. The caller holds `rwlock` for
 /// writing.
 async fn through_cache(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     range: &Range<u64>,
     buffer: &AlignedBuffer,
 ) -> Result<Written> {
-    LiveCounters::add(&fs.writeback.counters.direct_fallbacks, 1);
-    let count = buffered_write::write(fs, inode, range.start, buffer).await?;
+    LiveCounters::add(&engine.volume.counters.direct_fallbacks, 1);
+    let count = buffered_write::write(engine, inode, range.start, buffer).await?;
     let written = range.start..range.start + count as u64;
-    coherence::write_back(fs, inode, &written).await?;
+    coherence::write_back(engine, inode, &written).await?;
     coherence::invalidate(inode, &written).await;
     Ok(Written::at(range.start, count))
 }

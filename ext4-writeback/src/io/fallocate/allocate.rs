@@ -18,23 +18,23 @@ use crate::writeback::inode::sync_inode_range;
 use crate::writeback::size;
 use std::ops::Range;
 
+use ext4_core::format::inode::Inode;
 use ext4_core::{Errno, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::io::fallocate::request::Request;
 use crate::io::zero::zero_block_tail;
 use crate::iomap;
-use crate::iomap::allocate::Purpose;
+use crate::iomap::allocate::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
 use crate::iomap::preallocation;
-use crate::writeback::inode::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
 
 impl Request<'_> {
     pub(crate) async fn allocate(&self, grow: bool) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
+        let (engine, inode) = (self.engine, self.inode);
         let size = inode.size();
         let grows = grow && self.end > size;
         if grows {
-            zero_block_tail(fs, inode, size).await?;
+            zero_block_tail(engine, inode, size).await?;
         }
         let allocated = self.allocate_blocks(self.touched(), grows).await;
         if !grows {
@@ -45,7 +45,7 @@ impl Request<'_> {
             Err(_) => self.reached().await?.min(self.end),
         };
         if reached > size {
-            size::raise_size(fs, inode, reached, "fallocate").await?;
+            size::raise_size(engine, inode, reached, "fallocate").await?;
         }
         allocated
     }
@@ -56,24 +56,36 @@ impl Request<'_> {
     /// # Errors
     /// `ENOSPC`, with a part of them allocated; those of the journal and of the device.
     pub(crate) async fn allocate_blocks(&self, blocks: Range<u32>, grows: bool) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
+        let (engine, inode) = (self.engine, self.inode);
         let (mut at, mut retries) = (blocks.start, 0);
         while at < blocks.end {
-            let extent = iomap::lookup(fs, inode, at).await?;
+            let extent = iomap::lookup(&engine.volume, inode, at).await?;
             let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
             let allocated = match extent.status {
                 Status::Hole => {
-                    let purpose = Purpose::Fallocate { size: if grows { self.end } else { 0 } };
-                    allocate::allocate_hole(fs, inode, at..stop, purpose).await.map(|_| ())
+                    // The size moves along with the blocks: after a crash none of them lies behind it.
+                    let limit = if grows { self.end } else { 0 };
+                    let bits = engine.volume.info.block_size().bits();
+                    let settle = |disk: &mut Inode, end: u32| {
+                        let reached = (u64::from(end) << bits).min(limit);
+                        if reached > inode.size() {
+                            size::grow(engine, inode, disk, reached);
+                        }
+                    };
+                    allocate::allocate_hole(&engine.volume, inode, at..stop, "fallocate", true, settle)
+                        .await
+                        .map(|_| ())
                 }
                 // Its blocks may be picked, and its data under way to them: they are mapped when it is there.
-                Status::Delayed if preallocation::is_published(fs, inode).await => {
-                    let bits = fs.info.block_size().bits();
+                Status::Delayed if preallocation::is_published(&engine.volume, inode).await => {
+                    let bits = engine.volume.info.block_size().bits();
                     let bytes = u64::from(at) << bits..u64::from(stop) << bits;
-                    sync_inode_range(fs, inode, bytes, false).await
+                    sync_inode_range(engine, inode, bytes, false).await
                 }
                 // Writeback may come first: then this finds its blocks, and allocates nothing.
-                Status::Delayed => allocate::allocate_delayed(fs, inode, at, stop - at).await.map(|_| ()),
+                Status::Delayed => {
+                    allocate::allocate_delayed(&engine.volume, inode, at, stop - at).await.map(|_| ())
+                }
                 Status::Unwritten(_) | Status::Written(_) => {
                     at = extent.end;
                     continue;
@@ -82,7 +94,7 @@ impl Request<'_> {
             match allocated {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     retries += 1;
-                    if !fs.commit_for_space().await? {
+                    if !engine.volume.commit_for_space().await? {
                         return Err(error);
                     }
                 }
@@ -97,7 +109,7 @@ impl Request<'_> {
         let blocks = self.touched();
         let mut at = blocks.start;
         while at < blocks.end {
-            let extent = iomap::lookup(self.fs, self.inode, at).await?;
+            let extent = iomap::lookup(&self.engine.volume, self.inode, at).await?;
             if matches!(extent.status, Status::Hole | Status::Delayed) {
                 break;
             }
@@ -106,6 +118,6 @@ impl Request<'_> {
         if at == blocks.start {
             return Ok(0);
         }
-        Ok(u64::from(at) << self.fs.info.block_size().bits())
+        Ok(u64::from(at) << self.engine.volume.info.block_size().bits())
     }
 }

@@ -14,32 +14,32 @@ use crate::io::truncate;
 
 impl Request<'_> {
     pub(crate) async fn punch(&self) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
+        let (engine, inode) = (self.engine, self.inode);
         let size = inode.size();
         if self.offset >= size {
             return Ok(());
         }
-        let block_size = fs.info.block_size();
+        let block_size = engine.volume.info.block_size();
         let _dropping = inode.invalidate_lock.write().await;
         // Blocks behind the end are left to truncation; the last block goes whole: what is behind the end in it is nothing.
         let end = if self.end < size { self.end } else { size.next_multiple_of(block_size.bytes().into()) };
         let blocks = self.covered(end);
         self.drop_cache(&blocks).await;
         self.zero_edges(end).await?;
-        truncate::free_range(fs, inode, blocks, "fallocate").await?;
+        truncate::free_range(engine, inode, blocks, "fallocate").await?;
         self.stamp().await
     }
 
     /// Drops the page cache of `blocks`, and forgets that the last block of i_disksize could not be written where it is
     /// among them: nothing stale is left of it.
     pub(crate) async fn drop_cache(&self, blocks: &std::ops::Range<u32>) {
-        let (fs, inode) = (self.fs, self.inode);
-        let bits = fs.info.block_size().bits();
+        let (engine, inode) = (self.engine, self.inode);
+        let bits = engine.volume.info.block_size().bits();
         if blocks.is_empty() {
             return;
         }
         let bytes = u64::from(blocks.start) << bits..u64::from(blocks.end) << bits;
-        drop_folios::drop_folios(fs, inode, bytes.clone()).await;
+        drop_folios::drop_folios(engine, inode, bytes.clone()).await;
         if bytes.contains(&inode.completion.disk_size()) {
             inode.completion.forget_failed_tail();
         }

@@ -1,5 +1,6 @@
 //! TODO header.
 
+use crate::inode::log::log_inode;
 use crate::iomap::pointers::max_size_with_extents;
 use crate::writeback::size;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use ext4_core::format::inode::InodeFlags;
 use ext4_core::meta::credits;
 use ext4_core::{Errno, Error, Result};
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 
 /// What [`File::fallocate`] does with a range (fallocate(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +36,7 @@ pub enum FallocateMode {
 
 /// One call, its range within what a file can have.
 pub(crate) struct Request<'a> {
-    pub(crate) fs: &'a Arc<FilesystemInner>,
+    pub(crate) engine: &'a Arc<Engine>,
     pub(crate) inode: &'a Arc<InodeInfo>,
     mode: FallocateMode,
     pub(crate) offset: u64,
@@ -45,7 +46,7 @@ pub(crate) struct Request<'a> {
 
 impl<'a> Request<'a> {
     pub(crate) fn new(
-        fs: &'a Arc<FilesystemInner>,
+        engine: &'a Arc<Engine>,
         inode: &'a Arc<InodeInfo>,
         mode: FallocateMode,
         offset: u64,
@@ -54,9 +55,9 @@ impl<'a> Request<'a> {
         if len == 0 {
             return Err(invalid("a range of no bytes"));
         }
-        let limit = max_size_with_extents(fs);
+        let limit = max_size_with_extents(&engine.volume);
         match offset.checked_add(len).filter(|end| *end <= limit) {
-            Some(end) => Ok(Self { fs, inode, mode, offset, end }),
+            Some(end) => Ok(Self { engine, inode, mode, offset, end }),
             None => Err(Error::posix(Errno::EFBIG, format!("{len} bytes at {offset}: files end at {limit}"))),
         }
     }
@@ -64,7 +65,7 @@ impl<'a> Request<'a> {
     pub(crate) async fn run(&self) -> Result<()> {
         let _changing = self.inode.rwlock.write().await;
         self.inode.check_alive()?;
-        crate::io::inline_data::convert_out(self.fs, self.inode).await?;
+        crate::io::inline_data::convert_out(self.engine, self.inode).await?;
         self.check_kind().await?;
         tracing::debug!(inode = self.inode.number.0, mode = ?self.mode, offset = self.offset, end = self.end,
             "ext4_fallocate_enter");
@@ -99,38 +100,38 @@ impl<'a> Request<'a> {
 
     /// The blocks that the range touches.
     pub(crate) fn touched(&self) -> std::ops::Range<u32> {
-        let block_size = self.fs.info.block_size();
+        let block_size = self.engine.volume.info.block_size();
         // Within a file, so within 32 bits.
         (self.offset >> block_size.bits()) as u32..block_size.blocks_for(self.end) as u32
     }
 
     /// The blocks that lie wholly in bytes `offset..end`.
     pub(crate) fn covered(&self, end: u64) -> std::ops::Range<u32> {
-        let block_size = self.fs.info.block_size();
+        let block_size = self.engine.volume.info.block_size();
         let first = block_size.blocks_for(self.offset) as u32;
         first..((end >> block_size.bits()) as u32).max(first)
     }
 
     /// Zeroes the parts of blocks at the ends of bytes `offset..end`.
     pub(crate) async fn zero_edges(&self, end: u64) -> Result<()> {
-        let block_size = u64::from(self.fs.info.block_size().bytes());
+        let block_size = u64::from(self.engine.volume.info.block_size().bytes());
         let head = self.offset.next_multiple_of(block_size).min(end);
         if !self.offset.is_multiple_of(block_size) {
-            crate::io::zero::zero_within_block(self.fs, self.inode, self.offset, head).await?;
+            crate::io::zero::zero_within_block(self.engine, self.inode, self.offset, head).await?;
         }
         let tail = end - end % block_size;
-        crate::io::zero::zero_within_block(self.fs, self.inode, tail.max(head), end).await
+        crate::io::zero::zero_within_block(self.engine, self.inode, tail.max(head), end).await
     }
 
     /// The last handle of an operation that changed content: the times; and the size, where data whose completion would
     /// have brought it along is gone.
     pub(crate) async fn stamp(&self) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
-        let handle = fs.begin_tracked(credits::INODE, "fallocate").await?;
+        let (engine, inode) = (self.engine, self.inode);
+        let handle = engine.volume.begin_tracked(credits::INODE, "fallocate").await?;
         let mut disk = inode.inode.write().await;
-        size::settle_size(fs, inode, &mut disk);
-        size::touch(fs, &mut disk);
-        fs.log_inode(&handle, inode, &disk, true).await
+        size::settle_size(engine, inode, &mut disk);
+        size::touch(engine, &mut disk);
+        log_inode(&engine.volume, &handle, inode, &disk, true).await
     }
 }
 

@@ -17,6 +17,7 @@
 //!   new size. Every block that had data has it once. The tree is whole, and nothing written lies behind the size.
 //! - No fast commit has any of this: there is no tag for it.
 
+use crate::inode::log::log_inode;
 use crate::io::drop_folios;
 use crate::iomap::pointers::max_size_with_extents;
 use crate::writeback::inode::sync_inode_data;
@@ -38,7 +39,8 @@ const SHIFT_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::INODE
 impl Request<'_> {
     /// Whole clusters; returns the first block and how many there are.
     fn whole(&self) -> Result<(u32, u32)> {
-        let unit = u64::from(self.fs.info.block_size().bytes()) << self.fs.info.superblock().cluster_bits();
+        let unit = u64::from(self.engine.volume.info.block_size().bytes())
+            << self.engine.volume.info.superblock().cluster_bits();
         if !self.offset.is_multiple_of(unit) || !self.end.is_multiple_of(unit) {
             return Err(invalid(format!("bytes {}..{} are not whole blocks", self.offset, self.end)));
         }
@@ -48,28 +50,28 @@ impl Request<'_> {
 
     /// Waits for everything of the file, so that nothing but the trees knows where its blocks are.
     async fn quiesce(&self) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
-        zero_block_tail(fs, inode, inode.size()).await?;
-        sync_inode_data(fs, inode).await?;
+        let (engine, inode) = (self.engine, self.inode);
+        zero_block_tail(engine, inode, inode.size()).await?;
+        sync_inode_data(engine, inode).await?;
         let disk_size = inode.completion.disk_size();
         if inode.pages.is_dirty_folios() || disk_size != inode.size() {
             // Data that could not be written: its error is reported by fsync.
             let what = format!("inode {}: {disk_size} of {} bytes", inode.number, inode.size());
             return Err(Error::io("write back", what, Errno::EIO));
         }
-        drop_folios::drop_folios(fs, inode, self.offset..u64::MAX).await;
+        drop_folios::drop_folios(engine, inode, self.offset..u64::MAX).await;
         Ok(())
     }
 
     /// A handle with credits for every node of the tree, as far as the journal gives them to one: then everything is one
     /// transaction, however full the running one is.
     async fn begin(&self) -> Result<Handle> {
-        let (fs, inode) = (self.fs, self.inode);
-        let nodes = extent_tree::node_blocks(&fs.info, &*inode.inode.read().await).await?.len();
-        let most = fs.journal.as_ref().map_or(SHIFT_CREDITS, |journal| journal.max_credits());
+        let (engine, inode) = (self.engine, self.inode);
+        let nodes = extent_tree::node_blocks(&engine.volume.info, &*inode.inode.read().await).await?.len();
+        let most = engine.volume.journal.as_ref().map_or(SHIFT_CREDITS, |journal| journal.max_credits());
         let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_add(SHIFT_CREDITS);
         let credits = wanted.min(most).max(SHIFT_CREDITS);
-        fs.begin_ineligible(credits, "fallocate", Reason::FallocRange).await
+        engine.volume.begin_ineligible(credits, "fallocate", Reason::FallocRange).await
     }
 
     /// Both sizes. The caller holds the inode's lock, and logs it.
@@ -78,11 +80,11 @@ impl Request<'_> {
         self.inode.size.store(size, Ordering::SeqCst);
         disk.size = size;
         self.inode.completion.set_disk_size(size);
-        size::touch(self.fs, disk);
+        size::touch(self.engine, disk);
     }
 
     pub(crate) async fn collapse(&self) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
+        let (engine, inode) = (self.engine, self.inode);
         let (first, count) = self.whole()?;
         let size = inode.size();
         if self.end >= size {
@@ -99,19 +101,20 @@ impl Request<'_> {
             let step = async {
                 if !freed {
                     let (start, last) = (LogicalBlock(first), LogicalBlock(first + count - 1));
-                    let removal = extent_tree::remove(&fs.info, &handle, &mut disk, start, last).await?;
+                    let removal =
+                        extent_tree::remove(&engine.volume.info, &handle, &mut disk, start, last).await?;
                     if removal == Removal::More {
                         return Ok(Shift::More(from));
                     }
                     freed = true;
                 }
-                extent_tree::shift_left(&fs.info, &handle, &mut disk, from, count).await
+                extent_tree::shift_left(&engine.volume.info, &handle, &mut disk, from, count).await
             };
             let step = step.await;
             if matches!(step, Ok(Shift::Done)) {
                 self.set_sizes(&mut disk, size - (self.end - self.offset));
             }
-            fs.log_inode(&handle, inode, &disk, true).await?;
+            log_inode(&engine.volume, &handle, inode, &disk, true).await?;
             match step? {
                 Shift::Done => return Ok(()),
                 Shift::More(next) => from = next,
@@ -120,13 +123,13 @@ impl Request<'_> {
     }
 
     pub(crate) async fn insert(&self) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
+        let (engine, inode) = (self.engine, self.inode);
         let (first, count) = self.whole()?;
         let size = inode.size();
         if self.offset >= size {
             return Err(invalid(format!("inserting at {} of {size} bytes", self.offset)));
         }
-        let limit = max_size_with_extents(fs);
+        let limit = max_size_with_extents(&engine.volume);
         let new = size + (self.end - self.offset);
         if new > limit {
             return Err(Error::posix(Errno::EFBIG, format!("{new} bytes: files end at {limit}")));
@@ -141,13 +144,14 @@ impl Request<'_> {
             inode.extent_status.remove(first..u32::MAX);
             if !begun {
                 self.check_room(&disk, count).await?;
-                extent_tree::split_at(&fs.info, &handle, &mut disk, LogicalBlock(first)).await?;
+                extent_tree::split_at(&engine.volume.info, &handle, &mut disk, LogicalBlock(first)).await?;
                 self.set_sizes(&mut disk, new);
                 begun = true;
             }
             let start = LogicalBlock(first);
-            let shifted = extent_tree::shift_right(&fs.info, &handle, &mut disk, start, limit, count).await;
-            fs.log_inode(&handle, inode, &disk, true).await?;
+            let shifted =
+                extent_tree::shift_right(&engine.volume.info, &handle, &mut disk, start, limit, count).await;
+            log_inode(&engine.volume, &handle, inode, &disk, true).await?;
             match shifted? {
                 Shift::Done => return Ok(()),
                 Shift::More(next) => limit = next,
@@ -157,7 +161,7 @@ impl Request<'_> {
 
     /// Blocks behind the end move too: fails where the last of them would lie past the last block of a file.
     async fn check_room(&self, disk: &ext4_core::format::inode::Inode, count: u32) -> Result<()> {
-        let last = extent_tree::last_extent(&self.fs.info, disk).await?;
+        let last = extent_tree::last_extent(&self.engine.volume.info, disk).await?;
         if last.is_none_or(|last| last.end().0.checked_add(count).is_some()) {
             return Ok(());
         }

@@ -11,6 +11,7 @@
 //! Dropping takes the dirty bits of the whole blocks along, also where they are part of a folio. Were one left,
 //! writeback would make the block written again, with zeros.
 
+use crate::inode::log::log_inode;
 use crate::writeback::size;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
@@ -18,19 +19,19 @@ use ext4_core::{Errno, LogicalBlock, Result};
 
 use crate::io::fallocate::request::Request;
 use crate::io::zero::zero_block_tail;
+use crate::iomap::allocate::ENOSPC_RETRIES;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
-use crate::writeback::inode::ENOSPC_RETRIES;
 
 const CONVERT_CREDITS: u32 = credits::EXTENT + credits::INODE;
 
 impl Request<'_> {
     pub(crate) async fn zero(&self, grow: bool) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
+        let (engine, inode) = (self.engine, self.inode);
         let size = inode.size();
         let grows = grow && self.end > size;
         if grows {
-            zero_block_tail(fs, inode, size).await?;
+            zero_block_tail(engine, inode, size).await?;
         }
         self.allocate_blocks(self.touched(), grows).await?;
         {
@@ -41,7 +42,7 @@ impl Request<'_> {
             self.zero_edges(self.end).await?;
         }
         if grows {
-            return size::raise_size(fs, inode, self.end, "fallocate").await;
+            return size::raise_size(engine, inode, self.end, "fallocate").await;
         }
         self.stamp().await
     }
@@ -58,7 +59,7 @@ impl Request<'_> {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     retries += 1;
                     // Blocks that were freed are free after the commit.
-                    if !self.fs.commit_for_space().await? {
+                    if !self.engine.volume.commit_for_space().await? {
                         return Err(error);
                     }
                 }
@@ -70,12 +71,12 @@ impl Request<'_> {
 
     /// As far as one handle reaches, from block `at` on, which moves along.
     async fn unwrite_some(&self, at: &mut u32, end: u32) -> Result<()> {
-        let (fs, inode) = (self.fs, self.inode);
-        let handle = fs.begin_tracked(CONVERT_CREDITS, "fallocate").await?;
+        let (engine, inode) = (self.engine, self.inode);
+        let handle = engine.volume.begin_tracked(CONVERT_CREDITS, "fallocate").await?;
         let mut disk = inode.inode.write().await;
         let mut changed = false;
         while *at < end {
-            let mapping = block_map::lookup(&fs.info, &disk, LogicalBlock(*at)).await?;
+            let mapping = block_map::lookup(&engine.volume.info, &disk, LogicalBlock(*at)).await?;
             let len = mapping.len.min(end - *at).max(1);
             if let MappingState::Written(physical) = mapping.state {
                 if changed && handle.credits() < CONVERT_CREDITS && !handle.extend(CONVERT_CREDITS)? {
@@ -85,20 +86,26 @@ impl Request<'_> {
                 let range = (*at, *at + len);
                 inode.extent_status.remove(range.0..range.1);
                 let (transaction, first) = (&handle, LogicalBlock(*at));
-                let converted =
-                    extent_tree::convert_to_unwritten(&fs.info, transaction, &mut disk, first, len).await;
+                let converted = extent_tree::convert_to_unwritten(
+                    &engine.volume.info,
+                    transaction,
+                    &mut disk,
+                    first,
+                    len,
+                )
+                .await;
                 if let Err(error) = converted {
-                    fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-                    fs.log_inode(&handle, inode, &disk, true).await?;
+                    engine.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+                    log_inode(&engine.volume, &handle, inode, &disk, true).await?;
                     return Err(error);
                 }
                 let mapped = Mapped::Blocks { physical, unwritten: true };
-                fs.fast_commits.range_changed(handle.id(), inode.number, range, mapped);
+                engine.volume.fast_commits.range_changed(handle.id(), inode.number, range, mapped);
             }
             *at += len;
         }
         if changed {
-            fs.log_inode(&handle, inode, &disk, true).await?;
+            log_inode(&engine.volume, &handle, inode, &disk, true).await?;
         }
         Ok(())
     }

@@ -37,8 +37,8 @@
 //!
 //! Where the references' replay is wrong, or they do not agree, there is no fast commit: see [`Reason`].
 //!
-//! Invariant: what is not told to the tracker makes the transaction ineligible ([`crate::filesystem::FilesystemInner::begin`]
-//! does, [`crate::filesystem::FilesystemInner::begin_tracked`] does not). Were it the other way round, an operation that
+//! Invariant: what is not told to the tracker makes the transaction ineligible ([`crate::volume::Volume::begin`]
+//! does, [`crate::volume::Volume::begin_tracked`] does not). Were it the other way round, an operation that
 //! somebody forgot to track would be lost after an fsync.
 //!
 //! # After a crash

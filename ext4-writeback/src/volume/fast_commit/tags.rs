@@ -4,11 +4,10 @@
 //! to is there; then every inode that changed, its ranges before its fields. The fields come last because the replay of
 //! a name changes the link count, which they set right.
 
-use ext4_core::{Result, TransactionId};
-use ext4_journal::{FastCommitEntry, FastCommitSource, FastCommitStatistics, FastCommitTag, Ineligible};
+use ext4_core::TransactionId;
+use ext4_journal::{FastCommitEntry, FastCommitSource, FastCommitTag, Ineligible};
 
-use crate::filesystem::{Filesystem, FilesystemInner};
-use crate::volume::fast_commit::reason::{FastCommitReasons, Reason};
+use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::{Changed, Operation, Record, State, Tracker};
 
 /// Bytes of an inode without extra fields, and the least those have to be for e2fsck: their own size and the upper half
@@ -90,33 +89,4 @@ fn tags(state: &State) -> std::result::Result<Vec<FastCommitTag>, Reason> {
         tags.push(image(*inode, changed)?);
     }
     Ok(tags)
-}
-
-impl FilesystemInner {
-    /// Makes `transaction`, the last that changed a regular file, durable, by a fast commit where that can be. Returns
-    /// true when that flushed the device after the call.
-    ///
-    /// # Errors
-    /// Those of the journal.
-    pub async fn commit_file(
-        &self,
-        journal: &std::sync::Arc<ext4_journal::Journal>,
-        transaction: TransactionId,
-    ) -> Result<bool> {
-        if self.fast_commits.is_enabled() {
-            journal.fast_commit(transaction, &*self.fast_commits).await
-        } else {
-            journal.commit(transaction).await
-        }
-    }
-}
-
-impl Filesystem {
-    /// What fast commits did since the mount, and what led to full ones: by the journal's reasons and by the file
-    /// system's own.
-    #[must_use]
-    pub fn fast_commit_statistics(&self) -> (FastCommitStatistics, FastCommitReasons) {
-        let journal = self.inner.journal.as_ref().map(|journal| journal.statistics().fast_commits);
-        (journal.unwrap_or_default(), self.inner.fast_commits.reasons())
-    }
 }

@@ -7,29 +7,29 @@
 //!
 //! What is left when he goes, the workers get.
 
-use crate::writeback::completion::convert;
 use crate::writeback::completion::give_to_workers;
+use crate::writeback::completion::process_and_schedule;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::base::lock_order::assert_no_handle;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 
 /// See the module.
 pub(crate) struct Attendance<'a> {
-    fs: &'a Arc<FilesystemInner>,
+    engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
 }
 
 impl<'a> Attendance<'a> {
     /// Begins. `None` where the order of completions is to be the same every time.
-    pub fn begin(fs: &'a Arc<FilesystemInner>, inode: &'a Arc<InodeInfo>) -> Option<Self> {
-        if fs.writeback.is_deterministic() {
+    pub fn begin(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>) -> Option<Self> {
+        if engine.dirty.is_deterministic() {
             return None;
         }
         inode.completion.attend();
-        Some(Self { fs, inode })
+        Some(Self { engine, inode })
     }
 
     /// Waits until every ioend over bytes `range` of the inode with a number below `until` is finished. No handle may
@@ -44,7 +44,7 @@ impl<'a> Attendance<'a> {
                 return;
             }
             if queue.has_work() {
-                convert::process(self.fs, vec![Arc::clone(self.inode)]).await;
+                process_and_schedule(self.engine, vec![Arc::clone(self.inode)]).await;
             } else {
                 progress.await;
             }
@@ -55,7 +55,7 @@ impl<'a> Attendance<'a> {
 impl Drop for Attendance<'_> {
     fn drop(&mut self) {
         if self.inode.completion.stop_attending() {
-            give_to_workers(self.fs, self.inode);
+            give_to_workers(self.engine, self.inode);
         }
     }
 }

@@ -1,58 +1,67 @@
 //! What a worker or an attendant does with ioends whose I/O has ended: one handle for many, each inode's in the order
 //! of its file.
 
+use crate::inode::log::log_inode;
 use crate::writeback::completion::finish;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ext4_core::format::inode::Inode;
 use ext4_core::meta::Transaction as _;
-use ext4_core::meta::{credits, extent_tree};
+use ext4_core::meta::extent_tree;
 use ext4_core::{Errno, Error, LogicalBlock, Result};
+use tokio::sync::RwLockWriteGuard;
 
 use crate::base::counters::LiveCounters;
 use crate::cache::ioend::{Ioend, Kind};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
+use crate::writeback::Engine;
 use crate::writeback::completion::gate::{Gate, gate};
-use crate::writeback::completion::group::{Group, merge};
+use crate::writeback::completion::group::{CREDITS, Group, merge};
 use crate::writeback::completion::publish::{STEP_CREDITS, publish_step};
-use crate::writeback::completion::schedule;
-
-/// Credits for one ioend: its conversion and its inode.
-pub(crate) const CREDITS: u32 = credits::EXTENT + credits::INODE;
+use crate::writeback::size::follow_size;
 
 /// How many ioends one handle makes room for when it begins.
 const BATCH_CREDITS: u32 = 16 * CREDITS;
 
 /// A handle that many ioends share, and those that are finished when it has been stopped.
 struct Batch<'a> {
-    fs: &'a Arc<FilesystemInner>,
+    engine: &'a Arc<Engine>,
     handle: Option<Handle>,
-    finished: Vec<Ioend>,
+    finished: Vec<(Arc<InodeInfo>, Ioend)>,
     /// How many ioends of the inode in hand have blocked nobody since.
     removed: u64,
 }
 
 impl Batch<'_> {
     /// Everything of `ioend` but the end of the handle is decided.
-    fn end(&mut self, ioend: Ioend) {
-        let _ = ioend.inode.completion.remove(&ioend);
+    fn end(&mut self, inode: &Arc<InodeInfo>, ioend: Ioend) {
+        let _ = inode.completion.remove(&ioend);
         self.removed += 1;
-        self.finished.push(ioend);
+        self.finished.push((Arc::clone(inode), ioend));
+    }
+
+    /// `group` ends with `result`, whatever the I/O of its ioends gave if that is an error.
+    fn end_group(&mut self, inode: &Arc<InodeInfo>, group: Group, result: Result<()>) {
+        for mut ioend in group.members {
+            if result.is_err() {
+                ioend.result.clone_from(&result);
+            }
+            self.end(inode, ioend);
+        }
     }
 
     /// Stops the handle, then ends the writeback of what it converted.
     async fn stop(&mut self) {
         self.handle = None;
-        for ioend in std::mem::take(&mut self.finished) {
+        for (inode, ioend) in std::mem::take(&mut self.finished) {
             if ioend.kind == Kind::Picked && ioend.result.is_err() {
-                finish::discard(self.fs, &ioend).await;
+                finish::discard(self.engine, &inode, &ioend).await;
             }
-            finish::finish(self.fs, ioend);
+            finish::finish(self.engine, &inode, ioend);
         }
     }
 
@@ -69,10 +78,11 @@ impl Batch<'_> {
             return Ok(());
         }
         self.stop().await;
-        let most = self.fs.journal.as_ref().map_or(BATCH_CREDITS, |journal| journal.max_credits() / 4);
-        LiveCounters::add(&self.fs.writeback.counters.completion_handles, 1);
+        let most =
+            self.engine.volume.journal.as_ref().map_or(BATCH_CREDITS, |journal| journal.max_credits() / 4);
+        LiveCounters::add(&self.engine.volume.counters.completion_handles, 1);
         let credits = BATCH_CREDITS.min(most).max(needed);
-        self.handle = Some(self.fs.begin_tracked(credits, "convert").await?);
+        self.handle = Some(self.engine.volume.begin_tracked(credits, "convert").await?);
         Ok(())
     }
 }
@@ -88,16 +98,22 @@ enum Progress {
     NoSpace,
 }
 
-/// Converts and finishes what has completed of `inodes`.
-pub(crate) async fn process(fs: &Arc<FilesystemInner>, inodes: Vec<Arc<InodeInfo>>) {
-    let mut batch = Batch { fs, handle: None, finished: Vec::new(), removed: 0 };
-    for inode in inodes {
-        process_inode(&mut batch, &inode).await;
+/// Converts and finishes what has completed of `inodes`. Returns those that have to be looked at again.
+#[must_use = "what is parked would be forgotten"]
+pub(crate) async fn process(engine: &Arc<Engine>, mut inodes: Vec<Arc<InodeInfo>>) -> Vec<Arc<InodeInfo>> {
+    let mut batch = Batch { engine, handle: None, finished: Vec::new(), removed: 0 };
+    let mut again = Vec::new();
+    for inode in inodes.drain(..) {
+        if process_inode(&mut batch, &inode).await {
+            again.push(inode);
+        }
     }
     batch.stop().await;
+    again
 }
 
-async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
+/// Returns true if the inode has to be looked at again.
+async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) -> bool {
     let queue = &inode.completion;
     let (ioends, removals) = {
         let mut state = queue.state.lock();
@@ -108,21 +124,19 @@ async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) {
     };
     batch.removed = 0;
     let parked = process_ioends(batch, inode, ioends).await;
-    LiveCounters::add(&batch.fs.writeback.counters.parked, parked.len() as u64);
+    LiveCounters::add(&batch.engine.volume.counters.parked, parked.len() as u64);
     // Attendants of one inode and a worker may be here at the same time.
-    if queue.park(parked, removals, batch.removed) {
-        schedule(batch.fs, inode);
-    }
+    queue.park(parked, removals, batch.removed)
 }
 
 /// Fails, converts and finishes `ioends`. Returns those that wait for others.
 async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: Vec<Ioend>) -> Vec<Ioend> {
-    let fs = batch.fs;
+    let engine = batch.engine;
     let queue = &inode.completion;
     let (good, failed): (Vec<_>, Vec<_>) = ioends.into_iter().partition(|ioend| ioend.result.is_ok());
     for ioend in failed {
-        note_failure(fs, inode, &ioend);
-        batch.end(ioend);
+        note_failure(engine, inode, &ioend);
+        batch.end(inode, ioend);
     }
     if good.is_empty() && inode.size() <= queue.disk_size() {
         return Vec::new();
@@ -133,7 +147,7 @@ async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: V
         let needed = groups.front().map_or(CREDITS, Group::credits);
         if let Err(error) = batch.make_room(needed).await {
             for group in groups {
-                fail(batch, group, &error);
+                batch.end_group(inode, group, Err(error.clone()));
             }
             break;
         }
@@ -143,14 +157,14 @@ async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: V
             Ok(Progress::NoSpace) => {
                 // A commit waits for no completion. Where it fails the next try says so.
                 batch.stop().await;
-                let _ = fs.commit_for_space().await;
+                let _ = engine.volume.commit_for_space().await;
             }
             Err(error) => {
                 for group in groups {
-                    fail(batch, group, &error);
+                    batch.end_group(inode, group, Err(error.clone()));
                 }
                 // Neither conversion nor size is in a transaction: what the caller waits for did not happen.
-                for ioend in batch.finished.iter_mut().filter(|ioend| Arc::ptr_eq(&ioend.inode, inode)) {
+                for (_, ioend) in batch.finished.iter_mut().filter(|(owner, _)| Arc::ptr_eq(owner, inode)) {
                     if ioend.result.is_ok() {
                         ioend.result = Err(error.clone());
                     }
@@ -162,15 +176,15 @@ async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: V
     parked
 }
 
-fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
+fn note_failure(engine: &Engine, inode: &InodeInfo, ioend: &Ioend) {
     if let Err(error) = &ioend.result {
-        if fs.options.data_error_aborts
-            && let Some(journal) = &fs.journal
+        if engine.volume.options.data_error_aborts
+            && let Some(journal) = &engine.volume.journal
         {
             journal.abort(error);
         }
         let size = inode.completion.disk_size();
-        let block_size = fs.info.block_size();
+        let block_size = engine.volume.info.block_size();
         let tail = (size >> block_size.bits()) as u32;
         if ioend.kind == Kind::Overwrite
             && !size.is_multiple_of(u64::from(block_size.bytes()))
@@ -181,48 +195,40 @@ fn note_failure(fs: &FilesystemInner, inode: &InodeInfo, ioend: &Ioend) {
     }
 }
 
-fn fail(batch: &mut Batch<'_>, group: Group, error: &Error) {
-    for mut ioend in group.members {
-        ioend.result = Err(error.clone());
-        batch.end(ioend);
-    }
-}
-
-/// Works on `groups` under one hold of the inode's lock, as far as the handle's credits go.
+/// Works on `groups` under one hold of the inode's lock, as far as the handle's credits go:
+///
+/// ```text
+///   group ─► cut off by a truncation ──────────────────────────────► ended
+///         ─► the gate of i_disksize: failed ─► ended; closed ─► parked
+///         ─► published, or converted ─► i_disksize moves ─► ended
+///   no group left ─► i_disksize follows a size without data of its own
+///   inode logged, lock given back
+/// ```
 async fn process_groups(
     batch: &mut Batch<'_>,
     inode: &Arc<InodeInfo>,
     groups: &mut VecDeque<Group>,
     parked: &mut Vec<Ioend>,
 ) -> Result<Progress> {
-    let fs = batch.fs;
-    let block_size = fs.info.block_size();
-    let mut disk = inode.inode.write().await;
-    let mut changed = false;
+    let engine = batch.engine;
+    let mut hold = Hold { engine, inode, disk: inode.inode.write().await, changed: false };
     let mut progress = Progress::All;
     while let Some(mut group) = groups.pop_front() {
         let size = inode.size();
-        if group.offset >= size.next_multiple_of(u64::from(block_size.bytes())) {
-            // Cut off meanwhile: unwritten blocks stay so until the truncation frees them, picked ones go back.
-            if group.kind == Kind::Picked {
-                inode.preallocation.give_back(&fs.info, group.blocks.clone());
+        match hold.judge(&group, size) {
+            Verdict::Work => {}
+            Verdict::CutOff => {
+                hold.drop_cut_off(&group);
+                batch.end_group(inode, group, Ok(()));
+                continue;
             }
-            for ioend in group.members {
-                batch.end(ioend);
+            Verdict::Park => {
+                parked.extend(group.members);
+                continue;
             }
-            continue;
-        }
-        if group.end > disk.size {
-            match gate(fs, inode, &disk, &group) {
-                Gate::Open => {}
-                Gate::Failed(error) => {
-                    fail(batch, group, &error);
-                    continue;
-                }
-                Gate::Closed => {
-                    parked.extend(group.members);
-                    continue;
-                }
+            Verdict::Fail(error) => {
+                batch.end_group(inode, group, Err(error));
+                continue;
             }
         }
         if !batch.has_room(group.credits()) {
@@ -231,100 +237,154 @@ async fn process_groups(
             break;
         }
         let Some(handle) = &batch.handle else { break };
-        let mut failed = None;
-        if group.kind == Kind::Picked {
-            let before = group.published;
-            let outcome = publish(batch, inode, &mut disk, &mut group, size).await;
-            changed = true;
-            LiveCounters::add(&fs.writeback.counters.publications, u64::from(group.published > before));
-            match outcome {
-                Ok(true) => {}
-                Ok(false) => progress = Progress::NoCredits,
-                Err(error)
-                    if error.errno() == Errno::ENOSPC
-                        && !group.retried
-                        && fs.info.blocks_awaiting_commit() > 0 =>
-                {
-                    group.retried = true;
-                    progress = Progress::NoSpace;
-                }
-                Err(error) => {
-                    tracing::error!(inode = inode.number.0, block = group.published, %error,
-                        "publication failed: data is lost");
-                    failed = Some(error);
-                }
+        let step = match group.kind {
+            Kind::Picked => hold.publish(batch, &mut group, size).await,
+            Kind::Unwritten => hold.convert(handle, &group, size).await,
+            Kind::Overwrite => hold.reach(&group, size),
+        };
+        match step {
+            Step::Done => {
+                inode.completion.note_tail_written(&group.blocks);
+                batch.end_group(inode, group, Ok(()));
             }
-        }
-        if group.kind == Kind::Unwritten {
-            let first = LogicalBlock(group.blocks.start);
-            let len = group.blocks.end - group.blocks.start;
-            let converted = extent_tree::convert_to_written(&fs.info, handle, &mut disk, first, len).await;
-            changed = true;
-            if let Err(error) = converted {
-                tracing::error!(inode = inode.number.0, block = first.0, len, %error,
-                    "conversion failed: potential data loss");
-                fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
-                fail(batch, group, &error);
-                continue;
+            Step::Again(reason) => {
+                groups.push_front(group);
+                progress = reason;
+                break;
             }
-            inode.extent_status.set_written(group.blocks.clone());
-            tracing::trace!(
-                ino = inode.number.0,
-                lblk = first.0,
-                len,
-                ioends = group.members.len(),
-                "ext4_convert_unwritten_extents"
-            );
-            if let Some(first) = group.members.first() {
-                let mapped = Mapped::Blocks { physical: first.physical, unwritten: false };
-                let blocks = (group.blocks.start, group.blocks.end);
-                fs.fast_commits.range_changed(handle.id(), inode.number, blocks, mapped);
-            }
-            LiveCounters::add(&fs.writeback.counters.conversions, 1);
-            LiveCounters::add(&fs.writeback.counters.merges, group.members.len() as u64 - 1);
-        }
-        let end = group.done_end(block_size).min(size);
-        if end > disk.size {
-            disk.size = end;
-            inode.completion.set_disk_size(end);
-            changed = true;
-        }
-        if progress != Progress::All {
-            groups.push_front(group);
-            break;
-        }
-        if let Some(error) = failed {
-            fail(batch, group, &error);
-            continue;
-        }
-        {
-            let mut state = inode.completion.state.lock();
-            if state.failed_tail.as_ref().is_some_and(|(block, _)| group.blocks.contains(block)) {
-                state.failed_tail = None;
-            }
-        }
-        for ioend in group.members {
-            batch.end(ioend);
+            Step::Failed(error) => batch.end_group(inode, group, Err(error)),
         }
     }
     // A size that was raised without data of its own follows when nothing before it is unfinished.
-    let size = inode.size();
-    let floor = disk.size & !(u64::from(block_size.bytes()) - 1);
-    if progress == Progress::All
-        && size > disk.size
-        && batch.has_room(CREDITS)
-        && !inode.completion.has_failed_tail()
-        && !inode.completion.is_in_flight_from(floor)
-        && !inode.pages.is_dirty_from(floor)
-    {
-        disk.size = size;
-        inode.completion.set_disk_size(size);
-        changed = true;
+    if progress == Progress::All && batch.has_room(CREDITS) {
+        hold.changed |= follow_size(&engine.volume, inode, &mut hold.disk);
     }
-    if changed && let Some(handle) = &batch.handle {
-        fs.log_inode(handle, inode, &disk, true).await?;
+    if hold.changed
+        && let Some(handle) = &batch.handle
+    {
+        log_inode(&engine.volume, handle, inode, &hold.disk, true).await?;
     }
     Ok(progress)
+}
+
+/// What to do with a group.
+enum Verdict {
+    Work,
+    /// A truncation cut it off.
+    CutOff,
+    /// Earlier data is unfinished.
+    Park,
+    Fail(Error),
+}
+
+/// How the work on a group ended.
+enum Step {
+    Done,
+    /// The rest of it needs credits or space.
+    Again(Progress),
+    Failed(Error),
+}
+
+/// One hold of an inode's lock (i_data_sem): what changes under it is logged before the lock is given back.
+struct Hold<'a> {
+    engine: &'a Arc<Engine>,
+    inode: &'a Arc<InodeInfo>,
+    disk: RwLockWriteGuard<'a, Inode>,
+    changed: bool,
+}
+
+impl Hold<'_> {
+    fn judge(&self, group: &Group, size: u64) -> Verdict {
+        let block_size = self.engine.volume.info.block_size();
+        if group.offset >= size.next_multiple_of(u64::from(block_size.bytes())) {
+            return Verdict::CutOff;
+        }
+        if group.end <= self.disk.size {
+            return Verdict::Work;
+        }
+        match gate(&self.engine.volume, self.inode, &self.disk, group) {
+            Gate::Open => Verdict::Work,
+            Gate::Failed(error) => Verdict::Fail(error),
+            Gate::Closed => Verdict::Park,
+        }
+    }
+
+    /// Unwritten blocks stay so until the truncation frees them, picked ones go back.
+    fn drop_cut_off(&self, group: &Group) {
+        if group.kind == Kind::Picked {
+            self.inode.preallocation.give_back(&self.engine.volume.info, group.blocks.clone());
+        }
+    }
+
+    /// i_disksize moves to the end of what is done of `group`, within i_size.
+    fn reach(&mut self, group: &Group, size: u64) -> Step {
+        let end = group.done_end(self.engine.volume.info.block_size()).min(size);
+        if end > self.disk.size {
+            self.disk.size = end;
+            self.inode.completion.set_disk_size(end);
+            self.changed = true;
+        }
+        Step::Done
+    }
+
+    /// Unwritten blocks become written.
+    async fn convert(&mut self, handle: &Handle, group: &Group, size: u64) -> Step {
+        let volume = &self.engine.volume;
+        let first = LogicalBlock(group.blocks.start);
+        let len = group.blocks.end - group.blocks.start;
+        let converted =
+            extent_tree::convert_to_written(&volume.info, handle, &mut self.disk, first, len).await;
+        self.changed = true;
+        if let Err(error) = converted {
+            tracing::error!(inode = self.inode.number.0, block = first.0, len, %error,
+                "conversion failed: potential data loss");
+            volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
+            return Step::Failed(error);
+        }
+        self.inode.extent_status.set_written(group.blocks.clone());
+        tracing::trace!(
+            ino = self.inode.number.0,
+            lblk = first.0,
+            len,
+            ioends = group.members.len(),
+            "ext4_convert_unwritten_extents"
+        );
+        let mapped = Mapped::Blocks { physical: group.physical, unwritten: false };
+        let blocks = (group.blocks.start, group.blocks.end);
+        volume.fast_commits.range_changed(handle.id(), self.inode.number, blocks, mapped);
+        LiveCounters::add(&volume.counters.conversions, 1);
+        LiveCounters::add(&volume.counters.merges, group.members.len() as u64 - 1);
+        self.reach(group, size)
+    }
+
+    /// Picked blocks become part of the file, as far as the handle's credits go. What was published before a failure
+    /// counts.
+    async fn publish(&mut self, batch: &Batch<'_>, group: &mut Group, size: u64) -> Step {
+        let volume = &self.engine.volume;
+        let before = group.published;
+        let outcome = publish(batch, self.inode, &mut self.disk, group, size).await;
+        self.changed = true;
+        LiveCounters::add(&volume.counters.publications, u64::from(group.published > before));
+        let step = match outcome {
+            Ok(true) => Step::Done,
+            Ok(false) => Step::Again(Progress::NoCredits),
+            Err(error)
+                if error.errno() == Errno::ENOSPC
+                    && !group.retried
+                    && volume.info.blocks_awaiting_commit() > 0 =>
+            {
+                group.retried = true;
+                Step::Again(Progress::NoSpace)
+            }
+            Err(error) => {
+                tracing::error!(inode = self.inode.number.0, block = group.published, %error,
+                    "publication failed: data is lost");
+                Step::Failed(error)
+            }
+        };
+        self.reach(group, size);
+        step
+    }
 }
 
 /// Publishes what `group` has within the first `size` bytes of the file, as far as the handle's credits go; what lies
@@ -336,8 +396,8 @@ async fn publish(
     group: &mut Group,
     size: u64,
 ) -> Result<bool> {
-    let fs = batch.fs;
-    let end_of_file = u32::try_from(fs.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
+    let engine = batch.engine;
+    let end_of_file = u32::try_from(engine.volume.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
     let end = group.blocks.end.min(end_of_file);
     while group.published < end {
         let Some(handle) = batch.handle.as_ref().filter(|_| batch.has_room(STEP_CREDITS)) else {
@@ -345,8 +405,8 @@ async fn publish(
         };
         let physical = group.physical.offset(u64::from(group.published - group.blocks.start));
         let len = end - group.published;
-        group.published += publish_step(fs, handle, inode, disk, group.published, physical, len).await?;
+        group.published += publish_step(engine, handle, inode, disk, group.published, physical, len).await?;
     }
-    inode.preallocation.give_back(&fs.info, end..group.blocks.end);
+    inode.preallocation.give_back(&engine.volume.info, end..group.blocks.end);
     Ok(true)
 }

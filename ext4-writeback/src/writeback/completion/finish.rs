@@ -1,36 +1,35 @@
-//! TODO header.
+//! The end of an ioend: its folios are no longer under writeback, its error is recorded, picked blocks go back.
 
 use std::sync::Arc;
 
 use crate::cache::ioend::Ioend;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::iomap::preallocation::drop_delayed;
+use crate::writeback::Engine;
 
 /// Everything of `ioend` is done: ends its folios' writeback and reports its error.
-pub(crate) fn finish(fs: &FilesystemInner, mut ioend: Ioend) {
+pub(crate) fn finish(engine: &Engine, inode: &InodeInfo, mut ioend: Ioend) {
     if let Err(error) = &ioend.result {
-        tracing::warn!(inode = ioend.inode.number.0, offset = ioend.offset, size = ioend.size, %error,
+        tracing::warn!(inode = inode.number.0, offset = ioend.offset, size = ioend.size, %error,
             "data was not written");
-        ioend.inode.write_errors.record(error);
+        inode.write_errors.record(error);
     }
     for (folio, _) in ioend.pieces.drain(..) {
         if folio.finish_piece() {
             let len = folio.len();
             // Given up while we have it, it would free nothing, and others would have to go as well.
             drop(folio);
-            fs.writeback.end_writeback(len);
+            engine.dirty.end_writeback(len);
         }
     }
-    ioend.inode.completion.state.lock().unfinished.remove(&ioend.id);
-    ioend.inode.completion.progress.notify_waiters();
-    fs.writeback.finish_ioend(ioend.id);
+    inode.completion.state.lock().unfinished.remove(&ioend.id);
+    inode.completion.progress.notify_waiters();
+    engine.dirty.finish_ioend(ioend.id);
 }
 
 /// `ioend`, whose blocks were picked, failed: they go back. What was made dirty again meanwhile stays delayed, the rest
 /// is lost. No handle may be held, nor the inode's lock.
-pub(crate) async fn discard(fs: &FilesystemInner, ioend: &Ioend) {
-    let inode: &Arc<InodeInfo> = &ioend.inode;
+pub(crate) async fn discard(engine: &Engine, inode: &Arc<InodeInfo>, ioend: &Ioend) {
     for (folio, blocks) in &ioend.pieces {
         // Dirty bits change under the folio's lock only.
         let guard = folio.lock().await;
@@ -38,10 +37,10 @@ pub(crate) async fn discard(fs: &FilesystemInner, ioend: &Ioend) {
         let mut at = blocks.start;
         while at < blocks.end {
             let dirty = guard.next_dirty(at..blocks.end).unwrap_or(blocks.end..blocks.end);
-            drop_delayed(fs, inode, first + at..first + dirty.start).await;
+            drop_delayed(&engine.volume, inode, first + at..first + dirty.start).await;
             if !dirty.is_empty() {
                 let _disk = inode.inode.write().await;
-                inode.preallocation.give_back(&fs.info, first + dirty.start..first + dirty.end);
+                inode.preallocation.give_back(&engine.volume.info, first + dirty.start..first + dirty.end);
             }
             at = dirty.end;
         }

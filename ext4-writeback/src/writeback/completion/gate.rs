@@ -18,8 +18,8 @@
 
 use ext4_core::Error;
 
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::volume::Volume;
 use crate::writeback::completion::group::Group;
 
 /// The answer.
@@ -34,12 +34,12 @@ pub(crate) enum Gate {
 
 /// May `group`, which reaches past i_disksize, move it?
 pub(crate) fn gate(
-    fs: &FilesystemInner,
+    volume: &Volume,
     inode: &InodeInfo,
     disk: &ext4_core::format::inode::Inode,
     group: &Group,
 ) -> Gate {
-    let floor = disk.size & !(u64::from(fs.info.block_size().bytes()) - 1);
+    let floor = disk.size & !(u64::from(volume.info.block_size().bytes()) - 1);
     let state = inode.completion.state.lock();
     if state.in_flight.range(..(group.offset, 0)).any(|(_, end)| *end > floor) {
         return Gate::Closed;

@@ -1,12 +1,15 @@
-//! TODO header.
+//! Groups: ioends of one inode that follow one another in the file and on the device, converted in one step.
 
 use std::ops::Range;
 
-use ext4_core::{BlockNumber, LogicalBlock};
+use ext4_core::meta::credits;
+use ext4_core::{BlockNumber, BlockSize, LogicalBlock};
 
 use crate::cache::ioend::{Ioend, Kind};
-use crate::writeback::completion::convert::CREDITS;
 use crate::writeback::completion::publish::STEP_CREDITS;
+
+/// Credits for one ioend: its conversion and its inode.
+pub(crate) const CREDITS: u32 = credits::EXTENT + credits::INODE;
 
 /// Ioends that follow one another in the file and on the device.
 pub(crate) struct Group {
@@ -29,7 +32,7 @@ impl Group {
     }
 
     /// The byte behind the last that is part of the file: published, where that is asked for.
-    pub(crate) fn done_end(&self, block_size: ext4_core::BlockSize) -> u64 {
+    pub(crate) fn done_end(&self, block_size: BlockSize) -> u64 {
         match self.kind {
             Kind::Picked if self.published == self.blocks.start => 0,
             Kind::Picked => self.end.min(LogicalBlock(self.published).byte(block_size)),
@@ -38,6 +41,7 @@ impl Group {
     }
 }
 
+/// Sorts `ioends` into the order of the file and joins those that follow one another.
 pub(crate) fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
     ioends.sort_by_key(|ioend| (ioend.offset, ioend.id));
     let mut groups: Vec<Group> = Vec::new();

@@ -35,14 +35,13 @@ pub(crate) mod publish;
 mod tests;
 pub(crate) mod wait;
 
-use crate::writeback::dirty;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::base::lock_order::Scoped;
 use crate::cache::ioend::{Ioend, Kind};
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 use crate::writeback::completion::convert::process;
 use crate::writeback::completion::finish::finish;
 
@@ -50,11 +49,10 @@ use crate::writeback::completion::finish::finish;
 const BATCH_INODES: usize = 128;
 
 /// The I/O of `ioend` ended, well or not. In the device's completion context.
-pub(crate) fn end_io(fs: &Arc<FilesystemInner>, ioend: Ioend) {
+pub(crate) fn end_io(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, ioend: Ioend) {
     for (folio, _) in &ioend.pieces {
         folio.end_piece_io();
     }
-    let inode = Arc::clone(&ioend.inode);
     let disk_size = inode.completion.disk_size();
     let defer = ioend.result.is_err()
         || ioend.kind != Kind::Overwrite
@@ -65,19 +63,19 @@ pub(crate) fn end_io(fs: &Arc<FilesystemInner>, ioend: Ioend) {
         inode.completion.state.lock().done.push(ioend);
     } else {
         others_wait = inode.completion.remove(&ioend);
-        finish(fs, ioend);
+        finish(engine, inode, ioend);
     }
-    fs.writeback.completed.ios.fetch_sub(1, Ordering::AcqRel);
+    engine.dirty.completed.ios.fetch_sub(1, Ordering::AcqRel);
     // Somebody who extends the file looks for ioends in flight after raising i_size; if he saw this one, the size is
     // left to us.
     if defer || others_wait || inode.size() > inode.completion.disk_size() {
-        schedule(fs, &inode);
+        schedule(engine, &inode);
     }
-    dirty::note_progress(fs);
+    engine.dirty.note_progress();
 }
 
 /// Has a worker look at `inode`, or whoever waits for it.
-pub(crate) fn schedule(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+pub(crate) fn schedule(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     {
         let mut state = inode.completion.state.lock();
         if std::mem::replace(&mut state.queued, true) {
@@ -89,16 +87,16 @@ pub(crate) fn schedule(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
             return;
         }
     }
-    give_to_workers(fs, inode);
+    give_to_workers(engine, inode);
 }
 
 /// Puts `inode`, which has work, into the workers' queue.
-pub(crate) fn give_to_workers(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
-    let mut completed = fs.writeback.completed.completed.lock();
+pub(crate) fn give_to_workers(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
+    let mut completed = engine.dirty.completed.completed.lock();
     completed.queue.push_back(Arc::clone(inode));
-    if fs.writeback.is_deterministic() {
+    if engine.dirty.is_deterministic() {
         drop(completed);
-        dirty::note_progress(fs);
+        engine.dirty.note_progress();
         return;
     }
     if completed.worker {
@@ -106,28 +104,28 @@ pub(crate) fn give_to_workers(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>)
     }
     completed.worker = true;
     drop(completed);
-    let worker = Arc::clone(fs);
-    fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
+    let worker = Arc::clone(engine);
+    engine.volume.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
         loop {
             let inodes: Vec<_> = {
-                let mut completed = worker.writeback.completed.completed.lock();
+                let mut completed = worker.dirty.completed.completed.lock();
                 let count = completed.queue.len().min(BATCH_INODES);
                 completed.worker = count > 0;
                 completed.queue.drain(..count).collect()
             };
             if inodes.is_empty() {
-                dirty::note_progress(&worker);
+                worker.dirty.note_progress();
                 return;
             }
-            process(&worker, inodes).await;
+            process_and_schedule(&worker, inodes).await;
         }
     }))));
 }
 
 /// Without workers: where no I/O is in flight, converts what has completed, inode by inode. True where there was
 /// something.
-pub(crate) async fn run_when_io_ended(fs: &Arc<FilesystemInner>) -> bool {
-    let control = &fs.writeback.completed;
+pub(crate) async fn run_when_io_ended(engine: &Arc<Engine>) -> bool {
+    let control = &engine.dirty.completed;
     if control.ios.load(Ordering::Acquire) != 0 {
         return false;
     }
@@ -136,6 +134,13 @@ pub(crate) async fn run_when_io_ended(fs: &Arc<FilesystemInner>) -> bool {
         return false;
     }
     inodes.sort_by_key(|inode| inode.number);
-    process(fs, inodes).await;
+    process_and_schedule(engine, inodes).await;
     true
+}
+
+/// Converts and finishes what has completed of `inodes`; what has to be looked at again is given to a worker.
+pub(crate) async fn process_and_schedule(engine: &Arc<Engine>, inodes: Vec<Arc<InodeInfo>>) {
+    for inode in process(engine, inodes).await {
+        schedule(engine, &inode);
+    }
 }

@@ -15,11 +15,11 @@ use ext4_core::meta::{SuperblockInfo, block_map, credits, extent_tree};
 use ext4_core::{BlockNumber, GroupNumber, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
+use crate::writeback::Engine;
 
 /// Credits for one step, its inode included.
 pub(crate) const STEP_CREDITS: u32 = credits::EXTENT + credits::ALLOCATE_BLOCKS + credits::INODE;
@@ -33,7 +33,7 @@ const _: () = assert!(credits::POINTERS <= credits::EXTENT, "a step takes either
 /// # Errors
 /// `ENOSPC` where there is no block for a node or for pointers; those of the device and of the transaction.
 pub(crate) async fn publish_step(
-    fs: &FilesystemInner,
+    engine: &Engine,
     handle: &Handle,
     inode: &InodeInfo,
     disk: &mut Inode,
@@ -41,7 +41,7 @@ pub(crate) async fn publish_step(
     physical: BlockNumber,
     len: u32,
 ) -> Result<u32> {
-    let info = &fs.info;
+    let info = &engine.volume.info;
     let logical = LogicalBlock(first);
     let len = len.min(Extent::max_len(false)).min(left_in_group(info, physical));
     let mapped = if disk.uses_extents() {
@@ -49,9 +49,10 @@ pub(crate) async fn publish_step(
     } else {
         block_map::insert(info, handle, disk, logical, physical, len).await
     };
-    let count = mapped.inspect_err(|_| fs.fast_commits.mark_ineligible(handle.id(), Reason::Failure))?;
+    let count =
+        mapped.inspect_err(|_| engine.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure))?;
     if let Err(error) = use_picked(info, handle, physical, count).await {
-        if let Some(journal) = &fs.journal {
+        if let Some(journal) = &engine.volume.journal {
             journal.abort(&error);
         }
         return Err(error);
@@ -61,7 +62,7 @@ pub(crate) async fn publish_step(
     let (delayed, _) = inode.extent_status.set(first..first + count, Status::Written(physical));
     debug_assert_eq!(delayed, u64::from(count), "what is published was delayed");
     let mapped = Mapped::Blocks { physical, unwritten: false };
-    fs.fast_commits.range_changed(handle.id(), inode.number, (first, first + count), mapped);
+    engine.volume.fast_commits.range_changed(handle.id(), inode.number, (first, first + count), mapped);
     tracing::debug!(inode = inode.number.0, block = first, count, physical = physical.0, "publish");
     Ok(count)
 }

@@ -49,7 +49,7 @@ async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
     file.write_at(20 * PAGE, &[2; PAGE as usize]).await.expect("writes");
     // As memory pressure would.
     file.inode.extent_status.remove(TAIL as u32..TAIL as u32 + 1);
-    inner(&file).info.cache.clear();
+    inner(&file).volume.info.cache.clear();
     faulty.fail_nth(Operation::Read, 0);
     assert_eq!(file.sync_all().await.expect_err("the zeros are lost").errno(), Errno::EIO);
     assert_eq!(faulty.faults_met(), 1);
@@ -160,7 +160,7 @@ async fn nobody_but_the_cache_has_a_folio_that_became_clean() {
     drop(folio);
     let before = [watch.folio.strong_count(), watch.memory.strong_count()];
     {
-        let mut progress = pin!(inner(&file).writeback.progress.notified());
+        let mut progress = pin!(inner(&file).engine.dirty.progress.notified());
         let waker = Waker::from(Arc::clone(&watch));
         assert!(progress.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         file.start_writeback().await.expect("starts");

@@ -5,29 +5,29 @@ use std::sync::Arc;
 
 use crate::base::lock_order::assert_no_handle;
 use crate::cache::folio::Folio;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::Engine;
 use crate::writeback::completion::run_when_io_ended;
 
 /// Waits until no worker runs and none is needed.
-pub(crate) async fn wait_for_workers(fs: &Arc<FilesystemInner>) {
-    wait_for_progress(fs, || {
-        let completed = fs.writeback.completed.completed.lock();
+pub(crate) async fn wait_for_workers(engine: &Arc<Engine>) {
+    wait_for_progress(engine, || {
+        let completed = engine.dirty.completed.completed.lock();
         completed.queue.is_empty() && !completed.worker
     })
     .await;
 }
 
 /// Waits until every ioend that was in flight at the call is finished.
-pub(crate) async fn wait_for_ioends(fs: &Arc<FilesystemInner>) {
-    let until = fs.writeback.next_ioend();
-    wait_for_progress(fs, || fs.writeback.is_finished_below(until)).await;
+pub(crate) async fn wait_for_ioends(engine: &Arc<Engine>) {
+    let until = engine.dirty.next_ioend();
+    wait_for_progress(engine, || engine.dirty.is_finished_below(until)).await;
 }
 
 /// Waits until `done`, which progress makes true. No handle may be held.
-pub(crate) async fn wait_for_progress(fs: &Arc<FilesystemInner>, done: impl Fn() -> bool) {
+pub(crate) async fn wait_for_progress(engine: &Arc<Engine>, done: impl Fn() -> bool) {
     assert_no_handle("waiting for writeback");
-    let control = &fs.writeback;
+    let control = &engine.dirty;
     loop {
         let notified = control.progress.notified();
         tokio::pin!(notified);
@@ -35,7 +35,7 @@ pub(crate) async fn wait_for_progress(fs: &Arc<FilesystemInner>, done: impl Fn()
         if done() {
             return;
         }
-        if control.deterministic && run_when_io_ended(fs).await {
+        if control.limits.deterministic && run_when_io_ended(engine).await {
             continue;
         }
         notified.await;
@@ -43,12 +43,12 @@ pub(crate) async fn wait_for_progress(fs: &Arc<FilesystemInner>, done: impl Fn()
 }
 
 /// Waits until the ioends over bytes `range` of `inode` that are in flight now are finished.
-pub(crate) async fn wait_for_range(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, range: &Range<u64>) {
-    let until = fs.writeback.next_ioend();
-    wait_for_progress(fs, || inode.completion.is_range_finished_below(range, until)).await;
+pub(crate) async fn wait_for_range(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, range: &Range<u64>) {
+    let until = engine.dirty.next_ioend();
+    wait_for_progress(engine, || inode.completion.is_range_finished_below(range, until)).await;
 }
 
 /// Waits for the writeback of one folio.
-pub(crate) async fn wait_for_folio(fs: &Arc<FilesystemInner>, folio: &Folio) {
-    wait_for_progress(fs, || !folio.is_under_writeback()).await;
+pub(crate) async fn wait_for_folio(engine: &Arc<Engine>, folio: &Folio) {
+    wait_for_progress(engine, || !folio.is_under_writeback()).await;
 }

@@ -29,68 +29,68 @@ use std::time::Duration;
 use ext4_core::Result;
 
 use crate::base::lock_order::Scoped;
-use crate::filesystem::FilesystemInner;
 use crate::inode::{InodeInfo, lazytime};
+use crate::writeback::Engine;
 use crate::writeback::gather::Gather;
 use crate::writeback::sync_all::sync_all_data;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
 /// Starts the flusher (where the options ask for one). After everything else of a mount.
-pub(crate) fn start(fs: &Arc<FilesystemInner>) {
-    if fs.writeback.deterministic || fs.options.read_only {
+pub(crate) fn start(engine: &Arc<Engine>) {
+    if engine.dirty.limits.deterministic || engine.volume.options.read_only {
         return;
     }
-    fs.writeback.running.store(true, Ordering::Release);
-    let wake = Arc::clone(&fs.writeback.wake);
-    let runtime = Arc::clone(&fs.runtime);
-    let period = fs.writeback.period;
-    let weak = Arc::downgrade(fs);
-    fs.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
+    engine.dirty.flusher.running.store(true, Ordering::Release);
+    let wake = Arc::clone(&engine.dirty.flusher.wake);
+    let runtime = Arc::clone(&engine.volume.runtime);
+    let period = engine.dirty.limits.period;
+    let weak = Arc::downgrade(engine);
+    engine.volume.runtime.spawn(Box::pin(Scoped::new(Box::pin(async move {
         loop {
             tokio::select! {
                 biased;
                 () = wake.notified() => {}
                 () = runtime.sleep(period) => {}
             }
-            let Some(fs) = weak.upgrade() else { return };
-            let control = &fs.writeback;
-            if control.stopping.load(Ordering::Acquire) {
-                control.running.store(false, Ordering::Release);
-                control.wake_everybody();
+            let Some(engine) = weak.upgrade() else { return };
+            let control = &engine.dirty;
+            if control.flusher.stopping.load(Ordering::Acquire) {
+                control.flusher.running.store(false, Ordering::Release);
+                control.note_progress();
                 return;
             }
-            control.kicked.store(false, Ordering::Release);
-            flush_old(&fs).await;
-            lazytime::log_expired(&fs).await;
-            if control.dirty_bytes() > control.background {
-                flush_background(&fs).await;
+            control.flusher.kicked.store(false, Ordering::Release);
+            flush_old(&engine).await;
+            lazytime::log_expired(&engine.volume, &engine.lazy_times).await;
+            if control.dirty_bytes() > control.limits.background {
+                flush_background(&engine).await;
             }
         }
     }))));
 }
 
 /// Writes back inodes that must not wait, and those that have been dirty for long, or all, where asked for.
-async fn flush_old(fs: &Arc<FilesystemInner>) {
-    let control = &fs.writeback;
-    let now = fs.runtime.monotonic();
-    let everything = control.everything.swap(false, Ordering::AcqRel);
-    let before = if everything { Some(now) } else { now.checked_sub(control.expiry) };
+async fn flush_old(engine: &Arc<Engine>) {
+    let control = &engine.dirty;
+    let now = engine.volume.runtime.monotonic();
+    let everything = control.flusher.everything.swap(false, Ordering::AcqRel);
+    let before = if everything { Some(now) } else { now.checked_sub(control.limits.expiry) };
     let mut inodes: VecDeque<_> = control.take_urgent().into_iter().map(|inode| (inode, None)).collect();
     if let Some(before) = before {
         while let Some(inode) = control.take_dirty_inode(Some(before)) {
             inodes.push_back((inode, None));
         }
     }
-    let mut gather = Gather::new(fs);
+    let mut gather = Gather::new(engine);
     while let Some((inode, generation)) = inodes.pop_front() {
         // What becomes dirty from its first turn on is young.
         let generation = generation.unwrap_or_else(|| inode.pages.tag_dirty());
         let pass = WritebackControl::turn(control.turn()).before(generation);
-        let written = flush_inode(fs, &inode, &mut gather, &pass).await;
+        let written = flush_inode(engine, &inode, &mut gather, &pass).await;
         if written > 0 && inode.pages.next_dirty(0, generation).is_some() {
             inodes.push_back((inode, Some(generation)));
         } else {
-            put_back(fs, &inode).await;
+            put_back(engine, &inode).await;
         }
     }
     gather.submit();
@@ -98,11 +98,11 @@ async fn flush_old(fs: &Arc<FilesystemInner>) {
 
 /// Writes back, oldest first, until little enough is dirty. Waits for I/O, so that it is not ahead of the device
 /// without bound.
-async fn flush_background(fs: &Arc<FilesystemInner>) {
-    let control = &fs.writeback;
-    let enough = || control.not_started() <= control.background / 2;
-    while !enough() && !control.stopping.load(Ordering::Acquire) {
-        let mut gather = Gather::new(fs);
+async fn flush_background(engine: &Arc<Engine>) {
+    let control = &engine.dirty;
+    let enough = || control.not_started() <= control.limits.background / 2;
+    while !enough() && !control.flusher.stopping.load(Ordering::Acquire) {
+        let mut gather = Gather::new(engine);
         let mut turns = control.queued_inodes();
         let before = control.not_started();
         while turns > 0
@@ -110,8 +110,8 @@ async fn flush_background(fs: &Arc<FilesystemInner>) {
             && let Some(inode) = control.take_dirty_inode(None)
         {
             turns -= 1;
-            flush_inode(fs, &inode, &mut gather, &WritebackControl::turn(control.turn())).await;
-            put_back(fs, &inode).await;
+            flush_inode(engine, &inode, &mut gather, &WritebackControl::turn(control.turn())).await;
+            put_back(engine, &inode).await;
         }
         gather.submit();
         let notified = control.progress.notified();
@@ -120,7 +120,7 @@ async fn flush_background(fs: &Arc<FilesystemInner>) {
             tokio::select! {
                 biased;
                 () = notified => {}
-                () = fs.runtime.sleep(Duration::from_millis(10)) => {}
+                () = engine.volume.runtime.sleep(Duration::from_millis(10)) => {}
             }
         }
     }
@@ -128,7 +128,7 @@ async fn flush_background(fs: &Arc<FilesystemInner>) {
 
 /// One inode's turn; returns how many bytes it took.
 async fn flush_inode(
-    fs: &Arc<FilesystemInner>,
+    engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     gather: &mut Gather,
     pass: &WritebackControl,
@@ -136,7 +136,7 @@ async fn flush_inode(
     // Where somebody else writes it back right now, that is as good.
     let Ok(_pass) = inode.pages.writeback_lock.try_lock() else { return 0 };
     // Errors are recorded in the inode, for its openers.
-    match writepages(fs, inode, gather, pass).await {
+    match writepages(engine, inode, gather, pass).await {
         Ok(written) => written,
         Err(error) => {
             tracing::warn!(ino = inode.number.0, %error, "writeback failed");
@@ -146,16 +146,16 @@ async fn flush_inode(
 }
 
 /// Logs the times of an inode that had its turn, and puts it back into the queue where it is still dirty.
-async fn put_back(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
+async fn put_back(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     if !inode.pages.is_dirty_folios() && inode.pages.times_dirty.load(Ordering::Acquire) {
-        if fs.options.lazytime {
-            fs.lazy_times.add(inode, fs.runtime.monotonic());
+        if engine.volume.options.lazytime {
+            engine.lazy_times.add(inode, engine.volume.runtime.monotonic());
             return;
         }
-        let _ = log::log_times(fs, inode).await;
+        let _ = log::log_times(&engine.volume, inode).await;
     }
-    if inode.pages.is_dirty() && fs.check_writable().is_ok() {
-        fs.writeback.enqueue(fs, inode);
+    if inode.pages.is_dirty() && engine.volume.check_writable().is_ok() {
+        engine.dirty.enqueue(engine.volume.runtime.monotonic(), inode);
     }
 }
 
@@ -163,20 +163,20 @@ async fn put_back(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
 ///
 /// # Errors
 /// As [`sync_all_data`].
-pub(crate) async fn stop(fs: &Arc<FilesystemInner>) -> Result<()> {
-    let control = &fs.writeback;
-    control.stopping.store(true, Ordering::Release);
-    control.wake.notify_one();
+pub(crate) async fn stop(engine: &Arc<Engine>) -> Result<()> {
+    let control = &engine.dirty;
+    control.flusher.stopping.store(true, Ordering::Release);
+    control.flusher.wake.notify_one();
     loop {
         let notified = control.progress.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
-        if !control.running.load(Ordering::Acquire) {
+        if !control.flusher.running.load(Ordering::Acquire) {
             break;
         }
         notified.await;
     }
-    let result = sync_all_data(fs).await;
-    wait::wait_for_workers(fs).await;
+    let result = sync_all_data(engine).await;
+    wait::wait_for_workers(engine).await;
     result
 }

@@ -179,7 +179,7 @@ fn nothing_is_written_below_the_background_limit_and_half_of_it_stays_above() {
         write(&file, 7 * MIB, 5 * MIB).await;
         pass_time(&runtime, 1).await;
         assert!(fs.counters().bytes >= 8 << 20, "{:?}", fs.counters());
-        assert!(fs.inner.writeback.dirty_bytes() <= 4 << 20);
+        assert!(fs.inner.engine.dirty.dirty_bytes() <= 4 << 20);
     });
 }
 
@@ -191,7 +191,7 @@ fn a_small_file_does_not_wait_for_a_large_one() {
         let (large, small) = (create(&fs, "large").await, create(&fs, "small").await);
         write(&large, 0, 28 * MIB).await;
         write(&small, 0, MIB).await;
-        fs.inner.writeback.kick_everything();
+        fs.inner.engine.dirty.kick_everything();
         let began = runtime.monotonic();
         while small.inode.completion.disk_size() == 0 {
             runtime.sleep(Duration::from_millis(5)).await;
@@ -276,7 +276,7 @@ fn writers_are_throttled_to_equal_shares_of_what_the_device_takes() {
         let mut most = 0;
         for _ in 0..SECONDS * 100 {
             runtime.sleep(Duration::from_millis(10)).await;
-            most = most.max(fs.inner.writeback.dirty_bytes());
+            most = most.max(fs.inner.engine.dirty.dirty_bytes());
         }
         stop.store(true, Ordering::Relaxed);
         let mut rates = Vec::new();

@@ -15,53 +15,56 @@ use std::sync::atomic::Ordering;
 use crate::base::counters::LiveCounters;
 use crate::base::lock_order::assert_no_handle;
 use crate::base::runtime::queue_up;
-use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
-use crate::writeback::dirty::Writeback;
+use crate::writeback::Engine;
+use crate::writeback::dirty::Dirty;
 use crate::writeback::sync_all::sync_all_data;
 
 /// Counts who waits, also where he stops waiting.
-struct Waiting<'a>(&'a Writeback);
+struct Waiting<'a>(&'a Dirty);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.throttled.fetch_sub(1, Ordering::Relaxed);
+        self.0.amount.throttled.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Writeback {
+impl Dirty {
     fn set_point(&self) -> usize {
-        (self.background + (self.limit - self.background) / 2).max(self.limit / 4 * 3)
+        (self.limits.background + (self.limits.limit - self.limits.background) / 2)
+            .max(self.limits.limit / 4 * 3)
     }
 
     /// How many bytes have to become clean for each that was made dirty, in 256ths.
     fn pressure(&self, dirty: usize) -> u64 {
         let set_point = self.set_point();
         let above = dirty.saturating_sub(set_point) as u64;
-        let band = (self.limit - set_point).max(1) as u64;
+        let band = (self.limits.limit - set_point).max(1) as u64;
         (above * 512 / band).min(512)
     }
 }
 
 /// True where [`throttle`] has anything to do.
-pub(crate) fn would_throttle(fs: &FilesystemInner) -> bool {
-    let control = &fs.writeback;
+pub(crate) fn would_throttle(engine: &Engine) -> bool {
+    let control = &engine.dirty;
     let dirty = control.dirty_bytes();
-    dirty > control.background
-        && (dirty > control.set_point() || !control.kicked.load(Ordering::Relaxed) || control.deterministic)
+    dirty > control.limits.background
+        && (dirty > control.set_point()
+            || !control.flusher.kicked.load(Ordering::Relaxed)
+            || control.limits.deterministic)
 }
 
 /// Waits where too much is dirty, for a write to `inode`. Nothing may be locked but `rwlock`.
-pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
-    let control = &fs.writeback;
-    if control.dirty_bytes() <= control.background {
+pub(crate) async fn throttle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
+    let control = &engine.dirty;
+    if control.dirty_bytes() <= control.limits.background {
         return;
     }
-    if control.deterministic {
+    if control.limits.deterministic {
         // Nobody else does it. Errors are recorded in the inodes.
-        let fs = Arc::clone(fs);
-        let runtime = Arc::clone(&fs.runtime);
-        let _ = crate::base::runtime::run_to_end(&runtime, async move { sync_all_data(&fs).await }).await;
+        let engine = Arc::clone(engine);
+        let runtime = Arc::clone(&engine.volume.runtime);
+        let _ = crate::base::runtime::run_to_end(&runtime, async move { sync_all_data(&engine).await }).await;
         return;
     }
     if control.kick() {
@@ -75,11 +78,11 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) 
         return;
     }
     let owed = inode.pages.take_owed();
-    if owed == 0 && dirty <= control.limit {
+    if owed == 0 && dirty <= control.limits.limit {
         return;
     }
     assert_no_handle("throttling");
-    let others = control.throttled.fetch_add(1, Ordering::Relaxed) as u64;
+    let others = control.amount.throttled.fetch_add(1, Ordering::Relaxed) as u64;
     let _waiting = Waiting(control);
     let price = (owed * control.pressure(dirty) / 256).saturating_mul(others + 1);
     let until = control.cleaned().saturating_add(price);
@@ -87,14 +90,14 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) 
         let dirty = control.dirty_bytes();
         // After an error that stopped all writing it will not become less.
         dirty <= set_point
-            || (control.cleaned() >= until && dirty <= control.limit)
-            || fs.check_writable().is_err()
+            || (control.cleaned() >= until && dirty <= control.limits.limit)
+            || engine.volume.check_writable().is_err()
     };
     if paid() {
         return;
     }
-    LiveCounters::add(&control.counters.stalls, 1);
-    let began = fs.runtime.monotonic();
+    LiveCounters::add(&engine.volume.counters.stalls, 1);
+    let began = engine.volume.runtime.monotonic();
     loop {
         let notified = control.progress.notified();
         tokio::pin!(notified);
@@ -105,8 +108,8 @@ pub(crate) async fn throttle(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) 
         control.kick();
         notified.await;
     }
-    let waited = fs.runtime.monotonic().saturating_sub(began);
+    let waited = engine.volume.runtime.monotonic().saturating_sub(began);
     let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
-    LiveCounters::add(&control.counters.throttled_nanoseconds, nanoseconds);
+    LiveCounters::add(&engine.volume.counters.throttled_nanoseconds, nanoseconds);
     tracing::debug!(ino = inode.number.0, dirty, owed, price, nanoseconds, "balance_dirty_pages");
 }

@@ -26,9 +26,9 @@ use crate::writeback::writepages::{WritebackControl, writepages};
 /// Polls a pass over `file`, all of which is delayed, to where it has looked at page 0 and waits for a handle; does
 /// `meanwhile`; lets it end.
 async fn between_the_two_looks(fs: &Filesystem, file: &File, meanwhile: impl AsyncFnOnce()) {
-    let journal = Arc::clone(inner(file).journal.as_ref().expect("a journal"));
+    let journal = Arc::clone(inner(file).volume.journal.as_ref().expect("a journal"));
     // A commit that waits for this handle keeps new ones out.
-    let held = inner(file).begin_tracked(1, "test").await.expect("a handle");
+    let held = inner(file).volume.begin_tracked(1, "test").await.expect("a handle");
     let transaction = held.id();
     let commit = tokio::spawn({
         let journal = Arc::clone(&journal);
@@ -38,21 +38,21 @@ async fn between_the_two_looks(fs: &Filesystem, file: &File, meanwhile: impl Asy
         tokio::task::yield_now().await;
     }
     let lock = file.inode.pages.writeback_lock.lock().await;
-    let mut gather = Gather::new(inner(file));
+    let mut gather = Gather::new(&inner(file).engine);
     let control = WritebackControl::start(0..u64::MAX);
     {
-        let mut pass = pin!(writepages(inner(file), &file.inode, &mut gather, &control));
+        let mut pass = pin!(writepages(&inner(file).engine, &file.inode, &mut gather, &control));
         assert!(poll_once(pass.as_mut()).is_pending(), "no handle is to be had");
         assert_eq!(fs.counters().allocations, 0, "nothing is allocated yet");
         drop(held);
         commit.await.expect("no panic").expect("commits");
-        assert!(inner(file).begin_tracked(1, "test").await.expect("a handle").id() != transaction);
+        assert!(inner(file).volume.begin_tracked(1, "test").await.expect("a handle").id() != transaction);
         meanwhile().await;
         pass.await.expect("no error");
     }
     gather.submit();
     drop(lock);
-    sync_inode_data(inner(file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(file).engine, &file.inode).await.expect("syncs");
 }
 
 /// The pages of `file` that have blocks.
@@ -93,7 +93,7 @@ async fn k_20_blocks_are_allocated_for_what_is_delayed_at_the_second_look() {
     assert_eq!(mapped_pages(&file).await, [0, 8, 9], "nothing is allocated in what was cut off");
     assert_eq!(fs.counters().blocks_allocated, 3, "{:?}", fs.counters());
     assert_eq!(fs.statfs().free_blocks, free - 3);
-    assert_eq!(inner(&file).info.free_and_reserved_blocks().1, 0, "and nothing is promised");
+    assert_eq!(inner(&file).volume.info.free_and_reserved_blocks().1, 0, "and nothing is promised");
     finish(Arc::clone(&device), fs, file).await;
     assert_pages(&device, &[1, 0, 0, 0, 0, 0, 0, 0, 2, 2]).await;
 }
@@ -127,13 +127,13 @@ async fn k_20_blocks_are_picked_for_what_is_delayed_at_the_second_look() {
     file.set_len(PAGE).await.expect("truncates");
     write_pages(&file, 8..10, 2).await;
     let folio = file.inode.pages.find(0).expect("cached").lock().await;
-    assert!(preallocation::pick(inner(&file), &file.inode, 0, looked.end).await.expect("picks"));
+    assert!(preallocation::pick(&inner(&file).volume, &file.inode, 0, looked.end).await.expect("picks"));
     drop(folio);
     assert!(file.inode.preallocation.find(0).is_some_and(|(_, end)| end == 1), "page 0 and no more");
     for page in 1..10 {
         assert!(file.inode.preallocation.find(page).is_none(), "page {page}");
     }
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     assert_eq!(mapped_pages(&file).await, [0, 8, 9]);
     assert_eq!(fs.statfs().free_blocks, free - 3);
     finish(Arc::clone(&device), fs, file).await;
@@ -148,16 +148,16 @@ async fn k_23_a_mapping_that_changed_since_the_last_folio_is_looked_up_again() {
         write_pages(&file, 0..16, 1).await;
         if conversion {
             // Written blocks, not unwritten ones, are what is kept.
-            sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+            sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
             write_pages(&file, 0..16, 3).await;
         }
         let first = if conversion { 3 } else { 1 };
         let held = file.inode.pages.find(5 * PAGE).expect("cached").try_lock().expect("free");
         let lock = file.inode.pages.writeback_lock.lock().await;
-        let mut gather = Gather::new(inner(&file));
+        let mut gather = Gather::new(&inner(&file).engine);
         let control = WritebackControl::start(0..u64::MAX);
         {
-            let mut pass = pin!(writepages(inner(&file), &file.inode, &mut gather, &control));
+            let mut pass = pin!(writepages(&inner(&file).engine, &file.inode, &mut gather, &control));
             assert!(poll_once(pass.as_mut()).is_pending(), "a folio is locked");
             assert_eq!(fs.counters().allocations, 1, "all of it has its blocks");
             file.fallocate(FallocateMode::PunchHole, 6 * PAGE, 4 * PAGE).await.expect("punches");
@@ -167,7 +167,7 @@ async fn k_23_a_mapping_that_changed_since_the_last_folio_is_looked_up_again() {
         }
         gather.submit();
         drop(lock);
-        sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+        sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
         let expected: Vec<u64> = (0..9).chain(10..16).collect();
         assert_eq!(mapped_pages(&file).await, expected);
         assert_eq!(fs.counters().blocks_allocated, 16 + 3, "{:?}", fs.counters());

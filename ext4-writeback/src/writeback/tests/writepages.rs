@@ -18,8 +18,9 @@ fn dirty_pages(file: &File, count: u64) -> Vec<u64> {
 /// One pass, submitted; its folios' writeback may still run.
 async fn pass(file: &File, control: WritebackControl) -> u64 {
     let _lock = file.inode.pages.writeback_lock.lock().await;
-    let mut gather = Gather::new(inner(file));
-    let written = writepages(inner(file), &file.inode, &mut gather, &control).await.expect("no error");
+    let mut gather = Gather::new(&inner(file).engine);
+    let written =
+        writepages(&inner(file).engine, &file.inode, &mut gather, &control).await.expect("no error");
     gather.submit();
     written
 }
@@ -28,7 +29,7 @@ async fn pass(file: &File, control: WritebackControl) -> u64 {
 async fn k_39_a_range_of_small_folios_is_one_allocation_and_one_ioend() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..512, 1).await;
-    sync_inode_range(inner(&file), &file.inode, 0..1 << 20, false).await.expect("syncs");
+    sync_inode_range(&inner(&file).engine, &file.inode, 0..1 << 20, false).await.expect("syncs");
     let counters = fs.counters();
     assert_eq!(
         (counters.allocations, counters.blocks_allocated, counters.ioends),
@@ -47,7 +48,7 @@ async fn eight_mebibytes_of_delayed_blocks_are_one_allocation() {
         for at in 0..8192_u64 {
             file.write_at(at * 1024, &[7; 1024]).await.expect("writes");
         }
-        sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+        sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
         let counters = fs.counters();
         assert_eq!(counters.blocks_allocated, (8 << 20) / u64::from(block_size.bytes()));
         // 2,048 blocks at a time, but where a group ends.
@@ -66,16 +67,18 @@ async fn k_40_no_more_blocks_are_asked_for_than_are_delayed_or_within_the_range(
     for run in (0..64).rev() {
         write_pages(&file, 4 * run..4 * run + 2, 1).await;
     }
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     let counters = fs.counters();
     assert_eq!((counters.allocations, counters.blocks_allocated), (64, 128), "{counters:?}");
     // One page of a long delayed run: the rest stays delayed.
     write_pages(&file, 1000..1256, 2).await;
     file.set_len(8 << 20).await.expect("extends");
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 1500..1600, 3).await;
     let before = fs.counters();
-    sync_inode_range(inner(&file), &file.inode, 1500 * PAGE..1501 * PAGE, false).await.expect("syncs");
+    sync_inode_range(&inner(&file).engine, &file.inode, 1500 * PAGE..1501 * PAGE, false)
+        .await
+        .expect("syncs");
     let after = fs.counters();
     assert_eq!(after.blocks_allocated - before.blocks_allocated, 1, "{after:?}");
     assert_eq!(file.inode.extent_status.delayed_blocks(), 99);
@@ -86,12 +89,14 @@ async fn k_40_no_more_blocks_are_asked_for_than_are_delayed_or_within_the_range(
 async fn a_range_within_the_size_on_the_device_leaves_the_rest_alone() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..64, 2).await;
-    sync_inode_range(inner(&file), &file.inode, 10 * PAGE + 5..12 * PAGE + 1, false).await.expect("syncs");
+    sync_inode_range(&inner(&file).engine, &file.inode, 10 * PAGE + 5..12 * PAGE + 1, false)
+        .await
+        .expect("syncs");
     let expected: Vec<_> = (0..64).filter(|page| !(10..=12).contains(page)).collect();
     assert_eq!(dirty_pages(&file, 64), expected);
-    start_inode_range(inner(&file), &file.inode, 20 * PAGE..22 * PAGE).await.expect("starts");
+    start_inode_range(&inner(&file).engine, &file.inode, 20 * PAGE..22 * PAGE).await.expect("starts");
     assert_eq!(dirty_pages(&file, 64).len(), 59);
     finish(device, fs, file).await;
 }
@@ -100,15 +105,15 @@ async fn a_range_within_the_size_on_the_device_leaves_the_rest_alone() {
 async fn k_57_a_range_past_the_size_on_the_device_takes_along_what_lies_before_it() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
-    sync_inode_range(inner(&file), &file.inode, 40 * PAGE..41 * PAGE, false).await.expect("syncs");
+    sync_inode_range(&inner(&file).engine, &file.inode, 40 * PAGE..41 * PAGE, false).await.expect("syncs");
     assert_eq!(dirty_pages(&file, 64), (41..64).collect::<Vec<_>>());
     assert_eq!(file.inode.completion.disk_size(), 41 * PAGE);
     // From the block that the size on the device ends in, unaligned, and no further back.
     file.set_len(41 * PAGE - 1000).await.expect("truncates");
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     file.write_at(0, b"elsewhere").await.expect("writes");
     file.write_at(41 * PAGE - 1000, &[3; 9000]).await.expect("appends");
-    sync_inode_range(inner(&file), &file.inode, 42 * PAGE..43 * PAGE, false).await.expect("syncs");
+    sync_inode_range(&inner(&file).engine, &file.inode, 42 * PAGE..43 * PAGE, false).await.expect("syncs");
     assert_eq!(dirty_pages(&file, 64), [0]);
     assert_eq!(file.inode.completion.disk_size(), 41 * PAGE - 1000 + 9000);
     finish(device, fs, file).await;
@@ -118,15 +123,15 @@ async fn k_57_a_range_past_the_size_on_the_device_takes_along_what_lies_before_i
 async fn a_pass_that_waits_takes_what_was_dirty_when_it_began() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..8, 2).await;
     write_pages(&file, 30..32, 2).await;
     let held = file.inode.pages.find(4 * PAGE).expect("cached").try_lock().expect("free");
     let lock = file.inode.pages.writeback_lock.lock().await;
-    let mut gather = Gather::new(inner(&file));
+    let mut gather = Gather::new(&inner(&file).engine);
     let control = WritebackControl::sync(0..u64::MAX);
     {
-        let mut pass = pin!(writepages(inner(&file), &file.inode, &mut gather, &control));
+        let mut pass = pin!(writepages(&inner(&file).engine, &file.inode, &mut gather, &control));
         assert!(poll_once(pass.as_mut()).is_pending(), "a folio is locked");
         // Before and behind the place where the pass is, and once more what it has yet to come to.
         write_pages(&file, 0..1, 3).await;
@@ -148,10 +153,10 @@ async fn a_pass_ends_where_the_file_was_cut_off_while_it_ran() {
     write_pages(&file, 0..64, 1).await;
     let held = file.inode.pages.find(8 * PAGE).expect("cached").try_lock().expect("free");
     let lock = file.inode.pages.writeback_lock.lock().await;
-    let mut gather = Gather::new(inner(&file));
+    let mut gather = Gather::new(&inner(&file).engine);
     let control = WritebackControl::start(0..u64::MAX);
     {
-        let mut pass = pin!(writepages(inner(&file), &file.inode, &mut gather, &control));
+        let mut pass = pin!(writepages(&inner(&file).engine, &file.inode, &mut gather, &control));
         assert!(poll_once(pass.as_mut()).is_pending(), "a folio is locked");
         drop(held);
         file.set_len(0).await.expect("truncates");
@@ -160,7 +165,8 @@ async fn a_pass_ends_where_the_file_was_cut_off_while_it_ran() {
     }
     gather.submit();
     drop(lock);
-    crate::writeback::completion::wait::wait_for_range(inner(&file), &file.inode, &(0..u64::MAX)).await;
+    crate::writeback::completion::wait::wait_for_range(&inner(&file).engine, &file.inode, &(0..u64::MAX))
+        .await;
     // Had it gone on from page 8, the size would cover pages that are only in memory.
     assert_eq!(file.inode.completion.disk_size(), 0);
     assert_eq!(dirty_pages(&file, 64).len(), 64);
@@ -171,7 +177,7 @@ async fn a_pass_ends_where_the_file_was_cut_off_while_it_ran() {
 async fn turns_begin_where_the_last_one_stopped() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..8, 1).await;
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..8, 2).await;
     let turn = || WritebackControl::turn(3 * PAGE);
     assert_eq!(pass(&file, turn()).await, 3 * PAGE);
@@ -182,7 +188,7 @@ async fn turns_begin_where_the_last_one_stopped() {
     // It does not wrap.
     assert_eq!(pass(&file, turn()).await, 2 * PAGE);
     assert_eq!(dirty_pages(&file, 8), [0]);
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..1, 4).await;
     assert_eq!(pass(&file, turn()).await, PAGE);
     // What lies behind i_disksize is written in order wherever the last turn stopped.
@@ -200,7 +206,7 @@ async fn turns_begin_where_the_last_one_stopped() {
 async fn what_is_busy_is_passed_by_only_within_the_size_on_the_device() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..8, 1).await;
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..12, 2).await;
     let busy = |page: u64| {
         let folio = file.inode.pages.find(page * PAGE).expect("cached").try_lock().expect("free");
@@ -224,17 +230,17 @@ async fn what_is_busy_is_passed_by_only_within_the_size_on_the_device() {
 async fn k_55_a_folio_past_the_end_of_the_file_is_not_written() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..4, 1).await;
-    sync_inode_data(inner(&file), &file.inode).await.expect("syncs");
+    sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 2..4, 2).await;
     let before = fs.counters();
     {
         // A truncation that has set the size and not yet dropped its folios.
         let lock = file.inode.pages.writeback_lock.lock().await;
         let held = file.inode.pages.find(2 * PAGE).expect("cached").try_lock().expect("free");
-        let mut gather = Gather::new(inner(&file));
+        let mut gather = Gather::new(&inner(&file).engine);
         let control = WritebackControl::sync(0..u64::MAX);
         {
-            let mut pass = pin!(writepages(inner(&file), &file.inode, &mut gather, &control));
+            let mut pass = pin!(writepages(&inner(&file).engine, &file.inode, &mut gather, &control));
             assert!(poll_once(pass.as_mut()).is_pending());
             let mut truncation = pin!(file.set_len(PAGE));
             let _ = poll_once(truncation.as_mut());
