@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 
 use crate::file::File;
 use crate::file::options::SyncMode;
-use crate::file::transfer::WriteFlags;
+use crate::file::options::WriteFlags;
 use crate::io::direct::write::{How, Written};
 use crate::io::direct::{check_aligned, is_inline};
 use crate::volume::OnMedium;

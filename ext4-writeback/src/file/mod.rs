@@ -24,8 +24,8 @@ use ext4_core::{Errno, Error, LogicalBlock, Result};
 use parking_lot::Mutex;
 
 use crate::base::runtime::run_to_end;
+use crate::file::options::WriteFlags;
 use crate::file::options::{OpenOptions, SyncMode};
-use crate::file::transfer::WriteFlags;
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::InodeInfo;
 use crate::io::fsync::sync_inode;

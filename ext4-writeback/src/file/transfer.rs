@@ -9,54 +9,16 @@ use std::borrow::Cow;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::Ordering;
 
-use bitflags::bitflags;
 use ext4_core::{Errno, Error, Result};
 
 use crate::file::File;
-use crate::file::options::SyncMode;
+use crate::file::options::{ReadFlags, SyncMode, WriteFlags};
 use crate::io::buffered_write;
 use crate::io::direct::write::Written;
 
 /// Slices of up to so many bytes in all are joined before they are written: two halves of a block are a whole one then,
 /// which need not be read first.
 const JOINED: usize = 256 << 10;
-
-bitflags! {
-    /// How one read is done.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct ReadFlags: u32 {
-        /// Nothing is waited for: what is in memory, `EAGAIN` where the first byte is not (`RWF_NOWAIT`). A direct read
-        /// gives that too, and the zeros of holes and unwritten blocks, as far as it is known in memory where they are. It
-        /// starts no I/O: unlike the kernel's, which waits for the device, though for nothing else.
-        const NOWAIT = 1 << 0;
-    }
-
-    /// How one write is done.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct WriteFlags: u32 {
-        /// Nothing is waited for before the I/O starts (`RWF_NOWAIT`). For direct writes: `EAGAIN` where a lock, cached
-        /// data or an allocation is in the way. Buffered writes refuse it (`EOPNOTSUPP`), as the kernel's do over iomap.
-        const NOWAIT = 1 << 0;
-        /// As for a file opened with [`SyncMode::Data`] (`RWF_DSYNC`).
-        const DSYNC = 1 << 1;
-        /// As for a file opened with [`SyncMode::All`] (`RWF_SYNC`).
-        const SYNC = 1 << 2;
-        /// The offset is the end of the file, whatever was given (`RWF_APPEND`).
-        const APPEND = 1 << 3;
-    }
-}
-
-impl WriteFlags {
-    pub(crate) fn sync_mode(self) -> SyncMode {
-        if self.contains(Self::SYNC) {
-            SyncMode::All
-        } else if self.contains(Self::DSYNC) {
-            SyncMode::Data
-        } else {
-            SyncMode::None
-        }
-    }
-}
 
 impl File {
     /// As [`File::read_at`], with flags.

@@ -32,9 +32,6 @@ use crate::filesystem::Filesystem;
 use crate::mount::found::{Devices, look};
 use crate::mount::run::{recover, run};
 
-/// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
-const CACHE_PER_INODE: usize = 16 << 10;
-
 impl Filesystem {
     /// Mounts: verifies the superblock, recovers the journal, processes orphans, marks the superblock as mounted.
     /// Read-only, nothing is written: a file system that needs recovery is recovered in memory.

@@ -15,12 +15,14 @@ use crate::base::options::MountOptions;
 use crate::filesystem::statfs::overhead;
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::cache::InodeCache;
-use crate::mount::CACHE_PER_INODE;
 use crate::mount::found::{Devices, Found, load};
 use crate::volume::Volume;
 use crate::volume::discard::Discards;
 use crate::volume::superblock_state::{mark_mounted, mark_recovered};
 use crate::writeback::{Engine, flusher};
+
+/// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
+const CACHE_PER_INODE: usize = 16 << 10;
 
 /// Replays the journal where it holds something, and reads the file system again.
 pub(crate) async fn recover(devices: &Devices, found: Found, options: &MountOptions) -> Result<Found> {

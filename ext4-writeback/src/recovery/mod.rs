@@ -11,6 +11,7 @@ pub(crate) mod claims;
 pub(crate) mod image;
 pub(crate) mod names;
 pub(crate) mod ranges;
+pub(crate) mod settle;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -69,7 +69,7 @@ pub(crate) fn end_io(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, ioend: Ioend)
     // Somebody who extends the file looks for ioends in flight after raising i_size; if he saw this one, the size is
     // left to us.
     if defer || others_wait || inode.size() > inode.completion.disk_size() {
-        schedule(engine, &inode);
+        schedule(engine, inode);
     }
     engine.dirty.note_progress();
 }
