@@ -1,14 +1,14 @@
 //! An image file, read and written by positional I/O.
 //!
-//! Bios of a plug are sorted by their place; neighbours that go the same way become one system call. What happens in
-//! a call is one function each: transfer, flush (`fdatasync`), discard (a hole is punched), write zeroes (a hole,
-//! where that fails zeroed extents, where that fails zeros).
+//! The bios of a plug are sorted by offset; adjacent reads, and adjacent writes, become one system call. Each
+//! operation is one function: transfer, flush (`fdatasync`), discard (punches a hole), write zeroes (punches
+//! a hole; if the host refuses, zeroes the range; if the host refuses that too, writes zeros).
 //!
 //! Invariants:
-//! - Blocks of zeros that are written are written: a hole is made only where discard or write-zeroes asks, so that
-//!   space that was allocated stays allocated.
-//! - FUA is `RWF_DSYNC`, PREFLUSH an `fdatasync` before the write, in the same thread: a commit block is not durable
-//!   before what it commits.
+//! - A write of zeros allocates blocks like any write: only discard and write-zeroes punch holes, so that
+//!   allocated space stays allocated.
+//! - FUA is `RWF_DSYNC`, PREFLUSH is an `fdatasync` before the write, in the same thread: a commit block is
+//!   not durable before what it commits.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,36 +22,39 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use crate::syscall::{Direction, MAX_VECTORS, transfer};
 use crate::workers::Workers;
 
-/// Neighbouring bios are joined up to this many bytes: enough for the cost of a call to vanish, little enough for the
-/// threads to share a long plug.
+/// Adjacent bios are joined up to this many bytes: large enough to make the cost of a system call negligible,
+/// small enough to let the threads share a long plug.
 const MAX_JOINED: u64 = 2 << 20;
 
 /// How to open an image file.
 #[derive(Clone, Debug, Default)]
 pub struct FileOptions {
-    /// For reading only.
+    /// True if the device only reads: writes fail with `EROFS`.
     pub read_only: bool,
-    /// Where the file system starts in the file, in bytes (a partition).
+    /// First byte of the device in the file (a partition). A multiple of the logical block size.
     pub offset: u64,
-    /// Create the file, which must not exist, with this size in bytes. It is sparse.
+    /// If set, the file is created with this size in bytes, sparse. It must not exist.
     pub create: Option<u64>,
-    /// Where given, the device ends this many bytes after `offset`.
+    /// If set, the size of the device in bytes; otherwise the device reaches from `offset` to the end of the
+    /// file.
     pub size: Option<u64>,
 }
 
-/// Bios that are carried out by one call: neighbours of one direction, or a single one.
+/// Bios that one system call carries out: adjacent bios of one direction, or a single bio.
 type Job = Vec<Bio>;
 
 #[derive(Debug)]
 struct Target {
     host: HostFile,
-    /// The host's file system refused to punch holes; it is not asked again.
+    /// True if the host's file system has refused `FALLOC_FL_PUNCH_HOLE`: it is not asked again.
     no_holes: AtomicBool,
-    /// The same of zeroed extents.
+    /// True if the host's file system has refused `FALLOC_FL_ZERO_RANGE`: it is not asked again.
     no_zero_range: AtomicBool,
 }
 
-/// An image file, read and written by positioned I/O on threads of its own.
+/// An image file (or block device), read and written by positional I/O on threads of the device.
+///
+/// Needs no tokio runtime. Dropping the device carries out what is queued and ends the threads.
 #[derive(Debug)]
 pub struct FileDevice {
     // Before `target`: dropped first, so that the threads have given their references back.
@@ -61,11 +64,16 @@ pub struct FileDevice {
 }
 
 impl FileDevice {
-    /// Opens `path`, a regular file or a block device. Takes a lock on it (`flock`; shared when `read_only`), so that
-    /// two writers do not meet; refuses a block device that is mounted.
+    /// Opens `path`, a regular file or a block device. A regular file is locked (`flock`, shared if
+    /// `read_only`), so that it has one writer at a time; a block device is opened with `O_EXCL`.
     ///
     /// # Errors
-    /// Those of [`HostFile::open`], each with the path.
+    /// Each names the path.
+    /// - `EBUSY`: another process has the file open through this library, or the block device is mounted.
+    /// - `EEXIST`: `create` is set and the file exists.
+    /// - `EINVAL`: `offset` or `size` does not lie within the file, or not on logical blocks.
+    /// - `EISDIR`, `ENOTBLK`: `path` is neither a regular file nor a block device.
+    /// - The host's errors for opening, locking and measuring the file, and for starting threads.
     pub fn open(path: &Path, options: &FileOptions) -> Result<Self> {
         let host = HostFile::open(
             path,
@@ -82,7 +90,8 @@ impl FileDevice {
 
     fn start(host: HostFile) -> Result<Self> {
         let geometry = Geometry {
-            // The host's page cache copies: it takes any address, any length, and writes back by itself.
+            // The host's page cache copies: any address and length will do, and the host writes back by
+            // itself.
             memory_alignment: 1,
             max_transfer: 16 << 20,
             max_segments: 1024,
@@ -104,16 +113,20 @@ impl FileDevice {
         Ok(Self { workers, target, geometry })
     }
 
-    /// The path it was opened by.
+    /// The path the device was opened by.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.target.host.path()
     }
 
-    /// Makes the image larger, by a hole, so that the device has `size` bytes. Before the device is shared.
+    /// Extends the image by a hole, so that the device has `size` bytes. Takes the device by value: it is
+    /// called before the device is shared.
     ///
     /// # Errors
-    /// `EINVAL` where it would get smaller, `ENOTSUP` for a block device, or the host's.
+    /// - `EINVAL`: `size` is smaller than the present size.
+    /// - `ENOTSUP`: the device is a block device.
+    /// - `EBUSY`: a job of the device is still running.
+    /// - The host's errors for extending the file and starting threads.
     pub fn grow(self, size: u64) -> Result<Self> {
         let Self { workers, target, .. } = self;
         drop(workers);
@@ -138,8 +151,8 @@ impl BlockDevice for FileDevice {
                 Err(error) => bio.complete(Err(error)),
             }
         }
-        // Stable, so that bios for one place keep their order. Flushes (offset 0) go first: they speak only of what
-        // had completed before.
+        // A stable sort: bios for one offset keep their order. Flushes (offset 0) go first: a flush covers
+        // only writes that had completed before it was submitted.
         bios.sort_by_key(|bio| bio.offset);
         let mut jobs: Vec<Job> = Vec::new();
         for bio in bios {
@@ -152,7 +165,7 @@ impl BlockDevice for FileDevice {
     }
 }
 
-/// True where `bio` can go with `job` in one call.
+/// Returns true if `bio` can be carried out with `job` in one system call.
 fn joins(job: &[Bio], bio: &Bio) -> bool {
     let (Some(first), Some(last)) = (job.first(), job.last()) else { return false };
     let special = BioFlags::PREFLUSH | BioFlags::FUA;
@@ -173,8 +186,8 @@ impl Target {
             }
             return;
         }
-        // One bio, or several of which one at least failed: then each for itself, so that the error meets its owner
-        // only. To write the same bytes twice does no harm.
+        // A single bio, or several of which at least one failed. Each is carried out alone, so that only the
+        // bio that fails completes with the error. To write the same bytes twice does no harm.
         for mut bio in job {
             let result = self.carry_out(std::slice::from_mut(&mut bio)).map_err(|errno| {
                 let location = format!("{} of {}", bio.location(), self.host.path().display());
@@ -184,7 +197,7 @@ impl Target {
         }
     }
 
-    /// Carries out bios that lie one after the other and ask for the same.
+    /// Carries out adjacent bios of one operation.
     fn carry_out(&self, bios: &mut [Bio]) -> Result<(), Errno> {
         let Some(first) = bios.first() else { return Ok(()) };
         let (operation, flags, len) = (first.operation, first.flags, first.len);
@@ -198,7 +211,7 @@ impl Target {
             Operation::Write => self.write(offset, bios, durable),
             Operation::Flush => self.flush(),
             Operation::Discard => match self.punch(offset, len) {
-                // Advice: what cannot be discarded stays.
+                // Discard is advice: a range that cannot be discarded keeps its blocks.
                 Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
                 Err(errno) => Err(errno),
             },
@@ -247,7 +260,12 @@ impl Target {
         }
     }
 
-    /// `fallocate`, unless it was refused before.
+    /// Calls `fallocate`, unless the host has refused this mode before.
+    ///
+    /// # Errors
+    /// - `EOPNOTSUPP`: the host refuses the mode, now or before.
+    /// - `EFBIG`: `offset` or `len` does not fit into `off_t`.
+    /// - The host's other errors.
     fn allocate(
         &self,
         refused: &AtomicBool,

@@ -1,9 +1,9 @@
 //! An image file mapped for reading: every read is one copy from the host's page cache, within `submit`.
 //!
-//! The hazard: where somebody makes the file shorter while it is mapped, touching the part that went raises `SIGBUS`.
-//! The length is checked at each submit, and a shared `flock` keeps writers of this library away; a foreign process
-//! that truncates between the check and the copy still ends this process. For images that others may change, use
-//! [`crate::FileDevice`].
+//! The hazard: if another process truncates the file while it is mapped, touching the part that is gone
+//! raises `SIGBUS`. The length is checked at each submit, and a shared `flock` keeps writers of this library
+//! away; a foreign process that truncates between the check and the copy still ends this process. For images
+//! that other programs may change, use [`crate::FileDevice`].
 #![allow(unsafe_code)]
 
 use std::path::Path;
@@ -12,7 +12,11 @@ use ext4_core::device::host::{HostFile, HostOptions};
 use ext4_core::device::{Bio, BlockDevice, Geometry, Operation, Plug};
 use ext4_core::{Errno, Error, Result};
 
-/// An image file mapped for reading.
+/// An image file mapped for reading. Writes fail with `EROFS`; a read behind the end of a file that was
+/// truncated fails with `EIO`.
+///
+/// A process that truncates the file while a read copies from it ends this process with `SIGBUS`: use
+/// [`crate::FileDevice`] for a file that other programs may change.
 #[derive(Debug)]
 pub struct MappedDevice {
     host: HostFile,
@@ -21,10 +25,14 @@ pub struct MappedDevice {
 }
 
 impl MappedDevice {
-    /// Maps `path` from byte `offset` on.
+    /// Maps `path` from byte `offset` to its end. `offset` is a multiple of the logical block size.
     ///
     /// # Errors
-    /// Those of [`HostFile::open`], or the host's refusal to map it.
+    /// - `EBUSY`: another process has the file open for writing through this library.
+    /// - `EFBIG`: the file is larger than the address space.
+    /// - `EINVAL`: `offset` does not lie within the file, or not on a logical block.
+    /// - `EISDIR`, `ENOTBLK`: `path` is neither a regular file nor a block device.
+    /// - The host's errors for opening and mapping the file.
     pub fn open(path: &Path, offset: u64) -> Result<Self> {
         let host = HostFile::open(path, &HostOptions { read_only: true, offset, ..HostOptions::default() })?;
         let failed = |source| Error::host("map", path.display().to_string(), &source);
@@ -40,9 +48,9 @@ impl MappedDevice {
             // mmap refuses to map nothing.
             None
         } else {
-            // SAFETY: the map is only read, through a raw copy of single ranges (`copy`); the module says what
-            // happens when the file is made shorter. That a foreign writer changes bytes under us is as it is on any
-            // device that two share: what is read is checked like anything from a device.
+            // SAFETY: the map is only read, by copies of single ranges (`carry_out`); the module says what
+            // happens if the file is truncated. A foreign writer may change bytes under the map, as on any
+            // device with two users: what is read is checked like anything from a device.
             Some(
                 unsafe { memmap2::MmapOptions::new().offset(offset).len(len).map(host.file()) }
                     .map_err(failed)?,

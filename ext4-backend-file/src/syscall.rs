@@ -1,7 +1,7 @@
-//! The system calls that take addresses: vectored reads and writes to the end.
+//! Vectored reads and writes (`preadv`, `pwritev2`): the system calls that take addresses.
 //!
-//! Invariant: a call covers all of the range or fails. An interrupted or short transfer is taken up where it stopped,
-//! so that a bio never reports more than what reached the host.
+//! Invariant: a transfer covers the whole range or fails. An interrupted or short transfer is resumed where
+//! it stopped, so that a bio never reports more than what reached the host.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -10,23 +10,24 @@ use std::os::fd::AsRawFd;
 use ext4_core::Errno;
 use ext4_core::device::Bio;
 
-/// The most pieces one call takes (`UIO_MAXIOV`).
+/// The most vectors one call takes (`UIO_MAXIOV`).
 pub(crate) const MAX_VECTORS: usize = 1024;
 
-/// Which way the bytes go.
+/// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
     Read,
     Write {
-        /// Complete only when the bytes are durable.
+        /// True if the write completes only when its bytes are durable (`RWF_DSYNC`).
         durable: bool,
     },
 }
 
-/// Reads or writes the memory of `bios`, which lie one after the other, from byte `offset` of `file` on.
+/// Reads or writes the memory of the adjacent `bios`, from byte `offset` of `file` on.
 ///
 /// # Errors
-/// The host's; `EIO` where a file ends before the range does.
+/// - `EIO`: the file ends before the range does.
+/// - The host's errors.
 pub(crate) fn transfer(
     file: &File,
     direction: Direction,
@@ -57,19 +58,21 @@ pub(crate) fn transfer(
     Ok(())
 }
 
-/// One system call; returns the bytes moved.
+/// Makes one system call; returns the number of bytes moved.
 fn call(file: &File, direction: Direction, offset: u64, vectors: &[libc::iovec]) -> Result<usize, Errno> {
     let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EFBIG)?;
     let count = libc::c_int::try_from(vectors.len()).map_err(|_| Errno::EINVAL)?;
     let descriptor = file.as_raw_fd();
     let moved = match direction {
-        // SAFETY: the vectors come from `transfer`: each points into a segment of a bio that `transfer` borrows for
-        // the length of the call, and `Bio::check` refused segments that reach past their memory. The bio is a read,
-        // so none is a frozen image and nobody else touches the memory (invariant of `ext4_core::device::memory`).
+        // SAFETY: the vectors come from `transfer`: each points into a segment of a bio that `transfer`
+        // borrows for the length of the call, and `Bio::check` refused segments that reach past their memory.
+        // The bio is a read, so no segment is a frozen image and nothing else touches the memory (invariant
+        // of `ext4_core::device::memory`).
         Direction::Read => unsafe { libc::preadv(descriptor, vectors.as_ptr(), count, offset) },
         Direction::Write { durable } => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            // SAFETY: as above; the host only reads the memory, which nobody changes while it is under writeback.
+            // SAFETY: as for `preadv`; the host only reads the memory, which stays unchanged while it is
+            // under writeback.
             unsafe { libc::pwritev2(descriptor, vectors.as_ptr(), count, offset, flags) }
         }
     };
@@ -77,7 +80,7 @@ fn call(file: &File, direction: Direction, offset: u64, vectors: &[libc::iovec])
     usize::try_from(moved).map_err(|_| Errno::EIO)
 }
 
-/// What is left of `vectors` when `moved` bytes of them are done.
+/// Returns what is left of `vectors` after the first `moved` bytes.
 fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
     while let Some(first) = vectors.first_mut() {
         if moved < first.iov_len {

@@ -1,6 +1,6 @@
-//! The threads that carry out blocking system calls, and their queue.
+//! Worker threads that carry out blocking system calls from one queue.
 //!
-//! Invariant: everything that was queued is carried out, also while the device is being dropped: the threads end only
+//! Invariant: every queued job is carried out, also while the device is being dropped: the threads end only
 //! when the queue is closed *and* empty. So every bio is completed, and none after the file is closed.
 //!
 //! Locks: the queue's mutex, held for a push or a pop only; never while a job runs.
@@ -25,7 +25,7 @@ struct Shared<J> {
     more: Condvar,
 }
 
-/// A few threads, each taking jobs of type `J` from one queue.
+/// Threads that take jobs of type `J` from one queue.
 #[derive(Debug)]
 pub(crate) struct Workers<J> {
     shared: Arc<Shared<J>>,
@@ -33,15 +33,15 @@ pub(crate) struct Workers<J> {
 }
 
 impl<J: Send + 'static> Workers<J> {
-    /// Starts `count` threads that each call `run` for every job.
+    /// Starts `count` threads, each of which calls `run` for the jobs it takes.
     ///
     /// # Errors
-    /// The host's refusal to start a thread.
+    /// The host's error for starting a thread (`EAGAIN`: a limit on threads is reached).
     pub(crate) fn start(count: usize, run: impl Fn(J) + Send + Sync + 'static) -> Result<Self> {
         let queue = Queue { jobs: VecDeque::new(), closed: false, idle: 0 };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), more: Condvar::new() });
         let run = Arc::new(run);
-        // Made first, so that a failure half-way ends the threads that run already.
+        // Made before the threads: if one cannot be started, the drop ends those that run already.
         let mut workers = Self { shared, threads: Vec::with_capacity(count) };
         for number in 0..count {
             let shared = Arc::clone(&workers.shared);
@@ -74,7 +74,7 @@ impl<J: Send + 'static> Workers<J> {
 }
 
 impl<J> Shared<J> {
-    /// The next job; `None` when there will be none.
+    /// Waits for the next job; returns `None` when the queue is closed and empty.
     fn next(&self) -> Option<J> {
         let mut queue = self.queue.lock();
         loop {
@@ -97,8 +97,8 @@ impl<J> Drop for Workers<J> {
         self.shared.more.notify_all();
         let own = std::thread::current().id();
         for thread in self.threads.drain(..) {
-            // A completion may hold the last reference to the device; then this is one of the threads, which cannot
-            // wait for itself. It ends by itself.
+            // A completion may hold the last reference to the device. Then a worker thread runs this drop: it
+            // cannot join itself, and ends when it finds the queue closed.
             if thread.thread().id() != own {
                 let _ = thread.join();
             }

@@ -1,4 +1,4 @@
-//! The suite that every backend runs, on files, on a map and on a loop device.
+//! The conformance suite that every backend runs, on image files and on a partition in one.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;

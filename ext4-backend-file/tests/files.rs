@@ -1,4 +1,4 @@
-//! What is particular to files: holes, growing, locking, the end of a file.
+//! Image files: holes, growing, locking, the end of a file.
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::MetadataExt;

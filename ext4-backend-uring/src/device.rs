@@ -1,11 +1,11 @@
-//! The device: opening, submitting, reaping, the end.
+//! The io_uring block device: opening, submitting, reaping, dropping.
 //!
-//! Locks: `state`, around engine and queues, held while bios are split and entries are queued or drained; never across
-//! a system call that waits, a completion, or an await. `io_uring_enter` is called outside of it: the kernel takes
-//! whatever is queued, whoever queued it.
+//! Locks: `state`, around engine and queues, held while bios are split and entries are queued or drained;
+//! never across a system call that waits, a completion, or an await. `io_uring_enter` is called outside of
+//! the lock: the kernel takes every queued entry, from any submitter.
 //!
-//! Invariant: the ring is torn down only when the engine is idle. Where the kernel will not give memory back, it is
-//! leaked rather than freed under the kernel's hands.
+//! Invariant: the ring is torn down only when the engine is idle. As long as the kernel holds memory of a
+//! transfer, the drop waits: the memory is never freed under the kernel's hands.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,28 +24,28 @@ use crate::polling::Polling;
 use crate::ring::{Queues, Registered, Ring, WithRing, direct_alignment};
 use crate::transfer::Limits;
 
-/// Transfers in flight where nothing is said.
+/// Transfers in flight if [`UringOptions::queue_depth`] is 0.
 const DEFAULT_DEPTH: u32 = 256;
 /// The most transfers in flight.
 const MAX_DEPTH: u32 = 4096;
-/// The largest transfer: within what one entry can name.
+/// The largest transfer in bytes: an entry has 32 bits for the length.
 const MAX_TRANSFER: u32 = 64 << 20;
 
-/// Pauses of the processor between two looks at the completion queue.
+/// Pauses of the processor between two polls of the completion queue.
 const SPINS: u32 = 16;
 
-/// How to open a device.
+/// How to open a [`UringDevice`].
 #[derive(Clone, Debug, Default)]
 pub struct UringOptions {
-    /// For reading only.
+    /// True if the device only reads: writes fail with `EROFS`.
     pub read_only: bool,
-    /// Where the file system starts on the device, in bytes (a partition).
+    /// First byte of the device in the opened file (a partition). A multiple of the logical block size.
     pub offset: u64,
-    /// Transfers in flight at most, which are the entries of the submission queue; 0: 256, or what the device's own
-    /// queue holds where that is less.
+    /// The most transfers in flight, which is the number of entries of the submission queue (at most 4096). 0
+    /// means 256, or the block device's own queue depth (at least 32) if that is less.
     pub queue_depth: u32,
-    /// How long whoever submits one small thing that is waited for looks for its end before he goes on; `None`: 100 µs,
-    /// zero: never. A device that is slower is left alone.
+    /// How long a submitter polls for the completion of one small synchronous plug before it returns. `None`
+    /// means 100 µs, zero means never. A device that turns out slower is polled rarely.
     pub busy_poll: Option<Duration>,
 }
 
@@ -54,24 +54,26 @@ struct State {
     engine: Engine,
     queues: Queues,
     registered: Registered,
-    /// Kept for their memory.
+    /// Empty between two reaps; kept to reuse its allocation.
     completions: Vec<(usize, Result<u64, Errno>)>,
-    /// Somebody watches for completions himself; the eventfd is silent.
+    /// True if a submitter polls for completions; the eventfd is disabled meanwhile.
     watched: bool,
 }
 
 #[derive(Debug)]
 struct Shared {
-    // The ring goes before the file and the memory: see the module.
+    // Dropped in this order: the ring before the memory and the file (invariant of the module).
     ring: Ring,
     state: Mutex<State>,
-    /// Entries are queued that `enter` could not start.
+    /// True if entries are queued that `enter` could not start.
     owed: AtomicBool,
     polling: Polling,
     _host: HostFile,
 }
 
-/// A block device driven by one io_uring.
+/// A block device (or regular file) driven by one io_uring.
+///
+/// Dropping the device waits for the transfers in flight: their memory is the kernel's until they complete.
 #[derive(Debug)]
 pub struct UringDevice {
     shared: Arc<Shared>,
@@ -80,12 +82,19 @@ pub struct UringDevice {
 }
 
 impl UringDevice {
-    /// Opens `path`; needs a tokio runtime with I/O enabled around it, on which the reaper runs as long as the device
-    /// lives. A block device is opened exclusively (O_EXCL), so that a mounted one is refused with EBUSY; a regular
-    /// file is locked (`flock`) and opened with O_DIRECT where its file system has that.
+    /// Opens `path`. Has to be called within a tokio runtime with I/O enabled: the reaper task runs there as
+    /// long as the device lives. A block device is opened with `O_EXCL`; a regular file is locked (`flock`,
+    /// shared if `read_only`) and opened with `O_DIRECT` if its file system supports that.
     ///
     /// # Errors
-    /// Those of [`HostFile::open`]; where the host forbids io_uring, the message says so and names the file backend.
+    /// - `EINVAL`: there is no tokio runtime; or `offset` does not lie within the file, or not on a block of
+    ///   direct I/O.
+    /// - `EBUSY`: the block device is mounted or in use, or another process has the file open through this
+    ///   library.
+    /// - `EISDIR`, `ENOTBLK`: `path` is neither a regular file nor a block device.
+    /// - `ENOSYS`, `EPERM`, `EACCES`: the host has no io_uring or forbids it; the message says which, and
+    ///   names the file backend.
+    /// - The host's errors for opening the file and setting up the ring.
     pub fn open(path: &Path, options: &UringOptions) -> Result<Self> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             Error::posix(Errno::EINVAL, "io_uring devices are opened within a tokio runtime with I/O enabled")
@@ -101,7 +110,7 @@ impl UringDevice {
         )?;
         let mut geometry = geometry(&host)?;
         let depth = match options.queue_depth {
-            // More than the device's own queue takes would be handed to kernel threads, which is slower.
+            // Transfers beyond the device's own queue would go to kernel worker threads, which is slower.
             0 if host.is_block_device() => geometry.queue_depth.clamp(32, DEFAULT_DEPTH),
             0 => DEFAULT_DEPTH,
             depth => depth.min(MAX_DEPTH),
@@ -131,7 +140,10 @@ impl UringDevice {
     }
 }
 
-/// The geometry of what was opened.
+/// The geometry of the opened file: the host's, within the limits of io_uring and of direct I/O.
+///
+/// # Errors
+/// `EINVAL`: the device starts at a byte that direct I/O on this file cannot address.
 fn geometry(host: &HostFile) -> Result<Geometry> {
     let mut geometry = host.geometry().clone();
     geometry.max_segments = 256;
@@ -139,7 +151,7 @@ fn geometry(host: &HostFile) -> Result<Geometry> {
     if !host.is_block_device() {
         geometry.max_transfer = 4 << 20;
         if host.is_direct() {
-            // What every file system takes, where this one does not say.
+            // 4096 bytes satisfy every file system, if this one does not tell its alignment.
             let (memory, offset) = direct_alignment(host.file()).unwrap_or((4096, 4096));
             geometry.memory_alignment = memory.max(1);
             geometry.logical_block_size = offset.max(512);
@@ -148,7 +160,8 @@ fn geometry(host: &HostFile) -> Result<Geometry> {
             geometry.size -= geometry.size % unit;
             if !host.offset().is_multiple_of(unit) {
                 let context = format!(
-                    "{}: byte {} is not on one of the {unit}-byte blocks that direct I/O needs there; use `--backend file`",
+                    "{}: byte {} is not a multiple of the {unit} bytes that direct I/O needs; \
+                     use `--backend file`",
                     host.path().display(),
                     host.offset()
                 );
@@ -160,7 +173,8 @@ fn geometry(host: &HostFile) -> Result<Geometry> {
 }
 
 impl Shared {
-    /// Queues what waits, as far as slots are free; true where there is something to enter for.
+    /// Queues entries for waiting transfers as long as slots are free. Returns true if it queued any: the
+    /// caller has to enter.
     fn queue(&self, state: &mut State) -> bool {
         let mut queued = false;
         while let Some((slot, transfer)) = state.engine.next() {
@@ -206,7 +220,7 @@ impl Shared {
         }
     }
 
-    /// Looks for completions until nothing is in flight, somebody else submits, or the device proves slow.
+    /// Polls for completions until nothing is in flight, another task submits, or the time limit is reached.
     fn watch(&self) {
         let began = Instant::now();
         loop {
@@ -240,12 +254,13 @@ impl Shared {
             !state.engine.is_idle()
         };
         if left {
-            // What was posted just before the eventfd could speak was not told: the reaper looks in a moment.
+            // A completion posted just before the eventfd was enabled has signalled nothing: wake the reaper.
             self.ring.nudge();
         }
     }
 
-    /// Retires what has completed, starts what waited for it, and tells the owners. True where there was anything.
+    /// Retires completed transfers, starts those that waited for them, completes the bios that ended. Returns
+    /// true if there were completions.
     fn reap(&self) -> bool {
         let mut ended = Vec::new();
         let (found, queued) = {
@@ -257,7 +272,7 @@ impl Shared {
             let mut registry = WithRing { registered: &mut state.registered, ring: &self.ring };
             for (slot, result) in completions.drain(..) {
                 match result {
-                    // Put off, not failed: the kernel had no room, or the thread that submitted it has ended.
+                    // Put off, not failed: the kernel had no memory, or the submitting thread has ended.
                     Err(errno @ (Errno::EAGAIN | Errno::ECANCELED | Errno::EINTR)) => {
                         state.engine.put_off(slot, errno, &mut registry, &mut ended);
                     }
@@ -275,18 +290,18 @@ impl Shared {
     }
 }
 
-/// Tells the owners of bios that have ended. Never under a lock.
+/// Completes the bios that have ended. Never called under a lock.
 fn complete(ended: Vec<Ended>) {
     for (bio, result) in ended {
         bio.complete(result);
     }
 }
 
-/// Reaps whenever the kernel says so, until the device is gone.
+/// The reaper task: reaps each time the eventfd is signalled, until the device is dropped.
 async fn reap_for_ever(event: AsyncFd<Arc<EventFd>>, shared: Weak<Shared>) {
     while let Ok(mut guard) = event.readable().await {
-        // The eventfd is never read: the runtime watches for edges, and each completion is one. Cleared before
-        // looking, so that what comes while we look wakes us again.
+        // The eventfd is never read: the runtime polls it edge-triggered, and each completion is an edge.
+        // Ready is cleared before the reap, so that a completion during the reap wakes the reaper again.
         guard.clear_ready();
         let Some(shared) = shared.upgrade() else { return };
         while shared.reap() {}
@@ -314,7 +329,7 @@ impl BlockDevice for UringDevice {
         if bios.is_empty() {
             return;
         }
-        // Neighbours meet, and the device sees rising addresses.
+        // Adjacent bios come together to be joined, and the device sees rising addresses.
         bios.sort_by_key(|bio| bio.offset);
         self.shared.submit(bios);
     }
@@ -323,8 +338,8 @@ impl BlockDevice for UringDevice {
 impl Drop for UringDevice {
     fn drop(&mut self) {
         self.reaper.abort();
-        // What is in flight ends first: its memory is the kernel's until then. Nothing is submitted any more, but for
-        // completions that do so through another reference, of which there is none.
+        // Transfers in flight end first: their memory is the kernel's until then. No bio is submitted any
+        // more: that would take a reference to the device, and this is the last one.
         let mut rounds = 0_u32;
         loop {
             while self.shared.reap() {}
@@ -335,7 +350,7 @@ impl Drop for UringDevice {
             if rounds.is_multiple_of(3000) {
                 tracing::warn!("waiting for the device to give back what is in flight");
             }
-            // Bounded: the reaper may be reaping its last on another thread.
+            // With a time limit: the reaper task may be taking the last completions on another thread.
             self.shared.ring.enter_and_wait(Duration::from_millis(10));
         }
         self.shared.ring.unregister();

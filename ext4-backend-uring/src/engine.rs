@@ -1,7 +1,7 @@
-//! What is in flight, what waits, and what comes next. No system calls, no `unsafe`: the ring asks for the next
-//! transfer and says how it ended.
+//! Requests and transfers, in flight and waiting: the state machine behind the ring. No system calls, no
+//! `unsafe`: the device asks for the next transfer and reports how it ended.
 //!
-//! A *request* is one bio, or several neighbours that go as one. Its life:
+//! A *request* is one bio, or several adjacent bios that go as one. Its life:
 //!
 //! ```text
 //!            PREFLUSH            │ all transfers done      FUA on zeroes
@@ -10,12 +10,12 @@
 //! ```
 //!
 //! Invariants:
-//! - A request owns its bios, and a slot its transfer, until the kernel has posted the completion: memory that the
-//!   kernel may still write is never freed, whoever stopped waiting.
-//! - One slot has one entry in the submission queue at most, and there are no more slots than entries: the queues
-//!   cannot overflow, and a completion always finds its slot.
-//! - The flush of a PREFLUSH write has completed before the write starts. Were this wrong, a commit block could be
-//!   durable before what it commits.
+//! - A request owns its bios, and a slot owns its transfer, until the kernel has posted the completion:
+//!   memory that the kernel may still write is never freed, even if the caller stops waiting.
+//! - A slot has at most one entry in the submission queue, and there are no more slots than entries: the
+//!   queues cannot overflow, and a completion always finds its slot.
+//! - The flush of a PREFLUSH write has completed before the write starts. Were this wrong, a commit block
+//!   could be durable before what it commits.
 
 use std::collections::VecDeque;
 
@@ -25,12 +25,12 @@ use slab::Slab;
 
 use crate::transfer::{Action, Limits, Transfer, Vector, Vectors, split};
 
-/// How often a transfer is tried again that the kernel put off without doing any of it.
+/// How often a transfer that the kernel put off without moving a byte is tried again.
 const MAX_RETRIES: u8 = 32;
-/// The zeros that are written where the device has no command for them.
+/// Bytes of zeros in memory, written to a device that has no command for zeroing.
 const ZEROS: usize = 64 << 10;
 
-/// What the kernel or the device turned out not to do; it is not asked again.
+/// Commands that the kernel or the device has refused. A refused command is not tried again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Refused {
     discard: bool,
@@ -47,11 +47,11 @@ enum Phase {
 
 #[derive(Debug)]
 struct Request {
-    /// Neighbours: one operation, one after the other. Most requests have one.
+    /// Adjacent bios of one operation. Most requests have one.
     bios: Vec<Bio>,
     operation: Operation,
     flags: BioFlags,
-    /// In the host's file.
+    /// First byte in the host's file.
     offset: u64,
     len: u64,
     phase: Phase,
@@ -60,19 +60,19 @@ struct Request {
     error: Option<Errno>,
 }
 
-/// A bio that has ended, and how.
+/// A bio that has ended, and its result.
 pub(crate) type Ended = (Bio, Result<()>);
 
-/// What an engine is told of its device.
+/// What an engine knows about its device.
 #[derive(Clone, Debug)]
 pub(crate) struct Configuration {
-    /// Transfers in flight at most.
+    /// The most transfers in flight.
     pub(crate) slots: usize,
     pub(crate) limits: Limits,
-    /// Where the device starts in the host's file.
+    /// First byte of the device in the host's file.
     pub(crate) offset: u64,
     pub(crate) logical_block_size: u64,
-    /// It has a discard command, as block devices do.
+    /// True if the device has a discard command, as block devices do.
     pub(crate) discard_command: bool,
     /// The path, for errors.
     pub(crate) name: String,
@@ -80,11 +80,12 @@ pub(crate) struct Configuration {
 
 /// Finds the registered buffer of a segment.
 pub(crate) trait Registry {
-    /// The registered buffer that all of the segment lies in; registers it where that can be done.
+    /// Returns the index of the registered buffer that contains the whole segment. Registers the segment's
+    /// region if it is not registered yet and can be.
     fn buffer_of(&mut self, segment: &Segment) -> Option<u16>;
 }
 
-/// See the module.
+/// The requests and transfers of one device; see the module.
 #[derive(Debug)]
 pub(crate) struct Engine {
     configuration: Configuration,
@@ -102,7 +103,8 @@ impl Engine {
         Self { configuration, requests: Slab::new(), slots, backlog: VecDeque::new(), refused, zeros: None }
     }
 
-    /// Takes in bios that were checked, of which neighbours may be joined; they wait in the backlog afterwards.
+    /// Accepts bios that were checked and sorted by offset, joins adjacent ones, and puts their transfers
+    /// into the backlog.
     pub(crate) fn accept(&mut self, bios: Vec<Bio>, registry: &mut impl Registry, ended: &mut Vec<Ended>) {
         let mut group: Vec<Bio> = Vec::new();
         for bio in bios {
@@ -178,7 +180,7 @@ impl Engine {
         });
         request.outstanding += count;
         if let Err(error) = done {
-            // What was queued before runs; the request fails when that has ended.
+            // Transfers queued before the error run; the request fails when they have ended.
             request.error = Some(error.errno());
         }
     }
@@ -189,7 +191,7 @@ impl Engine {
         } else if !self.refused.hole {
             Action::DiscardByHole
         } else {
-            // Advice: what cannot be discarded stays.
+            // Discard is advice: a range that cannot be discarded keeps its blocks.
             return;
         };
         self.queue(Transfer::without_memory(key, action, offset, len));
@@ -225,7 +227,10 @@ impl Engine {
         }
     }
 
-    /// Zeros that live as long as the engine, aligned.
+    /// The address of [`ZEROS`] zero bytes, aligned as the device asks, that live as long as the engine.
+    ///
+    /// # Errors
+    /// `ENOMEM`: there is no memory for them.
     fn zeros_address(&mut self) -> Result<usize> {
         let alignment = self.configuration.limits.alignment;
         if self.zeros.is_none() {
@@ -236,7 +241,7 @@ impl Engine {
         Ok(zeros[start..].as_mut_ptr().expose_provenance())
     }
 
-    /// The next transfer to start and its slot, where one waits and a slot is free.
+    /// Returns the next transfer to start and its slot, or `None` if no transfer waits or no slot is free.
     pub(crate) fn next(&mut self) -> Option<(usize, &Transfer)> {
         if self.slots.len() >= self.configuration.slots {
             return None;
@@ -246,7 +251,7 @@ impl Engine {
         Some((slot, &self.slots[slot]))
     }
 
-    /// The transfer in `slot` has ended: with the bytes it moved, or an error.
+    /// Ends the transfer in `slot`: `result` is the number of bytes moved, or the error.
     pub(crate) fn complete(
         &mut self,
         slot: usize,
@@ -269,7 +274,7 @@ impl Engine {
                 self.requests[key].error.get_or_insert(errno);
             }
             Outcome::Again => {
-                // To the front: others have waited less.
+                // To the front: the other transfers have waited less.
                 self.backlog.push_front(transfer);
                 return;
             }
@@ -285,12 +290,12 @@ impl Engine {
         self.progress(key, registry, ended);
     }
 
-    /// `moved` bytes of a transfer are done.
+    /// The outcome of a transfer of which `moved` bytes are done.
     fn moved(&self, transfer: &mut Transfer, moved: u64) -> Outcome {
         if !matches!(transfer.action, Action::Read | Action::Write { .. }) || moved >= transfer.len {
             return Outcome::Done;
         }
-        // What is left must start on a block again.
+        // The rest has to start on a logical block.
         let whole = moved - moved % self.configuration.logical_block_size;
         if whole > 0 {
             transfer.retries = 0;
@@ -298,14 +303,15 @@ impl Engine {
             return Outcome::Again;
         }
         if moved == 0 && transfer.action == Action::Read {
-            // The end of the file, before the end of the device.
+            // The file ends before the device does: it was truncated.
             return Outcome::Failed(Errno::EIO);
         }
         retry(transfer, Errno::EIO)
     }
 
+    /// The outcome of a transfer that ended with `errno`.
     fn failed(&mut self, transfer: &Transfer, errno: Errno) -> Outcome {
-        // What means "not this way" rather than "this failed".
+        // These mean "the command is not supported" rather than "the device failed".
         let refused = matches!(errno, Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY | Errno::ENOSYS);
         let flag = match transfer.action {
             Action::Discard => Some(&mut self.refused.discard),
@@ -314,14 +320,14 @@ impl Engine {
             Action::Read | Action::Write { .. } | Action::Flush => None,
         };
         if let (true, Some(flag)) = (refused, flag) {
-            tracing::info!(action = ?transfer.action, %errno, "refused by the host; another way from now on");
+            tracing::info!(action = ?transfer.action, %errno, "the host refuses this command; using another");
             *flag = true;
             return Outcome::OtherWay;
         }
         Outcome::Failed(errno)
     }
 
-    /// Starts the next phase of a request that has nothing outstanding, or ends it.
+    /// Starts the next phase of a request that has no transfer outstanding, or ends the request.
     fn progress(&mut self, key: usize, registry: &mut impl Registry, ended: &mut Vec<Ended>) {
         loop {
             let request = &mut self.requests[key];
@@ -343,8 +349,8 @@ impl Engine {
         match error {
             None => ended.extend(bios.into_iter().map(|bio| (bio, Ok(())))),
             Some(_) if bios.len() > 1 => {
-                // One of several neighbours failed: each for itself, so that the error meets its owner only. To
-                // transfer the same bytes twice does no harm.
+                // One of several adjacent bios failed. Each goes alone now, so that only the bio that fails
+                // completes with the error. To transfer the same bytes twice does no harm.
                 for bio in bios {
                     self.begin(vec![bio], registry, ended);
                 }
@@ -357,7 +363,8 @@ impl Engine {
         }
     }
 
-    /// A transfer was put off by the kernel (`EAGAIN`, `ECANCELED`, `EINTR`): tried again, so often.
+    /// Queues a transfer again that the kernel put off (`EAGAIN`, `ECANCELED`, `EINTR`), at most
+    /// [`MAX_RETRIES`] times.
     pub(crate) fn put_off(
         &mut self,
         slot: usize,
@@ -375,19 +382,23 @@ impl Engine {
         }
     }
 
-    /// True where nothing is in flight and nothing waits.
+    /// Returns true if no transfer is in flight and none waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.requests.is_empty()
     }
 }
 
+/// What becomes of a transfer that the kernel has ended.
 enum Outcome {
     Done,
     Failed(Errno),
+    /// The transfer, or its rest, is queued again.
     Again,
+    /// The command is not supported: its range is queued with another command.
     OtherWay,
 }
 
+/// Counts one more retry, or fails with `errno` after [`MAX_RETRIES`].
 fn retry(transfer: &mut Transfer, errno: Errno) -> Outcome {
     if transfer.retries >= MAX_RETRIES {
         return Outcome::Failed(errno);
@@ -523,7 +534,7 @@ mod tests {
         assert!(complete(&mut engine, slot, Ok(0))[0].1.is_ok());
         accept(&mut engine, vec![bio(Operation::Discard, BioFlags::empty(), 0, 16384)]);
         let slot = engine.next().unwrap().0;
-        // Holes were refused before: nothing is left to try, and that is no error.
+        // Holes were refused before: no command is left to try, and that is no error.
         assert!(complete(&mut engine, slot, Err(Errno::ENOTTY))[0].1.is_ok());
         assert!(accept(&mut engine, vec![bio(Operation::Discard, BioFlags::empty(), 0, 512)])[0].1.is_ok());
         assert!(engine.is_idle());

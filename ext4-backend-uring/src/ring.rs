@@ -1,10 +1,10 @@
-//! The io_uring itself: setting it up, encoding transfers, pushing, entering, draining, registered memory. All system
-//! calls and all `unsafe` of this crate.
+//! The io_uring: setup, encoding of transfers, submission, completions, registered memory. All system calls
+//! and all `unsafe` of this crate.
 //!
 //! Invariants:
-//! - The submission queue is touched only by the holder of a [`Queues`], of which there is one, in the device's state
-//!   lock; the completion queue likewise. `io_uring_enter` may be called by anybody: the kernel takes what is there.
-//! - Memory named by an entry lives until its completion: the engine's slots own it.
+//! - Submission queue and completion queue are touched only by the holder of the one [`Queues`], which lies
+//!   in the device's state lock. Any task may call `io_uring_enter`: the kernel takes every queued entry.
+//! - Memory named by an entry lives until its completion: the engine's slots and requests own it.
 //! - Registered memory is pinned by the kernel; a region whose pool is gone is replaced, never used again.
 #![allow(unsafe_code)]
 
@@ -28,15 +28,15 @@ use crate::transfer::{Action, Transfer, Vectors};
 
 /// `BLOCK_URING_CMD_DISCARD`: `_IO(0x12, 0)` (include/uapi/linux/blkdev.h, Linux 6.12).
 const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
-/// Regions of the folio pool that can be registered at a time: 32 GiB of them.
+/// The most regions of folio pools that are registered at a time: 32 GiB of them.
 const MAX_REGISTERED: u16 = 1024;
-/// How often an enter that the kernel refuses for want of memory is tried on the spot.
+/// How often `io_uring_enter` is tried at once if the kernel refuses it for lack of memory.
 const ENTER_TRIES: u32 = 16;
 
 /// An io_uring for one file.
 pub(crate) struct Ring {
     uring: IoUring,
-    /// As entries name the file: its place in the table of registered files, or its descriptor.
+    /// The file as entries name it: its index in the table of registered files, or its descriptor.
     file: types::Fd,
     file_flags: Flags,
     vectored_fixed: bool,
@@ -50,30 +50,32 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// The right to touch the queues; see the module.
+/// The right to touch the submission and completion queues; see the module.
 #[derive(Debug)]
 pub(crate) struct Queues(());
 
 impl Ring {
-    /// A ring with room for `slots` entries at a time, for `file`, which must stay open as long as the ring.
+    /// Sets up a ring with `slots` entries for `file`, which has to stay open as long as the ring.
     ///
     /// # Errors
-    /// The host's refusal; where it forbids io_uring, the text names the other backend.
+    /// - `ENOSYS`, `EPERM`, `EACCES`: the host has no io_uring or forbids it; the message names the file
+    ///   backend.
+    /// - The host's other errors for setting up a ring and an eventfd.
     pub(crate) fn new(file: &File, slots: u32) -> Result<(Self, Queues)> {
         let build = |newest: bool| {
             let mut builder = IoUring::builder();
             builder.setup_clamp().setup_cqsize(2 * slots);
             if newest {
                 builder.setup_submit_all().setup_no_sqarray();
-                // What has ended is posted when the thread that started it next enters the kernel, for whatever reason, or
-                // sleeps, or at its next tick: it is not interrupted for it. On a virtual machine that interrupt costs
-                // as much as the transfer.
+                // The kernel posts a completion when the submitting thread next enters the kernel for any
+                // reason, sleeps, or at its next tick, and does not interrupt the thread for it. On a virtual
+                // machine that interrupt costs as much as the transfer.
                 builder.setup_coop_taskrun().setup_taskrun_flag();
             }
             builder.build(slots)
         };
         let uring = match build(true) {
-            // Flags that an older kernel does not know.
+            // An older kernel does not know these flags.
             Err(source) if source.raw_os_error() == Some(libc::EINVAL) => build(false),
             built => built,
         }
@@ -107,25 +109,25 @@ impl Ring {
         self.uring.params().sq_entries() as usize
     }
 
-    /// The ring's eventfd, to wait for completions with. Needs a runtime with I/O enabled.
+    /// The ring's eventfd, registered with the tokio runtime, which has to have I/O enabled.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's errors for `epoll_ctl`.
     pub(crate) fn watch(&self) -> Result<AsyncFd<Arc<EventFd>>> {
         let event = Arc::clone(&self.event);
-        // SAFETY: the descriptor stays open and the same as long as the `AsyncFd` lives: both hold the `EventFd`, which
-        // closes it only when it is dropped, and nobody can take it out of its `Arc`.
+        // SAFETY: the descriptor stays open and the same as long as the `AsyncFd` lives: ring and `AsyncFd`
+        // hold the `EventFd`, which closes it only when it is dropped, and no code takes it out of its `Arc`.
         let watched = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) };
         watched.map_err(|failed| Error::host("watch", "the ring's eventfd", &failed.into_parts().1))
     }
 
-    /// The table of registered memory, empty.
+    /// An empty table of registered memory.
     pub(crate) fn registered(&self) -> Registered {
         let available = if self.buffers { MAX_REGISTERED } else { 0 };
         Registered { table: BTreeMap::new(), last: None, available }
     }
 
-    /// The entry for a transfer in `slot`.
+    /// The submission queue entry for the transfer in `slot`.
     fn encode(&self, slot: usize, transfer: &Transfer) -> squeue::Entry {
         let file = self.file;
         let offset = transfer.offset;
@@ -197,19 +199,22 @@ impl Ring {
         entry.flags(self.file_flags).user_data(slot as u64)
     }
 
-    /// Queues the entry for a transfer that lies in `slot` of the engine; it starts with the next [`Ring::enter`].
+    /// Queues the entry for the transfer in `slot` of the engine; it starts with the next [`Ring::enter`].
     pub(crate) fn queue(&self, _queues: &mut Queues, slot: usize, transfer: &Transfer) {
         let entry = self.encode(slot, transfer);
-        // SAFETY: `_queues` is borrowed mutably, and there is one: nobody else touches the submission queue.
+        // SAFETY: `_queues` is borrowed mutably, and there is one: no other task touches the submission
+        // queue.
         let mut queue = unsafe { self.uring.submission_shared() };
-        // SAFETY: the entry names memory of the engine's slot (module `engine`): the bios' segments, the bounce buffer
-        // and the vectors, which all stay where they are until the completion for the slot was drained; the file is
-        // open as long as the ring.
+        // SAFETY: the entry names memory of the engine (module `engine`): the bios' segments, the bounce
+        // buffer, the zeros and the vectors, which all stay in place until the completion for the slot was
+        // drained; the file is open as long as the ring.
         let pushed = unsafe { queue.push(&entry) };
         assert!(pushed.is_ok(), "the engine has no more slots than the ring has entries");
     }
 
-    /// Starts everything queued, and has what this thread started and has ended posted. True where it has to be tried again later ([`Ring::nudge`]).
+    /// Calls `io_uring_enter`: starts every queued entry, and lets the kernel post the completions of entries
+    /// that this thread started. Returns true if the kernel refused: the caller tries again later
+    /// ([`Ring::nudge`]).
     pub(crate) fn enter(&self) -> bool {
         for _ in 0..ENTER_TRIES {
             match self.uring.submitter().submit() {
@@ -227,42 +232,47 @@ impl Ring {
         true
     }
 
-    /// Wakes the reaper, which enters again.
+    /// Signals the eventfd: the reaper task wakes and enters again.
     pub(crate) fn nudge(&self) {
         let _ = self.event.write(1);
     }
 
-    /// True where something has ended and is posted when its thread enters the kernel.
+    /// Returns true if a transfer has ended and its completion is posted when its thread enters the kernel
+    /// (`IORING_SQ_TASKRUN`).
     pub(crate) fn is_to_be_posted(&self, _queues: &mut Queues) -> bool {
-        // SAFETY: `_queues` is borrowed mutably, and there is one: nobody else touches the submission queue.
+        // SAFETY: `_queues` is borrowed mutably, and there is one: no other task touches the submission
+        // queue.
         unsafe { self.uring.submission_shared() }.taskrun()
     }
 
-    /// From now on completions are not told through the eventfd.
+    /// Disables the eventfd: completions do not signal it.
     pub(crate) fn silence(&self, _queues: &mut Queues) {
-        // SAFETY: `_queues` is borrowed mutably, and there is one: nobody else touches the completion queue.
+        // SAFETY: `_queues` is borrowed mutably, and there is one: no other task touches the completion
+        // queue.
         unsafe { self.uring.completion_shared() }.disable_eventfd();
     }
 
-    /// The opposite of [`Ring::silence`]. What was posted just before may not have been told.
+    /// Enables the eventfd again. A completion posted just before may have signalled nothing.
     pub(crate) fn speak(&self, _queues: &mut Queues) {
-        // SAFETY: as above.
+        // SAFETY: `_queues` is borrowed mutably, and there is one: no other task touches the completion
+        // queue.
         unsafe { self.uring.completion_shared() }.enable_eventfd();
     }
 
-    /// Starts everything queued and waits for a completion, at most `timeout`.
+    /// Starts every queued entry and waits for a completion, at most `timeout`.
     pub(crate) fn enter_and_wait(&self, timeout: Duration) {
         let timespec = types::Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());
         let arguments = types::SubmitArgs::new().timespec(&timespec);
-        // Whatever it says (ETIME, EINTR, EAGAIN), the caller looks and comes again.
+        // After any error (ETIME, EINTR, EAGAIN) the caller reaps and calls again.
         if self.uring.submitter().submit_with_args(1, &arguments).is_err() {
             std::thread::yield_now();
         }
     }
 
-    /// Takes the completions that are there: slot, and bytes moved or error.
+    /// Moves the posted completions into `completions`: the slot, and the bytes moved or the error.
     pub(crate) fn drain(&self, _queues: &mut Queues, completions: &mut Vec<(usize, Result<u64, Errno>)>) {
-        // SAFETY: `_queues` is borrowed mutably, and there is one: nobody else touches the completion queue.
+        // SAFETY: `_queues` is borrowed mutably, and there is one: no other task touches the completion
+        // queue.
         let queue = unsafe { self.uring.completion_shared() };
         completions.extend(queue.map(|entry| {
             let slot = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
@@ -272,8 +282,8 @@ impl Ring {
         }));
     }
 
-    /// Gives back what is registered, so that the file is closed when its owner closes it and not when the kernel
-    /// gets round to the ring's end. Only when nothing is in flight.
+    /// Unregisters file and memory, so that the file is closed when its owner drops it, not later, when the
+    /// kernel frees the ring. Called only when nothing is in flight.
     pub(crate) fn unregister(&self) {
         let submitter = self.uring.submitter();
         if !self.file_flags.is_empty() {
@@ -289,7 +299,8 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("a transfer is shorter than 4 GiB: the limits of its device")
 }
 
-/// Why there is no ring, in words that help.
+/// The error for a ring that cannot be set up; if the host forbids io_uring, with the reason and the other
+/// backend.
 fn refused(source: &std::io::Error) -> Error {
     let errno = source.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     if !matches!(errno, Errno::ENOSYS | Errno::EPERM | Errno::EACCES) {
@@ -308,14 +319,14 @@ fn refused(source: &std::io::Error) -> Error {
 /// Regions of folio pools that are registered with a ring.
 #[derive(Debug)]
 pub(crate) struct Registered {
-    /// By the region's number: its place in the ring's table.
+    /// Region id → index in the ring's table of buffers.
     table: BTreeMap<u64, (u16, Weak<Region>)>,
     last: Option<(u64, u16)>,
-    /// Places in all; 0 where registering was refused.
+    /// Size of the ring's table; 0 if the host refused to register.
     available: u16,
 }
 
-/// [`Registered`] with its ring, as the engine asks for buffers.
+/// [`Registered`] with its ring: the [`Registry`] of the engine.
 pub(crate) struct WithRing<'r> {
     pub(crate) registered: &'r mut Registered,
     pub(crate) ring: &'r Ring,
@@ -342,12 +353,12 @@ impl Registry for WithRing<'_> {
 }
 
 impl Registered {
-    /// Registers a region; `None` where that is refused or the table is full.
+    /// Registers a region and returns its index, or `None` if the host refuses or the table is full.
     fn register(&mut self, ring: &Ring, region: &Arc<Region>) -> Option<u16> {
         let index = self.place()?;
         let buffer = libc::iovec { iov_base: region.as_ptr().cast(), iov_len: region.len() };
-        // SAFETY: the region is one mapping of that length, which lives as long as any piece of it does; entries name
-        // this buffer only for segments that hold such a piece. The kernel pins the pages.
+        // SAFETY: the region is one mapping of that length, which lives as long as any piece of it does;
+        // entries name this buffer only for segments that hold such a piece. The kernel pins the pages.
         let done = unsafe { ring.uring.submitter().register_buffers_update(index.into(), &[buffer], None) };
         match done {
             Ok(()) => {
@@ -355,7 +366,7 @@ impl Registered {
                 Some(index)
             }
             Err(source) => {
-                // RLIMIT_MEMLOCK, most likely. What is registered stays so; no more is tried.
+                // RLIMIT_MEMLOCK, most likely. Registered regions stay registered; no other region is tried.
                 tracing::info!(%source, registered = self.table.len(), "no more memory can be registered");
                 self.available = 0;
                 None
@@ -363,7 +374,7 @@ impl Registered {
         }
     }
 
-    /// A free place in the ring's table: a new one, or that of a region whose pool is gone.
+    /// A free index in the ring's table: that of a region whose pool is gone, or a new one.
     fn place(&mut self) -> Option<u16> {
         let used = u16::try_from(self.table.len()).ok()?;
         let dead = self.table.iter().find(|(_, (_, region))| region.strong_count() == 0).map(|(id, _)| *id);
@@ -377,12 +388,12 @@ impl Registered {
     }
 }
 
-/// What the host says `O_DIRECT` on a regular file asks for: alignment of memory and of offsets, in bytes.
-/// `None` where it does not say.
+/// The alignment that `O_DIRECT` on a regular file needs, for memory and for offsets, in bytes
+/// (`STATX_DIOALIGN`). `None` if the host does not tell.
 pub(crate) fn direct_alignment(file: &File) -> Option<(u32, u32)> {
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is an empty string that ends in zero, which with AT_EMPTY_PATH means the descriptor itself; the
-    // kernel writes one `statx`.
+    // SAFETY: the path is an empty string that ends in zero, which with AT_EMPTY_PATH means the descriptor
+    // itself; the kernel writes one `statx`.
     let done = unsafe {
         libc::statx(
             file.as_raw_fd(),

@@ -1,8 +1,8 @@
-//! One transfer: what becomes one entry of the submission queue.
+//! A transfer: what becomes one entry of the submission queue.
 //!
-//! Invariant: the addresses in a transfer point into the segments of the bios of its request, or into its own bounce
-//! buffer; the engine keeps both until the kernel has posted the completion. Were this wrong, a late read would land
-//! in memory that is somebody else's by then.
+//! Invariant: the addresses in a transfer point into the segments of the bios of its request, into its own
+//! bounce buffer, or into the engine's zeros; the engine keeps all of them until the kernel has posted the
+//! completion. Were this wrong, a late read would land in memory that has another owner by then.
 
 use ext4_core::Result;
 use ext4_core::device::{AlignedBuffer, Bio, Segment};
@@ -32,7 +32,7 @@ impl Vectors {
         }
     }
 
-    /// Takes the first `moved` bytes away: they are done.
+    /// Removes the first `moved` bytes.
     fn advance(&mut self, mut moved: usize) {
         let vectors = self.as_mut_slice();
         let mut done = 0;
@@ -51,31 +51,31 @@ impl Vectors {
     }
 }
 
-/// What the kernel is asked to do.
+/// The command of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     Read,
-    /// `durable`: with `RWF_DSYNC`, which is FUA on a block device.
     Write {
+        /// True if written with `RWF_DSYNC`, which is FUA on a block device.
         durable: bool,
     },
     /// `fdatasync`, which is a flush of the device's cache.
     Flush,
     /// The block device's discard command.
     Discard,
-    /// Discard by punching a hole: for files, and for kernels without the command.
+    /// Discard by punching a hole: for files, and for kernels without the discard command.
     DiscardByHole,
     /// Zeros by punching a hole, which the device may do by unmapping.
     ZeroByHole,
-    /// Zeros by a zeroed range: what the kernel has no command for it writes itself.
+    /// Zeros by `FALLOC_FL_ZERO_RANGE`: if the device has no command for it, the kernel writes zeros.
     ZeroRange,
 }
 
-/// Memory between, where the memory of the bios is not aligned as the device asks.
+/// A bounce buffer, used if the memory of the bios is not aligned as the device asks.
 #[derive(Debug)]
 pub(crate) struct Bounce {
     buffer: AlignedBuffer,
-    /// Where in the buffer the aligned part starts.
+    /// First byte of the aligned part of the buffer.
     start: usize,
     len: usize,
 }
@@ -83,38 +83,38 @@ pub(crate) struct Bounce {
 /// One transfer; see the module.
 #[derive(Debug)]
 pub(crate) struct Transfer {
-    /// The request it is a part of, by its key.
+    /// Key of the request that the transfer belongs to.
     pub(crate) request: usize,
     pub(crate) action: Action,
-    /// The byte of the host's file where what is left starts.
+    /// First byte in the host's file of what is left to transfer.
     pub(crate) offset: u64,
-    /// The bytes that are left.
+    /// Bytes left to transfer.
     pub(crate) len: u64,
-    /// The byte of the request where it began.
+    /// First byte of the whole transfer within its request.
     pub(crate) start: u64,
     pub(crate) vectors: Vectors,
-    /// The registered buffer that all of the memory lies in.
+    /// Index of the registered buffer that contains all of the memory.
     pub(crate) registered: Option<u16>,
     pub(crate) bounce: Option<Bounce>,
-    /// How often it was tried again without getting on.
+    /// Retries since the last byte that was moved.
     pub(crate) retries: u8,
 }
 
 impl Transfer {
-    /// One without memory.
+    /// A transfer without memory.
     pub(crate) fn without_memory(request: usize, action: Action, offset: u64, len: u64) -> Self {
         let vectors = Vectors::One(Vector { address: 0, len: 0 });
         Self { request, action, offset, len, start: 0, vectors, registered: None, bounce: None, retries: 0 }
     }
 
-    /// `moved` bytes are done: what is left follows.
+    /// Removes the first `moved` bytes, which are done.
     pub(crate) fn advance(&mut self, moved: u64) {
         self.offset += moved;
         self.len -= moved;
         self.vectors.advance(usize::try_from(moved).unwrap_or(usize::MAX));
     }
 
-    /// After a read: moves what came into the bounce buffer to where it belongs.
+    /// After a read: copies the bounce buffer, if there is one, into the segments of `bios`.
     pub(crate) fn finish_read(&self, bios: &mut [Bio]) {
         if let (Action::Read, Some(bounce)) = (self.action, &self.bounce) {
             let bytes = &bounce.buffer[bounce.start..bounce.start + bounce.len];
@@ -125,22 +125,23 @@ impl Transfer {
     }
 }
 
-/// What a device asks of transfers.
+/// A device's limits for one transfer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Addresses are multiples of this.
+    /// Alignment of memory addresses, in bytes.
     pub(crate) alignment: usize,
     /// The most bytes.
     pub(crate) bytes: u64,
-    /// The most pieces of memory.
+    /// The most vectors (pieces of memory).
     pub(crate) vectors: usize,
 }
 
-/// Cuts the memory of `bios`, which lie one after the other from byte `offset` of the host's file on, into transfers.
-/// `registered` names the registered buffer that a segment lies in, where it lies in one.
+/// Splits the memory of the adjacent `bios`, which start at byte `offset` of the host's file, into transfers,
+/// and calls `emit` for each. `registered` returns the index of the registered buffer that contains a
+/// segment.
 ///
 /// # Errors
-/// `ENOMEM` for a bounce buffer.
+/// `ENOMEM`: there is no memory for a bounce buffer.
 pub(crate) fn split(
     bios: &mut [Bio],
     action: Action,
@@ -213,7 +214,8 @@ pub(crate) fn split(
     Ok(())
 }
 
-/// Adds a piece to a transfer; false where there is no room for another.
+/// Adds a vector to a transfer. Returns true if it was added, false if the transfer has `max_vectors`
+/// already.
 fn append(transfer: &mut Transfer, vector: Vector, buffer: Option<u16>, max_vectors: usize) -> bool {
     match &mut transfer.vectors {
         Vectors::Many(vectors) if vectors.is_empty() => {
@@ -221,7 +223,7 @@ fn append(transfer: &mut Transfer, vector: Vector, buffer: Option<u16>, max_vect
             return true;
         }
         Vectors::One(first) => {
-            // Neighbours in memory are one piece, but not across registered buffers.
+            // Vectors that are adjacent in memory become one, but not across registered buffers.
             if first.address + first.len == vector.address && transfer.registered == buffer {
                 first.len += vector.len;
                 return true;
@@ -251,7 +253,10 @@ fn append(transfer: &mut Transfer, vector: Vector, buffer: Option<u16>, max_vect
     true
 }
 
-/// Replaces a transfer's memory with memory that is aligned.
+/// Replaces a transfer's memory by an aligned bounce buffer; for a write, with a copy of the data.
+///
+/// # Errors
+/// `ENOMEM`: there is no memory for the buffer.
 fn bounce(transfer: &mut Transfer, bios: &mut [Bio], alignment: usize) -> Result<()> {
     let len = usize::try_from(transfer.len).unwrap_or(usize::MAX);
     let mut buffer = AlignedBuffer::zeroed(len.saturating_add(alignment))?;
@@ -269,8 +274,8 @@ fn bounce(transfer: &mut Transfer, bios: &mut [Bio], alignment: usize) -> Result
     Ok(())
 }
 
-/// Calls `f` for each piece of segment that bytes `start..start + len` of `bios` cover: the segment, where the piece
-/// starts in the range, and the bytes of the segment.
+/// Calls `f` for each segment that overlaps bytes `start..start + len` of `bios`, with the segment, the first
+/// byte of the overlap within the range, and the overlap as bytes of the segment.
 fn pieces(
     bios: &mut [Bio],
     start: u64,

@@ -1,5 +1,5 @@
-//! The suite that every backend runs, through io_uring: on files with and without O_DIRECT, on loop devices of both
-//! block sizes, with one thread and with many, with a queue that is always full.
+//! The conformance suite that every backend runs, through io_uring: on files with and without `O_DIRECT`, on
+//! loop devices of both block sizes, with one thread and with many, with a queue that is always full.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ struct Loop {
 }
 
 impl Loop {
-    /// `None` where this user cannot make one; never in CI.
+    /// Returns `None` if this user cannot make a loop device; panics instead if `CI` is set.
     fn new(size: u64, sector: u32) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("backing");
@@ -55,7 +55,7 @@ fn image(directory: &Path, size: u64) -> PathBuf {
 async fn run(path: &Path, queue_depth: u32, offset: u64) {
     conformance::run(|read_only| {
         let options = UringOptions { read_only, queue_depth, offset, busy_poll: None };
-        // A completion may be dropping the device before still.
+        // A completion may still be dropping the device opened before.
         for _ in 0..100 {
             match UringDevice::open(path, &options) {
                 Ok(device) => return Arc::new(device) as Arc<dyn BlockDevice>,

@@ -1,5 +1,7 @@
-//! Journal recovery of any log: `cargo +nightly fuzz run journal_recovery`. What it is held to stands in
-//! `ext4-journal/tests/common/mutation.rs`; the same runs with a stable compiler in `ext4-journal/tests/mutation.rs`.
+//! Journal recovery of any log: `cargo +nightly fuzz run journal_recovery`.
+//!
+//! The properties it checks are in `ext4-journal/tests/common/mutation.rs`. The same check runs with a stable
+//! compiler in `ext4-journal/tests/mutation.rs`.
 #![no_main]
 
 #[path = "../../ext4-journal/tests/common/mod.rs"]

@@ -1,10 +1,10 @@
-//! How modes, times and names are shown.
+//! Modes, times and names as text, as ls(1) and stat(1) show them.
 
 use ext4_core::Timestamp;
 use ext4_core::format::inode::FileType;
 use jiff::tz::TimeZone;
 
-/// `-rwxr-xr-x`, as ls shows a mode.
+/// `-rwxr-xr-x`: type and mode as ls(1) shows them.
 #[must_use]
 pub fn mode_string(file_type: FileType, mode: u16) -> String {
     let mut text = String::with_capacity(10);
@@ -35,7 +35,7 @@ fn type_letter(file_type: FileType) -> char {
     }
 }
 
-/// What stat(1) calls a type; an empty regular file has a name of its own.
+/// The name of a file type as stat(1) gives it. `size` in bytes: an empty regular file has a name of its own.
 #[must_use]
 pub fn type_name(file_type: FileType, size: u64) -> &'static str {
     match file_type {
@@ -50,7 +50,7 @@ pub fn type_name(file_type: FileType, size: u64) -> &'static str {
     }
 }
 
-/// A short name of a type, for JSON.
+/// The name of a file type in JSON.
 #[must_use]
 pub fn type_word(file_type: FileType) -> &'static str {
     match file_type {
@@ -70,13 +70,13 @@ pub fn full_time(time: Timestamp) -> String {
     local(time, "%Y-%m-%d %H:%M:%S.%9f %z")
 }
 
-/// `2026-11-23 10:07` in the local time zone, as `ls -l` with the style long-iso.
+/// `2026-11-23 10:07` in the local time zone, as `ls -l --time-style=long-iso`.
 #[must_use]
 pub fn short_time(time: Timestamp) -> String {
     local(time, "%Y-%m-%d %H:%M")
 }
 
-/// `Mon Nov 23 10:07:48 2026` in the local time zone, as ctime(3).
+/// `Mon Nov 23 10:07:48 2026` in the local time zone, as ctime(3). `seconds` since 1970.
 #[must_use]
 pub fn ctime(seconds: i64) -> String {
     local(Timestamp { seconds, nanoseconds: 0 }, "%a %b %e %H:%M:%S %Y")
@@ -91,13 +91,13 @@ fn local(time: Timestamp, format: &str) -> String {
     }
 }
 
-/// `1795428468.770206821`: seconds since 1970, exact.
+/// `1795428468.770206821`: seconds since 1970, exact to the nanosecond.
 #[must_use]
 pub fn exact_time(time: Timestamp) -> String {
     format!("{}.{:09}", time.seconds, time.nanoseconds)
 }
 
-/// `name` as it is safe to show on a terminal: control bytes as `\ooo`. Bytes that are not UTF-8 likewise.
+/// `name` for a terminal: control characters and bytes that are not UTF-8 are shown as `\ooo`, in octal.
 #[must_use]
 pub fn escaped(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());

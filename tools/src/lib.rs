@@ -1,5 +1,13 @@
-//! What the command-line tools are made of: naming a place inside an image, choosing a backend, copying trees in and
-//! out. The binaries stay thin: they parse their arguments, call in here, and print.
+//! The library behind the programs `ext4` and `ext4-bench`: places inside images, backends, copying trees.
+//!
+//! ```text
+//!   ext4 cp, pack, unpack …     IMAGE:/path      target      a place inside an image
+//!      │ parse, call, print                      open        backend, mount
+//!      ▼                                         copy        source ──► events ──► sink
+//!   this library ──► ext4-writeback, backends    sizing      how large an image has to be
+//! ```
+//!
+//! The binaries are thin: they parse their arguments, call this library, and print.
 //!
 //! Invariant: this crate knows nothing of the on-disk format; it calls the libraries.
 #![forbid(unsafe_code)]
@@ -8,6 +16,7 @@ pub mod copy;
 pub mod display;
 pub mod mount_options;
 pub mod open;
+pub mod signature;
 pub mod size;
 pub mod sizing;
 pub mod target;

@@ -1,8 +1,9 @@
 //! Mount options as mount(8) takes them: `-o alloc=publish,nodelalloc,data_err=abort`.
 //!
-//! The names are those of ext4(5) where there is a counterpart, and of the kernel's `vm.` settings for the limits on
-//! dirty data. The later of two that contradict each other counts, as with mount(8). What is not known is an error that
-//! names it: a misspelt option is not to be taken for one that was heard.
+//! The names are those of ext4(5), and of the kernel's `vm.` sysctls for the limits on dirty data; an option
+//! without a counterpart there has a name of its own. Of two options that contradict each other the later one
+//! counts, as with mount(8). An unknown option is an error that names it, so that a misspelt option is not
+//! silently ignored.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,30 +12,31 @@ use ext4_writeback::{Allocation, MountOptions, OnError};
 
 use crate::size::parse_size;
 
-/// What `-o` takes, for a help text.
+/// The options that `-o` takes, as a help text.
 pub const HELP: &str = "\
 Mount options (-o, separated by commas; the later one counts):
-  alloc=unwritten|publish             new blocks are mapped before their data is written, or when it is there
-  delalloc|nodelalloc                 blocks are allocated at writeback, or at the write
+  alloc=unwritten|publish             map new blocks unwritten before their data is written, or after it
+  delalloc|nodelalloc                 allocate blocks at writeback, or at the write
   data_err=ignore|abort               what a failed write of file data does to the journal
   errors=continue|remount-ro|panic    what an error in the metadata does
-  lazytime|nolazytime                 times are written with the next other change, or at once
-  relatime|noatime                    access times are written, or not
-  commit=SECONDS                      between commits; 0: the default
-  barrier[=0|1]|nobarrier             device flushes
-  discard|nodiscard                   freed blocks are discarded
-  fast_commit|nofast_commit           fsync uses fast commits where the file system has them
-  erase_journal                       the log is zeroed at unmount
-  last_mounted=PATH                   what the superblock says of it
+  lazytime|nolazytime                 write times with the next other change of the inode, or at once
+  relatime|noatime                    update access times, or not
+  commit=SECONDS                      time between commits; 0: the default
+  barrier[=0|1]|nobarrier             flush the device's cache, or not
+  discard|nodiscard                   discard freed blocks, or not
+  fast_commit|nofast_commit           fsync uses fast commits if the file system has them, or not
+  erase_journal                       zero the log at unmount
+  last_mounted=PATH                   mount point recorded in the superblock
   dirty_bytes=SIZE, dirty_background_bytes=SIZE
   dirty_writeback_centisecs=NUMBER, dirty_expire_centisecs=NUMBER
-                                      the vm. settings of the same names
-  overlay_limit=SIZE                  memory for a recovery that must not write
+                                      as the vm. sysctls of the same names
+  overlay_limit=SIZE                  memory for a recovery that must not write to the device
   journal_path=PATH                   as --journal-device
   noload|norecovery                   as --noload
-  ro, rw, defaults                    only reading, also where the command wants to write; nothing; nothing";
+  ro                                  read only: a command that writes fails
+  rw, defaults                        no effect";
 
-/// Options that were asked for, in their order.
+/// Mount options in the order they were given.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MountOptionList(Vec<MountOption>);
 
@@ -64,10 +66,10 @@ enum MountOption {
 }
 
 impl MountOptionList {
-    /// The options in `text`, which commas separate.
+    /// Parses options separated by commas.
     ///
     /// # Errors
-    /// A text that names what is not known, or has a value that it cannot have.
+    /// A message that names the option, if it is unknown or its value is invalid.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.split(',')
             .filter(|option| !option.is_empty())
@@ -76,19 +78,19 @@ impl MountOptionList {
             .map(Self)
     }
 
-    /// All of `lists`, one after the other.
+    /// Concatenates `lists`.
     #[must_use]
     pub fn joined(lists: Vec<Self>) -> Self {
         Self(lists.into_iter().flat_map(|list| list.0).collect())
     }
 
-    /// True where none was asked for.
+    /// Returns true if there are no options.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// True where nothing is to be written (`ro`).
+    /// Returns true if the mount is read-only: `ro`, and no `rw` after it.
     #[must_use]
     pub fn read_only(&self) -> bool {
         let asked = |option: &MountOption| match option {
@@ -98,13 +100,13 @@ impl MountOptionList {
         self.0.iter().rev().find_map(asked).unwrap_or(false)
     }
 
-    /// True where the journal is not to be looked at (`noload`).
+    /// Returns true if the journal is ignored (`noload`).
     #[must_use]
     pub fn noload(&self) -> bool {
         self.0.contains(&MountOption::NoLoad)
     }
 
-    /// Where the journal's own device was said to be (`journal_path`).
+    /// The path of an external journal (`journal_path`).
     #[must_use]
     pub fn journal_path(&self) -> Option<PathBuf> {
         let asked = |option: &MountOption| match option {
@@ -114,8 +116,8 @@ impl MountOptionList {
         self.0.iter().rev().find_map(asked)
     }
 
-    /// Sets in `options` what was asked for, but for what decides how devices are opened: [`Self::read_only`],
-    /// [`Self::noload`] and [`Self::journal_path`].
+    /// Applies the options to `options`, except those that decide how devices are opened:
+    /// [`Self::read_only`], [`Self::noload`] and [`Self::journal_path`].
     pub fn apply(&self, options: &mut MountOptions) {
         for option in &self.0 {
             match option.clone() {
@@ -153,7 +155,7 @@ fn parse_option(text: &str) -> Result<MountOption, String> {
     option.ok_or_else(|| format!("unknown mount option '{text}'"))
 }
 
-/// An option without a value.
+/// Parses an option without a value; `None` if it is unknown.
 fn flag(name: &str) -> Option<MountOption> {
     Some(match name {
         "defaults" => MountOption::Defaults,
@@ -177,11 +179,11 @@ fn flag(name: &str) -> Option<MountOption> {
     })
 }
 
-/// `name=value`.
+/// Parses `name=value`; `None` if the name is unknown.
 fn with_value(text: &str, name: &str, value: &str) -> Result<Option<MountOption>, String> {
     let one_of = |values: &str| format!("mount option '{text}': {name} is one of {values}");
     let number =
-        || value.parse::<u32>().map_err(|_| format!("mount option '{text}': '{value}' is no number"));
+        || value.parse::<u32>().map_err(|_| format!("mount option '{text}': '{value}' is not a number"));
     let centiseconds = || match number()? {
         0 => Err(format!("mount option '{text}': 0 is too short")),
         number => Ok(Duration::from_millis(u64::from(number) * 10)),
@@ -226,16 +228,16 @@ fn with_value(text: &str, name: &str, value: &str) -> Result<Option<MountOption>
     }))
 }
 
-/// What the superblock has room for.
+/// Bytes for a path in the superblock (`s_last_mounted`), less the terminating zero.
 const LAST_MOUNTED_LEN: usize = 63;
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
 
-    /// What `text` makes of the defaults, as it is shown.
+    /// The default mount options with `text` applied, in their debug form.
     fn applied(text: &str) -> String {
         let mut options = MountOptions::default();
         MountOptionList::parse(text).unwrap().apply(&mut options);
@@ -302,8 +304,8 @@ mod tests {
             ("alloc", "unknown mount option 'alloc'"),
             ("lazytime=1", "unknown mount option 'lazytime=1'"),
             ("alloc=now", "'alloc=now': alloc is one of unwritten, publish"),
-            ("commit=x", "'x' is no number"),
-            ("commit=-1", "'-1' is no number"),
+            ("commit=x", "'x' is not a number"),
+            ("commit=-1", "'-1' is not a number"),
             ("dirty_bytes=1X", "unknown suffix 'X'"),
             ("dirty_expire_centisecs=0", "too short"),
             ("journal_path=", "unknown mount option"),

@@ -1,16 +1,16 @@
-//! Opening an image file or a block device with the backend that suits it, and mounting what is on it.
+//! Opening an image file or block device with the right backend, and mounting its file system.
 //!
-//! | target | to read | to write |
+//! | target | for reading | for writing |
 //! |---|---|---|
 //! | block device | io_uring | io_uring |
-//! | image file | memory map | positioned I/O |
+//! | image file | memory map | positional I/O |
 //!
-//! A file system that was not unmounted cleanly is recovered also for commands that only read: without its journal it
-//! is not one consistent file system. For them that happens in memory, over a device opened for reading, and no byte
-//! of the image changes. With `--noload` it is read as it lies.
+//! A file system that was not unmounted cleanly is recovered also for commands that only read: without its
+//! journal the metadata is not consistent. For such a command the recovery happens in memory, over a device
+//! opened for reading, and no byte of the image changes. With `--noload` the journal is ignored.
 //!
-//! Where a file system has its journal on a device of its own, that is the one given with `--journal-device`, or else
-//! the one that udev names by the journal's UUID. Names are not guessed.
+//! An external journal is the device given with `--journal-device`, or else the device that udev names by the
+//! journal's UUID (`/dev/disk/by-uuid/`). No other device is tried.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -32,59 +32,60 @@ use ext4_writeback::{JournalReplay, has_external_journal, inspect_journal, repla
 
 use crate::mount_options::MountOptionList;
 
-/// Which backend drives a target.
+/// The backend for a target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Backend {
-    /// io_uring for block devices, positioned I/O and memory maps for files.
+    /// io_uring for block devices, positional I/O and memory maps for files.
     #[default]
     Auto,
-    /// Positioned I/O, also on a block device.
+    /// Positional I/O, also on a block device.
     File,
     /// io_uring with direct I/O, also on a file.
     Uring,
 }
 
-/// What a command wants to do.
+/// How a command accesses a target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Only read.
+    /// Read only.
     Read,
-    /// Change.
+    /// Read and write.
     Write,
 }
 
-/// How to open any target: the global options.
+/// The global options: how every target is opened.
 #[derive(Clone, Debug)]
 pub struct Opener {
     /// The backend.
     pub backend: Backend,
-    /// Where the file system starts, in bytes.
+    /// First byte of the file system in the target (a partition).
     pub offset: u64,
-    /// Bytes of cache for data and metadata.
+    /// Cache for data and metadata, in bytes.
     pub cache: usize,
-    /// The device that holds the journal of a file system that has it on another.
+    /// The device with the external journal.
     pub journal_device: Option<PathBuf>,
-    /// Commands that only read ignore the journal.
+    /// True if commands that only read ignore the journal.
     pub noload: bool,
-    /// What else was asked for (`-o`).
+    /// Mount options (`-o`).
     pub mount_options: MountOptionList,
 }
 
-/// What stands under a name of the host.
+/// What a path of the host names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TargetKind {
     /// Nothing.
     Missing,
-    /// A regular file of so many bytes.
+    /// A regular file, with its size in bytes.
     File(u64),
     /// A block device.
     BlockDevice,
 }
 
-/// Looks at `path`.
+/// Returns what `path` names.
 ///
 /// # Errors
-/// The host's, and `EINVAL` for what can hold no file system.
+/// - `EISDIR`, `EINVAL`: a directory, or something else that is neither a regular file nor a block device.
+/// - The host's errors for stat(2), except `ENOENT`.
 pub fn target_kind(path: &Path) -> Result<TargetKind> {
     match std::fs::metadata(path) {
         Ok(metadata) => kind_of(path, &metadata),
@@ -105,10 +106,13 @@ fn kind_of(path: &Path, metadata: &Metadata) -> Result<TargetKind> {
 }
 
 impl Opener {
-    /// Opens `path`. Needs a tokio runtime around it.
+    /// Opens the device `path`. Has to be called within a tokio runtime.
     ///
     /// # Errors
-    /// The host's (`EBUSY` for a mounted device), and `EINVAL` for what can hold no file system.
+    /// - `ENOENT`: there is no such path.
+    /// - `EISDIR`, `EINVAL`: it is neither a regular file nor a block device.
+    /// - `EBUSY`: it is mounted, or in use by another process.
+    /// - The host's errors for opening it.
     pub fn device(&self, path: &Path, access: Access) -> Result<Arc<dyn BlockDevice>> {
         let kind = target_kind(path)?;
         if kind == TargetKind::Missing {
@@ -129,7 +133,8 @@ impl Opener {
     /// Creates the image file `path`, which must not exist, with `size` bytes.
     ///
     /// # Errors
-    /// The host's.
+    /// - `EEXIST`: the file exists.
+    /// - The host's errors for creating and opening it.
     pub fn create(&self, path: &Path, size: u64) -> Result<Arc<dyn BlockDevice>> {
         let options = FileOptions { create: Some(size), ..FileOptions::default() };
         let device = FileDevice::open(path, &options)?;
@@ -148,27 +153,29 @@ impl Opener {
         }
     }
 
-    /// The superblock of what is on `path`, as it stands there: without a mount, without recovery.
+    /// Reads the superblock on `path` as it is on the device: without a mount, without recovery.
     ///
     /// # Errors
-    /// The host's; corrupt or unsupported where no file system that we know is there.
+    /// - Those of [`Opener::device`], and I/O errors.
+    /// - Corrupt or unsupported: `path` holds no ext4 file system, or one with unsupported features.
     pub async fn superblock(&self, path: &Path) -> Result<Superblock> {
         Ok(self.load(path).await?.superblock())
     }
 
-    /// The opened metadata of what is on `path`, as it stands there: without a mount, without recovery.
+    /// Opens the metadata on `path` as it is on the device: without a mount, without recovery.
     ///
     /// # Errors
-    /// As [`Opener::superblock`].
+    /// Those of [`Opener::superblock`].
     pub async fn load(&self, path: &Path) -> Result<Arc<SuperblockInfo>> {
         let device = self.device(path, Access::Read)?;
         SuperblockInfo::load(device, INSPECTION_CACHE, Arc::new(SystemEnvironment), true).await
     }
 
-    /// Mounts what is on `path`.
+    /// Mounts the file system on `path`.
     ///
     /// # Errors
-    /// The host's, the file system's; `EINVAL` for `noload` where something is to be changed.
+    /// - Those of [`Opener::device`] and of [`Filesystem::mount`].
+    /// - `EINVAL`: `noload` is set, and the command writes.
     pub async fn mount(&self, path: &Path, access: Access) -> Result<Filesystem> {
         let access = if self.mount_options.read_only() { Access::Read } else { access };
         let device = self.device(path, access)?;
@@ -183,20 +190,20 @@ impl Opener {
         Filesystem::mount(device, options).await
     }
 
-    /// The log of what is on `path`, to look at: without a mount, without recovery.
+    /// Opens the log of the file system on `path` for inspection: without a mount, without recovery.
     ///
     /// # Errors
-    /// The host's; those of [`inspect_journal`].
+    /// Those of [`Opener::device`] and of [`inspect_journal`].
     pub async fn inspect_journal(&self, path: &Path) -> Result<Inspection> {
         let device = self.device(path, Access::Read)?;
         let options = self.journal_options(&*device, Access::Read).await?;
         inspect_journal(device, &options).await
     }
 
-    /// Replays the log of what is on `path` without a mount.
+    /// Replays the log of the file system on `path` without a mount.
     ///
     /// # Errors
-    /// The host's; those of [`replay_journal`].
+    /// Those of [`Opener::device`] and of [`replay_journal`].
     pub async fn replay_journal(&self, path: &Path, mode: Recovery) -> Result<JournalReplay> {
         let access = if mode.check { Access::Read } else { Access::Write };
         let device = self.device(path, access)?;
@@ -212,16 +219,17 @@ impl Opener {
         })
     }
 
-    /// The journal's own device, where what is on `device` says that it has one and it can be found.
+    /// Opens the external journal of the file system on `device`. Returns `None` if the file system has none,
+    /// if `noload` is set, or if no device was given and udev names none by the journal's UUID.
     ///
     /// # Errors
-    /// The host's.
+    /// Those of [`Opener::device`].
     pub async fn journal_device_of(
         &self,
         device: &dyn BlockDevice,
         access: Access,
     ) -> Result<Option<Arc<dyn BlockDevice>>> {
-        // What is no file system is named by the mount.
+        // The error for a device without a file system comes from the mount.
         let Ok(superblock) = SuperblockInfo::read_superblock(device).await else { return Ok(None) };
         if !has_external_journal(&superblock) || self.noload {
             return Ok(None);
@@ -237,19 +245,26 @@ impl Opener {
                 path
             }
         };
-        // The partition that the file system is in says nothing of the journal's place.
-        let opener = Self { offset: 0, ..self.clone() };
-        opener.device(&path, access).map(Some)
+        self.external_journal(&path, access).map(Some)
+    }
+
+    /// Opens the device `path` as an external journal: all of it, since `offset` is the place of the file
+    /// system only.
+    ///
+    /// # Errors
+    /// Those of [`Opener::device`].
+    pub fn external_journal(&self, path: &Path, access: Access) -> Result<Arc<dyn BlockDevice>> {
+        Self { offset: 0, ..self.clone() }.device(path, access)
     }
 }
 
-/// Bytes of metadata cache to look at a superblock with.
+/// Metadata cache for reading a superblock or a log, in bytes.
 const INSPECTION_CACHE: usize = 4 << 20;
 
-/// An image on the host, by which two names of one image are known to be the same.
+/// The canonical path of an image, which is the same for all of its names.
 ///
 /// # Errors
-/// The host's.
+/// The host's errors for realpath(3).
 pub fn identity(path: &Path) -> Result<PathBuf> {
     path.canonicalize().map_err(|source| Error::host("open", path.display().to_string(), &source))
 }

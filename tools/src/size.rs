@@ -1,9 +1,9 @@
-//! Numbers of bytes as people write them: `4096`, `64K`, `1.5G`.
+//! Sizes in bytes with binary suffixes: `4096`, `64K`, `1.5G`.
 
-/// Bytes in `text`: a number, with a binary suffix `K`, `M`, `G` or `T` (also `KiB` …) if it is not bytes.
+/// Parses a size: a number of bytes, or a number with a binary suffix `K`, `M`, `G` or `T` (also `KiB` …).
 ///
 /// # Errors
-/// A text that says what was wrong, for a usage message.
+/// A message for a usage error: no number, an unknown suffix, or 2^64 bytes or more.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -19,14 +19,14 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let unit = 1_u64 << shift;
     let too_large = || format!("{text} is too large");
     let Some((whole, fraction)) = number.split_once('.') else {
-        let number: u64 = number.parse().map_err(|_| format!("'{text}' is no size"))?;
+        let number: u64 = number.parse().map_err(|_| format!("'{text}' is not a size"))?;
         return number.checked_mul(unit).ok_or_else(too_large);
     };
-    let whole: u64 = whole.parse().map_err(|_| format!("'{text}' is no size"))?;
+    let whole: u64 = whole.parse().map_err(|_| format!("'{text}' is not a size"))?;
     if fraction.is_empty() || fraction.len() > 9 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("'{text}' is no size"));
+        return Err(format!("'{text}' is not a size"));
     }
-    let numerator: u128 = fraction.parse().map_err(|_| format!("'{text}' is no size"))?;
+    let numerator: u128 = fraction.parse().map_err(|_| format!("'{text}' is not a size"))?;
     let denominator = 10_u128.pow(u32::try_from(fraction.len()).unwrap_or(9));
     let part = u64::try_from(u128::from(unit) * numerator / denominator).map_err(|_| too_large())?;
     whole.checked_mul(unit).and_then(|bytes| bytes.checked_add(part)).ok_or_else(too_large)

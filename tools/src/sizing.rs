@@ -1,9 +1,9 @@
-//! How large a file system must be to hold a tree.
+//! The size of a file system that holds a given tree.
 //!
-//! The tree is measured first: blocks of data (holes not counted), of directories, extent trees, long symlinks and
-//! attributes. To that come what mkfs lays down, which depends on the size in turn, and a margin. The estimate errs
-//! on the large side: an image that turns out too small would have to be made again. With bigalloc whatever takes blocks
-//! takes whole clusters.
+//! The tree is measured first: blocks of data (holes not counted), of directories, extent trees, long
+//! symlinks and extended attributes. Added are the metadata that mkfs writes, which depends on the size in
+//! turn, and a margin. The estimate errs on the large side: an image that turns out too small has to be made
+//! again. With bigalloc, every object that takes blocks takes whole clusters.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -18,52 +18,53 @@ use crate::copy::Node;
 use crate::copy::host_source::{HostTree, data_runs};
 use crate::display::escaped;
 
-/// The units of a file system to be made.
+/// Block size and cluster size of a new file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Units {
-    /// Of mapping.
+    /// The unit of mapping.
     pub block_size: BlockSize,
-    /// Blocks in the unit of allocation: 1 without bigalloc.
+    /// The unit of allocation, in blocks: 1 without bigalloc.
     pub cluster_blocks: u64,
 }
 
 impl Units {
-    /// Blocks that allocation takes for `blocks` which lie behind one another.
+    /// Blocks that are allocated for a run of `blocks` blocks.
     fn allocated(self, blocks: u64) -> u64 {
         blocks.next_multiple_of(self.cluster_blocks)
     }
 }
 
-/// What a tree needs besides the fixed metadata.
+/// The space that a tree needs, without the fixed metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Need {
-    /// Blocks of data and of metadata that belongs to inodes.
+    /// Blocks of data and of metadata of inodes.
     pub blocks: u64,
-    /// Inodes, those not counted that every file system has.
+    /// Inodes, without those that every file system has.
     pub inodes: u64,
-    /// Bytes of content, holes not counted: for a progress bar.
+    /// Bytes of content, holes not counted.
     pub bytes: u64,
-    /// Names.
+    /// Directory entries.
     pub entries: u64,
 }
 
-/// Bytes of a 256-byte inode that attributes may take: less 128 fixed, 32 extra, 4 magic and 4 at the end.
+/// Bytes for attributes in a 256-byte inode: less 128 fixed, 32 extra, 4 magic and 4 at the end.
 const XATTR_ROOM: usize = 256 - 128 - 32 - 8;
-/// Bytes of an attribute block that are never value: its header, and the shortest entry.
+/// Bytes of an attribute block that cannot hold a value: its header, and the shortest entry.
 const XATTR_HEADERS: usize = 32 + 16;
-/// The longest symlink target that lies in the inode, in bytes.
+/// The longest symlink target in the inode, in bytes.
 const FAST_SYMLINK: usize = 59;
-/// Extents that fit in the inode.
+/// Extents that fit into the inode.
 const INLINE_EXTENTS: u64 = 4;
-/// The longest extent, in blocks, while it is unwritten.
+/// The longest unwritten extent, in blocks.
 const LONGEST_EXTENT: u64 = 32_767;
 /// Inodes 1 to 10 are reserved; 11 is lost+found.
 const RESERVED_INODES: u64 = 11;
 
-/// Measures `tree` for a file system of such units.
+/// Measures `tree` for a file system with `units`.
 ///
 /// # Errors
-/// The host's, with the path: also for a file that cannot be read, before anything is written.
+/// - `E2BIG`: an extended attribute does not fit into a block.
+/// - The host's errors, with the path; also if a file cannot be read, before anything is written.
 pub fn measure(tree: &HostTree, units: Units) -> anyhow::Result<Need> {
     let mut need = Need::default();
     let mut seen = std::collections::HashSet::new();
@@ -93,7 +94,7 @@ pub fn measure(tree: &HostTree, units: Units) -> anyhow::Result<Need> {
     Ok(need)
 }
 
-/// Blocks and bytes of content of one object, a directory's entries not counted.
+/// Blocks and bytes of content of one object, without the entries of a directory.
 fn object_need(path: &Path, node: &Node, metadata: &Metadata, units: Units) -> anyhow::Result<(u64, u64)> {
     let block_size = units.block_size;
     let one = units.allocated(1);
@@ -123,12 +124,13 @@ fn object_need(path: &Path, node: &Node, metadata: &Metadata, units: Units) -> a
                 let cluster = size * units.cluster_blocks;
                 blocks += (end.div_ceil(cluster) - start / cluster) * units.cluster_blocks;
                 bytes += end - start;
-                // One more for each run: it may be laid down in two pieces.
+                // One more for each long run: it may be allocated in two pieces.
                 extents += covered.div_ceil(LONGEST_EXTENT) + u64::from(covered > 256);
             }
             if extents > INLINE_EXTENTS {
                 let per_block = u64::from(block_size.bytes() - 16) / 12;
-                // Leaves of a tree that grows at its end are full but for the last; half full is the worst.
+                // Leaves of a tree that grows at its end are full, except for the last; half full is the
+                // worst case.
                 blocks += ((extents * 2).div_ceil(per_block) + 1) * one;
             }
         }
@@ -137,7 +139,7 @@ fn object_need(path: &Path, node: &Node, metadata: &Metadata, units: Units) -> a
     Ok((blocks, bytes))
 }
 
-/// What stands in one directory.
+/// The entries of one directory.
 #[derive(Default)]
 struct Directory {
     entries: u64,
@@ -150,7 +152,7 @@ impl Directory {
         self.bytes += (8 + align(name)) as u64;
     }
 
-    /// The directory's blocks: one, or leaves that are half full, as they are after a split, with their index.
+    /// The directory's blocks: one, or half-full leaves, as they are after a split, with their index blocks.
     fn blocks(&self, units: Units) -> u64 {
         let block_size = units.block_size;
         let room = u64::from(block_size.bytes()) - 12;
@@ -171,21 +173,21 @@ fn align(length: usize) -> usize {
 }
 
 impl Need {
-    /// Inodes that a file system should have to hold the tree, with some to spare.
+    /// Inodes for a file system that holds the tree, with some to spare.
     #[must_use]
     pub fn inodes_count(&self) -> u64 {
         self.inodes + self.inodes / 50 + RESERVED_INODES + 16
     }
 
-    /// Blocks that should be free in a fresh file system for the tree to fit, with a margin: what writing reserves
-    /// before it knows how well extents merge.
+    /// Blocks that have to be free in a fresh file system, with a margin: delayed allocation reserves more
+    /// than is allocated, before it is known how well extents merge.
     #[must_use]
     pub fn free_blocks(&self, units: Units) -> u64 {
         self.blocks + self.blocks / 20 + 256.max(16 * units.cluster_blocks)
     }
 
-    /// A first guess of the size in bytes: rounded up to 1 MiB. `journal` is the log's size in blocks where it was
-    /// chosen.
+    /// An estimate of the file system's size in bytes, rounded up to 1 MiB. `journal` is the size of the log
+    /// in blocks; `None` means the default.
     #[must_use]
     pub fn size(&self, units: Units, journal: Option<u64>) -> u64 {
         let block = u64::from(units.block_size.bytes());
@@ -195,10 +197,10 @@ impl Need {
         for _ in 0..4 {
             let journal = journal.unwrap_or_else(|| default_journal_blocks(blocks).into());
             let groups = blocks.div_ceil(block * 8).max(1);
-            // Descriptors, and room for those of a file system 1,024 times as large, in each group with a copy.
+            // Descriptors, and reserved GDT blocks for 1,024 times the size, in each group with a copy.
             let descriptors =
                 groups.div_ceil(block / 64) + (groups * 1024).div_ceil(block / 64).min(block / 4);
-            // Bitmaps, and what rounding loses in each inode table.
+            // Bitmaps, and what is lost by rounding up each inode table.
             let fixed = groups * 4 + descriptors * copies(groups) + 64.max(16 * units.cluster_blocks);
             blocks = free + tables + journal + fixed + blocks / 400;
         }
@@ -206,7 +208,7 @@ impl Need {
     }
 }
 
-/// Groups that hold a copy of superblock and descriptors: 0, 1 and the powers of 3, 5 and 7.
+/// The number of groups with a copy of superblock and descriptors: 0, 1 and the powers of 3, 5 and 7.
 fn copies(groups: u64) -> u64 {
     let powers = [3_u64, 5, 7].map(|base| groups.saturating_sub(1).checked_ilog(base).unwrap_or(0));
     2 + powers.iter().map(|count| u64::from(*count)).sum::<u64>()

@@ -1,7 +1,7 @@
-//! Where a command reads or writes: a path of the host, a place inside an image, or the standard streams.
+//! Places: a path of the host, a path inside an image (`IMAGE:/path`), or a standard stream (`-`).
 //!
-//! `IMAGE:/path` is a place inside an image or block device, as `docker cp` and `scp` write it. Only a colon that a
-//! slash follows separates, so that `./a:b` and `a:b` are paths of the host. `-` is standard input or output.
+//! `IMAGE:/path` is a place inside an image or block device, in the form of scp(1). Only a colon before a
+//! slash separates, so that `./a:b` and `a:b` are paths of the host.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -24,12 +24,12 @@ pub enum Place {
 pub struct ImagePath {
     /// The image file or block device.
     pub image: PathBuf,
-    /// The absolute path inside it; begins with a slash.
+    /// The absolute path inside the image; begins with a slash.
     pub path: Vec<u8>,
 }
 
 impl Place {
-    /// Parses an argument; every argument is some place.
+    /// Parses an argument. Every argument is a place.
     #[must_use]
     pub fn parse(argument: &OsStr) -> Self {
         if argument == "-" {
@@ -43,18 +43,18 @@ impl ImagePath {
     /// Parses `IMAGE:/path`.
     ///
     /// # Errors
-    /// A text for a usage message where the argument has not that form.
+    /// A message for a usage error, if the argument has another form.
     pub fn parse(argument: &OsStr) -> Result<Self, String> {
         let bytes = argument.as_bytes();
         match bytes.windows(2).position(|pair| pair == b":/") {
             Some(at) if at > 0 => {
                 Ok(Self { image: OsStr::from_bytes(&bytes[..at]).into(), path: bytes[at + 1..].to_vec() })
             }
-            _ => Err(format!("'{}' is no place inside an image: write IMAGE:/path", argument.display())),
+            _ => Err(format!("'{}' is not a place inside an image: write IMAGE:/path", argument.display())),
         }
     }
 
-    /// The same image, another path.
+    /// A place in the same image with another path.
     #[must_use]
     pub fn with_path(&self, path: Vec<u8>) -> Self {
         Self { image: self.image.clone(), path }
@@ -77,7 +77,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// `directory/name`, both as bytes.
+/// `directory/name`, with exactly one slash between them.
 #[must_use]
 pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = directory.to_vec();

@@ -1,8 +1,8 @@
-//! A file that takes its final name only when it is complete.
+//! A temporary file that gets its final name only when it is complete.
 //!
-//! Invariant: under the final name stands either what stood there before or the complete new file. The file is written
-//! under a name of its own in the same directory and renamed at the end; whoever gives up half way, on an error or
-//! an interrupt, drops the value, and the file goes.
+//! Invariant: the final name refers either to the file that had it before or to the complete new file. The
+//! file is written under a temporary name in the same directory and renamed at the end. A command that fails
+//! or is interrupted drops the value, which removes the file.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use ext4_core::{Error, Result};
 
-/// The path of a file that is being made. Dropping it removes the file.
+/// The path of a file that is being written. Dropping it removes the file.
 #[derive(Debug)]
 pub struct TemporaryFile {
     path: PathBuf,
@@ -19,10 +19,13 @@ pub struct TemporaryFile {
 }
 
 impl TemporaryFile {
-    /// A name beside `target` that no file has. Where `target` is a symlink, beside what it points to.
+    /// A temporary name in the directory of `target`. If `target` is a symlink, in the directory of the file
+    /// that it points to.
     ///
     /// # Errors
-    /// `ENOENT` where there is no such directory.
+    /// - `EISDIR`: `target` has no file name.
+    /// - `ENOENT`: there is no such directory.
+    /// - The host's other errors for stat(2).
     pub fn beside(target: &Path) -> Result<Self> {
         let target = match target.canonicalize() {
             Ok(target) => target,
@@ -37,21 +40,21 @@ impl TemporaryFile {
         unique.push(name);
         unique.push(format!(".{}.tmp", std::process::id()));
         let path = directory.join(unique);
-        // A file of this name was left by a process of the same number that was killed.
+        // A file of this name was left by a killed process with the same process id.
         let _ = std::fs::remove_file(&path);
         Ok(Self { path, target, keep: false })
     }
 
-    /// Where to write.
+    /// The temporary path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives the file its final name, durably.
+    /// Renames the file to its final name and syncs the directory.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's errors for rename(2) and fsync(2).
     pub fn persist(mut self) -> Result<()> {
         let failed =
             |source: &std::io::Error| Error::host("rename", self.target.display().to_string(), source);

@@ -1,9 +1,9 @@
-//! Killed in the middle of copying a tree into an image: the kernel's recovery and ours both bring back a clean file
-//! system in which every file that was reported durable is whole.
+//! A program killed while it copies a tree into an image: the kernel's recovery and ours both bring back a
+//! clean file system in which every file that was reported durable is whole.
 //!
-//! The kill takes the process away at any system call; what it had written stays in the image file, as after a crash
-//! of the program (power cuts, where the device loses what it had not flushed, are simulated elsewhere). The moments
-//! follow from a seed that is printed; `EXT4_TEST_SEED` repeats them.
+//! The kill ends the process at any system call; what it had written stays in the image file, as after a
+//! crash of the program. (Power cuts, in which the device loses what was not flushed, are simulated
+//! elsewhere.) The moments follow from a seed that is printed; `EXT4_TEST_SEED` repeats them.
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod support;
@@ -33,7 +33,8 @@ fn source(root: &Path, random: &mut fastrand::Rng) {
     }
 }
 
-/// Copies the tree into the image and kills the copy after `delay`; gives the files that were reported durable.
+/// Copies the tree into the image and kills the copy after `delay`; gives the files that were reported
+/// durable.
 fn killed_copy(source: &Path, image: &Path, delay: Duration, cache: &str) -> Vec<String> {
     let mut command = program();
     command.args(["--cache", cache, "cp", "-r", "--report-durable"]);

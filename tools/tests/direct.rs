@@ -1,4 +1,5 @@
-//! Direct I/O through both backends, on loop devices of both sector sizes; the kernel reads what it wrote, and in turn.
+//! Direct I/O through both backends, on loop devices of both sector sizes; the kernel reads what we wrote,
+//! and we read what the kernel wrote.
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod support;

@@ -1,4 +1,5 @@
-//! `ext4 journal`: the log without a mount, judged by debugfs, e2fsck and what the program itself says afterwards.
+//! `ext4 journal`: the log without a mount, judged by debugfs, e2fsck and what the program itself says
+//! afterwards.
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod support;
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use support::{Run, check, debugfs, ext4, have, inside, mke2fs, program, run, system};
 
-/// An image whose log holds three transactions over the 100 blocks of /target, written by debugfs: blocks 0..30 full of
-/// '1', 10..40 of '2', a revoke of 0..5 in the third, which writes 20..50 full of '3'.
+/// An image whose log holds three transactions over the 100 blocks of /target, written by debugfs: blocks
+/// 0..30 full of '1', 10..40 of '2', a revoke of 0..5 in the third, which writes 20..50 full of '3'.
 fn dirty(work: &Path) -> PathBuf {
     let image = work.join("disk.img");
     mke2fs(&image, 24 << 20, &["-b", "1024", "-J", "size=4", "-O", "64bit,metadata_csum"]);

@@ -57,7 +57,8 @@ fn the_kernel_uses_the_journals_that_are_made_and_the_file_systems_without() {
         check(&image);
         assert_eq!(line(&dumpe2fs(&image), "Total journal size"), Some("17M"));
         in_use(&image, "resized", "rw");
-        // In blocks of 1 KiB. (The kernel switches the journal's own feature on for as long as it is mounted.)
+        // In blocks of 1 KiB. (The kernel switches the journal's own feature on for as long as it is
+        // mounted.)
         assert_eq!(line(&dumpe2fs(&image), "Fast commit length"), Some("1024"));
         assert!(line(&dumpe2fs(&image), "Filesystem features").unwrap().contains("fast_commit"));
         ext4(["journal", "remove", path]).ok();

@@ -1,5 +1,5 @@
-//! File systems whose journal lies on another device: what the kernel left is recovered to what the kernel would see,
-//! what ours leaves the kernel mounts; and images of others that may only be read.
+//! External journals: what the kernel left is recovered to what the kernel would see, and the kernel mounts
+//! what our program leaves; and images that the user may only read.
 
 #![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
@@ -209,26 +209,26 @@ fn an_image_that_may_only_be_read_is_read_recovered() {
         run(sync).ok();
         copied(&image, &dirty)
     };
-    // Owned by nobody, who may read it and nothing else, and reads it.
-    const NOBODY: u32 = 65534;
-    std::os::unix::fs::chown(&dirty, Some(NOBODY), Some(NOBODY)).unwrap();
+    // An owner without privilege may read the image, and does; writing is refused.
+    const UNPRIVILEGED: u32 = 65534;
+    std::os::unix::fs::chown(&dirty, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
     fs::set_permissions(&dirty, fs::Permissions::from_mode(0o400)).unwrap();
     let binary = work.path().join("ext4");
     fs::copy(program().get_program(), &binary).unwrap();
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     let digest = |path: &Path| sha256(&fs::read(path).unwrap());
     let before = digest(&dirty);
-    let as_nobody = |arguments: &[&str]| {
+    let unprivileged = |arguments: &[&str]| {
         let mut command = Command::new(&binary);
-        command.args(arguments).uid(NOBODY).gid(NOBODY);
+        command.args(arguments).uid(UNPRIVILEGED).gid(UNPRIVILEGED);
         run(command)
     };
     let target = inside(&dirty, "/file");
-    assert_eq!(as_nobody(&["cat", &target]).ok(), "synced");
-    // Through each way to read a file.
-    assert_eq!(as_nobody(&["--backend", "file", "cat", &target]).ok(), "synced");
-    as_nobody(&["--noload", "cat", &target]).fails(1, &["/file"]);
-    as_nobody(&["mkdir", &inside(&dirty, "/d")]).fails(1, &["Permission denied"]);
+    assert_eq!(unprivileged(&["cat", &target]).ok(), "synced");
+    // Through each backend for a file.
+    assert_eq!(unprivileged(&["--backend", "file", "cat", &target]).ok(), "synced");
+    unprivileged(&["--noload", "cat", &target]).fails(1, &["/file"]);
+    unprivileged(&["mkdir", &inside(&dirty, "/d")]).fails(1, &["Permission denied"]);
     ext4(["--noload", "mkdir", &inside(&dirty, "/d")]).fails(1, &["noload"]);
     assert_eq!(digest(&dirty), before);
     fs::set_permissions(&dirty, fs::Permissions::from_mode(0o600)).unwrap();

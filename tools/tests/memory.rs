@@ -1,5 +1,5 @@
-//! Memory stays bounded by what `--cache` allows, whatever is copied. One test in a program of its own: the peak of all
-//! children is what the host tells.
+//! Memory stays bounded by `--cache` for copies of any size. One test in a program of its own, because the
+//! host tells the peak of all children together.
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod support;

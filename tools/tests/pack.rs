@@ -58,8 +58,8 @@ fn the_kernel_sees_the_same_tree() {
     }
 }
 
-/// Data in inodes, clusters, and both: what goes in comes out the same, as we see it, as the kernel does, and as it is
-/// after the kernel changed it.
+/// Inline data, clusters, and both: a tree comes out as it went in, read by us and by the kernel, and after
+/// the kernel has changed it.
 #[test]
 fn a_tree_goes_into_inodes_and_clusters() {
     let work = tempfile::tempdir().unwrap();

@@ -1,10 +1,10 @@
-//! Making a tree on the host.
+//! The sink that makes a tree on the host.
 //!
-//! The tree may come from an image that nobody trusts. Everything is made relative to an open directory
-//! and no name below the root follows a symlink, so that nothing in an image can lead out of the target.
+//! The tree may come from an untrusted image. Every object is made relative to an open directory, and no name
+//! below the root follows a symlink, so that no name in an image can lead out of the target directory.
 //!
-//! As far as the user may: owners and device nodes need root; what cannot be carried over is warned of, and a file
-//! whose owner could not be kept loses its set-user-ID and set-group-ID bits.
+//! Owners and device nodes need root. Without it, the sink warns of each attribute that it cannot preserve,
+//! and a file whose owner could not be set loses its set-user-ID and set-group-ID bits.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,17 +28,18 @@ use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat
 use super::{Content, Entry, Node, Preserve, Report, Sink};
 use crate::display::escaped;
 
-/// See the module.
+/// Makes a tree below a directory of the host; see the module.
 #[derive(Debug)]
 pub struct HostSink {
     preserve: Preserve,
     umask: u16,
-    /// The directories on the way down to here, and what the last ones are to become.
+    /// The path of open directories from the target to the current directory.
     directories: Vec<Level>,
     links: HashMap<(u64, u64), PathBuf>,
     is_root: bool,
     warned_of_owner: AtomicBool,
-    /// The root is written in place where it exists, as cp does; below it, files are replaced.
+    /// True if an existing root file is overwritten in place, as cp(1) does; below the root, files are
+    /// replaced.
     root_in_place: bool,
 }
 
@@ -50,11 +51,11 @@ struct Level {
 }
 
 impl HostSink {
-    /// A sink that makes its root in (or merges it into) `directory`, which exists. `root_in_place`: a file that
-    /// stands where the root goes is overwritten rather than replaced.
+    /// A sink that makes its root in (or merges it into) the existing `directory`. `root_in_place` is true if
+    /// an existing file in the place of the root is overwritten rather than replaced.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's errors for opening the directory.
     pub fn new(
         directory: &Path,
         preserve: Preserve,
@@ -87,7 +88,7 @@ impl HostSink {
         }
     }
 
-    /// Takes away what stands under `name`, so that something else can be made there.
+    /// Unlinks `name`, if it exists, so that another object can be made there.
     fn clear(&self, name: &OsStr) -> Result<(), Error> {
         if self.stat(name)?.is_some() {
             unlinkat(&self.level().directory, name, UnlinkatFlags::NoRemoveDir)
@@ -122,9 +123,9 @@ impl HostSink {
         made.map(File::from).map_err(|errno| failed("create", errno))
     }
 
-    /// Gives an object in the current directory the attributes of `node`. Owner first, which takes set-user-ID bits and
-    /// capabilities away; then extended attributes, while the mode still lets the owner set them; then the mode; times
-    /// last.
+    /// Sets the attributes of `node` on an object in the current directory. Owner first, since that clears
+    /// set-user-ID bits and capabilities; then extended attributes, while the mode still lets the owner set
+    /// them; then the mode; times last.
     fn apply(&self, object: Object, name: &OsStr, node: &Node, report: &dyn Report) -> Result<(), Error> {
         let mut mode = self.permissions(node);
         if self.preserve.owner {
@@ -140,7 +141,7 @@ impl HostSink {
             }
         }
         if self.preserve.xattrs {
-            // Access control lists last: they may take away the right to set the others.
+            // Access control lists last: they may remove the right to set the other attributes.
             let (lists, others): (Vec<_>, Vec<_>) =
                 node.xattrs.iter().partition(|(attribute, _)| attribute.starts_with(b"system."));
             for (attribute, value) in others.into_iter().chain(lists) {
@@ -224,7 +225,7 @@ impl HostSink {
         Ok(())
     }
 
-    /// Makes the directory that is being left what it is to be.
+    /// Sets the attributes of the current directory and makes its parent the current one.
     fn leave_directory(&mut self, report: &dyn Report) -> Result<(), Error> {
         let Some(Level { directory, path, node }) = self.directories.pop() else { return Ok(()) };
         if let Some(node) = node {
@@ -240,7 +241,8 @@ impl HostSink {
     }
 }
 
-/// What attributes are given to: an open file or directory, which no mode can lock us out of, or what cannot be opened.
+/// The object that attributes are set on: an open file or directory, or a name for objects that cannot be
+/// opened. An open file stays accessible whatever its mode.
 #[derive(Clone, Copy)]
 enum Object<'a> {
     Open(BorrowedFd<'a>),
@@ -276,7 +278,8 @@ impl Object<'_> {
     }
 
     fn set_xattr(self, name: &OsStr, value: &[u8]) -> std::io::Result<()> {
-        // The calls for attributes know no directory handles; by this path they reach what the handle means.
+        // The system calls for attributes take no directory handle; a path through /proc names the same
+        // object.
         let handle = |file: BorrowedFd| Path::new("/proc/self/fd").join(file.as_raw_fd().to_string());
         match self {
             Self::Open(file) => xattr::set_deref(handle(file), name, value),
@@ -333,7 +336,7 @@ impl Sink for HostSink {
     async fn link(&mut self, entry: &Entry) -> anyhow::Result<()> {
         let name = OsStr::from_bytes(&entry.name);
         let other = entry.node.identity.and_then(|identity| self.links.get(&identity));
-        // A device node that could not be made has no other names either; that was warned of.
+        // A device node that could not be made has no other names either; the sink has warned of it.
         let Some(other) = other else { return Ok(()) };
         tokio::task::block_in_place(|| {
             self.clear(name)?;

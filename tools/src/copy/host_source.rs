@@ -1,8 +1,8 @@
-//! Walking a tree of the host and reading its files ahead of whoever writes them.
+//! The source that walks a tree of the host and reads its files ahead of the sink.
 //!
-//! The walk runs on a blocking thread; large files are read by up to [`READERS`] further ones. Holes are found with
-//! SEEK_DATA and SEEK_HOLE. Extended attributes that the kernel lists but does not let us read (`trusted.*` without
-//! privilege) are left out, as every copying tool does.
+//! The walk runs on a blocking thread; up to [`READERS`] further threads read large files. Holes are found
+//! with `SEEK_DATA` and `SEEK_HOLE`. Extended attributes that the kernel lists but does not let the caller
+//! read (`trusted.*` without privilege) are left out, as in other copying tools.
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
@@ -22,25 +22,25 @@ use super::{
 };
 use crate::target::join;
 
-/// What to walk, and how.
+/// A tree of the host, and how to walk it.
 #[derive(Clone, Debug)]
 pub struct HostTree {
     /// The root of the tree: a directory, or any single object.
     pub root: PathBuf,
-    /// The name that the root's event carries; empty to merge it into an existing directory.
+    /// The name in the root's event; empty to merge the root into an existing directory.
     pub name: Vec<u8>,
-    /// Follow the root where it is a symlink.
+    /// True if a root that is a symlink is followed.
     pub follow_root: bool,
-    /// Also what is below the root.
+    /// True if the walk goes below the root.
     pub recursive: bool,
-    /// Read extended attributes.
+    /// True if extended attributes are read.
     pub xattrs: bool,
-    /// Paths of the host that are left out where the walk meets them: what is being written.
+    /// Regular files that the walk leaves out, by any of their names: the files that are being written.
     pub exclude: Vec<PathBuf>,
 }
 
 impl HostTree {
-    /// Everything in the directory `root`, to be merged into an existing directory.
+    /// The tree of everything in the directory `root`, to be merged into an existing directory.
     #[must_use]
     pub fn contents_of(root: &Path) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl HostTree {
         }
     }
 
-    /// Starts the walk. Needs a tokio runtime around it.
+    /// Starts the walk. Has to be called within a tokio runtime.
     #[must_use]
     pub fn walk(self) -> Events {
         let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
@@ -62,18 +62,19 @@ impl HostTree {
             let readers = Arc::new(Semaphore::new(READERS));
             let mut walk = Walk { sender: &sender, readers, runtime, seen: HashSet::new() };
             if let Err(error) = walk.run(&self) {
-                // Nobody listens any more where the sink failed first.
+                // If the sink failed first, the receiver is closed and the error is dropped.
                 let _ = sender.blocking_send(Err(error));
             }
         });
         receiver
     }
 
-    /// Calls `visit` for every object of the tree in the order of the walk: depth, and what is known of it. For
-    /// measuring a tree without reading its files.
+    /// Calls `visit` for every object of the tree in the order of the walk, with its depth, path and
+    /// attributes. Reads no file content.
     ///
     /// # Errors
-    /// The host's, with the path.
+    /// - The host's errors, with the path.
+    /// - Those of `visit`.
     pub fn scan(
         &self,
         mut visit: impl FnMut(usize, &Path, &Node, &Metadata) -> anyhow::Result<()>,
@@ -92,7 +93,7 @@ impl HostTree {
             let follow = self.follow_root && found.depth() == 0;
             let (node, metadata) = self.node(found.path(), follow)?;
             if node.file_type == FileType::Regular && excluded.contains(&(metadata.dev(), metadata.ino())) {
-                tracing::warn!(path = %found.path().display(), "is being written: left out");
+                tracing::warn!(path = %found.path().display(), "left out: this file is being written");
                 continue;
             }
             visit(found.depth(), found.path(), &node, &metadata)?;
@@ -149,7 +150,7 @@ impl Walk<'_> {
                 (_, Some(name)) => name.as_bytes().to_vec(),
                 (_, None) => anyhow::bail!("{}: has no name", path.display()),
             };
-            // What is below a root that has another name in the target keeps the source's path in messages.
+            // Messages show the path in the source, also if the root gets another name in the target.
             let below = path.as_os_str().as_bytes().get(root..).unwrap_or_default();
             let below = below.strip_prefix(b"/").unwrap_or(below);
             let shown = if below.is_empty() {
@@ -179,7 +180,7 @@ impl Walk<'_> {
     }
 
     fn send(&self, event: Event) -> anyhow::Result<()> {
-        self.sender.blocking_send(Ok(event)).context("the copy was given up")
+        self.sender.blocking_send(Ok(event)).context("the copy has ended")
     }
 
     fn content(&self, path: &Path, size: u64, metadata: &Metadata) -> anyhow::Result<Content> {
@@ -196,7 +197,8 @@ impl Walk<'_> {
             })?;
             return Ok(Content::Small(chunks.into_iter()));
         }
-        // Admitted here, in the order of the walk, so that the file at the head of the queue is always being read.
+        // Readers are admitted here, in the order of the walk, so that the first file in the queue is always
+        // read.
         let permit = self.runtime.block_on(Arc::clone(&self.readers).acquire_owned())?;
         let (sender, receiver) = mpsc::channel(QUEUED_CHUNKS);
         let path = path.to_path_buf();
@@ -212,8 +214,8 @@ impl Walk<'_> {
     }
 }
 
-/// Reads the first `size` bytes of a file piece by piece, holes left out where it is `sparse`, until `give` says
-/// false. Pieces end at multiples of [`CHUNK`], so that they do not depend on anything but the file.
+/// Reads the first `size` bytes of a file in chunks, without the holes if it is `sparse`, until `give`
+/// returns false. Chunks end at multiples of [`CHUNK`], so that they depend only on the file.
 fn read_file(
     file: &File,
     path: &Path,
@@ -238,7 +240,7 @@ fn read_file(
                 }
             }
             data.truncate(filled);
-            // A file that became shorter meanwhile ends here; the rest reads as zeros.
+            // A file that was truncated meanwhile ends here; the rest becomes a hole.
             if filled == 0 || !give(Chunk { offset, data }) || filled < want {
                 return Ok(());
             }
@@ -249,7 +251,8 @@ fn read_file(
     Ok(())
 }
 
-/// The next run of bytes at or after `from` that is not a hole, below `size`.
+/// The next run of data (start, end) at or after byte `from` and below `size`, or `None` if only a hole
+/// follows.
 fn data_run(
     file: &File,
     path: &Path,
@@ -267,7 +270,7 @@ fn data_run(
     let start = match seek(from, Whence::SeekData) {
         Ok(start) => start.cast_unsigned(),
         Err(Errno::ENXIO) => return Ok(None),
-        // A file system without holes.
+        // The file system does not support SEEK_DATA.
         Err(Errno::EINVAL) => return Ok(Some((from, size))),
         Err(errno) => return Err(Error::io("seek in", path.display().to_string(), errno).into()),
     };
@@ -280,10 +283,10 @@ fn data_run(
     Ok(Some((start, end.clamp(start + 1, size))))
 }
 
-/// The runs of bytes of a file that are not holes: (start, end).
+/// The runs of data (start, end) in the first `size` bytes of a file, in bytes.
 ///
 /// # Errors
-/// The host's, with the path.
+/// The host's errors for opening and seeking, with the path.
 pub fn data_runs(path: &Path, size: u64) -> anyhow::Result<Vec<(u64, u64)>> {
     let file = File::open(path).map_err(|source| host("read", path, &source))?;
     let mut runs = Vec::new();

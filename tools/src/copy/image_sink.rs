@@ -1,4 +1,4 @@
-//! Making a tree inside a mounted file system.
+//! The sink that makes a tree inside a mounted file system.
 
 use std::collections::HashMap;
 
@@ -9,33 +9,34 @@ use ext4_writeback::{Attributes, Credentials, Filesystem, NewInode, SetAttribute
 
 use super::{Content, Entry, Node, Preserve, Report, Sink};
 
-/// How objects are made.
+/// How an [`ImageSink`] makes objects.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageSinkOptions {
-    /// What is carried over.
+    /// The attributes that are preserved.
     pub preserve: Preserve,
-    /// Owner and group of what is made where those of the source are not kept.
+    /// Owner and group of new objects, if those of the source are not preserved.
     pub owner: (u32, u32),
-    /// Permission bits that are taken off where the mode is not kept.
+    /// Permission bits that are cleared, if the mode is not preserved.
     pub umask: u16,
-    /// Times after this one become this one, and access times become modification times: the convention of
+    /// If set, later times become this time, and access times become modification times: the convention of
     /// reproducible builds for `SOURCE_DATE_EPOCH`.
     pub latest: Option<Timestamp>,
-    /// Nothing is there yet: names need not be looked up first, but for those in the root.
+    /// True if the file system is empty: only names in the root directory are looked up before an object is
+    /// made.
     pub fresh: bool,
-    /// Make each file durable when it is complete, and report it.
+    /// True if each complete file is made durable by fsync, and reported.
     pub durable: bool,
-    /// Write everything back whenever so many bytes have gathered, and at no other time: with a file system that has
-    /// no commit timer the same tree makes the same image.
+    /// If set, the file system is synced each time this many bytes were written, and at no other time:
+    /// without a commit timer, the same tree makes the same image.
     pub sync_every: Option<u64>,
 }
 
-/// See the module.
+/// Makes a tree below a directory of a mounted file system.
 #[derive(Debug)]
 pub struct ImageSink {
     filesystem: Filesystem,
     options: ImageSinkOptions,
-    /// The directories on the way from where the copy goes down to here.
+    /// The path of directories from the target to the current directory.
     directories: Vec<Level>,
     links: HashMap<(u64, u64), InodeNumber>,
     gathered: u64,
@@ -44,15 +45,15 @@ pub struct ImageSink {
 #[derive(Debug)]
 struct Level {
     inode: InodeNumber,
-    /// What the directory is to become when it is complete; `None` leaves it.
+    /// Attributes that are set when the directory is complete; `None` if the directory keeps its own.
     node: Option<Node>,
-    /// It has the set-group-ID bit: what is made in it gets its group.
+    /// True if the directory has the set-group-ID bit: new objects in it get its group.
     lends_group: bool,
 }
 
-/// What a small change of metadata counts for in [`ImageSinkOptions::sync_every`].
+/// Bytes that one directory entry counts in [`ImageSinkOptions::sync_every`].
 const ENTRY_COST: u64 = 4096;
-/// S_ISGID.
+/// `S_ISGID`.
 const SET_GROUP_ID: u16 = 0o2000;
 
 impl ImageSink {
@@ -72,9 +73,9 @@ impl ImageSink {
         self.directories.last().map_or(InodeNumber::ROOT, |level| level.inode)
     }
 
-    /// What stands under `name` in the current directory.
+    /// Attributes of `name` in the current directory, or `None` if there is no such name.
     async fn existing(&self, name: &[u8]) -> Result<Option<Attributes>> {
-        // In a fresh file system there is only what mkfs made in the root.
+        // A fresh file system has only the names that mkfs made in the root directory.
         if self.options.fresh && self.parent() != InodeNumber::ROOT {
             return Ok(None);
         }
@@ -85,7 +86,11 @@ impl ImageSink {
         }
     }
 
-    /// Takes away what stands under `name`, so that something else can be made there.
+    /// Unlinks `name`, if it exists, so that another object can be made there.
+    ///
+    /// # Errors
+    /// - `EISDIR`: it is a directory.
+    /// - Those of lookup and unlink.
     async fn clear(&self, name: &[u8]) -> Result<()> {
         match self.existing(name).await? {
             Some(found) if found.file_type == FileType::Directory => {
@@ -103,7 +108,7 @@ impl ImageSink {
         Credentials { uid, gid, mode }
     }
 
-    /// Access and modification time as they are to be.
+    /// Access and modification time for the copy of `node`.
     fn times(&self, node: &Node) -> (Timestamp, Timestamp) {
         match self.options.latest {
             Some(latest) => (node.mtime.min(latest), node.mtime.min(latest)),
@@ -111,15 +116,16 @@ impl ImageSink {
         }
     }
 
-    /// Everything that stat tells of an object, exactly: after creation a set-group-ID parent may have lent its
-    /// group, and writing has changed the times.
+    /// The attributes to set after an object was made: it may have got the group of a set-group-ID parent,
+    /// and writing has changed its times.
     fn attributes(&self, node: &Node) -> SetAttributes {
         let Credentials { uid, gid, mode } = self.credentials(node);
         let mut changes = SetAttributes { mode: Some(mode), ..SetAttributes::default() };
         if node.file_type == FileType::Symlink {
             changes.mode = None;
         }
-        // What stood there before a copy keeps its owner; in a fresh file system that is mkfs's root directory.
+        // An object that existed before the copy keeps its owner, except the root directory of a fresh file
+        // system.
         if self.options.preserve.owner || self.options.fresh {
             (changes.uid, changes.gid) = (Some(uid), Some(gid));
         }
@@ -130,11 +136,11 @@ impl ImageSink {
         changes
     }
 
-    /// Makes a new object under `name` in the current directory, with everything it shall have.
+    /// Makes a new object `name` in the current directory, with all preserved attributes.
     async fn make(&self, name: &[u8], node: &Node) -> Result<InodeNumber> {
         let mut credentials = self.credentials(node);
         if node.file_type == FileType::Directory {
-            // Given back when the directory is complete: until then it would lend its group.
+            // Set when the directory is complete: until then the bit would change the group of new entries.
             credentials.mode &= !SET_GROUP_ID;
         }
         let now = self.filesystem.now();
@@ -171,7 +177,7 @@ impl ImageSink {
         Ok(())
     }
 
-    /// Remembers a new object by its identity in the source.
+    /// Records the inode of a new object under its identity in the source, for later hard links.
     fn remember(&mut self, inode: InodeNumber, node: &Node) {
         if let Some(identity) = node.identity {
             self.links.insert(identity, inode);
@@ -199,11 +205,13 @@ impl Sink for ImageSink {
         let level = match existing {
             Some(found) if found.file_type == FileType::Directory => {
                 self.set_xattrs(found.inode, node).await?;
-                // A directory that stood there keeps what it is unless everything is carried over.
+                // An existing directory keeps its attributes unless all of them are preserved.
                 let becomes = self.options.preserve.mode.then(|| node.clone());
                 Level { inode: found.inode, node: becomes, lends_group: found.mode & SET_GROUP_ID != 0 }
             }
-            Some(_) => return Err(Error::posix(Errno::ENOTDIR, "cannot replace what is no directory").into()),
+            Some(_) => {
+                return Err(Error::posix(Errno::ENOTDIR, "cannot replace a file by a directory").into());
+            }
             None => {
                 let inode = self.make(&entry.name, node).await?;
                 Level { inode, node: Some(node.clone()), lends_group: false }

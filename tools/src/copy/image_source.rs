@@ -1,7 +1,7 @@
-//! Walking a tree inside a mounted file system.
+//! The source that walks a tree inside a mounted file system and reads its files ahead of the sink.
 //!
-//! Nothing that an image holds can make the walk endless: a directory that is met again on the way down to itself is
-//! reported as corrupt.
+//! The walk ends for any image: a directory that is its own ancestor is reported as corrupt. A corrupt image
+//! can still name one directory several times, so that the walk visits it several times.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use super::{
 use crate::display::escaped;
 use crate::target::join;
 
-/// Entries asked for at a time.
+/// Directory entries read in one call.
 const READDIR_BATCH: usize = 1024;
 
-/// A directory on the way down.
+/// A directory on the path from the root to the current object.
 struct Level {
     inode: InodeNumber,
     path: Vec<u8>,
-    /// What is still to be visited in it, last first.
+    /// Entries that are still to be visited, in reverse order.
     remaining: Vec<(Vec<u8>, InodeNumber)>,
 }
 
-/// What to walk, and how.
+/// A tree inside a mounted file system, and how to walk it.
 #[derive(Clone, Debug)]
 pub struct ImageTree {
     /// The file system.
@@ -39,16 +39,17 @@ pub struct ImageTree {
     pub root: InodeNumber,
     /// The root's path, for messages.
     pub path: Vec<u8>,
-    /// The name that the root's event carries; empty to merge it into an existing directory.
+    /// The name in the root's event; empty to merge the root into an existing directory.
     pub name: Vec<u8>,
-    /// Read extended attributes.
+    /// True if extended attributes are read.
     pub xattrs: bool,
-    /// Tells this file system's inodes from another's.
+    /// A number of this file system, different for each source of a copy: the first part of
+    /// [`Node::identity`].
     pub number: u64,
 }
 
 impl ImageTree {
-    /// Starts the walk. Needs a tokio runtime around it.
+    /// Starts the walk. Has to be called within a tokio runtime.
     #[must_use]
     pub fn walk(self) -> Events {
         let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
@@ -63,7 +64,7 @@ impl ImageTree {
     async fn run(&self, sender: &mpsc::Sender<anyhow::Result<Event>>) -> anyhow::Result<()> {
         let readers = Arc::new(Semaphore::new(READERS));
         let mut seen = HashSet::new();
-        // The way from the root to here.
+        // The directories from the root to the current object.
         let mut stack: Vec<Level> = Vec::new();
         let mut next = Some((self.name.clone(), self.path.clone(), self.root));
         loop {
@@ -153,7 +154,7 @@ impl ImageTree {
         let file = self.filesystem.open(inode).await?;
         let (sender, mut receiver) = mpsc::channel(QUEUED_CHUNKS);
         if size <= SMALL_FILE {
-            // The whole file is one chunk for each run of data, of which there may be more than the queue takes.
+            // One chunk for each run of data: a small file may have more of them than the queue holds.
             let (read, chunks) = tokio::join!(read_file(&file, size, sender), async {
                 let mut chunks = Vec::new();
                 while let Some(chunk) = receiver.recv().await {
@@ -177,7 +178,7 @@ impl ImageTree {
     }
 }
 
-/// Reads a file piece by piece into `sender`, holes left out, until nobody listens.
+/// Reads a file in chunks into `sender`, without the holes, until the receiver is closed.
 async fn read_file(
     file: &File,
     size: u64,
@@ -212,13 +213,14 @@ async fn seek(file: &File, offset: u64, target: SeekTarget) -> anyhow::Result<Op
 }
 
 async fn send(sender: &mpsc::Sender<anyhow::Result<Event>>, event: Event) -> anyhow::Result<()> {
-    sender.send(Ok(event)).await.context("the copy was given up")
+    sender.send(Ok(event)).await.context("the copy has ended")
 }
 
-/// All entries of a directory but `.` and `..`, in the directory's order.
+/// All entries of a directory except `.` and `..`, in the order of readdir.
 ///
 /// # Errors
-/// The file system's; corrupt for a name that no directory can hold.
+/// - Those of readdir.
+/// - Corrupt: a name is empty, or contains a slash or a zero byte.
 pub async fn list(
     filesystem: &Filesystem,
     directory: InodeNumber,
@@ -233,7 +235,8 @@ pub async fn list(
             if entry.name == b"." || entry.name == b".." {
                 continue;
             }
-            // A name is used as one component of a path of the host: a slash in it could lead out of the target.
+            // The name becomes one component of a path of the host: a slash in it could lead out of the
+            // target.
             if entry.name.is_empty() || entry.name.iter().any(|byte| *byte == b'/' || *byte == 0) {
                 let what = format!("directory inode {directory}");
                 return Err(Error::corrupt(what, format!("the name {:?}", escaped(&entry.name))));

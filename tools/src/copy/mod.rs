@@ -1,4 +1,4 @@
-//! Copying trees: from the host into an image, out of one, from one image into another.
+//! Copying trees: from the host into an image, out of an image, from one image into another.
 //!
 //! ```text
 //!   source (host_source, image_source)                 sink (image_sink, host_sink)
@@ -6,12 +6,14 @@
 //!          └ contents of large files ──► a queue of chunks each ─────────┘
 //! ```
 //!
-//! A source yields [`Event`]s depth first, the entries of each directory sorted by name, so that the same tree always
-//! makes the same image. Reading runs ahead of writing; the queues bound how far.
+//! A source yields [`Event`]s depth first, the entries of each directory sorted by name, so that the same
+//! tree always makes the same image. Reading runs ahead of writing; the queues bound how far.
 //!
-//! Invariant: memory is bounded by [`QUEUED_EVENTS`] small contents and [`READERS`] times [`QUEUED_CHUNKS`] chunks,
-//! whatever the tree holds. The first file in the queue always has its reader running (readers are admitted in
-//! order), so the sink never waits for a file whose reader waits for the sink.
+//! Invariants:
+//! - Content in memory is bounded by [`QUEUED_EVENTS`] small files and [`READERS`] times [`QUEUED_CHUNKS`]
+//!   chunks, for any tree.
+//! - The reader of the first file in the queue is always running (readers are admitted in order), so that the
+//!   sink never waits for a file whose reader waits for the sink.
 
 pub mod host_sink;
 pub mod host_source;
@@ -27,23 +29,23 @@ use tokio::sync::mpsc;
 
 use crate::display::escaped;
 
-/// Entries that a source may be ahead of the sink.
+/// Events in the queue between source and sink.
 pub const QUEUED_EVENTS: usize = 64;
-/// Chunks of one file that its reader may be ahead of the sink.
+/// Chunks in the queue of one large file.
 pub const QUEUED_CHUNKS: usize = 3;
-/// Large files that are being read at a time.
+/// Large files that are read at a time.
 pub const READERS: usize = 3;
-/// The most bytes in one chunk.
+/// The largest chunk, in bytes.
 pub const CHUNK: usize = 1 << 20;
-/// Files up to this size travel inside their event, so that they cost no reader of their own.
+/// The largest small file, in bytes. The content of a small file is in its event: it needs no reader.
 pub const SMALL_FILE: u64 = 64 << 10;
 
-/// What a copy keeps of one object of a tree, wherever it comes from.
+/// Attributes of one object of a tree, on the host or in an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// What it is.
+    /// File type.
     pub file_type: FileType,
-    /// Permission bits with set-user-ID, set-group-ID and sticky.
+    /// Permission bits with set-user-ID, set-group-ID and sticky bit.
     pub mode: u16,
     /// Owner.
     pub uid: u32,
@@ -51,54 +53,54 @@ pub struct Node {
     pub gid: u32,
     /// Size in bytes of a regular file.
     pub size: u64,
-    /// Last access.
+    /// Access time.
     pub atime: Timestamp,
-    /// Last change of the content.
+    /// Modification time.
     pub mtime: Timestamp,
     /// Major and minor number of a device node.
     pub device: (u32, u32),
     /// Target of a symlink.
     pub target: Vec<u8>,
-    /// Extended attributes, full names, sorted.
+    /// Extended attributes with full names, sorted.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// By what its other names are known, where it has any: file system and inode number.
+    /// File system and inode number, if the object has other names (hard links).
     pub identity: Option<(u64, u64)>,
 }
 
-/// One name of a tree.
+/// A directory entry of a tree.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The name in its directory; empty for a root that is merged into an existing directory.
     pub name: Vec<u8>,
     /// The path in the source, for messages.
     pub path: Vec<u8>,
-    /// What it names.
+    /// The object that the name refers to.
     pub node: Node,
 }
 
-/// A piece of a file's content; what no piece covers is a hole.
+/// A piece of a file's content. Ranges of the file that no chunk covers are holes.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Where it starts in the file, in bytes.
+    /// First byte in the file.
     pub offset: u64,
     /// The bytes.
     pub data: Vec<u8>,
 }
 
-/// A regular file's content: pieces in ascending order.
+/// The content of a regular file: chunks in ascending order.
 #[derive(Debug)]
 pub enum Content {
-    /// All of it.
+    /// All chunks of a small file.
     Small(std::vec::IntoIter<Chunk>),
-    /// As a reader finds it.
+    /// Chunks from the reader of a large file.
     Stream(mpsc::Receiver<anyhow::Result<Chunk>>),
 }
 
 impl Content {
-    /// The next piece.
+    /// Returns the next chunk, or `None` at the end.
     ///
     /// # Errors
-    /// The reader's.
+    /// The reader's error.
     pub async fn next(&mut self) -> anyhow::Result<Option<Chunk>> {
         match self {
             Self::Small(chunks) => Ok(chunks.next()),
@@ -107,34 +109,34 @@ impl Content {
     }
 }
 
-/// What a source meets on its way through a tree.
+/// A step of a source's walk through a tree.
 #[derive(Debug)]
 pub enum Event {
-    /// A directory begins; what it holds follows, then its [`Event::Leave`].
+    /// A directory begins. Its entries follow, then its [`Event::Leave`].
     Enter(Entry),
-    /// The directory that was entered last is complete.
+    /// The directory entered last is complete.
     Leave,
     /// A regular file.
     File(Entry, Content),
     /// A symlink, device node, FIFO or socket.
     Special(Entry),
-    /// Another name of an object met before; [`Node::identity`] says which.
+    /// Another name (hard link) of an earlier object, with the same [`Node::identity`].
     Link(Entry),
 }
 
-/// The events of a walk, in order; the first error ends it.
+/// The events of a walk, in order. The first error is the last event.
 pub type Events = mpsc::Receiver<anyhow::Result<Event>>;
 
-/// What a copy carries over besides content, type and permission bits.
+/// The attributes that a copy preserves, besides content, type and permission bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Preserve {
-    /// All mode bits as they are; otherwise permission bits less the umask.
+    /// True if all mode bits are preserved; otherwise permission bits less the umask.
     pub mode: bool,
-    /// Owner and group.
+    /// True if owner and group are preserved.
     pub owner: bool,
-    /// Access and modification times.
+    /// True if access and modification times are preserved.
     pub times: bool,
-    /// Extended attributes.
+    /// True if extended attributes are preserved.
     pub xattrs: bool,
 }
 
@@ -145,46 +147,46 @@ impl Preserve {
     pub const NONE: Self = Self { mode: false, owner: false, times: false, xattrs: false };
 }
 
-/// Who is told how a copy goes.
+/// The receiver of a copy's progress.
 pub trait Report: Send + Sync {
-    /// So many more bytes of content were written.
+    /// `count` more bytes of content were written.
     fn bytes(&self, count: u64);
-    /// An entry is complete.
+    /// The entry at `path` is complete.
     fn entry(&self, path: &[u8]);
-    /// Something could not be carried over.
+    /// An attribute or object could not be copied; `text` says which and why.
     fn warning(&self, text: &str);
-    /// The file is durable: it is whole after any crash from now on.
+    /// The file at `path` is durable: it is whole after any later crash.
     fn durable(&self, path: &[u8]);
 }
 
-/// What a copy made.
+/// The objects that a copy made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Totals {
     /// Regular files.
     pub files: u64,
     /// Directories.
     pub directories: u64,
-    /// Everything else, further names of files included.
+    /// All other objects, and further names of files.
     pub others: u64,
     /// Bytes of content written, holes not counted.
     pub bytes: u64,
 }
 
 impl Totals {
-    /// Names of all kinds.
+    /// Directory entries of all kinds.
     #[must_use]
     pub fn entries(&self) -> u64 {
         self.files + self.directories + self.others
     }
 }
 
-/// Where a copy goes. Calls come in the order of the events.
+/// The target of a copy. [`copy`] calls one method for each event, in order.
 pub trait Sink: Send {
-    /// Makes a directory, or takes one that is there, and goes into it.
+    /// Makes a directory, or takes the existing one, and makes it the current directory.
     fn enter(&mut self, entry: &Entry) -> impl Future<Output = anyhow::Result<()>> + Send;
-    /// Completes the directory entered last: its times, now that nothing is added to it any more.
+    /// Completes the directory entered last: sets its attributes, since nothing more is added to it.
     fn leave(&mut self, report: &dyn Report) -> impl Future<Output = anyhow::Result<()>> + Send;
-    /// Makes a regular file.
+    /// Makes a regular file; returns the number of bytes of content written.
     fn file(
         &mut self,
         entry: &Entry,
@@ -197,14 +199,14 @@ pub trait Sink: Send {
         entry: &Entry,
         report: &dyn Report,
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
-    /// Makes another name of an object made before.
+    /// Makes another name (hard link) of an earlier object.
     fn link(&mut self, entry: &Entry) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// Carries `events` out on `sink`.
+/// Applies `events` to `sink`.
 ///
 /// # Errors
-/// The first of source or sink, with the path it concerns.
+/// The first error of source or sink, with the path it concerns.
 pub async fn copy<S: Sink>(events: &mut Events, sink: &mut S, report: &dyn Report) -> anyhow::Result<Totals> {
     let mut totals = Totals::default();
     while let Some(event) = events.recv().await {
@@ -236,7 +238,7 @@ pub async fn copy<S: Sink>(events: &mut Events, sink: &mut S, report: &dyn Repor
     Ok(totals)
 }
 
-/// The errno at the bottom of an error, where there is one.
+/// The errno in the chain of an error, or `None` if there is none.
 #[must_use]
 pub fn errno_of(error: &anyhow::Error) -> Option<ext4_core::Errno> {
     error.chain().find_map(|cause| cause.downcast_ref::<ext4_core::Error>()).map(ext4_core::Error::errno)

@@ -1,5 +1,5 @@
-//! What the end-to-end tests share: running the program, the judges (e2fsck, debugfs, the kernel), and guards that
-//! unmount and detach whatever happens.
+//! Shared by the end-to-end tests: running the program, the judges (e2fsck, debugfs, the kernel), and guards
+//! that unmount and detach also if a test panics.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod tree;

@@ -1,7 +1,7 @@
-//! Suite `backend`: the devices alone, through our backends and through fio.
+//! Suite `backend`: the device alone, through our backends and through fio.
 //!
-//! Ours is driven as the engine drives it: a few submitters, each with a plug of bios in flight and one wake-up when
-//! all of the plug are done.
+//! Our backends are driven as the file system drives them: a few submitters, each with a plug of bios in
+//! flight and one wake-up when all bios of the plug are done.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,24 +18,20 @@ use tokio::sync::oneshot;
 
 use crate::fio;
 use crate::report::{Report, Subject};
-use crate::workload::{Fsync, Measurement, Stopwatch, Target, Workload};
+use crate::session::{Session, Target};
+use crate::workload::{Fsync, Measurement, Stopwatch, Workload};
 
 /// Runs the suite.
 ///
 /// # Errors
 /// Those of the devices and of fio.
-pub fn run(
-    runtime: &Runtime,
-    target: &Target,
-    rounds: u32,
-    only: &dyn Fn(&str) -> bool,
-    report: &mut Report,
-) -> anyhow::Result<()> {
+pub fn run(session: &Session, report: &mut Report) -> anyhow::Result<()> {
+    let Session { runtime, target, rounds, .. } = session;
     fill(runtime, target)?;
-    for workload in workloads(target).iter().filter(|workload| only(&workload.name)) {
+    for workload in workloads(target).iter().filter(|workload| session.includes(&workload.name)) {
         let subjects = [Subject::OursUring, Subject::OursFile, Subject::Raw, Subject::RawBatched];
         let subjects = if workload.depth == 1 { &subjects[..3] } else { &subjects[..] };
-        report.measure("backend", &workload.into(), subjects, rounds, |subject| match subject {
+        report.measure("backend", &workload.into(), subjects, *rounds, |subject| match subject {
             Subject::Raw => fio::raw(&target.device, workload, false),
             Subject::RawBatched => fio::raw(&target.device, workload, true),
             ours => {
@@ -69,7 +65,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
             write,
             random: true,
             range: target.size,
-            // One at a time takes long.
+            // One transfer at a time takes long.
             bytes: if depth == 1 { target.size / 16 } else { target.size },
             fsync: if write { Fsync::AtTheEnd } else { Fsync::Never },
         })
@@ -77,7 +73,7 @@ fn workloads(target: &Target) -> Vec<Workload> {
     sequential.chain(random).collect()
 }
 
-/// Writes all of the range once, so that no one's first touch is measured.
+/// Writes the whole range once, so that the first touch of the device's memory is not measured.
 fn fill(runtime: &Runtime, target: &Target) -> anyhow::Result<()> {
     let workload = Workload {
         name: "fill".into(),
@@ -92,7 +88,7 @@ fn fill(runtime: &Runtime, target: &Target) -> anyhow::Result<()> {
     runtime.block_on(drive(Subject::OursUring, &target.device, &workload)).map(drop)
 }
 
-/// Drops what the host has of the device in its page cache.
+/// Drops the device's pages from the host's page cache.
 fn drop_cache(path: &Path) -> anyhow::Result<()> {
     let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).context("drop the host's cache")?;
@@ -121,10 +117,10 @@ async fn drive(subject: Subject, path: &Path, workload: &Workload) -> anyhow::Re
             blocks: workload.range / workload.block_size,
             operations: share + u64::from(number < rest),
             next: Arc::clone(&shared),
-            random: Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995),
+            random: fastrand::Rng::with_seed(number),
         });
     }
-    // The first transfers pin the memory; that is paid once in the life of a file system.
+    // The first transfers pin the memory, which a file system does once.
     warm(&device, &tasks).await?;
     let watch = Stopwatch::start();
     let tasks: Vec<_> = tasks.into_iter().map(|lane| tokio::spawn(lane.run())).collect();
@@ -161,17 +157,17 @@ async fn warm(device: &Arc<dyn BlockDevice>, lanes: &[Lane]) -> anyhow::Result<(
     Ok(())
 }
 
-/// One submitter.
+/// One submitter, with its share of the operations.
 struct Lane {
     device: Arc<dyn BlockDevice>,
     workload: Workload,
     memory: Vec<Arc<PoolMemory>>,
-    /// Blocks of the workload's size in the range.
+    /// Size of the range, in blocks of the workload.
     blocks: u64,
     operations: u64,
-    /// The next block of a sequential workload, for all lanes together.
+    /// The next block of a sequential workload, shared by all lanes.
     next: Arc<AtomicUsize>,
-    random: Random,
+    random: fastrand::Rng,
 }
 
 impl Lane {
@@ -189,8 +185,11 @@ impl Lane {
             });
             let mut plug = Vec::with_capacity(count);
             for number in 0..count {
-                let block = if self.workload.random { self.random.next() } else { (first + number) as u64 }
-                    % self.blocks;
+                let block = if self.workload.random {
+                    self.random.u64(0..self.blocks)
+                } else {
+                    (first + number) as u64 % self.blocks
+                };
                 let memory = Arc::clone(&self.memory[number]);
                 let len = u32::try_from(self.workload.block_size)?;
                 let operation = if self.workload.write { Operation::Write } else { Operation::Read };
@@ -211,7 +210,7 @@ impl Lane {
     }
 }
 
-/// Counts the bios of a plug down; the last one wakes the submitter.
+/// Counts down the bios of a plug; the last completion wakes the submitter.
 struct PlugEnd {
     left: AtomicUsize,
     failed: AtomicBool,
@@ -228,17 +227,5 @@ impl PlugEnd {
         {
             let _ = done.send(());
         }
-    }
-}
-
-/// xorshift64*: places, not secrets.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
     }
 }

@@ -1,4 +1,4 @@
-//! fio, the yardstick: what the device can do, and what the kernel's ext4 makes of it.
+//! fio, the reference: drives the raw device and the kernel's ext4.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -9,17 +9,20 @@ use serde_json::Value;
 
 use crate::workload::{Fsync, KernelThreads, Measurement, Workload};
 
+/// Checks that fio is installed.
+///
 /// # Errors
-/// Where fio is not there.
+/// fio cannot be run.
 pub fn check() -> anyhow::Result<()> {
     match Command::new("fio").arg("--version").stdout(Stdio::null()).status() {
         Ok(status) if status.success() => Ok(()),
-        _ => bail!("fio is not installed; it is the yardstick (Debian: apt install fio)"),
+        _ => bail!("fio is not installed (Debian: apt install fio)"),
     }
 }
 
-/// Runs a workload on the raw device, with io_uring, registered buffers and a registered file. `batched`: a quarter of
-/// the depth in one submission and waited for together, instead of one after the other.
+/// Runs a workload on the raw device, with io_uring, registered buffers and a registered file. If `batched`
+/// is true, a quarter of the depth is submitted at once and waited for together; otherwise each transfer
+/// alone.
 ///
 /// # Errors
 /// Those of fio.
@@ -36,8 +39,8 @@ pub fn raw(device: &Path, workload: &Workload, batched: bool) -> anyhow::Result<
     run(device, workload, &engine)
 }
 
-/// Reads or writes a file that is there, as a program does: one call after the other, with `fsync` where the workload
-/// asks. What is in memory stays there.
+/// Reads or writes an existing file with one system call after the other, and fsync if the workload asks for
+/// it. The page cache is not invalidated.
 ///
 /// # Errors
 /// Those of fio.
@@ -54,7 +57,7 @@ fn run(path: &Path, workload: &Workload, engine: &[String]) -> anyhow::Result<Me
         (true, true) => "randwrite",
     };
     let mut name = OsString::from("--filename=");
-    // fio takes a colon for a separator of names.
+    // fio splits names at colons.
     name.push(path.to_string_lossy().replace(':', "\\:"));
     let threads = KernelThreads::now();
     let output = Command::new("fio")
@@ -74,7 +77,7 @@ fn run(path: &Path, workload: &Workload, engine: &[String]) -> anyhow::Result<Me
     if !output.status.success() {
         bail!("fio failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    // Warnings may stand before the object.
+    // fio may print warnings before the JSON object.
     let text = String::from_utf8_lossy(&output.stdout);
     let start = text.find('{').unwrap_or(0);
     let parsed: Value = serde_json::from_str(text[start..].trim()).context("read fio's report")?;

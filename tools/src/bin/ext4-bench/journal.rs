@@ -1,16 +1,16 @@
-//! Suite `journal`: making small things durable, one after the other, through the whole stack and through the kernel's
-//! ext4 on the same device.
+//! Suite `journal`: commits of small changes, through our whole stack and through the kernel's ext4 on the
+//! same device.
 //!
-//! | workload | what one operation is |
+//! | workload | one operation |
 //! |---|---|
-//! | `append-fsync-N` | each of N tasks appends 4 KiB to a file of its own and calls fsync |
-//! | `create-sync` | an empty file is made in one directory; one sync at the end of all |
+//! | `append-fsync-N` | one of N tasks appends 4 KiB to its file and calls fsync |
+//! | `create-sync` | an empty file is created in one directory; one sync after the last file |
 //!
-//! On the raw device an append is a write of 4 KiB and a flush, by N threads, each at places of its own: what it costs
-//! to make the data alone durable.
+//! On the raw device an append is a write of 4 KiB and a flush, by N threads, each in a range of its own: the
+//! cost of making only the data durable.
 //!
-//! Every run begins with a fresh file system, on memory that has been touched. What is timed is the operations, not mkfs,
-//! mount and unmount. The journal's bytes and the device's flushes are those of the timed part.
+//! Every run begins with a fresh file system, on memory that has been touched. The operations are timed;
+//! mkfs, mount and unmount are not. Journal bytes and device flushes are counted in the timed part.
 
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -23,22 +23,22 @@ use ext4_core::device::{AlignedBuffer, BlockDevice};
 use ext4_core::environment::SystemEnvironment;
 use ext4_core::meta::mkfs::MkfsOptions;
 use ext4_writeback::{Filesystem, MountOptions};
-use tokio::runtime::Runtime;
 
 use crate::kernel::{self, Mounted};
 use crate::ours::{journal_bytes, owner};
 use crate::report::{Report, Subject};
-use crate::workload::{Description, Measurement, Stopwatch, Target};
+use crate::session::{Session, Target};
+use crate::workload::{Description, Measurement, Stopwatch};
 
 const BLOCK: usize = 4096;
-/// Appends of one run, by however many tasks.
+/// Appends of one run, by all tasks together.
 const APPENDS: u64 = 8192;
 /// Files of one run.
 const FILES: u64 = 100_000;
-/// How many tasks append.
+/// Numbers of tasks that append.
 const TASKS: [u64; 4] = [1, 4, 16, 64];
-/// Files that are made first. Those in the block of the inode table that the journal's own inode is in are none like
-/// others: e2fsck writes over what a fast commit says of them, so that ours says nothing.
+/// Files that are created first, to fill the block of the inode table that holds the journal's inode. An
+/// inode in that block is not fast committed: e2fsck would overwrite it.
 const NEIGHBOURS: u64 = 16;
 /// Bytes of the device that the suite needs.
 const NEEDED: u64 = 512 << 20;
@@ -68,39 +68,24 @@ impl Kind {
 /// Runs the suite.
 ///
 /// # Errors
-/// Those of the file systems and of the tools for the kernel's.
-pub fn run(
-    runtime: &Runtime,
-    target: &Target,
-    rounds: u32,
-    only: &dyn Fn(&str) -> bool,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    ensure!(
-        target.available >= NEEDED,
-        "{} holds {} bytes; the suite needs {NEEDED}",
-        target.device.display(),
-        target.available
-    );
+/// Those of our file system, and of mkfs.ext4 and mount(8).
+pub fn run(session: &Session, report: &mut Report) -> anyhow::Result<()> {
+    let Session { runtime, target, rounds, .. } = session;
     let kinds = TASKS.map(|tasks| Kind::Append { tasks }).into_iter().chain([Kind::Create]);
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("ext4-bench: the kernel's ext4 is left out: only root can mount it");
-    }
-    target.touch(NEEDED)?;
+    let with_kernel = session.prepare(NEEDED)?;
     for kind in kinds {
         let description = kind.description();
-        if !only(&description.name) {
+        if !session.includes(&description.name) {
             continue;
         }
         let mut subjects = vec![Subject::OursUring, Subject::Kernel];
         if matches!(kind, Kind::Append { .. }) {
             subjects.extend([Subject::OursFastCommit, Subject::KernelFastCommit, Subject::Raw]);
         }
-        if !root {
+        if !with_kernel {
             subjects.retain(|subject| !matches!(subject, Subject::Kernel | Subject::KernelFastCommit));
         }
-        report.measure("journal", &description, &subjects, rounds, |subject| match subject {
+        report.measure("journal", &description, &subjects, *rounds, |subject| match subject {
             Subject::Raw | Subject::RawBatched => raw(&target.device, kind),
             Subject::Kernel => kernel(&target.device, kind, false),
             Subject::KernelFastCommit => kernel(&target.device, kind, true),
@@ -184,7 +169,7 @@ async fn create(path: &Path, filesystem: &Filesystem) -> anyhow::Result<Measurem
     let (flushes, bytes) = (kernel::flushes(path), journal_bytes(filesystem, BLOCK as f64));
     let creating = filesystem.clone();
     let watch = Stopwatch::start();
-    // On a task of its own: the thread that blocks on the runtime is none of its workers.
+    // On a task of its own: the thread in `block_on` is not a worker of the runtime.
     let task = tokio::spawn(async move {
         for number in 0..FILES {
             let name = format!("file{number}");
@@ -239,9 +224,9 @@ fn kernel(device: &Path, kind: Kind, fast_commit: bool) -> anyhow::Result<Measur
     }
 }
 
-/// Writes 4 KiB and flushes, on the device itself.
+/// The appends on the raw device: each writes 4 KiB and flushes.
 fn raw(device: &Path, kind: Kind) -> anyhow::Result<Measurement> {
-    let Kind::Append { tasks } = kind else { bail!("nothing like it on a raw device") };
+    let Kind::Append { tasks } = kind else { bail!("a raw device has no files to create") };
     let file = std::fs::OpenOptions::new()
         .write(true)
         .custom_flags(nix::fcntl::OFlag::O_DIRECT.bits())
@@ -257,7 +242,8 @@ fn raw(device: &Path, kind: Kind) -> anyhow::Result<Measurement> {
     })
 }
 
-/// The appends, by `tasks` threads: `step` gets the thread's number and which of its appends it is.
+/// The appends by `tasks` threads: `step` gets the number of the thread and the number of the append in that
+/// thread.
 fn threads(tasks: u64, step: impl Fn(u64, u64) -> anyhow::Result<()> + Sync) -> anyhow::Result<Measurement> {
     let watch = Stopwatch::start();
     std::thread::scope(|scope| {

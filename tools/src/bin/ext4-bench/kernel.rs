@@ -1,4 +1,4 @@
-//! The kernel's ext4, what a user would take instead: made, mounted, asked for its figures, unmounted.
+//! The kernel's ext4, for comparison: mkfs.ext4, mount(8), and its statistics.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use crate::workload::Traffic;
 
-/// A fresh file system of the kernel, mounted; unmounted when dropped.
+/// A fresh file system mounted by the kernel; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mounted {
     directory: tempfile::TempDir,
@@ -23,12 +23,12 @@ impl Drop for Mounted {
 }
 
 impl Mounted {
-    /// Makes a file system with mkfs.ext4, `arguments` added, of `blocks` blocks or as large as the device, and mounts
-    /// it. Nothing is left for the kernel to initialize while it is measured, and the device keeps its memory, as with
-    /// our mkfs.
+    /// Makes a file system with mkfs.ext4 and the additional `arguments`, of `blocks` blocks or as large as
+    /// the device, and mounts it. As with our mkfs, the kernel has nothing to initialize while it is
+    /// measured, and the device is not discarded.
     ///
     /// # Errors
-    /// Those of mkfs.ext4 and mount.
+    /// Those of mkfs.ext4 and mount(8).
     pub fn new(device: &Path, arguments: &[&str], blocks: Option<u64>) -> anyhow::Result<Self> {
         tool(
             Command::new("mkfs.ext4")
@@ -43,10 +43,10 @@ impl Mounted {
         Ok(Self { directory, device: device.to_owned(), name: device_name(device)? })
     }
 
-    /// Unmounts it and mounts it again: nothing of it is in memory then.
+    /// Unmounts the file system and mounts it again, so that nothing is in the page cache.
     ///
     /// # Errors
-    /// Those of umount and mount.
+    /// Those of umount(8) and mount(8).
     pub fn again(self) -> anyhow::Result<Self> {
         let directory = self.path();
         tool(Command::new("umount").arg(directory))?;
@@ -54,29 +54,29 @@ impl Mounted {
         Ok(self)
     }
 
-    /// syncfs(2).
+    /// Calls syncfs(2).
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Those of syncfs(2).
     pub fn sync(&self) -> anyhow::Result<()> {
         let directory = std::fs::File::open(self.path()).context("open the directory")?;
         nix::unistd::syncfs(&directory).context("syncfs")
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Bytes written to the journal since the mount: /proc/fs/jbd2/NAME-8/info, whose averages are rounded down, and
-    /// /proc/fs/ext4/NAME/fc_info.
+    /// Bytes written to the journal since the mount, by /proc/fs/jbd2/NAME-8/info, whose averages are rounded
+    /// down, and /proc/fs/ext4/NAME/fc_info. `block_size` in bytes.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// jbd2's file cannot be read or has no number of transactions.
     pub fn journal_bytes(&self, block_size: f64) -> anyhow::Result<f64> {
         let info = read(&PathBuf::from(format!("/proc/fs/jbd2/{}-8/info", self.name)))?;
         let transactions = number_before(&info, " transactions (").context("transactions in jbd2's info")?;
-        // Before the first commit there are no averages.
+        // There are no averages before the first commit.
         let logged = number_before(&info, " logged blocks per transaction").unwrap_or(0.0);
         let fast =
             std::fs::read_to_string(format!("/proc/fs/ext4/{}/fc_info", self.name)).unwrap_or_default();
@@ -85,31 +85,31 @@ impl Mounted {
     }
 }
 
-/// The number that stands before `words` on their line.
+/// The number before `words` on their line.
 fn number_before(text: &str, words: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.contains(words))?;
     let before = line.split(words).next()?;
     before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// The name of a block device below /sys/class/block.
+/// The name of a block device in /sys/class/block.
 ///
 /// # Errors
-/// Where there is no such path.
+/// There is no such path.
 fn device_name(device: &Path) -> anyhow::Result<String> {
     let real = device.canonicalize().with_context(|| format!("find {}", device.display()))?;
     Ok(real.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// Flushes that the block device has carried out. Source: kernel documentation, "Block layer statistics in
-/// /sys/block/DEV/stat", the 16th figure. `None` for what is no block device.
+/// The number of flushes that a block device has carried out, or `None` if `device` is not a block device.
+/// Source: kernel documentation, "Block layer statistics in /sys/block/DEV/stat", the 16th figure.
 pub fn flushes(device: &Path) -> Option<f64> {
     let stat =
         std::fs::read_to_string(format!("/sys/class/block/{}/stat", device_name(device).ok()?)).ok()?;
     stat.split_ascii_whitespace().nth(15)?.parse().ok()
 }
 
-/// What was spent since `flushes` was asked before.
+/// The traffic since `flushes` returned `flushes_before`: `journal_bytes`, and the flushes since then.
 pub fn traffic(device: &Path, flushes_before: Option<f64>, journal_bytes: f64) -> Option<Traffic> {
     Some(Traffic { journal_bytes, flushes: flushes(device)? - flushes_before? })
 }
@@ -133,8 +133,9 @@ mod tests {
 
     #[test]
     fn figures_of_jbd2_are_found() {
-        let info = "1254 transactions (1250 requested), each up to 8192 blocks\naverage: \n  0ms waiting for transaction\n  \
-                    1us average transaction commit time\n  2 handles per transaction\n  3 blocks per transaction\n  \
+        let info = "1254 transactions (1250 requested), each up to 8192 blocks\naverage: \n  \
+                    0ms waiting for transaction\n  1us average transaction commit time\n  \
+                    2 handles per transaction\n  3 blocks per transaction\n  \
                     5 logged blocks per transaction\n";
         assert_eq!(number_before(info, " transactions ("), Some(1254.0));
         assert_eq!(number_before(info, " logged blocks per transaction"), Some(5.0));

@@ -1,16 +1,18 @@
-//! `ext4-bench`: speed, side by side in one run: ours, the raw device (fio, the limit), the kernel's ext4 (what a user
-//! would take instead). The figures of one machine on one day mean little; the ratios are the claim.
+//! `ext4-bench`: benchmarks, side by side in one run: our stack, the raw device (by fio, the limit) and the
+//! kernel's ext4 (the alternative). The figures of one machine on one day mean little; the ratios are the
+//! claim.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `guard.rs` | refusing to write over what is in use |
-//! | `workload.rs` | what is measured |
+//! | `guard.rs` | the check that the device may be overwritten |
+//! | `session.rs` | the target and the choice of workloads, for all suites |
+//! | `workload.rs` | workloads, clocks, measurements |
 //! | `backend.rs` | suite `backend`: the devices alone |
-//! | `data.rs` | suite `data`: the whole stack |
-//! | `journal.rs` | suite `journal`: small things made durable |
+//! | `data/` | suite `data`: reads and writes of a file |
+//! | `journal.rs` | suite `journal`: commits of small changes |
 //! | `ours.rs` | our file system |
 //! | `kernel.rs` | the kernel's ext4 |
-//! | `fio.rs` | the yardstick |
+//! | `fio.rs` | fio, on the raw device and on the kernel's ext4 |
 //! | `report.rs` | rounds, medians, ratios, table and JSON |
 #![forbid(unsafe_code)]
 
@@ -22,6 +24,7 @@ mod journal;
 mod kernel;
 mod ours;
 mod report;
+mod session;
 mod workload;
 
 use std::path::PathBuf;
@@ -33,19 +36,20 @@ use ext4_tools::mount_options::MountOptionList;
 use ext4_tools::size::parse_size;
 
 use crate::report::Report;
+use crate::session::{Session, Target};
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4-bench run --suite backend --device /dev/nvme1n1          the device through each backend, beside fio
-  ext4-bench run --suite data --device /dev/loop7 --json        the whole stack, beside the kernel's ext4 and fio
+  ext4-bench run --suite backend --device /dev/nvme1n1     each backend, and fio
+  ext4-bench run --suite data --device /dev/loop7 --json   our stack, the kernel's ext4, and fio
   ext4-bench run --suite data --device /dev/loop7 --only write-fsync --size 256M
   ext4-bench run --suite data --device /dev/loop7 -o alloc=publish
-  ext4-bench run --suite journal --device /dev/loop7            fsync after each append, and creating many files
+  ext4-bench run --suite journal --device /dev/loop7       appends with fsync, and creating many files
 
-The device is written over. One that holds a file system or a partition table is refused without --force, one that is
-mounted always. fio (Debian: apt install fio) is the yardstick; the kernel's ext4 is measured when run as root.";
+The device is overwritten. A device that holds a file system or a partition table is refused without --force,
+a mounted device always. Needs fio (Debian: apt install fio); the kernel's ext4 is measured if run as root.";
 
-/// Measures the backends and the whole stack against the raw device and the kernel's ext4.
+/// Measures the backends and the whole stack, beside the raw device and the kernel's ext4.
 #[derive(Parser, Debug)]
 #[command(name = "ext4-bench", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
@@ -66,34 +70,34 @@ enum Suite {
     Backend,
     /// The whole stack: writing a file, cached and durable
     Data,
-    /// The journal: appends with fsync by 1 to 64 tasks, creating many files
+    /// The journal: appends with fsync by 1 to 64 tasks, and creating many files
     Journal,
 }
 
 #[derive(Args, Debug)]
 struct RunArguments {
-    /// What is measured
+    /// The suite to run
     #[arg(long, value_enum)]
     suite: Suite,
-    /// The block device or image file, which is written over
+    /// The block device or image file, which is overwritten
     #[arg(long, value_name = "DEV")]
     device: PathBuf,
-    /// How many bytes each workload covers
+    /// Bytes that each workload covers
     #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "1G")]
     size: u64,
-    /// How often everything is measured; the median counts
+    /// Number of rounds; the report shows the median
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Only workloads whose name contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Mount options of our side, as mount(8) takes them (suites data and journal); `ext4 --help` lists them
+    /// Mount options for our file system (suites data and journal); `ext4 --help` lists them
     #[arg(short = 'o', long = "options", value_name = "OPTIONS", value_parser = MountOptionList::parse)]
     mount_options: Vec<MountOptionList>,
     /// A list of JSON objects instead of a table
     #[arg(long)]
     json: bool,
-    /// Write over a file system or partition table
+    /// Overwrite a file system or partition table
     #[arg(long)]
     force: bool,
 }
@@ -126,19 +130,22 @@ fn run(arguments: &RunArguments) -> anyhow::Result<()> {
         arguments.suite != Suite::Backend || mount_options.is_empty(),
         "-o: the suite backend mounts nothing"
     );
-    anyhow::ensure!(!mount_options.read_only() && !mount_options.noload(), "-o: what is measured is written");
-    let target = workload::Target { device: arguments.device.clone(), size, available, mount_options };
+    anyhow::ensure!(
+        !mount_options.read_only() && !mount_options.noload(),
+        "-o: the suites write: ro and noload do not fit"
+    );
+    let target = Target { device: arguments.device.clone(), size, available, mount_options };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let only = |name: &str| arguments.only.as_ref().is_none_or(|text| name.contains(text.as_str()));
+    let session = Session { runtime, target, rounds: arguments.rounds, only: arguments.only.clone() };
     let mut report = Report::new(!arguments.json);
     match arguments.suite {
-        Suite::Backend => backend::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
-        Suite::Data => data::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
-        Suite::Journal => journal::run(&runtime, &target, arguments.rounds, &only, &mut report)?,
+        Suite::Backend => backend::run(&session, &mut report)?,
+        Suite::Data => data::run(&session, &mut report)?,
+        Suite::Journal => journal::run(&session, &mut report)?,
     }
     report.print(arguments.json)
 }

@@ -1,10 +1,10 @@
-//! Rounds, medians, ratios; a table for people, JSON for programs.
+//! The report: rounds, medians, ratios; a table for reading, JSON for programs.
 
 use serde::Serialize;
 
 use crate::workload::{Description, Measurement, Traffic};
 
-/// Who carried a workload out.
+/// The system under test.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Subject {
     /// Our io_uring backend.
@@ -13,13 +13,13 @@ pub enum Subject {
     OursFile,
     /// fio on the raw device, one submission for each transfer.
     Raw,
-    /// fio on the raw device, submissions in batches. Of the two the report keeps the faster.
+    /// fio on the raw device, submissions in batches. The report keeps the faster of `Raw` and `RawBatched`.
     RawBatched,
     /// The kernel's ext4.
     Kernel,
-    /// Ours, with the fast_commit feature.
+    /// Our file system with the fast_commit feature.
     OursFastCommit,
-    /// The kernel's, with the fast_commit feature.
+    /// The kernel's ext4 with the fast_commit feature.
     KernelFastCommit,
 }
 
@@ -36,7 +36,7 @@ impl Subject {
     }
 }
 
-/// One line.
+/// One line of the report: a workload on one subject.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     suite: &'static str,
@@ -49,27 +49,27 @@ struct Row {
     bytes: u64,
     ops: u64,
     cpu_seconds: f64,
-    /// How many times as fast as the raw device: the median of the rounds' ratios, so that both sides saw the same
-    /// machine.
+    /// Speed as a multiple of the raw device's: the median of the ratios within each round, so that both
+    /// sides saw the same machine.
     ratio_to_raw: Option<f64>,
-    /// How many times as fast as the kernel's ext4, without fast commits.
+    /// Speed as a multiple of the kernel's ext4 without fast commits.
     ratio_to_kernel: Option<f64>,
-    /// How many times as many operations a second as one task has.
+    /// Operations per second as a multiple of those with one task.
     ratio_to_one_task: Option<f64>,
-    /// Bytes written to the journal for each operation.
+    /// Bytes written to the journal per operation.
     journal_bytes_per_op: Option<f64>,
-    /// Flushes of the device for each operation.
+    /// Flushes of the device per operation.
     flushes_per_op: Option<f64>,
 }
 
 impl Row {
-    /// Operations a second.
+    /// Operations per second.
     fn rate(&self) -> f64 {
         self.ops as f64 / self.seconds
     }
 }
 
-/// What has been measured.
+/// The results of a session.
 #[derive(Debug)]
 pub struct Report {
     rows: Vec<Row>,
@@ -77,12 +77,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Nothing yet. `progress`: each workload's name on standard error as it begins.
+    /// An empty report. If `progress` is true, it prints the name of each workload on standard error as it
+    /// begins.
     pub fn new(progress: bool) -> Self {
         Self { rows: Vec::new(), progress }
     }
 
-    /// Measures one workload: `rounds` rounds, in each round every subject once, one after the other.
+    /// Measures one workload in `rounds` rounds. Each round measures every subject once, one after the other.
     ///
     /// # Errors
     /// Those of `measure`.
@@ -99,7 +100,7 @@ impl Report {
         }
         let mut measured = vec![Vec::new(); subjects.len()];
         for round in 0..rounds as usize {
-            // Each round begins with another subject, so that none is always the first.
+            // Each round begins with another subject, so that no subject is always the first.
             for number in 0..subjects.len() {
                 let turn = (number + round) % subjects.len();
                 measured[turn].push(measure(subjects[turn])?);
@@ -146,7 +147,8 @@ impl Report {
         Ok(())
     }
 
-    /// Says of each subject's rows of `workload` how many times as many operations a second they are as those of `base`.
+    /// Sets `ratio_to_one_task` in the rows of `workload`: their operations per second as a multiple of those
+    /// of `base`.
     pub fn compare(&mut self, workload: &str, base: &str) {
         let rates: Vec<(&'static str, f64)> = self
             .rows
@@ -160,10 +162,10 @@ impl Report {
         }
     }
 
-    /// Prints everything on standard output.
+    /// Prints the report on standard output, as JSON if `json` is true.
     ///
     /// # Errors
-    /// None but those of JSON.
+    /// Those of the conversion to JSON.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         if json {
             println!("{}", serde_json::to_string_pretty(&self.rows)?);
@@ -234,7 +236,7 @@ mod tests {
         let mut report = Report::new(false);
         let mut turn = 0.0;
         let measure = |subject| {
-            // Every round the machine is slower, for both; ours takes twice as long.
+            // The machine gets slower each round, for both subjects; ours takes twice as long.
             turn += 1.0;
             let slow = f64::floor((turn - 1.0) / 2.0) + 1.0;
             let seconds = if subject == Subject::Raw { slow } else { 2.0 * slow };

@@ -1,92 +1,60 @@
-//! What is measured, in words that every subject can carry out.
+//! Workloads that every subject can carry out, and the measurement of time and traffic.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
-use ext4_tools::mount_options::MountOptionList;
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// What is written over.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The block device or image file.
-    pub device: PathBuf,
-    /// How many bytes each workload covers.
-    pub size: u64,
-    /// How many bytes there are.
-    pub available: u64,
-    /// How our file system is mounted there.
-    pub mount_options: MountOptionList,
-}
-
-/// Transfers of one kind.
+/// A workload of transfers of one kind.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Its name in the report.
+    /// The name in the report.
     pub name: String,
     /// Bytes of one transfer.
     pub block_size: u64,
     /// Transfers in flight.
     pub depth: u32,
-    /// Writes, or reads.
+    /// True for writes, false for reads.
     pub write: bool,
-    /// At random places, or one after the other.
+    /// True for random offsets, false for ascending ones.
     pub random: bool,
-    /// The places lie in the first bytes of the device, so many.
+    /// Size in bytes of the range of the transfers, which begins at byte 0.
     pub range: u64,
-    /// Bytes in all.
+    /// Total bytes of all transfers.
     pub bytes: u64,
-    /// When what is written is made durable.
+    /// When written data is made durable.
     pub fsync: Fsync,
 }
 
-/// When a workload makes durable what it wrote.
+/// When a workload makes its data durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fsync {
-    /// It does not.
+    /// Never.
     Never,
-    /// Once, at the end of all.
+    /// Once, after the last transfer.
     AtTheEnd,
     /// After each transfer.
     Each,
 }
 
-impl Target {
-    /// Writes over the first `bytes` bytes, so that nobody's first touch of the device's memory is measured.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn touch(&self, bytes: u64) -> anyhow::Result<()> {
-        let file = std::fs::OpenOptions::new().write(true).open(&self.device).context("open the device")?;
-        let zeros = vec![0_u8; 1 << 20];
-        for at in (0..bytes).step_by(zeros.len()) {
-            file.write_all_at(&zeros, at).context("write over the device")?;
-        }
-        file.sync_all().context("write over the device")
-    }
-}
-
 impl Workload {
-    /// Transfers in all.
+    /// The number of transfers.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.bytes / self.block_size
     }
 }
 
-/// What the report says of a workload, whatever kind it is.
+/// The description of a workload of any kind, for the report.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// Its name.
+    /// The name.
     pub name: String,
     /// Bytes of one operation.
     pub block_size: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub bytes: u64,
-    /// Operations in all.
+    /// Number of operations.
     pub operations: u64,
 }
 
@@ -101,18 +69,18 @@ impl From<&Workload> for Description {
     }
 }
 
-/// What one run took.
+/// The result of one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurement {
-    /// Wall clock.
+    /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// Processor time of the process that calls, user and system, and of the kernel's own threads.
+    /// Processor time in seconds: of the calling process, user and system, and of the kernel's own threads.
     pub cpu_seconds: f64,
-    /// What the journal cost, where there is one and it tells.
+    /// The traffic of the journal, if it is known.
     pub traffic: Option<Traffic>,
 }
 
-/// What making things durable cost.
+/// The traffic that makes data durable.
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
     /// Bytes written to the log and to the fast-commit area.
@@ -121,7 +89,7 @@ pub struct Traffic {
     pub flushes: f64,
 }
 
-/// Wall clock, and the processor time of this process and of the kernel's threads.
+/// A clock of wall-clock time, and of the processor time of this process and of the kernel's threads.
 #[derive(Debug)]
 pub struct Stopwatch {
     start: std::time::Instant,
@@ -130,13 +98,13 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// Starts.
+    /// Starts the clock.
     #[must_use]
     pub fn start() -> Self {
         Self { kernel: KernelThreads::now(), cpu: cpu_time(), start: std::time::Instant::now() }
     }
 
-    /// Stops.
+    /// Returns the times since the start.
     #[must_use]
     pub fn stop(&self) -> Measurement {
         let seconds = self.start.elapsed().as_secs_f64();
@@ -145,12 +113,13 @@ impl Stopwatch {
     }
 }
 
-/// How long each of the kernel's own threads has run: flushers, completion workers, the loop device's, jbd2.
+/// Processor time in nanoseconds of each of the kernel's own threads: flushers, completion workers, loop
+/// devices, jbd2.
 #[derive(Debug)]
 pub struct KernelThreads(BTreeMap<i32, u64>);
 
 impl KernelThreads {
-    /// Up to now. Threads that cannot be looked at are left out.
+    /// The times up to now. Threads whose times cannot be read are left out.
     #[must_use]
     pub fn now() -> Self {
         let Ok(processes) = std::fs::read_dir("/proc") else { return Self(BTreeMap::new()) };
@@ -161,14 +130,14 @@ impl KernelThreads {
             if !arguments.is_empty() {
                 return None;
             }
-            // Nanoseconds on a processor. Source: kernel documentation, "Scheduler Statistics", /proc/<pid>/schedstat.
+            // Source: kernel documentation, "Scheduler Statistics", /proc/<pid>/schedstat.
             let figures = std::fs::read_to_string(process.path().join("schedstat")).ok()?;
             Some((number, figures.split_ascii_whitespace().next()?.parse().ok()?))
         });
         Self(threads.collect())
     }
 
-    /// Seconds of processor time that they took since, those that have begun meanwhile included.
+    /// Seconds of processor time since then, including threads that have started since.
     #[must_use]
     pub fn seconds_since(&self) -> f64 {
         let now = Self::now();

@@ -1,4 +1,4 @@
-//! `ext4 cat`: a file's content on standard output.
+//! `ext4 cat`: writes files of an image to standard output.
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! What commands share: mounting an image for one piece of work, usage errors, interrupts.
+//! Shared by all commands: mounting and unmounting an image, errors with an exit code, interrupts, argument
+//! parsers.
 
 use std::fmt;
 use std::path::Path;
@@ -18,33 +19,37 @@ pub struct Context {
     pub opener: Opener,
 }
 
-/// Arguments that contradict each other: exit code 2.
+/// An error with an exit code of its own; every other error is exit code 1.
 #[derive(Debug)]
-pub struct Usage(pub String);
+pub enum ExitReason {
+    /// The arguments are invalid or contradict each other: exit code 2.
+    Usage(String),
+    /// The command is done, but left out damaged parts: exit code 3.
+    Salvaged(String),
+}
 
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl ExitReason {
+    /// The exit code of the program.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Salvaged(_) => 3,
+        }
     }
 }
 
-impl std::error::Error for Usage {}
-
-/// Done, but something that is damaged had to be left out: exit code 3.
-#[derive(Debug)]
-pub struct Salvaged(pub String);
-
-impl fmt::Display for Salvaged {
+impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let (Self::Usage(text) | Self::Salvaged(text)) = self;
+        f.write_str(text)
     }
 }
 
-impl std::error::Error for Salvaged {}
+impl std::error::Error for ExitReason {}
 
-/// A usage error.
+/// A usage error with this text.
 pub fn usage(text: impl Into<String>) -> anyhow::Error {
-    anyhow::Error::new(Usage(text.into()))
+    anyhow::Error::new(ExitReason::Usage(text.into()))
 }
 
 /// Parses `IMAGE:/path` arguments.
@@ -58,7 +63,8 @@ pub fn place() -> impl TypedValueParser<Value = Place> {
 }
 
 impl Context {
-    /// Mounts `image`, runs `work`, unmounts, also where the work failed: what was done before is kept.
+    /// Mounts `image`, runs `work` and unmounts. Unmounts also if the work fails, so that its changes are
+    /// kept.
     pub async fn mounted<T>(
         &self,
         image: &Path,
@@ -70,7 +76,7 @@ impl Context {
         finish(filesystem, image, result).await
     }
 
-    /// Mounts `image`; errors name it.
+    /// Mounts `image`. Errors name the image.
     pub async fn mount(&self, image: &Path, access: Access) -> anyhow::Result<Filesystem> {
         match self.opener.mount(image, access).await {
             Ok(filesystem) => Ok(filesystem),
@@ -79,16 +85,19 @@ impl Context {
     }
 }
 
-/// Puts the image's name before an error that does not say it.
+/// Adds the name of the image to an error that does not contain it. A usage error stays as it is.
 pub fn naming(image: &Path, error: anyhow::Error) -> anyhow::Error {
     let name = image.display().to_string();
-    if format!("{error:#}").contains(&name) || error.is::<Usage>() { error } else { error.context(name) }
+    let is_usage = matches!(error.downcast_ref(), Some(ExitReason::Usage(_)));
+    if format!("{error:#}").contains(&name) || is_usage { error } else { error.context(name) }
 }
 
-/// Unmounts after some work; the work's own error comes first.
+/// Unmounts after some work that ended with `result`. An error of the work is returned before one of the
+/// unmount.
 pub async fn finish<T>(filesystem: Filesystem, image: &Path, result: anyhow::Result<T>) -> anyhow::Result<T> {
     let mut unmounted = filesystem.clone().unmount().await;
-    // A reader that ran ahead holds its file for a moment after its last chunk was taken, or after the copy failed.
+    // A reader task of a copy holds its file for a moment after its last chunk was taken, or after the copy
+    // failed.
     for _ in 0..100 {
         match &unmounted {
             Err(error) if error.errno() == Errno::EBUSY => {
@@ -103,7 +112,7 @@ pub async fn finish<T>(filesystem: Filesystem, image: &Path, result: anyhow::Res
     Ok(result)
 }
 
-/// Runs `work` until it is done or the user interrupts it.
+/// Runs `work` until it ends or the process gets SIGINT, SIGTERM or SIGHUP.
 pub async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -124,7 +133,7 @@ pub fn umask() -> u16 {
     u16::try_from(mask.bits() & 0o777).unwrap_or_default()
 }
 
-/// The caller's user and group: who owns what is made in an image unless told otherwise.
+/// The caller's user and group id: by default the owner of new objects in an image.
 pub fn caller() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }
@@ -139,6 +148,6 @@ pub fn parse_owner(text: &str) -> Result<(u32, u32), String> {
 pub fn parse_mode(text: &str) -> Result<u16, String> {
     match u16::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o7777 => Ok(mode),
-        _ => Err(format!("'{text}' is no octal mode")),
+        _ => Err(format!("'{text}' is not an octal mode")),
     }
 }

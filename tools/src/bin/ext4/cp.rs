@@ -1,4 +1,4 @@
-//! `ext4 cp`: files and trees into an image, out of one, from one to another.
+//! `ext4 cp`: copies files and trees into an image, out of an image, or from one image to another.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -27,8 +27,8 @@ const EXAMPLES: &str = "\
 Examples:
   ext4 cp motd disk.img:/etc/motd             into an image
   ext4 cp -r site disk.img:/srv/www           a tree
-  ext4 cp -r site/. disk.img:/srv/www         what is in it, into a directory that is there
-  ext4 cp -a disk.img:/home backup/           out of it, with owners, times and attributes
+  ext4 cp -r site/. disk.img:/srv/www         its contents, into an existing directory
+  ext4 cp -a disk.img:/home backup/           out of an image, with owners, times and attributes
   ext4 cp -a old.img:/etc new.img:/           from one image to another
   ext4 cp - disk.img:/etc/issue < text        standard input
   ext4 cp disk.img:/etc/fstab - | grep root   standard output
@@ -42,27 +42,27 @@ pub struct Cp {
     /// What to copy, and where to: a path, IMAGE:/path, or - for standard input or output
     #[arg(value_name = "PLACE", value_parser = place(), num_args = 2.., required = true)]
     places: Vec<Place>,
-    /// Copy directories with everything in them
+    /// Copy directories with their contents
     #[arg(short, long)]
     recursive: bool,
     /// Keep mode, owner and times
     #[arg(short, long)]
     preserve: bool,
-    /// All of it: -r -p and extended attributes
+    /// Keep everything: -r -p and extended attributes
     #[arg(short, long)]
     archive: bool,
-    /// Owner and group of what is made in an image, as numbers [default: yours; the source's with -p]
+    /// Owner and group of new objects in an image, as numbers [default: yours; the source's with -p]
     #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
     owner: Option<(u32, u32)>,
-    /// Make each file durable before the next one (fsync)
+    /// Make each file durable (fsync) before the next one
     #[arg(long)]
     sync: bool,
-    /// Print `durable PATH` when a file will survive any crash; implies --sync
+    /// Print `durable PATH` when a file survives any later crash; implies --sync
     #[arg(long)]
     report_durable: bool,
 }
 
-/// Images in use, each mounted once under whatever names it is given.
+/// The mounted images. An image that is given under several names is mounted once.
 struct Mounts<'c> {
     context: &'c Context,
     mounted: HashMap<PathBuf, Filesystem>,
@@ -78,7 +78,8 @@ impl<'c> Mounts<'c> {
         Ok(Self { context, mounted: HashMap::new(), target })
     }
 
-    /// The file system on `image`: mounted for writing where it is what the copy goes to.
+    /// The file system on `image` and its number. The target of the copy is mounted for writing, sources
+    /// read-only.
     async fn get(&mut self, image: &Path) -> anyhow::Result<(Filesystem, u64)> {
         let key = identity(image)?;
         if !self.mounted.contains_key(&key) {
@@ -86,7 +87,7 @@ impl<'c> Mounts<'c> {
             let filesystem = self.context.mount(image, access).await?;
             self.mounted.insert(key.clone(), filesystem);
         }
-        // Tells inodes of different images apart in the record of hard links.
+        // Inode numbers of different images are told apart by this number when hard links are recorded.
         let number = self.mounted.keys().position(|other| *other == key).unwrap_or_default() as u64;
         self.mounted
             .get(&key)
@@ -95,7 +96,7 @@ impl<'c> Mounts<'c> {
     }
 }
 
-/// Where one source goes.
+/// The destination of one source.
 struct Destination {
     name: Vec<u8>,
     sink: Target,
@@ -181,7 +182,8 @@ impl Cp {
         }
     }
 
-    /// As cp does: into an existing directory under the source's name, else under the name given.
+    /// The destination as cp(1) chooses it: in an existing directory under the source's name, else under the
+    /// given name.
     async fn destination(
         &self,
         mounts: &mut Mounts<'_>,
@@ -289,19 +291,25 @@ impl Cp {
     }
 }
 
-/// `cp file dir/` where dir is not there is an error; `cp -r tree dir/` makes it.
+/// Returns true if `path` ends with a slash: `cp file dir/` fails if dir does not exist; `cp -r tree dir/`
+/// makes it.
 fn ends_with_slash(path: &Path) -> bool {
     path.as_os_str().as_bytes().ends_with(b"/")
 }
 
-/// A copy of a directory into itself would never end.
+/// Fails if `directory` is `source` or lies below it: a copy of a directory into itself would never end.
+///
+/// # Errors
+/// - `EINVAL`: the directory lies in the source.
+/// - Corrupt: the directory is not below the root.
 async fn refuse_into_itself(
     filesystem: &Filesystem,
     source: InodeNumber,
     mut directory: InodeNumber,
     place: &ImagePath,
 ) -> anyhow::Result<()> {
-    /// More levels than any path has: the way up ends here even where `..` of a damaged image goes in circles.
+    /// More levels than any path has, so that the walk up ends also if `..` entries of a damaged image form a
+    /// cycle.
     const MOST_LEVELS: usize = 1 << 16;
     for _ in 0..MOST_LEVELS {
         if directory == source {
@@ -315,7 +323,7 @@ async fn refuse_into_itself(
     Err(Error::corrupt(format!("directory inode {directory}"), "is not below the root").into())
 }
 
-/// One file: what comes from standard input.
+/// The events of a tree of one file with the content of standard input.
 fn standard_input(name: Vec<u8>) -> Events {
     let (sender, receiver) = mpsc::channel(1);
     let (chunks, content) = mpsc::channel(QUEUED_CHUNKS);
@@ -334,7 +342,7 @@ fn standard_input(name: Vec<u8>) -> Events {
         identity: None,
     };
     let entry = Entry { name, path: b"-".to_vec(), node };
-    // A queue of one takes one event without waiting.
+    // The queue has room for one event: this does not wait.
     let _ = sender.try_send(Ok(Event::File(entry, Content::Stream(content))));
     tokio::task::spawn_blocking(move || {
         let mut input = std::io::stdin().lock();

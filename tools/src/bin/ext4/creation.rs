@@ -1,8 +1,8 @@
-//! Making a file system: what `mkfs` and `pack` share.
+//! Making a file system: options and destination, shared by `mkfs` and `pack`.
 //!
-//! Invariant: under the name of an image file stands either what was there before or a complete image. A new image is
-//! made beside it and renamed. A block device, or a partition inside a disk image (`--offset`), is written in place,
-//! after a check that no file system is lost.
+//! Invariant: the name of an image file refers either to the file that had it before or to a complete image.
+//! A new image is made under a temporary name and renamed. A block device, or a partition inside a disk image
+//! (`--offset`), is written in place, after a check that it holds no known format.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,19 +15,20 @@ use ext4_core::meta::mkfs::MkfsOptions;
 use ext4_core::types::BlockSize;
 use ext4_core::{Errno, Error, Timestamp};
 use ext4_tools::open::{Access, Opener, TargetKind, target_kind};
+use ext4_tools::signature;
 use ext4_tools::size::parse_size;
 use ext4_tools::temporary::TemporaryFile;
 
 use crate::context::{Context, naming, parse_owner, usage};
 
-/// Options of the file system to be made; as those of mke2fs where it has them.
+/// Options of the new file system, named as those of mke2fs.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "File system options")]
 pub struct Creation {
     /// Block size: 1024, 2048 or 4096
     #[arg(short, long, value_name = "BYTES", value_parser = parse_block_size)]
     pub block_size: Option<BlockSize>,
-    /// Bytes of a cluster, with -O bigalloc [default: 16 blocks]
+    /// Cluster size with -O bigalloc [default: 16 blocks]
     #[arg(short = 'C', long, value_name = "BYTES", value_parser = parse_size)]
     pub cluster_size: Option<u64>,
     /// Volume label, up to 16 bytes
@@ -40,33 +41,33 @@ pub struct Creation {
     #[arg(short = 'E', long, value_name = "OPTIONS", value_parser = parse_extended, default_value = "",
         hide_default_value = true)]
     pub extended: Extended,
-    /// Features to set, or to clear with ^, separated by commas
+    /// Features to set, or to clear (^FEATURE), separated by commas
     #[arg(short = 'O', long, value_name = "FEATURES")]
     pub features: Option<String>,
     /// Number of inodes
     #[arg(short = 'N', long, value_name = "COUNT")]
     pub inodes: Option<u32>,
-    /// Bytes of one inode
+    /// Size of an inode
     #[arg(short = 'I', long, value_name = "BYTES")]
     pub inode_size: Option<u16>,
-    /// One inode for so many bytes
+    /// Make one inode for each BYTES of the file system
     #[arg(short = 'i', long, value_name = "BYTES", value_parser = parse_size)]
     pub bytes_per_inode: Option<u64>,
     /// Size of the journal
     #[arg(short = 'J', long, value_name = "SIZE", value_parser = parse_size)]
     pub journal_size: Option<u64>,
-    /// Percentage of blocks kept for root
+    /// Percentage of blocks reserved for root
     #[arg(short = 'm', long, value_name = "PERCENT", value_parser = parse_percent)]
     pub reserved: Option<f64>,
-    /// Write over a file system that is there
+    /// Overwrite an existing file system
     #[arg(long)]
     pub force: bool,
 }
 
-/// What `-E` can say.
+/// The extended options (`-E`).
 #[derive(Clone, Debug, Default)]
 pub struct Extended {
-    /// Seed of directory hashes.
+    /// Seed of the directory hashes.
     pub hash_seed: Option<uuid::Uuid>,
     /// Owner of the root directory.
     pub root_owner: Option<(u32, u32)>,
@@ -98,7 +99,7 @@ fn parse_extended(text: &str) -> Result<Extended, String> {
         let (name, value) = option.split_once('=').ok_or_else(|| format!("'{option}' is not NAME=VALUE"))?;
         match name {
             "hash_seed" => {
-                extended.hash_seed = Some(value.parse().map_err(|_| format!("'{value}' is no UUID"))?)
+                extended.hash_seed = Some(value.parse().map_err(|_| format!("'{value}' is not a UUID"))?)
             }
             "root_owner" => extended.root_owner = Some(parse_owner(value)?),
             _ => return Err(format!("unknown extended option '{name}' (hash_seed, root_owner)")),
@@ -108,10 +109,10 @@ fn parse_extended(text: &str) -> Result<Extended, String> {
 }
 
 impl Creation {
-    /// The library's options.
+    /// The options for the library's mkfs.
     ///
     /// # Errors
-    /// A usage error for a feature without a name.
+    /// A usage error: an unknown feature, or a cluster of 4 GiB or more.
     pub fn mkfs_options(&self) -> anyhow::Result<MkfsOptions> {
         let features = match &self.features {
             None => None,
@@ -139,26 +140,28 @@ impl Creation {
         })
     }
 
-    /// The log's size in blocks, where it was chosen.
+    /// The size of the log in blocks, or `None` if the default is to be used.
+    ///
+    /// # Errors
+    /// A usage error: the size does not fit into 32 bits.
     pub fn journal_blocks(&self, block_size: BlockSize) -> anyhow::Result<Option<u32>> {
         let Some(size) = self.journal_size else { return Ok(None) };
         let blocks = u32::try_from(block_size.blocks_for(size));
         blocks.map(Some).map_err(|_| usage(format!("a journal of {size} bytes is too large")))
     }
 
-    /// Time and randomness: the clock stands at `SOURCE_DATE_EPOCH` where that is set, and everything random then
-    /// follows from the UUID.
+    /// The source of time and randomness, and the time if it is fixed. If `SOURCE_DATE_EPOCH` is set, the
+    /// clock always shows that time, and random numbers are derived from the UUID.
     ///
     /// # Errors
-    /// A usage error for an epoch that is no number.
+    /// A usage error: `SOURCE_DATE_EPOCH` is not a number.
     pub fn environment(&self) -> anyhow::Result<(Arc<dyn Environment>, Option<Timestamp>)> {
         let Some(epoch) = std::env::var_os("SOURCE_DATE_EPOCH") else {
             return Ok((Arc::new(SystemEnvironment), None));
         };
-        let seconds = epoch
-            .to_str()
-            .and_then(|text| text.trim().parse::<i64>().ok())
-            .ok_or_else(|| usage(format!("SOURCE_DATE_EPOCH={} is no number of seconds", epoch.display())))?;
+        let seconds = epoch.to_str().and_then(|text| text.trim().parse::<i64>().ok()).ok_or_else(|| {
+            usage(format!("SOURCE_DATE_EPOCH={} is not a number of seconds", epoch.display()))
+        })?;
         let now = Timestamp { seconds, nanoseconds: 0 };
         let uuid = self.uuid.map_or_else(
             || {
@@ -173,26 +176,28 @@ impl Creation {
     }
 }
 
-/// Where a new file system goes.
+/// The destination of a new file system.
 #[derive(Debug)]
 pub enum Destination {
-    /// An image file, made beside its name.
+    /// An image file, written under a temporary name.
     Image(PathBuf),
-    /// A block device or a part of a disk image, written in place: its size in bytes.
+    /// A block device or a part of a disk image, written in place, and its size in bytes.
     InPlace(PathBuf, u64),
 }
 
 impl Destination {
-    /// Looks at `target` before anything is written.
+    /// Checks `target` before anything is written.
     ///
     /// # Errors
-    /// Where it cannot be written, or holds a file system and `force` is not given.
+    /// - `target` cannot be opened for writing.
+    /// - `target` is written in place, holds a known format, and `force` is false.
     pub async fn choose(context: &Context, target: &Path, force: bool) -> anyhow::Result<Self> {
         let kind = target_kind(target)?;
         let in_place = kind == TargetKind::BlockDevice || context.opener.offset > 0;
         if !in_place {
             if let TargetKind::File(_) = kind {
-                // Replacing a file needs no right to write it; refuse what its owner has protected all the same.
+                // To replace a file needs no write permission on it; a write-protected file is refused all
+                // the same.
                 std::fs::OpenOptions::new()
                     .write(true)
                     .open(target)
@@ -200,11 +205,12 @@ impl Destination {
             }
             return Ok(Self::Image(target.into()));
         }
-        // Opened for writing and closed again: the clear error for a mounted or read-only device comes first.
+        // Opened for writing and closed again, so that the error for a mounted or read-only device comes
+        // first.
         let size = {
             let device =
                 context.opener.device(target, Access::Write).map_err(|error| naming(target, error.into()))?;
-            let found = if force { None } else { signature(&device).await? };
+            let found = if force { None } else { held_format(&device).await? };
             if let Some(found) = found {
                 anyhow::bail!("{} holds {found} (use --force to write over it)", target.display());
             }
@@ -213,7 +219,7 @@ impl Destination {
         Ok(Self::InPlace(target.into(), size))
     }
 
-    /// The size that cannot be exceeded.
+    /// The largest size in bytes, or `None` if there is no limit.
     pub fn limit(&self) -> Option<u64> {
         match self {
             Self::Image(_) => None,
@@ -221,10 +227,10 @@ impl Destination {
         }
     }
 
-    /// Opens it for writing, `size` bytes long: an image under a temporary name.
+    /// Opens the destination for writing: an image is created with `size` bytes under a temporary name.
     ///
     /// # Errors
-    /// The host's.
+    /// Those of [`TemporaryFile::beside`], [`Opener::create`] and [`Opener::device`].
     pub fn open(
         &self,
         opener: &Opener,
@@ -243,34 +249,26 @@ impl Destination {
     }
 }
 
-/// An error about the temporary file, said about the name the user knows.
+/// An error for the temporary file, with the final name in its place.
 fn at(path: &Path, error: &Error) -> Error {
     Error::io("create", path.display().to_string(), error.errno())
 }
 
-/// What a device seems to hold, by the marks of the most common formats.
-async fn signature(device: &Arc<dyn BlockDevice>) -> anyhow::Result<Option<&'static str>> {
-    const MARKS: [(usize, &[u8], &str); 7] = [
-        (1024 + 56, &[0x53, 0xef], "an ext2, ext3 or ext4 file system"),
-        (0, b"XFSB", "an XFS file system"),
-        (65536 + 64, b"_BHRfS_M", "a btrfs file system"),
-        (3, b"NTFS    ", "an NTFS file system"),
-        (82, b"FAT32   ", "a FAT file system"),
-        (0, b"LUKS\xba\xbe", "an encrypted volume"),
-        (512, b"EFI PART", "a partition table"),
-    ];
+/// The format that the device holds, by its signature; `None` if no known one is found.
+async fn held_format(device: &Arc<dyn BlockDevice>) -> anyhow::Result<Option<&'static str>> {
     let geometry = device.geometry();
-    let length = geometry.size.min(68 << 10) / u64::from(geometry.logical_block_size)
+    let length = geometry.size.min(signature::EXAMINED) / u64::from(geometry.logical_block_size)
         * u64::from(geometry.logical_block_size);
     if length == 0 {
         return Ok(None);
     }
-    let start = device.read_at(0, usize::try_from(length)?).await?;
-    let found = MARKS.iter().find(|(at, mark, _)| start.get(*at..at + mark.len()) == Some(*mark));
-    Ok(found.map(|(_, _, name)| *name))
+    Ok(signature::find(&device.read_at(0, usize::try_from(length)?).await?))
 }
 
-/// `EFBIG` or the like as the user should read it: a size that no file system can have.
+/// Checks that a file system of `size` bytes can be made.
+///
+/// # Errors
+/// `EINVAL`: it has fewer than 64 blocks.
 pub fn check_size(size: u64, block_size: Option<BlockSize>) -> anyhow::Result<()> {
     let block = u64::from(block_size.unwrap_or(BlockSize::KIB_1).bytes());
     if size / block < 64 {

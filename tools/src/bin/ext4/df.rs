@@ -1,4 +1,4 @@
-//! `ext4 df`: space and inodes.
+//! `ext4 df`: shows free space and inodes.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -83,7 +83,7 @@ impl Df {
     }
 }
 
-/// `part` of `whole` in percent, rounded up as df does.
+/// `part` of `whole` in percent, rounded up as df(1) does.
 fn percent(part: u64, whole: u64) -> u64 {
     (part * 100).div_ceil(whole.max(1))
 }

@@ -1,4 +1,4 @@
-//! `ext4 extents`: where a file lies.
+//! `ext4 extents`: shows the extents of a file.
 
 use std::io::Write;
 
@@ -20,7 +20,7 @@ Examples:
   ext4 extents disk.img:/var/log/syslog
   ext4 extents --json disk.img:/swapfile | jq '.extents | length'";
 
-/// Show where a file's blocks lie, or its data in the inode
+/// Show the extents of a file, or its inline data
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Extents {
@@ -56,7 +56,7 @@ impl Extents {
                 let inode = filesystem.resolve(&self.place.path, true).await?;
                 if filesystem.attributes(inode).await?.file_type != FileType::Regular {
                     return Err(
-                        Error::posix(Errno::EINVAL, format!("{}: no regular file", self.place)).into()
+                        Error::posix(Errno::EINVAL, format!("{}: not a regular file", self.place)).into()
                     );
                 }
                 let file = filesystem.open(inode).await?;
@@ -90,7 +90,7 @@ impl Extents {
         if self.json { print_json(&report) } else { self.print(&report) }
     }
 
-    /// The table of filefrag -v.
+    /// Prints the table of `filefrag -v`.
     fn print(&self, report: &Report) -> anyhow::Result<()> {
         let mut out = stdout();
         let name = escaped(&self.place.path);
@@ -105,7 +105,7 @@ impl Extents {
         let mut expected = None;
         let mut pieces = 0;
         for (number, extent) in report.extents.iter().enumerate() {
-            // The place that would continue the extent before, where this one does not.
+            // The block that would continue the previous extent, if this one does not begin there.
             let jump = expected.filter(|expected| *expected != extent.physical);
             pieces += u64::from(number == 0 || jump.is_some());
             writeln!(

@@ -1,6 +1,7 @@
-//! `ext4 info`: the superblock and the journal's header, with the keys of `dumpe2fs -h` in its order.
+//! `ext4 info`: shows the superblock and the journal's superblock, with the keys and the order of `dumpe2fs
+//! -h`.
 //!
-//! Nothing is mounted or recovered: what stands on the device is shown.
+//! Nothing is mounted or recovered: the command shows what is on the device.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ Examples:
   ext4 info --json disk.img | jq .filesystem_uuid
   ext4 --offset 1M info whole-disk.img";
 
-/// Show superblock and journal as dumpe2fs -h does
+/// Show superblock and journal, as dumpe2fs -h does
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Info {
@@ -36,7 +37,7 @@ pub struct Info {
     json: bool,
 }
 
-/// Keys and values in dumpe2fs's order.
+/// Keys and values in the order of dumpe2fs.
 #[derive(Default)]
 struct Lines(Vec<(&'static str, String)>);
 
@@ -69,7 +70,7 @@ impl Info {
 fn print(lines: &Lines) -> anyhow::Result<()> {
     let mut out = stdout();
     for (key, value) in &lines.0 {
-        // dumpe2fs puts a tab into this one.
+        // dumpe2fs prints a tab after this key.
         let pad = if *key == "Inode size" {
             "\t          ".to_string()
         } else {
@@ -141,8 +142,8 @@ fn identity(lines: &mut Lines, superblock: &Superblock) {
     lines.add("Filesystem OS type", known.copied().unwrap_or("(unknown os)"));
 }
 
-/// Source: mke2fs.conf(5), tune2fs(8) `-o`: the mount options a superblock can hold, in the order of their bits; the
-/// journal mode comes first.
+/// The default mount options in the superblock, in the order of their bits; the journal mode comes first.
+/// Source: mke2fs.conf(5), tune2fs(8) `-o`.
 fn mount_options(options: u32) -> String {
     const JOURNAL_MODE: u32 = 0x60;
     let mode = match options & JOURNAL_MODE {
@@ -241,7 +242,7 @@ fn history(lines: &mut Lines, superblock: &Superblock) {
     lines.add("Reserved blocks gid", format!("{} ({group})", superblock.def_resgid));
 }
 
-/// `2 weeks, 1 day, 3:04:05`: months have 30 days.
+/// An interval as dumpe2fs shows it: `2 weeks, 1 day, 3:04:05`; a month has 30 days.
 fn interval_words(seconds: u32) -> String {
     let mut rest = seconds;
     let mut words = Vec::new();
@@ -258,7 +259,7 @@ fn interval_words(seconds: u32) -> String {
     if words.is_empty() { "<none>".into() } else { words.join(", ") }
 }
 
-/// Each unit is used up to 8,192 of it, rounded to the nearest.
+/// Kilobytes in the unit that dumpe2fs chooses: each unit up to 8,192 of it, rounded to the nearest.
 fn lifetime(kilobytes: u64) -> String {
     let units = [(13, 0, "kB"), (23, 10, "MB"), (33, 20, "GB"), (43, 30, "TB")];
     let (shift, unit) = units
@@ -281,7 +282,7 @@ fn inodes(lines: &mut Lines, superblock: &Superblock) {
         }
     }
     if superblock.features.incompat.contains(Incompat::INLINE_DATA) {
-        // What a new inode gets.
+        // The extra isize of a new inode.
         let extra = superblock.want_extra_isize.max(superblock.min_extra_isize);
         let most = inline_data::most(superblock.inode_size, extra);
         lines.add(

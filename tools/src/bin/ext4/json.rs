@@ -1,11 +1,11 @@
-//! How inodes appear in JSON.
+//! Inodes and names in JSON.
 
 use ext4_core::Timestamp;
 use ext4_tools::display::{exact_time, type_word};
 use ext4_writeback::{Attributes, InlineExtent};
 use serde::Serialize;
 
-/// A name that may be any bytes: `name` as text, and the bytes in hexadecimal where they are no UTF-8.
+/// A name of any bytes: `name` as text, and `name_hex` in hexadecimal if the bytes are not UTF-8.
 #[derive(Serialize, Debug)]
 pub struct Name {
     name: String,
@@ -25,7 +25,7 @@ impl From<&[u8]> for Name {
     }
 }
 
-/// Data that an inode holds itself, and where it lies: in bytes of the file system.
+/// Inline data of an inode, and its place on the device, in bytes of the file system.
 #[derive(Serialize, Debug)]
 pub struct Inline {
     length: u64,
@@ -50,7 +50,7 @@ impl std::fmt::Display for Inline {
     }
 }
 
-/// What stat tells. Times are decimal seconds since 1970 as text, exact to the nanosecond.
+/// The attributes of an inode. Times are decimal seconds since 1970 as text, exact to the nanosecond.
 #[derive(Serialize, Debug)]
 pub struct Inode {
     #[serde(flatten)]
@@ -78,7 +78,7 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// An inode under a name (or path); `target` of a symlink.
+    /// An inode with a name (or path); `target` is the target of a symlink.
     pub fn new(name: &[u8], attributes: &Attributes, target: Option<&[u8]>) -> Self {
         let time = |time: Timestamp| exact_time(time);
         Self {

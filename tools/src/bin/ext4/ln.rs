@@ -1,4 +1,4 @@
-//! `ext4 ln`: another name for a file, or a symlink.
+//! `ext4 ln`: makes a hard link or a symlink.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -21,7 +21,7 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Ln {
-    /// What the link points to: any text with -s, else a path in the same image
+    /// Target of the link: any text with -s, else a path in the same image
     target: OsString,
     /// The new name
     #[arg(value_name = "IMAGE:/PATH", value_parser = image_path())]
@@ -29,7 +29,7 @@ pub struct Ln {
     /// Make a symlink
     #[arg(short, long)]
     symbolic: bool,
-    /// Replace what is there, unless it is a directory
+    /// Replace an existing file
     #[arg(short, long)]
     force: bool,
     /// Owner and group of a symlink, as numbers [default: yours]

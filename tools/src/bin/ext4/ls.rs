@@ -1,4 +1,4 @@
-//! `ext4 ls`: names in a directory.
+//! `ext4 ls`: lists directories.
 
 use std::io::Write;
 
@@ -26,19 +26,19 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Ls {
-    /// Directory (or anything else) in an image
+    /// Directory (or file) in an image
     #[arg(value_name = "IMAGE:/PATH", value_parser = image_path())]
     place: ImagePath,
-    /// One line for each with mode, links, owner, group, size and time of change
+    /// One line for each name, with mode, links, owner, group, size and modification time
     #[arg(short, long)]
     long: bool,
     /// Also names that begin with a dot
     #[arg(short, long)]
     all: bool,
-    /// Also what is below
+    /// List subdirectories recursively
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// A directory itself rather than what is in it
+    /// List a directory itself, not its contents
     #[arg(short, long)]
     directory: bool,
     /// As JSON: a list of directories with their entries
@@ -46,7 +46,7 @@ pub struct Ls {
     json: bool,
 }
 
-/// One name with what is known of it.
+/// A name and the attributes of its inode.
 struct Row {
     name: Vec<u8>,
     attributes: Attributes,

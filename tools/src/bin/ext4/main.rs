@@ -1,7 +1,10 @@
-//! `ext4`: make, fill, read and change ext4 file systems in image files and on block devices, without mounting them.
+//! `ext4`: makes, fills, reads and changes ext4 file systems in image files and on block devices, without a
+//! kernel mount.
 //!
-//! One file for each command; this one knows what all of them share: the global options, the runtime, how errors are
-//! said. Exit code 0: done; 1: failed; 2: wrong usage; 3: done, and something damaged was left out.
+//! Each command has a file. This file has what all commands share: the global options, the runtime, printing
+//! of errors.
+//!
+//! Exit code 0: done; 1: failed; 2: wrong usage; 3: done, but damaged parts were left out.
 #![forbid(unsafe_code)]
 
 mod cat;
@@ -34,18 +37,18 @@ use ext4_tools::mount_options::{self, MountOptionList};
 use ext4_tools::open::{Backend, Opener};
 use ext4_tools::size::parse_size;
 
-use crate::context::{Context, Salvaged, Usage, usage};
+use crate::context::{Context, ExitReason, usage};
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 pack rootfs/ disk.img              an image that holds the tree rootfs/
-  ext4 ls -l disk.img:/etc                what is in it
-  ext4 cp motd disk.img:/etc/motd         a file into it
-  ext4 cp -r disk.img:/var/log logs       a tree out of it
-  ext4 unpack disk.img copy/              everything
+  ext4 pack rootfs/ disk.img              make an image of the tree rootfs/
+  ext4 ls -l disk.img:/etc                list a directory in an image
+  ext4 cp motd disk.img:/etc/motd         copy a file into an image
+  ext4 cp -r disk.img:/var/log logs       copy a tree out of an image
+  ext4 unpack disk.img copy/              copy everything out of an image
   ext4 --offset 1M df whole-disk.img      a partition inside a disk image
 
-A place inside an image or block device is written IMAGE:/path. See `ext4 COMMAND --help` for examples of each.";
+A place inside an image or block device is written IMAGE:/path. `ext4 COMMAND --help` has examples.";
 
 /// Makes, fills, reads and changes ext4 file systems in image files and on block devices; no mount, no root.
 #[derive(Parser, Debug)]
@@ -60,29 +63,30 @@ struct Cli {
 
 #[derive(Args, Debug)]
 struct Global {
-    /// What drives the target
-    #[arg(long, global = true, value_enum, default_value_t = BackendName::Auto, help_heading = "Global options")]
+    /// I/O backend for the target
+    #[arg(long, global = true, value_enum, default_value_t = BackendName::Auto,
+        help_heading = "Global options")]
     backend: BackendName,
-    /// Where the file system starts in the target, in bytes (K, M, G): a partition inside a disk image
+    /// First byte of the file system in the target (K, M, G): a partition inside a disk image
     #[arg(long, global = true, value_name = "BYTES", value_parser = parse_size, default_value = "0",
         help_heading = "Global options")]
     offset: u64,
-    /// Memory for file data and metadata
+    /// Memory for the cache of file data and metadata
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "256M",
         help_heading = "Global options")]
     cache: u64,
-    /// The device with the journal, where the file system has it on another; otherwise found by its UUID
+    /// Device of the external journal [default: found by its UUID in /dev/disk/by-uuid]
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     journal_device: Option<PathBuf>,
-    /// Read the file system as it lies, its journal ignored (only for commands that read)
+    /// Ignore the journal: read the file system without recovery (only for commands that read)
     #[arg(long, global = true, help_heading = "Global options")]
     noload: bool,
     /// Mount options as mount(8) takes them, for commands that mount: `ext4 --help` lists them
-    // Not global: clap would forget those before the command where there are others behind it ([`parse`]).
+    // Not global: clap would drop those before the command if others follow it ([`parse`]).
     #[arg(short = 'o', long = "options", value_name = "OPTIONS", help_heading = "Global options",
         value_parser = MountOptionList::parse)]
     mount_options: Vec<MountOptionList>,
-    /// Tell on standard error what is being done; twice for more
+    /// Log to standard error: -v info, -vv debug, -vvv trace
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     verbose: u8,
 }
@@ -128,7 +132,7 @@ enum Command {
 }
 
 impl Command {
-    /// True for what looks at the device itself: no mount, and nothing that mount options could change.
+    /// Returns true if the command does not mount the file system, so that mount options have no effect.
     fn takes_no_mount_options(&self) -> bool {
         matches!(self, Self::Mkfs(_) | Self::Info(_) | Self::Journal(_))
     }
@@ -155,8 +159,8 @@ impl Command {
     }
 }
 
-/// What the command line says. `-o` may stand before a command and behind it, and all of them count: one that says `ro` is
-/// not to be lost to another.
+/// Parses the command line. All `-o` options count, before the command and after it: were one dropped, `-o
+/// ro` could be lost and the command could write.
 fn parse() -> Cli {
     const OPTIONS: &str = "mount_options";
     fn with_options(command: clap::Command, option: &clap::Arg) -> clap::Command {
@@ -200,7 +204,7 @@ fn main() -> ExitCode {
             Err(error) => return fail(&anyhow::Error::new(error).context("cannot start")),
         };
     let result = runtime.block_on(command.run(&context));
-    // Threads that still read ahead for a copy that failed are not waited for.
+    // Does not wait for threads that still read ahead for a copy that failed.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -208,7 +212,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The least cache that makes sense: a few of the largest folios and the metadata of a large directory.
+/// The smallest cache in bytes: a few of the largest folios and the metadata of a large directory.
 const MIN_CACHE: usize = 8 << 20;
 
 fn start_tracing(verbose: u8) {
@@ -222,19 +226,13 @@ fn start_tracing(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-/// Says the error in one line and chooses the exit code.
+/// Prints the error in one line and returns the exit code.
 fn fail(error: &anyhow::Error) -> ExitCode {
     if output::is_broken_pipe(error) {
-        // Whoever read our output has seen enough.
+        // The reader of standard output has closed it: that is not an error.
         return ExitCode::SUCCESS;
     }
     let text = format!("{error:#}").replace('\n', " ");
     eprintln!("ext4: {text}");
-    if error.downcast_ref::<Usage>().is_some() {
-        ExitCode::from(2)
-    } else if error.downcast_ref::<Salvaged>().is_some() {
-        ExitCode::from(3)
-    } else {
-        ExitCode::FAILURE
-    }
+    error.downcast_ref::<ExitReason>().map_or(ExitCode::FAILURE, |reason| ExitCode::from(reason.code()))
 }

@@ -1,4 +1,4 @@
-//! `ext4 mkdir`: new directories.
+//! `ext4 mkdir`: makes directories.
 
 use clap::Args;
 use ext4_core::format::inode::FileType;
@@ -21,7 +21,7 @@ pub struct Mkdir {
     /// The new directory
     #[arg(value_name = "IMAGE:/PATH", value_parser = image_path())]
     place: ImagePath,
-    /// Also what is missing above it; no error where it exists
+    /// Also make missing parents; no error if the directory exists
     #[arg(short, long)]
     parents: bool,
     /// Permissions in octal [default: 777 less the umask]

@@ -1,4 +1,4 @@
-//! `ext4 mkfs`: an empty file system.
+//! `ext4 mkfs`: makes an empty file system.
 
 use std::path::PathBuf;
 
@@ -16,10 +16,11 @@ Examples:
   ext4 mkfs disk.img 1G                       an image of 1 GiB
   ext4 mkfs -b 1024 -L boot boot.img 64M
   ext4 mkfs -O ^has_journal scratch.img 10G
-  ext4 mkfs /dev/sdx1                         a block device, all of it
+  ext4 mkfs /dev/sdx1                         all of a block device
   ext4 --offset 1M mkfs whole-disk.img 512M   a partition inside a disk image
 
-An image file takes its name when it is complete. A device that holds a file system is refused without --force.";
+An image file gets its name when it is complete. A device that holds a file system or another known format is
+refused without --force.";
 
 /// Make an empty file system
 #[derive(Args, Debug)]
@@ -27,7 +28,7 @@ An image file takes its name when it is complete. A device that holds a file sys
 pub struct Mkfs {
     /// Image file or block device
     target: PathBuf,
-    /// Size of the file system; all of an existing image or device if not given
+    /// Size of the file system [default: all of an existing image or device]
     #[arg(value_parser = parse_size)]
     size: Option<u64>,
     #[command(flatten)]
@@ -57,11 +58,11 @@ impl Mkfs {
             (None, Some(limit), _) => limit,
             (None, None, TargetKind::File(size)) => size,
             (None, None, _) => {
-                return Err(usage(format!("{}: how large? give a SIZE", self.target.display())));
+                return Err(usage(format!("{}: give a SIZE for a new image", self.target.display())));
             }
         };
         check_size(size, options.block_size)?;
-        // The log's size in blocks needs a block size; mkfs chooses the one it would take anyway.
+        // The size of the log in blocks depends on the block size: the default one, if none is given.
         let block_size = options.block_size.unwrap_or(ext4_core::types::BlockSize::KIB_4);
         options.journal_blocks = self.creation.journal_blocks(block_size)?;
         if options.journal_blocks.is_some() {

@@ -1,4 +1,4 @@
-//! `ext4 mv`: rename within one image.
+//! `ext4 mv`: renames and moves within one image.
 
 use clap::Args;
 use ext4_core::format::inode::FileType;
@@ -23,7 +23,7 @@ pub struct Mv {
     /// What to move, and where to: a directory, or a new name
     #[arg(value_name = "IMAGE:/PATH", value_parser = image_path(), num_args = 2.., required = true)]
     places: Vec<ImagePath>,
-    /// Do not replace what is there
+    /// Do not replace an existing file
     #[arg(short, long)]
     no_clobber: bool,
 }

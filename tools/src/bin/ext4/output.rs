@@ -1,11 +1,11 @@
-//! Standard output: buffered, and quiet when its reader goes away.
+//! Standard output: buffered, names escaped for terminals, a closed pipe recognized.
 
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
 
 use ext4_core::Errno;
 use serde::Serialize;
 
-/// Standard output for the length of one command.
+/// Standard output, locked and buffered.
 pub fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(64 << 10, io::stdout().lock())
 }
@@ -19,7 +19,7 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints one line: what a command has done.
+/// Prints one line.
 pub fn print_line(line: &str) -> anyhow::Result<()> {
     let mut out = stdout();
     writeln!(out, "{line}")?;
@@ -27,13 +27,13 @@ pub fn print_line(line: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `name` as it is printed: as it is into a pipe or file, without control bytes on a terminal, which an image that
-/// nobody trusts could otherwise command.
+/// `name` as it is printed: unchanged into a pipe or file, with control characters escaped on a terminal, so
+/// that a name in an untrusted image cannot send commands to the terminal.
 pub fn shown(name: &[u8]) -> Vec<u8> {
     if io::stdout().is_terminal() { ext4_tools::display::escaped(name).into_bytes() } else { name.to_vec() }
 }
 
-/// True where the error is that nobody reads our output any more.
+/// Returns true if the error is a closed pipe: the reader of standard output has gone away.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)

@@ -1,4 +1,4 @@
-//! `ext4 pack`: a directory becomes an image.
+//! `ext4 pack`: makes an image of a directory tree.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,17 +23,17 @@ use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 pack rootfs/ disk.img                   as large as it has to be
+  ext4 pack rootfs/ disk.img                   an image as large as needed
   ext4 pack --size 2G -L root rootfs/ disk.img
   ext4 pack --owner 0:0 build/ disk.img        everything belongs to root
-  ext4 pack rootfs/ /dev/sdx1                  a block device, through io_uring
+  ext4 pack rootfs/ /dev/sdx1                  onto a block device, through io_uring
   SOURCE_DATE_EPOCH=0 ext4 pack -U 5e1f... -E hash_seed=5e1f... rootfs/ disk.img
                                                the same image byte for byte every time
 
-The image takes its name when it is complete; until then what stood there stays. The root directory of the image gets
-the attributes of SOURCE itself.";
+The image gets its name when it is complete; until then an existing file of that name stays. The root
+directory of the image gets the attributes of SOURCE itself.";
 
-/// Make an image that holds a directory's tree
+/// Make an image of a directory tree
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Pack {
@@ -41,10 +41,10 @@ pub struct Pack {
     source: PathBuf,
     /// Image file (replaced when the new one is complete) or block device
     target: PathBuf,
-    /// Size of the file system [default: to fit; all of a block device]
+    /// Size of the file system [default: as large as needed; all of a block device]
     #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
-    /// Owner of everything, as numbers [default: the source's]
+    /// Owner and group of everything, as numbers [default: the source's]
     #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
     owner: Option<(u32, u32)>,
     /// Print the summary as JSON
@@ -54,12 +54,12 @@ pub struct Pack {
     creation: Creation,
 }
 
-/// How much is gathered between two writebacks of an image that must be the same every time; well below what makes
-/// the page cache write back by itself.
+/// Bytes written between two syncs of a reproducible image: well below the dirty limit at which the flusher
+/// starts by itself.
 const SYNC_EVERY: u64 = 16 << 20;
-/// The least cache with which [`SYNC_EVERY`] is well below.
+/// The smallest cache in bytes whose dirty limit is well above [`SYNC_EVERY`].
 const REPRODUCIBLE_CACHE: usize = 128 << 20;
-/// How often an image that was to fit is made again, larger, when it turns out too small.
+/// How often an image is made, each time larger, if the estimated size turns out too small.
 const ATTEMPTS: u32 = 4;
 
 #[derive(Serialize)]
@@ -131,7 +131,7 @@ impl Pack {
     }
 }
 
-/// One tree on its way to one target.
+/// One tree to be written to one target.
 struct Job<'a> {
     pack: &'a Pack,
     context: &'a Context,
@@ -142,7 +142,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Makes the file system and fills it; larger again where one that was to fit does not. Gives also its size.
+    /// Makes the file system and fills it, again with a larger size if the estimated size is too small.
+    /// Returns the totals and the size in bytes.
     async fn make(&self, mut options: MkfsOptions) -> anyhow::Result<(Totals, u64)> {
         let Self { pack, destination, need, units, .. } = self;
         let block_size = units.block_size;
@@ -173,7 +174,7 @@ impl Job<'_> {
                 {
                     attempt += 1;
                     size = (size + size / 8 + (4 << 20)).next_multiple_of(1 << 20);
-                    tracing::info!(size, "the image was too small; again");
+                    tracing::info!(size, "the image was too small; making a larger one");
                 }
                 Err(error) if errno_of(&error) == Some(Errno::ENOSPC) => {
                     return Err(error.context(format!(
@@ -187,7 +188,11 @@ impl Job<'_> {
         }
     }
 
-    /// Makes the file system with `size` bytes and fills it.
+    /// Makes a file system of `size` bytes and fills it. `must_fit` is true if the size is an estimate.
+    ///
+    /// # Errors
+    /// - `ENOSPC`: the tree does not fit.
+    /// - Those of source and target.
     async fn fill(&self, options: &MkfsOptions, size: u64, must_fit: bool) -> anyhow::Result<Totals> {
         let Self { pack, context, destination, need, .. } = self;
         let (environment, epoch) = pack.creation.environment()?;
@@ -202,7 +207,8 @@ impl Job<'_> {
             } else {
                 context.opener.cache
             },
-            // Nobody sees a temporary image before it is complete: nothing in it has to survive a crash.
+            // A temporary image gets its name when it is complete: before that, nothing has to survive a
+            // crash.
             barrier: temporary.is_none(),
             commit_interval: (temporary.is_none() && !reproducible).then_some(Duration::from_secs(5)),
             erase_journal: temporary.is_some() || reproducible,
@@ -217,7 +223,7 @@ impl Job<'_> {
             let space = filesystem.statfs();
             if space.free_blocks < need.free_blocks(self.units) || space.free_inodes < need.inodes {
                 filesystem.unmount().await?;
-                return Err(ext4_core::Error::posix(Errno::ENOSPC, "the first guess").into());
+                return Err(ext4_core::Error::posix(Errno::ENOSPC, "the estimated size").into());
             }
         }
         let progress = Progress::with_total(need.bytes);

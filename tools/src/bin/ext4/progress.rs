@@ -1,4 +1,4 @@
-//! How a copy is going: a progress bar on a terminal, warnings, reports of what is durable.
+//! The progress of a copy: a bar on a terminal, warnings, a line for each durable file.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use ext4_tools::copy::Report;
 use ext4_tools::display::escaped;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Tells the user on standard error; durable files on standard output.
+/// Reports progress and warnings on standard error, durable files on standard output.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
@@ -15,7 +15,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A bar that ends at `bytes`, shown where standard error is a terminal.
+    /// A bar that ends at `bytes`, shown if standard error is a terminal.
     pub fn with_total(bytes: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
         bar.set_style(
@@ -25,7 +25,7 @@ impl Progress {
         Self::start(bar)
     }
 
-    /// A counter, shown where standard error is a terminal.
+    /// A counter, shown if standard error is a terminal.
     pub fn counter() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(
@@ -42,7 +42,7 @@ impl Progress {
         Self { bar, report_durable: false }
     }
 
-    /// Print a line for each file that is durable.
+    /// If `report` is true, prints a line for each durable file.
     pub fn reporting_durable(mut self, report: bool) -> Self {
         self.report_durable = report;
         self
@@ -79,7 +79,7 @@ impl Report for Progress {
         let mut line = b"durable ".to_vec();
         line.extend_from_slice(path);
         line.push(b'\n');
-        // A reader who went away does not stop the copy.
+        // A reader that has closed the pipe does not stop the copy.
         let _ = out.write_all(&line).and_then(|()| out.flush());
     }
 }

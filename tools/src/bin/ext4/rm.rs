@@ -1,4 +1,4 @@
-//! `ext4 rm`: remove names.
+//! `ext4 rm`: removes files and directories.
 
 use clap::Args;
 use ext4_core::format::inode::FileType;
@@ -14,19 +14,19 @@ const EXAMPLES: &str = "\
 Examples:
   ext4 rm disk.img:/etc/hostname
   ext4 rm -r disk.img:/var/cache
-  ext4 rm -f disk.img:/tmp/lock           no error where it is not there";
+  ext4 rm -f disk.img:/tmp/lock           no error if it does not exist";
 
 /// Remove files and directories
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Rm {
-    /// What to remove
+    /// Files and directories to remove
     #[arg(value_name = "IMAGE:/PATH", value_parser = image_path(), required = true)]
     places: Vec<ImagePath>,
-    /// Directories with everything in them
+    /// Remove directories with their contents
     #[arg(short, long)]
     recursive: bool,
-    /// Ignore what is not there
+    /// Ignore names that do not exist
     #[arg(short, long)]
     force: bool,
 }
@@ -60,14 +60,14 @@ impl Rm {
     }
 }
 
-/// Removes a directory with everything in it, the deepest first.
+/// Removes a directory with its contents, the deepest first.
 pub async fn remove_tree(
     filesystem: &Filesystem,
     parent: InodeNumber,
     name: Vec<u8>,
     inode: InodeNumber,
 ) -> anyhow::Result<()> {
-    // Each level: the directory above, its name there, itself, what is still in it.
+    // Each level: the parent, the name in it, the directory, its remaining entries.
     let mut stack = vec![(parent, name, inode, list(filesystem, inode).await?)];
     while let Some((_, _, directory, entries)) = stack.last_mut() {
         let directory = *directory;

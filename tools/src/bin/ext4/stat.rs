@@ -1,4 +1,4 @@
-//! `ext4 stat`: everything about one inode.
+//! `ext4 stat`: shows the attributes of an inode.
 
 use std::io::Write;
 
@@ -17,14 +17,14 @@ use crate::output::{print_json, shown, stdout};
 const EXAMPLES: &str = "\
 Examples:
   ext4 stat disk.img:/etc/passwd
-  ext4 stat -L disk.img:/vmlinuz          what a symlink points to
+  ext4 stat -L disk.img:/vmlinuz          the target of a symlink
   ext4 stat --json disk.img:/ | jq .mtime";
 
 /// Show an inode's attributes
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Stat {
-    /// Anything in an image
+    /// A path in an image
     #[arg(value_name = "IMAGE:/PATH", value_parser = image_path())]
     place: ImagePath,
     /// Follow a symlink

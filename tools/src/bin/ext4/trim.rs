@@ -1,4 +1,4 @@
-//! `ext4 trim`: tell the device which blocks are free.
+//! `ext4 trim`: discards the free blocks (FITRIM).
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,23 +13,23 @@ use crate::output::{print_json, stdout};
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 trim disk.img                      an image file takes no more room than what is in it
-  ext4 trim --minimum 1M /dev/sdb1        only longer runs of free blocks
+  ext4 trim disk.img                      free blocks take no space on the host any more
+  ext4 trim --minimum 1M /dev/sdb1        only runs of free blocks of 1 MiB and more
   ext4 trim --from 1G --length 1G disk.img";
 
-/// Discard the free blocks: an image file becomes sparse there, a drive need not keep them
+/// Discard the free blocks: an image file becomes sparse, a drive can reuse them
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Trim {
     /// Image file or block device
     image: PathBuf,
-    /// Where in the file system to begin, in bytes (K, M, G)
+    /// First byte of the range (K, M, G)
     #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "0")]
     from: u64,
-    /// How much of the file system to look at; otherwise all of the rest
+    /// Length of the range [default: to the end of the file system]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     length: Option<u64>,
-    /// Leave shorter runs of free blocks alone
+    /// Do not discard shorter runs of free blocks
     #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "0")]
     minimum: u64,
     /// As JSON

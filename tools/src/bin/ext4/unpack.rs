@@ -1,4 +1,4 @@
-//! `ext4 unpack`: an image becomes a directory.
+//! `ext4 unpack`: copies the tree of an image into a directory.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,19 +17,19 @@ use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 unpack disk.img copy/             the whole tree into copy/, which is made if it is not there
+  ext4 unpack disk.img copy/             the whole tree into copy/, which is made if it does not exist
   ext4 unpack /dev/sdx1 copy/            from a block device
   ext4 --offset 1M unpack disk.img out/  from a partition inside a disk image
 
 Owners and device nodes need root. For a part of the tree: ext4 cp -a IMAGE:/path DIR";
 
-/// Write an image's tree into a directory
+/// Copy the tree of an image into a directory
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Unpack {
     /// Image file or block device
     image: PathBuf,
-    /// The directory; made if it is not there
+    /// The directory; made if it does not exist
     directory: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! The kernel's ext4, driven by fio with one call after the other.
+//! Suite `data` on the kernel's ext4, driven by fio with one call after the other.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::fio;
 use crate::kernel::{self, Mounted};
 use crate::workload::Measurement;
 
-/// One run on a fresh file system.
+/// Runs a workload on a fresh file system.
 ///
 /// # Errors
-/// Those of the kernel's tools and of fio.
+/// Those of mkfs.ext4, mount(8) and fio.
 pub fn measure(device: &Path, workload: &FileWorkload) -> anyhow::Result<Measurement> {
     let mut mounted = Mounted::new(device, &[], None)?;
     warm_up(&mounted, workload)?;
@@ -40,7 +40,8 @@ pub fn measure(device: &Path, workload: &FileWorkload) -> anyhow::Result<Measure
     Ok(measured)
 }
 
-/// Writes and deletes a file, so that memory and allocator are as later.
+/// Writes and deletes a file, so that memory and allocator are as in a file system that has been running for
+/// a while.
 fn warm_up(mounted: &Mounted, workload: &FileWorkload) -> anyhow::Result<()> {
     let path = mounted.path().join("warm");
     let file = std::fs::File::create_new(&path).context("create")?;

@@ -1,93 +1,76 @@
-//! Suite `data`: one file, through the whole stack, through the kernel's ext4 on the same device, and what the raw
-//! device can do.
+//! Suite `data`: one file, through our whole stack, through the kernel's ext4 on the same device, and on the
+//! raw device.
 //!
-//! | workload | before | what is timed |
+//! | workload | file before | what is timed |
 //! |---|---|---|
-//! | `cached-write` | an empty file | writing it |
-//! | `cached-overwrite` | all of it in memory, durable | writing it again |
-//! | `write-fsync` | an empty file | writing it, one fsync |
-//! | `overwrite-fsync` | all of it in memory, durable | writing it again, one fsync |
-//! | `append-fsync-each` | an empty file | appends, each with an fsync |
-//! | `read-hole` | a file that is one hole | reading it |
-//! | `read-cached` | all of it in memory | reading it |
-//! | `read-device` | nothing of it in memory | reading it |
-//! | `random-write-fsync` | all of it in memory, durable | writes at random places, one fsync |
-//! | `random-read` | nothing of it in memory | reads at random places |
+//! | `cached-write` | empty | writing it |
+//! | `cached-overwrite` | cached, durable | writing it again |
+//! | `write-fsync` | empty | writing it, one fsync |
+//! | `overwrite-fsync` | cached, durable | writing it again, one fsync |
+//! | `append-fsync-each` | empty | appends, each with an fsync |
+//! | `read-hole` | one hole | reading it |
+//! | `read-cached` | cached | reading it |
+//! | `read-device` | not cached | reading it |
+//! | `random-write-fsync` | cached, durable | writes at random offsets, one fsync |
+//! | `random-read` | not cached | reads at random offsets |
 //!
-//! Each with transfers of 1 KiB, 4 KiB, 64 KiB and 1 MiB, one after the other by one task. Every run begins with a fresh
-//! file system. What is timed is the calls, not mkfs, mount, unmount and what is done before. The cache is four times
-//! the file, so that its limits on dirty data are no narrower than the kernel's on a machine with memory to spare. On
-//! both sides a file of the same size is written to the cache and deleted first: a process pays for the first touch of
-//! its memory, and the host under a virtual machine may have to find it, twenty times slower than it is cleared. What is
-//! measured is a file system that has been running for a while. The device is written over once for the same reason.
+//! Each workload runs with transfers of 1 KiB, 4 KiB, 64 KiB and 1 MiB, one after the other by one task, on a
+//! fresh file system. The calls are timed; mkfs, mount, unmount and the preparation of the file are not.
 //!
-//! Processor time is that of the process that calls and of the kernel's own threads together: the kernel writes back
-//! and completes in its workers.
+//! The cache is four times the file, so that its dirty limits are no narrower than the kernel's on a machine
+//! with memory to spare. On both sides a file of the same size is written to the cache and deleted first: a
+//! process pays for the first touch of its memory, and the host of a virtual machine may have to find that
+//! memory, which is twenty times slower than clearing it. The suite measures a file system that has been
+//! running for a while. The device is overwritten once for the same reason.
+//!
+//! Processor time is the sum of the calling process and the kernel's own threads: the kernel writes back and
+//! completes in its workers.
 
 mod kernel;
 mod ours;
 
-use anyhow::ensure;
-use tokio::runtime::Runtime;
-
 use crate::fio;
 use crate::report::{Report, Subject};
-use crate::workload::{Fsync, Target, Workload};
+use crate::session::{Session, Target};
+use crate::workload::{Fsync, Workload};
 
-/// What the file is like when the clock starts.
+/// The file when the clock starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Before {
-    /// Of no bytes.
+    /// Of size 0.
     Empty,
-    /// As large as it will be, without blocks.
+    /// Of its final size, without blocks.
     Hole,
-    /// Written and durable, and in memory.
+    /// Written, durable and in the page cache.
     Cached,
-    /// Written and durable, and not in memory.
+    /// Written, durable and not in the page cache.
     Cold,
 }
 
-/// One line of the table above.
+/// One line of the table in the module's header.
 #[derive(Clone, Debug)]
 struct FileWorkload {
     transfers: Workload,
     before: Before,
-    /// The device alone can do something like it.
+    /// True if the raw device can do the same transfers.
     like_raw: bool,
 }
 
-/// What is transferred at most where each transfer waits for the device, in transfers.
+/// The most transfers of a workload in which each transfer waits for the device.
 const APPENDS: u64 = 2048;
-/// How many transfers there are at random places at most.
+/// The most transfers at random offsets.
 const RANDOM: u64 = 1 << 16;
 
 /// Runs the suite.
 ///
 /// # Errors
-/// Those of the file systems, of the tools for the kernel's, and of fio.
-pub fn run(
-    runtime: &Runtime,
-    target: &Target,
-    rounds: u32,
-    only: &dyn Fn(&str) -> bool,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let needed = target.size + target.size / 4 + (64 << 20);
-    ensure!(
-        needed <= target.available,
-        "{} holds {} bytes; {} in a file need {needed}",
-        target.device.display(),
-        target.available,
-        target.size
-    );
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("ext4-bench: the kernel's ext4 is left out: only root can mount it");
-    }
-    target.touch(needed)?;
-    for workload in workloads(target).iter().filter(|workload| only(&workload.transfers.name)) {
+/// Those of our file system, of mkfs.ext4 and mount(8), and of fio.
+pub fn run(session: &Session, report: &mut Report) -> anyhow::Result<()> {
+    let Session { runtime, target, rounds, .. } = session;
+    let with_kernel = session.prepare(target.size + target.size / 4 + (64 << 20))?;
+    for workload in workloads(target).iter().filter(|workload| session.includes(&workload.transfers.name)) {
         let mut subjects = vec![Subject::OursUring];
-        if root {
+        if with_kernel {
             subjects.push(Subject::Kernel);
         }
         if workload.like_raw {
@@ -97,7 +80,7 @@ pub fn run(
             }
         }
         let transfers = &workload.transfers;
-        report.measure("data", &transfers.into(), &subjects, rounds, |subject| match subject {
+        report.measure("data", &transfers.into(), &subjects, *rounds, |subject| match subject {
             Subject::Raw => fio::raw(&target.device, transfers, false),
             Subject::RawBatched => fio::raw(&target.device, transfers, true),
             Subject::Kernel => kernel::measure(&target.device, workload),
@@ -130,8 +113,8 @@ fn workloads(target: &Target) -> Vec<FileWorkload> {
                 (_, true) => RANDOM * block_size,
                 _ => u64::MAX,
             };
-            // A file is read and written by one program, one call after the other; the raw device by as many as it likes,
-            // but where the program has to wait each time.
+            // A program reads and writes a file with one call after the other. The raw device gets as many
+            // transfers at a time as it takes, unless the program has to wait for each of them.
             let waits = fsync == Fsync::Each || (random && !write);
             workloads.push(FileWorkload {
                 transfers: Workload {
@@ -152,7 +135,7 @@ fn workloads(target: &Target) -> Vec<FileWorkload> {
     workloads
 }
 
-/// What a transfer of `len` bytes holds.
+/// The content of a transfer of `len` bytes.
 fn content(len: u64) -> anyhow::Result<Vec<u8>> {
     let mut data = vec![0_u8; usize::try_from(len)?];
     for (number, byte) in data.iter_mut().enumerate() {

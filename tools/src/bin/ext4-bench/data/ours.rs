@@ -1,4 +1,4 @@
-//! Our whole stack over io_uring.
+//! Suite `data` on our whole stack, over io_uring.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use ext4_writeback::{File, Filesystem, MountOptions};
 use super::{Before, FileWorkload, content};
 use crate::kernel;
 use crate::ours::{journal_bytes, owner};
-use crate::workload::{Fsync, Measurement, Stopwatch, Target, Workload};
+use crate::session::Target;
+use crate::workload::{Fsync, Measurement, Stopwatch, Workload};
 
-/// One run on a fresh file system.
+/// Runs a workload on a fresh file system.
 ///
 /// # Errors
 /// Those of the file system and of the device.
@@ -42,7 +43,7 @@ pub async fn measure(target: &Target, workload: &FileWorkload) -> anyhow::Result
         file = filesystem.open(inode).await.context("open")?;
     }
     let (flushes, bytes) = (kernel::flushes(path), journal_bytes(&filesystem, 4096.0));
-    // On a task of its own: the thread that blocks on the runtime is none of its workers.
+    // On a task of its own: the thread in `block_on` is not a worker of the runtime.
     let task = tokio::spawn(transfer(file, workload.transfers.clone()));
     let mut measured = task.await.context("the caller")??;
     measured.traffic = kernel::traffic(path, flushes, journal_bytes(&filesystem, 4096.0) - bytes);

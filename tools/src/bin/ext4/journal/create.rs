@@ -1,4 +1,4 @@
-//! `ext4 journal create`: a journal for a file system that has none, or another one for one that has.
+//! `ext4 journal create`: adds a journal to a file system, or replaces the one it has.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ use crate::context::{Context, naming, usage};
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 journal create disk.img                                as large as mke2fs makes it
-  ext4 journal create --size 64M disk.img                     resizes the one it has
+  ext4 journal create disk.img                                with the default size of mke2fs
+  ext4 journal create --size 64M disk.img                     resize the journal
   ext4 journal create --size 64M --fast-commit-size 1M disk.img
   ext4 journal create --external /dev/fast disk.img           all of /dev/fast becomes the journal";
 
@@ -26,16 +26,16 @@ Examples:
 pub struct Create {
     /// Image file or block device
     image: PathBuf,
-    /// The journal's size [default: by the file system's size, as mke2fs has it]
+    /// Size of the journal [default: as mke2fs chooses by the file system's size]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "external")]
     size: Option<u64>,
-    /// The size of a fast-commit area; turns the feature fast_commit on
+    /// Size of the fast-commit area; sets the feature fast_commit
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fast_commit_size: Option<u64>,
-    /// Make PATH, an image file or block device, the journal: what is on it is lost
+    /// Make PATH, an image file or block device, the journal; its contents are lost
     #[arg(long, value_name = "PATH")]
     external: Option<PathBuf>,
-    /// Throw away a journal that has to be recovered, and what stands on the device for the new one
+    /// Discard a journal that needs recovery, and the contents of the external device
     #[arg(short, long)]
     force: bool,
 }
@@ -59,18 +59,16 @@ impl Create {
     }
 }
 
-/// Opens the device that becomes a journal.
+/// Opens the device that becomes an external journal.
 fn external(opener: &Opener, path: &Path) -> anyhow::Result<ExternalJournal> {
-    // The partition that the file system is in says nothing of the journal's place.
-    let opener = Opener { offset: 0, ..opener.clone() };
-    let device = opener.device(path, Access::Write).with_context(|| path.display().to_string())?;
+    let device = opener.external_journal(path, Access::Write).with_context(|| path.display().to_string())?;
     let metadata = std::fs::metadata(path).with_context(|| path.display().to_string())?;
     let number = if metadata.file_type().is_block_device() { encoded(metadata.rdev()) } else { 0 };
     Ok(ExternalJournal { device, number })
 }
 
-/// A device number as the kernel keeps it in 32 bits (`new_encode_dev`): the low byte of the minor number, twelve bits
-/// of the major, the rest of the minor.
+/// A device number as the kernel encodes it in 32 bits (`new_encode_dev`): the low byte of the minor number,
+/// twelve bits of the major number, the rest of the minor number.
 fn encoded(device: u64) -> u32 {
     let part = |number: u64| u32::try_from(number).unwrap_or(0);
     let (major, minor) = (part(nix::sys::stat::major(device)), part(nix::sys::stat::minor(device)));

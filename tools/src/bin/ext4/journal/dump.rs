@@ -1,6 +1,6 @@
-//! `ext4 journal dump`: the log, block by block.
+//! `ext4 journal dump`: shows the log, block by block.
 //!
-//! Written as it is read: a log of any size takes no more memory than one of its blocks.
+//! Blocks are printed as they are read: a log of any size takes the memory of one block.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,17 +17,17 @@ use crate::output::stdout;
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 journal dump disk.img              what a replay would read
-  ext4 journal dump --all disk.img        and everything older that still lies there
+  ext4 journal dump disk.img              what a replay reads
+  ext4 journal dump --all disk.img        also older transactions that are still in the log
   ext4 journal dump --json disk.img | jq '.blocks[] | select(.type == \"revoke\")'";
 
-/// Show every transaction in the log: what is written where, what is revoked, when it was committed
+/// Show the transactions in the log: images, revoked blocks, commit times
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Dump {
     /// Image file or block device
     image: PathBuf,
-    /// Also what no recovery reads any more: old transactions, and pieces of them
+    /// Also what no recovery reads: old transactions, and parts of them
     #[arg(short, long)]
     all: bool,
     /// As JSON
@@ -79,9 +79,10 @@ async fn as_text(inspection: &Inspection, all: bool) -> anyhow::Result<()> {
         let images = summary.images;
         writeln!(
             out,
-            "\nThe committed part ends before block {}, transaction {}: {}\n{} transactions with {images} images",
-            end.block, end.transaction, end.reason, summary.transactions
+            "\nThe committed part ends before block {}, transaction {}: {}",
+            end.block, end.transaction, end.reason
         )?;
+        writeln!(out, "{} transactions with {images} images", summary.transactions)?;
     }
     if let Some(damage) = &summary.damage {
         writeln!(out, "Damaged: {damage}")?;
@@ -92,7 +93,7 @@ async fn as_text(inspection: &Inspection, all: bool) -> anyhow::Result<()> {
         if std::mem::take(&mut first) {
             writeln!(
                 out,
-                "\nFast commits (replayed where they are of transaction {})",
+                "\nFast commits (replayed if they belong to transaction {})",
                 fast_commits.expected()
             )?;
         }
@@ -103,7 +104,7 @@ async fn as_text(inspection: &Inspection, all: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Hands what was gathered to standard output: its lock is not held while the log is read.
+/// Writes the gathered text to standard output, whose lock is not held while the log is read.
 fn print(gathered: &mut Vec<u8>) -> anyhow::Result<()> {
     let mut out = stdout();
     out.write_all(gathered)?;
@@ -116,7 +117,7 @@ fn heading(part: Part) -> &'static str {
     match part {
         Part::Committed => "Committed:",
         Part::Unfinished => "Unfinished, not replayed:",
-        Part::Dropped => "Behind what is damaged, not replayed:",
+        Part::Dropped => "After the damage, not replayed:",
         Part::Old => "Old, not replayed:",
     }
 }
@@ -149,7 +150,7 @@ fn text_block(out: &mut Vec<u8>, block: &LogBlock) -> std::io::Result<()> {
             writeln!(out, "block {at}: transaction {transaction}, commit, {time}{sum}")?;
         }
         LogBlockContent::Unknown(kind) => {
-            writeln!(out, "block {at}: transaction {transaction}, type {kind} is none that is known")?;
+            writeln!(out, "block {at}: transaction {transaction}, unknown type {kind}")?;
         }
     }
     Ok(())
@@ -158,7 +159,7 @@ fn text_block(out: &mut Vec<u8>, block: &LogBlock) -> std::io::Result<()> {
 fn text_fast_commit(out: &mut Vec<u8>, block: &FastCommitBlock) -> std::io::Result<()> {
     writeln!(out, "block {}:", block.block)?;
     for (offset, tag, checksum) in &block.tags {
-        // The tag shows its own.
+        // The text of the tag contains the stored checksum.
         let wrong = checksum.filter(Checksum::is_wrong).and_then(|checksum| checksum.computed);
         let wrong =
             wrong.map_or(String::new(), |computed| format!(" (wrong: it should be {computed:#010x})"));

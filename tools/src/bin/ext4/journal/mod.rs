@@ -1,4 +1,4 @@
-//! `ext4 journal`: what the log of a file system holds, replaying it, making and removing it, without a mount.
+//! `ext4 journal`: shows, replays, makes and removes the journal of a file system that is not mounted.
 
 mod create;
 mod dump;
@@ -12,12 +12,12 @@ use crate::context::Context;
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 journal stat disk.img              how large the log is and what it holds
-  ext4 journal dump disk.img              every transaction in it
+  ext4 journal stat disk.img              size and state of the log
+  ext4 journal dump disk.img              every transaction in the log
   ext4 journal replay --check disk.img    what a replay would do
-  ext4 journal replay disk.img            do it
-  ext4 journal create disk.img            give it a journal, or another one
-  ext4 journal remove disk.img            take it away";
+  ext4 journal replay disk.img            replay the log
+  ext4 journal create disk.img            add a journal, or replace it
+  ext4 journal remove disk.img            remove the journal";
 
 /// Show, check, replay, make and remove the journal
 #[derive(Args, Debug)]

@@ -1,4 +1,4 @@
-//! `ext4 journal remove`: a file system without a journal.
+//! `ext4 journal remove`: removes the journal of a file system.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use crate::context::{Context, naming};
 const EXAMPLES: &str = "\
 Examples:
   ext4 journal remove disk.img
-  ext4 --journal-device /dev/fast journal remove disk.img     the device forgets the file system too";
+  ext4 --journal-device /dev/fast journal remove disk.img     also from the device's list of users";
 
-/// Take the journal away from a file system that is not mounted
+/// Remove the journal of a file system that is not mounted
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Remove {
     /// Image file or block device
     image: PathBuf,
-    /// Also where the journal has to be recovered: what it holds is lost
+    /// Also if the journal needs recovery: its transactions are lost
     #[arg(short, long)]
     force: bool,
 }

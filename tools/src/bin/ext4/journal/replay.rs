@@ -1,4 +1,4 @@
-//! `ext4 journal replay`: brings the file system to the state of the last committed transaction, without a mount.
+//! `ext4 journal replay`: replays the log, up to the last committed transaction, without a mount.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,20 +8,20 @@ use ext4_journal::{EndReason, Finding, Recovery, RecoveryReport};
 use ext4_writeback::JournalReplay;
 use serde::Serialize;
 
-use crate::context::{Context, Salvaged, naming};
+use crate::context::{Context, ExitReason, naming};
 use crate::output::{print_json, stdout};
 
 const EXAMPLES: &str = "\
 Examples:
-  ext4 journal replay --check disk.img    what would be done; nothing is written
+  ext4 journal replay --check disk.img    what a replay would do; nothing is written
   ext4 journal replay disk.img            as the kernel does before it mounts
-  ext4 journal replay --salvage disk.img  as e2fsck: what is damaged is left out
+  ext4 journal replay --salvage disk.img  leave out damaged blocks, as e2fsck does
 
-Without --salvage a damaged log is refused, and nothing is written. With it, images that are damaged are left
+Without --salvage a damaged log is refused, and nothing is written. With --salvage, damaged images are left
 out, the log ends before the first transaction whose own blocks are damaged, and the file system is marked as
-one with errors: run e2fsck -f afterwards. Inodes that were being deleted are left to the next mount.
+one with errors: run e2fsck -f afterwards. Orphan inodes are left to the next mount.
 
-Exit code 0: replayed, or nothing to do; 1: refused or failed; 2: wrong usage; 3: something was left out.";
+Exit code 0: replayed, or nothing to do; 1: refused or failed; 2: wrong usage; 3: damaged blocks left out.";
 
 /// Replay the log without mounting
 #[derive(Args, Debug)]
@@ -29,10 +29,10 @@ Exit code 0: replayed, or nothing to do; 1: refused or failed; 2: wrong usage; 3
 pub struct Replay {
     /// Image file or block device
     image: PathBuf,
-    /// Do everything but write
+    /// Check the log without writing
     #[arg(long)]
     check: bool,
-    /// Leave out what is damaged instead of refusing the log
+    /// Leave out damaged blocks instead of refusing the log
     #[arg(long)]
     salvage: bool,
     /// As JSON
@@ -92,7 +92,7 @@ impl Replay {
         let count = replay.report.findings.len() as u64 + replay.report.more_findings;
         if self.salvage && count > 0 {
             let text = format!("{count} damaged places in the log; run e2fsck -f");
-            return Err(naming(&self.image, anyhow::Error::new(Salvaged(text))));
+            return Err(naming(&self.image, anyhow::Error::new(ExitReason::Salvaged(text))));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! `ext4 journal stat`: the journal's superblock and what the log holds, in numbers.
+//! `ext4 journal stat`: shows the journal's superblock and the size and state of the log.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ Examples:
   ext4 journal stat disk.img
   ext4 journal stat --json /dev/sdx1 | jq .transactions";
 
-/// Show the size, the features and the state of the log
+/// Show size, features and state of the log
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Stat {
@@ -73,7 +73,7 @@ async fn numbers(inspection: &Inspection) -> ext4_core::Result<Numbers> {
     let mut fast_commits = 0;
     let mut blocks = inspection.fast_commits(false);
     while let Some(block) = blocks.next().await? {
-        // Each ends with a tail, whose checksum says that it is whole.
+        // A fast commit ends with a tail tag; the tag's checksum shows that the fast commit is whole.
         let whole = block.tags.iter().filter(|(_, _, checksum)| checksum.is_some_and(|sum| !sum.is_wrong()));
         fast_commits += u32::try_from(whole.count()).unwrap_or(u32::MAX);
     }
