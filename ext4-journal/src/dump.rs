@@ -15,18 +15,20 @@
 
 use std::sync::Arc;
 
-use ext4_core::checksum::{crc32_be, crc32c};
 use ext4_core::{BlockNumber, Result, TransactionId};
+use ext4_core::checksum::{crc32_be, crc32c};
 
-use crate::format::{
-    COMMIT, COMPAT_CHECKSUM, Commit, DESCRIPTOR, ESCAPED, FastCommitTag, FastCommitTags, Header, REVOKE,
-    Superblock,
-};
-use crate::header::JournalHeader;
+use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, ESCAPED, Header, REVOKE};
+use crate::format::commit::Commit;
+use crate::format::fast_commit::{FastCommitTag, FastCommitTags};
+use crate::format::superblock::Superblock;
 use crate::log::{Log, Reader};
-use crate::recovery::revoke::{self, Revoked};
-use crate::recovery::scan::{self, Found};
-use crate::{EndReason, Finding, JournalLocation, LogEnd};
+use crate::log::header::JournalHeader;
+use crate::log::location::JournalLocation;
+use crate::recovery::report::{EndReason, Finding, LogEnd};
+use crate::recovery::{revoke, scan};
+use crate::recovery::revoke::Revoked;
+use crate::recovery::scan::Found;
 
 /// A log that is looked at.
 #[derive(Debug)]
@@ -156,7 +158,7 @@ impl Inspection {
     /// Reads the superblock and scans the log. Nothing is refused but a superblock.
     ///
     /// # Errors
-    /// The device's; corrupt or unsupported as [`crate::Journal::open`].
+    /// The device's; corrupt or unsupported as [`crate::journal::Journal::open`].
     pub async fn open(location: JournalLocation) -> Result<Self> {
         let (log, superblock) = Log::open(location).await?;
         let found = scan::scan(&log, &superblock).await?;

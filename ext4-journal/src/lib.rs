@@ -26,59 +26,26 @@
 //! the journal superblock, and nothing else, is written. Devices are called only by whoever commits or writes a fast
 //! commit, by the checkpoint task, recovery, start and close.
 #![forbid(unsafe_code)]
+#![deny(clippy::self_named_module_files)]
 
-mod checkpoint;
-mod commit;
-pub mod create;
-pub mod dump;
-mod fast_commit;
+mod dump;
 mod format;
-mod handle;
-mod header;
 mod journal;
+mod life;
 mod log;
-mod queue;
 mod recovery;
-mod reservation;
-mod revoke;
-mod statistics;
-mod transaction;
+mod running;
+mod state;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use ext4_core::device::BlockDevice;
-use ext4_core::{BlockNumber, BlockSize};
-
-pub use fast_commit::{FastCommitSource, FastCommitStatistics, Ineligible};
-pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
-pub use handle::Handle;
-pub use header::JournalHeader;
+pub use dump::*;
+pub use format::fast_commit::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use journal::{Journal, OnAbort};
+pub use log::create::{NewJournal, external_superblock_block};
+pub use log::header::JournalHeader;
+pub use log::location::JournalLocation;
 pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};
 pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
-pub use reservation::Reservation;
-pub use statistics::{Statistics, Times};
-
-/// Where the log lies: its blocks on the device, in the order of the log.
-#[derive(Clone, Debug)]
-pub struct JournalLocation {
-    /// The device that holds the log.
-    pub device: Arc<dyn BlockDevice>,
-    /// The log's block size.
-    pub block_size: BlockSize,
-    /// Runs of log blocks: first block on the device, how many.
-    pub runs: Vec<(BlockNumber, u32)>,
-    /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are the
-    /// device's, [`create::external_superblock_block`].
-    pub superblock: u32,
-}
-
-/// How the journal runs.
-#[derive(Clone, Debug)]
-pub struct JournalOptions {
-    /// Commit a running transaction that is this old; `None`: only when asked or when it is full.
-    pub commit_interval: Option<Duration>,
-    /// Flush the device where the order of writes asks for it.
-    pub barrier: bool,
-}
+pub use running::handle::Handle;
+pub use state::fast_commits::{FastCommitSource, FastCommitStatistics, Ineligible};
+pub use state::options::JournalOptions;
+pub use state::statistics::{Statistics, Times};

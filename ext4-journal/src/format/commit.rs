@@ -1,9 +1,9 @@
 //! The commit block: the word that makes a transaction.
 
-use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::byteorder::big_endian::{U32, U64};
 
-use super::Header;
+use crate::format::Header;
 
 /// The commit block's number for crc32, and that checksum's size.
 const COMMIT_CHECKSUM_CRC32: (u8, u8) = (1, 4);
@@ -16,9 +16,9 @@ pub(crate) struct Commit {
     checksum_type: u8,
     checksum_size: u8,
     padding: [u8; 2],
-    pub(super) checksum: [U32; 8],
+    pub(crate) checksum: [U32; 8],
     pub(crate) seconds: U64,
-    pub(super) nanoseconds: U32,
+    pub(crate) nanoseconds: U32,
 }
 
 const _: () = {

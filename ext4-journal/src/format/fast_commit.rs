@@ -31,30 +31,42 @@ use core::fmt;
 use core::ops::Range;
 use std::sync::Arc;
 
+use ext4_core::{BlockSize, Errno, Error, InodeNumber, LogicalBlock, Result, TransactionId};
 use ext4_core::checksum::crc32c;
 use ext4_core::format::extent::{Entry, Extent};
-use ext4_core::{BlockSize, Errno, Error, InodeNumber, LogicalBlock, Result, TransactionId};
-use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::byteorder::little_endian::{U16, U32};
 
 const ADD_RANGE: u16 = 1;
+
 const DEL_RANGE: u16 = 2;
+
 const CREAT: u16 = 3;
+
 const LINK: u16 = 4;
+
 const UNLINK: u16 = 5;
+
 const INODE: u16 = 6;
+
 const PAD: u16 = 7;
+
 const TAIL: u16 = 8;
+
 const HEAD: u16 = 9;
 
 /// Bytes before a value.
 const TAG_SIZE: usize = size_of::<RawTag>();
+
 /// TAIL without the zeros that fill its block.
 const TAIL_SIZE: usize = TAG_SIZE.saturating_add(size_of::<RawTail>());
+
 /// How much of TAIL its own checksum covers: all before it.
 const TAIL_COVERED: usize = TAIL_SIZE.saturating_sub(4);
+
 /// The longest name of a directory entry.
 const MAX_NAME: usize = 255;
+
 /// The shortest image of an inode (`EXT4_GOOD_OLD_INODE_SIZE`).
 const MIN_IMAGE: usize = 128;
 

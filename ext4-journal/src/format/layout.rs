@@ -1,22 +1,27 @@
 //! Descriptors, their tags, revoke blocks and the checksums of all the log's blocks, in the form that the features give
 //! them.
 
-use ext4_core::checksum::crc32c;
+use zerocopy::FromZeros as _;
 use ext4_core::{BlockNumber, BlockSize, TransactionId};
+use ext4_core::checksum::crc32c;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use zerocopy::byteorder::big_endian::{U16, U32};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{COMMIT, Commit, DESCRIPTOR, ESCAPED, HEADER_SIZE, Header, REVOKE};
+use crate::format::{COMMIT, DESCRIPTOR, ESCAPED, HEADER_SIZE, Header, REVOKE};
+use crate::format::commit::Commit;
 
 /// The checksum at the end of descriptors and revoke blocks.
 const TAIL_SIZE: usize = 4;
+
 /// What follows a tag that is not marked [`SAME_UUID`].
 const UUID_SIZE: usize = 16;
 
 /// Bytes before the first record of a revoke block.
 pub(crate) const REVOKE_HEADER_SIZE: usize = HEADER_SIZE.saturating_add(4);
+
 /// No UUID follows the tag.
 pub(crate) const SAME_UUID: u16 = 2;
+
 /// The descriptor's last tag.
 pub(crate) const LAST_TAG: u16 = 8;
 

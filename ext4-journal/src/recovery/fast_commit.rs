@@ -10,7 +10,7 @@
 //! done their work then: what is given on are the tags that change something, in their order.
 //!
 //! A first fast commit that does not count is the ordinary end too: it was torn. (The kernel refuses to mount then;
-//! see [`crate::format::FastCommitEncoder`] for how a writer keeps that from happening.)
+//! see [`crate::format::fast_commit::FastCommitEncoder`] for how a writer keeps that from happening.)
 //!
 //! Invariants:
 //! - Nothing of a fast commit is given on before its TAIL was verified.
@@ -21,10 +21,11 @@
 
 use std::fmt;
 
-use ext4_core::checksum::crc32c;
 use ext4_core::{Error, Result, TransactionId};
+use ext4_core::checksum::crc32c;
 
-use crate::format::{FastCommitTag, FastCommitTags, Superblock};
+use crate::format::fast_commit::{FastCommitTag, FastCommitTags};
+use crate::format::superblock::Superblock;
 use crate::log::{Log, Reader};
 
 /// One fast commit: what became durable together.

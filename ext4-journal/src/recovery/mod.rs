@@ -25,7 +25,6 @@
 //!   it recorded in another write, a crash between them would leave a damaged file system that passes for a clean one.
 
 pub(crate) mod fast_commit;
-pub(crate) mod finish;
 pub(crate) mod replay;
 pub(crate) mod report;
 pub(crate) mod revoke;
@@ -33,13 +32,13 @@ pub(crate) mod scan;
 
 use std::sync::Arc;
 
-use ext4_core::device::BlockDevice;
 use ext4_core::{Result, TransactionId};
+use ext4_core::device::BlockDevice;
 
-use crate::format::Superblock;
+use crate::format::superblock::Superblock;
 use crate::log::Log;
-use replay::Replay;
-use report::{Damage, Recovery, RecoveryReport};
+use crate::recovery::replay::Replay;
+use crate::recovery::report::{Damage, Recovery, RecoveryReport};
 
 /// What [`run`] leaves to do.
 pub(crate) struct Replayed {

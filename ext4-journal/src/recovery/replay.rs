@@ -10,15 +10,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ext4_core::{BlockNumber, Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage};
 use ext4_core::meta::buffer::write_images;
-use ext4_core::{BlockNumber, Error, Result, TransactionId};
 
-use super::report::{Damage, Finding, Recovery, RecoveryReport};
-use super::revoke::Revoked;
-use super::scan::Found;
-use crate::format::{ESCAPED, Layout, MAGIC, Tag};
+use crate::format::{ESCAPED, MAGIC};
+use crate::format::layout::{Layout, Tag};
 use crate::log::{Log, Reader};
+use crate::recovery::report::{Damage, Finding, Recovery, RecoveryReport};
+use crate::recovery::revoke::Revoked;
+use crate::recovery::scan::Found;
 
 /// Images are collected up to this size before they are written.
 pub(crate) const BATCH_BYTES: usize = 64 << 20;

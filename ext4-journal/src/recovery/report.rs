@@ -6,7 +6,7 @@ use std::fmt;
 
 use ext4_core::{Error, TransactionId};
 
-use super::fast_commit::FastCommits;
+use crate::recovery::fast_commit::FastCommits;
 
 /// Findings that a report holds; the rest is only counted.
 pub(crate) const MAX_FINDINGS: usize = 1000;
@@ -63,7 +63,7 @@ pub struct RecoveryReport {
     /// Findings that found no room.
     pub more_findings: u64,
     /// Fast commits that follow. Where there are any the log is not empty yet: see
-    /// [`Journal::finish_recovery`](crate::Journal::finish_recovery).
+    /// [`Journal::finish_recovery`](crate::journal::Journal::finish_recovery).
     pub fast_commits: FastCommits,
 }
 

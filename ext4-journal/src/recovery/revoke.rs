@@ -3,9 +3,9 @@
 use ext4_core::{BlockNumber, Error, Result, TransactionId};
 use rustc_hash::FxHashMap;
 
-use super::scan::Found;
-use crate::format::Layout;
+use crate::format::layout::Layout;
 use crate::log::{Log, Reader};
+use crate::recovery::scan::Found;
 
 /// For each block that has images in the log and was revoked: the last transaction that did so.
 #[derive(Debug, Default)]

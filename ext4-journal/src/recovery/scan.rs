@@ -11,15 +11,16 @@
 //! Invariant: whatever can be wrong with a transaction's own blocks is judged here, before anything is written. What is
 //! wrong in a transaction without a commit is no finding.
 
-use ext4_core::checksum::crc32_be;
 use ext4_core::{BlockNumber, Result, TransactionId};
+use ext4_core::checksum::crc32_be;
 use rustc_hash::FxHashSet;
 
-use super::report::{EndReason, Finding, LogEnd};
-use crate::format::{
-    COMMIT, COMPAT_CHECKSUM, Commit, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, Layout, REVOKE, Superblock,
-};
+use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, REVOKE};
+use crate::format::commit::Commit;
+use crate::format::layout::Layout;
+use crate::format::superblock::Superblock;
 use crate::log::{Log, Reader};
+use crate::recovery::report::{EndReason, Finding, LogEnd};
 
 /// A descriptor or revoke block of a committed transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -78,11 +78,6 @@ impl Transaction for Handle {
     fn extend(&self, credits: u32) -> Result<bool> {
         self.transaction().extend(credits)
     }
-    async fn restart(&self, credits: u32) -> Result<()> {
-        self.transaction().restart(credits).await?;
-        self.mark_untracked();
-        Ok(())
-    }
     fn on_commit(&self, callback: OnCommit) {
         self.transaction().on_commit(callback);
     }

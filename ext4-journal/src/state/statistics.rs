@@ -5,11 +5,13 @@
 //! Cost: counters are relaxed atomics; times are taken once for each change of a transaction's phase, and summed up under
 //! the journal's lock where that is held anyway. A handle that does not wait reads no clock.
 
+use crate::state::fast_commits;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::fast_commit::{self, FastCommitStatistics};
-use crate::transaction::{Phase, Transaction};
+use crate::running::fast_commit;
+use crate::state::fast_commits::FastCommitStatistics;
+use crate::state::transaction::{Phase, Transaction};
 
 /// What the journal has done since it was opened. Averages are over the transactions committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub(crate) struct Counters {
     pub(crate) revokes: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) checkpointed_blocks: AtomicU64,
-    pub(crate) fast_commits: fast_commit::Counters,
+    pub(crate) fast_commits: fast_commits::Counters,
 }
 
 impl Counters {

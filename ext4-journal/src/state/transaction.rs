@@ -20,14 +20,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ext4_core::{BlockNumber, TransactionId};
 use ext4_core::meta::Buffer;
 use ext4_core::meta::transaction::OnCommit;
-use ext4_core::{BlockNumber, TransactionId};
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
-use crate::format::Layout;
-use crate::revoke::Revokes;
+use crate::format::layout::Layout;
+use crate::log::revoke::Revokes;
 
 /// Where a transaction is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -172,7 +172,7 @@ impl Transaction {
     /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks and the
     /// commit block. Revokes take no credits: one block of them more than there are is counted. A handle that revokes
     /// more than fit there is not stopped; its commit then waits until the checkpoint task has made room, which it can:
-    /// everything else in the log is committed. See [`crate::handle`].
+    /// everything else in the log is committed. See [`crate::running::handle`].
     pub(crate) fn log_blocks(&self, layout: &Layout, more: u32) -> u32 {
         let revokes = self.revokes.len().saturating_add(layout.revokes_per_block());
         log_blocks(layout, self.size().saturating_add(more), revokes)

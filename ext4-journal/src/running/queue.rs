@@ -11,63 +11,32 @@
 //! Invariant: who leaves the front, admitted or given up, tells the next. Were that lost, all behind it would wait for
 //! ever.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::journal::{Journal, State};
-
-/// Which queue.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
-    /// For room in the running transaction and in the log.
-    Room,
-    /// For the number of reservations to go down. Those who wait for it must not keep handles waiting: it is handles
-    /// that end reservations.
-    Reservations,
-}
-
-/// The places of those who wait.
-#[derive(Debug, Default)]
-pub(crate) struct Queue(VecDeque<Arc<Notify>>);
-
-impl Queue {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl State {
-    fn queue(&mut self, kind: Kind) -> &mut Queue {
-        match kind {
-            Kind::Room => &mut self.queue,
-            Kind::Reservations => &mut self.reservations.queue,
-        }
-    }
-}
+use crate::journal::Journal;
 
 /// A place in a queue, given up when it is dropped.
 pub(crate) struct Turn<'a> {
     journal: &'a Journal,
-    kind: Kind,
     place: Arc<Notify>,
 }
 
 impl<'a> Turn<'a> {
     /// The last place.
-    pub(crate) fn take(journal: &'a Journal, kind: Kind) -> Self {
+    pub(crate) fn take(journal: &'a Journal) -> Self {
         let place = Arc::new(Notify::new());
-        journal.state.lock().queue(kind).0.push_back(Arc::clone(&place));
-        Self { journal, kind, place }
+        journal.state.lock().queue.0.push_back(Arc::clone(&place));
+        Self { journal, place }
     }
 
     /// Waits until it is the first. An abort lets everybody come to the front in turn.
     pub(crate) async fn first(&self) {
         loop {
             {
-                let mut state = self.journal.state.lock();
-                let first = state.queue(self.kind).0.front();
+                let state = self.journal.state.lock();
+                let first = state.queue.0.front();
                 if first.is_none_or(|first| Arc::ptr_eq(first, &self.place)) {
                     return;
                 }
@@ -81,7 +50,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let next = {
             let mut state = self.journal.state.lock();
-            let queue = &mut state.queue(self.kind).0;
+            let queue = &mut state.queue.0;
             queue.retain(|place| !Arc::ptr_eq(place, &self.place));
             queue.front().cloned()
         };

@@ -8,7 +8,7 @@
 
 use ext4_core::{BlockSize, Errno, Error, Result};
 
-use crate::format::Superblock;
+use crate::format::superblock::Superblock;
 
 /// A new, empty journal.
 #[derive(Clone, Debug)]

@@ -17,14 +17,20 @@
 //!
 //! Invariant: one block of the ring always stays free, so that a full log and an empty one differ.
 
+pub(crate) mod content;
+pub(crate) mod create;
+pub(crate) mod header;
+pub(crate) mod location;
+pub(crate) mod revoke;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
 use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
+use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
 
-use crate::JournalLocation;
-use crate::format::Superblock;
+use crate::format::superblock::Superblock;
+use crate::log::location::JournalLocation;
 
 /// How much is read ahead at a time: from the least, doubled as long as the reader goes on where it stopped.
 const READ_AHEAD: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;

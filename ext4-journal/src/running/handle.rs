@@ -6,7 +6,7 @@
 //!
 //! A handle starts only where its credits fit into the running transaction (a quarter of the log) and that, as large
 //! as it can become, fits into the free part of the log beside what is reserved. Otherwise it waits, in the order in which
-//! it came ([`crate::queue`]): for a commit, or for a checkpoint.
+//! it came ([`crate::running::queue`]): for a commit, or for a checkpoint.
 //!
 //! So a commit finds room for what was counted. Not counted in advance are revokes beyond one block of them: whoever frees
 //! blocks does not know how many will be metadata. A commit that comes to need more waits for the checkpoint task, and
@@ -22,15 +22,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ext4_core::meta::transaction::OnCommit;
-use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
+use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
+use ext4_core::meta::transaction::OnCommit;
 use parking_lot::MutexGuard;
 
-use crate::journal::{Journal, Mode, State};
-use crate::queue::{Kind, Turn};
-use crate::statistics::Counters;
-use crate::transaction::{Phase, Transaction};
+use crate::journal::Journal;
+use crate::running::queue::Turn;
+use crate::state::{Mode, State};
+use crate::state::statistics::Counters;
+use crate::state::transaction::{Phase, Transaction};
 
 /// One operation's part in the running transaction. Dropping it stops it.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ impl Journal {
                 if state.mode != Mode::Running {
                     return Err(Error::posix(Errno::EROFS, format!("{operation}: the journal does not run")));
                 }
-                if !self.fits(state, credits) || !self.has_room(state, credits, 0) {
+                if !self.fits(state, credits) || !self.has_room(state, credits) {
                     return Ok(None);
                 }
                 let admitted = self.admit(state, credits);
@@ -112,7 +113,7 @@ impl Journal {
             if locked || turn.is_some() {
                 room.await;
             } else {
-                let place = Turn::take(self, Kind::Room);
+                let place = Turn::take(self);
                 place.first().await;
                 turn = Some(place);
             }
@@ -159,17 +160,15 @@ impl Journal {
         Counters::add(&self.counters.handles, 1);
     }
 
-    /// True where the log has room for the running transaction with `credits` more and, apart from it, for `more` log
-    /// blocks. Otherwise room is being made.
-    pub(crate) fn has_room(&self, state: &mut State, credits: u32, more: u32) -> bool {
+    /// Returns true if the log has room for the running transaction with `credits` more. Otherwise room is being made.
+    pub(crate) fn has_room(&self, state: &mut State, credits: u32) -> bool {
         let running = match &state.running {
             Some(running) => running.log_blocks(&state.layout, credits),
             None if credits == 0 => 0,
-            None => crate::transaction::log_blocks(&state.layout, credits, 1),
+            None => crate::state::transaction::log_blocks(&state.layout, credits, 1),
         };
         let committing = state.committing.as_ref().map_or(0, |committing| committing.wanted);
-        let others = committing.saturating_add(state.reservations.log_blocks).saturating_add(more);
-        let wanted = running.saturating_add(others);
+        let wanted = running.saturating_add(committing);
         if wanted <= state.space.free {
             return true;
         }
@@ -208,9 +207,6 @@ impl Handle {
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.journal.state.lock();
         state.check()?;
-        if !self.attached.load(Ordering::Relaxed) {
-            return Err(Error::Aborted(format!("{}: its restart failed", self.operation)));
-        }
         debug_assert!(
             state.running.as_ref().is_some_and(|running| running.id.0 == self.id.load(Ordering::Relaxed)),
             "{}: its transaction is not the running one",
@@ -332,7 +328,7 @@ impl MetaTransaction for Handle {
         let Some(running) = &state.running else { return Ok(false) };
         if running.phase() != Phase::Running
             || running.size().saturating_add(credits) > self.journal.max_credits()
-            || !self.journal.has_room(&mut state, credits, 0)
+            || !self.journal.has_room(&mut state, credits)
         {
             return Ok(false);
         }
@@ -341,15 +337,6 @@ impl MetaTransaction for Handle {
             self.credits.fetch_add(credits, Ordering::Relaxed);
         }
         Ok(true)
-    }
-
-    async fn restart(&self, credits: u32) -> Result<()> {
-        self.leave();
-        let id = self.journal.join(credits, self.operation).await?;
-        self.id.store(id.0, Ordering::Relaxed);
-        self.credits.store(credits, Ordering::Relaxed);
-        self.attached.store(true, Ordering::Relaxed);
-        Ok(())
     }
 
     fn on_commit(&self, callback: OnCommit) {

@@ -19,25 +19,13 @@
 
 use std::sync::Arc;
 
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage, Segment};
 use ext4_core::meta::buffer::write_images;
-use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
-use crate::commit::descriptors_and_images;
 use crate::journal::Journal;
-
-/// What a recovery left for [`Journal::finish_recovery`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Unfinished {
-    /// The transaction that the fast commits belong to.
-    pub(crate) id: TransactionId,
-    /// Where it goes.
-    pub(crate) head: u32,
-    /// The first id that no transaction in the log can have.
-    pub(crate) next: TransactionId,
-    /// Damage was left out, which the superblock has to say.
-    pub(crate) salvaged: bool,
-}
+use crate::log::content::descriptors_and_images;
+use crate::state::Unfinished;
 
 impl Journal {
     /// Ends a recovery that found fast commits: brings `images`, the blocks that they change in `filesystem` with their

@@ -19,25 +19,20 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::device::{AlignedBuffer, BioFlags, BlockImage, Segment};
-use ext4_core::environment::RunToEnd;
-use ext4_core::meta::Buffer;
-use ext4_core::meta::transaction::OnCommit;
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
+use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
+use ext4_core::environment::RunToEnd;
+use ext4_core::meta::transaction::OnCommit;
 
-use crate::format::{ESCAPED, Layout, MAGIC, Tag};
-use crate::journal::{Committing, Journal, State};
+use crate::format::layout::Layout;
+use crate::journal::Journal;
 use crate::log::Extent;
-use crate::revoke::revoke_blocks;
-use crate::statistics::Counters;
-use crate::transaction::{Phase, Transaction, log_blocks};
-
-/// A block as a committing transaction froze it.
-pub(crate) struct Frozen {
-    pub(crate) block: BlockNumber,
-    pub(crate) image: BlockImage,
-    pub(crate) buffer: Buffer,
-}
+use crate::log::content::descriptors_and_images;
+use crate::log::revoke::revoke_blocks;
+use crate::state::{Committing, State};
+use crate::state::checkpoints::Frozen;
+use crate::state::statistics::Counters;
+use crate::state::transaction::{Phase, Transaction, log_blocks};
 
 /// What a locked transaction commits, taken out of the reach of the next one.
 struct Content {
@@ -342,33 +337,72 @@ impl Journal {
     }
 }
 
-/// The descriptors of `images` in transaction `id`, each with its images behind it as they lie in the log.
-pub(crate) fn descriptors_and_images(
-    layout: &Layout,
-    id: TransactionId,
-    images: &[(BlockNumber, BlockImage)],
-) -> Result<Vec<Segment>> {
-    let mut blocks = Vec::with_capacity(images.len().saturating_add(8));
-    for some in images.chunks(layout.tags_per_descriptor()) {
-        let mut tags = Vec::with_capacity(some.len());
-        let mut logged = Vec::with_capacity(some.len());
-        for (block, image) in some {
-            let escaped = image.starts_with(&MAGIC.to_be_bytes());
-            let mut image = image.clone();
-            if escaped && let Some(start) = image.to_mut()?.get_mut(..4) {
-                start.fill(0);
+impl Journal {
+    /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
+    /// where it has committed. Returns true when that flushed the file system's device after the call.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] where the journal has stopped.
+    pub async fn commit(self: &Arc<Self>, id: TransactionId) -> Result<bool> {
+        let mut flushes = None;
+        loop {
+            // Made under the lock: it misses no end from then on.
+            let (done, is_running) = {
+                let mut state = self.state.lock();
+                state.check()?;
+                if let Some(running) = state.running.as_mut().filter(|running| running.id == id) {
+                    let done = Arc::clone(&running.done).notified_owned();
+                    running.request_commit(|| self.runtime.monotonic());
+                    if let Some(callbacks) = state.discard_empty() {
+                        drop(state);
+                        callbacks.into_iter().for_each(|callback| callback());
+                        return Ok(flushes.unwrap_or(false));
+                    }
+                    flushes.get_or_insert(self.options.barrier);
+                    (done, true)
+                } else if let Some(committing) = &state.committing
+                    && committing.transaction.id == id
+                {
+                    // Its flush is still to come: it covers what had been written when this call began.
+                    let before_flush = committing.transaction.phase() < Phase::Committing;
+                    flushes.get_or_insert(self.options.barrier && before_flush);
+                    (Arc::clone(&committing.transaction.done).notified_owned(), false)
+                } else {
+                    return Ok(flushes.unwrap_or(false));
+                }
+            };
+            if is_running && self.commit_here().await {
+                continue;
             }
-            tags.push(Tag {
-                block: *block,
-                flags: if escaped { ESCAPED } else { 0 },
-                checksum: layout.tag_checksum(id, &image),
-            });
-            logged.push(Segment::Image(image));
+            done.await;
         }
-        let mut descriptor = AlignedBuffer::zeroed(layout.block_size.len())?;
-        layout.write_descriptor(&mut descriptor, id, &tags);
-        blocks.push(Segment::Owned(descriptor));
-        blocks.append(&mut logged);
     }
-    Ok(blocks)
+
+    /// Commits what is running and waits for it and for what is committing.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`].
+    pub async fn force_commit(self: &Arc<Self>) -> Result<()> {
+        let id = {
+            let state = self.state.lock();
+            state.check()?;
+            match (&state.running, &state.committing) {
+                (Some(running), Some(committing)) if running.is_idle() => committing.transaction.id,
+                (Some(running), _) => running.id,
+                (None, Some(committing)) => committing.transaction.id,
+                (None, None) => return Ok(()),
+            }
+        };
+        self.commit(id).await.map(drop)
+    }
+
+    /// Writes every committed block to its place and empties the log (freeze, unmount, before growing a bitmap …).
+    /// Handles that run meanwhile may fill it again.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`].
+    pub async fn flush(self: &Arc<Self>) -> Result<()> {
+        self.force_commit().await?;
+        self.empty_log().await
+    }
 }

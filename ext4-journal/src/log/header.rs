@@ -3,6 +3,7 @@
 //!
 //! Source: kernel documentation, "Journal (jbd2)", super block.
 
+use crate::format::superblock;
 use ext4_core::{BlockSize, Result};
 
 use crate::format;
@@ -42,10 +43,10 @@ impl JournalHeader {
     /// # Errors
     /// Corrupt or unsupported, as when the journal is opened.
     pub fn parse(block: &[u8], block_size: BlockSize, available: u32) -> Result<Self> {
-        format::Superblock::read(block, block_size, available).map(|superblock| Self::of(&superblock))
+        superblock::Superblock::read(block, block_size, available).map(|superblock| Self::of(&superblock))
     }
 
-    pub(crate) fn of(superblock: &format::Superblock) -> Self {
+    pub(crate) fn of(superblock: &superblock::Superblock) -> Self {
         let named = [
             (superblock.has_compat(format::COMPAT_CHECKSUM), "journal_checksum"),
             (superblock.has_incompat(format::INCOMPAT_REVOKE), "journal_incompat_revoke"),
