@@ -6,7 +6,7 @@ mod images;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ext4_core::device::MemoryDevice;
+use ext4_core::device::{BioFlags, BlockDevice as _, MemoryDevice, Segment};
 use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::group_descriptor::GroupFlags;
 use ext4_core::meta::block_allocator::picked::{pick_blocks, return_picked, use_picked};
@@ -468,6 +468,59 @@ async fn a_group_with_a_wrong_bitmap_is_passed_by() {
     assert_ne!(info.group_of_block(first), GroupNumber(0));
     assert_eq!(info.bad_groups().len(), 1);
     assert!(info.bad_groups()[0].1.to_string().contains("checksum"));
+}
+
+#[tokio::test]
+async fn a_group_with_a_wrong_inode_bitmap_is_passed_by() {
+    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content.clone()));
+    let (info, _) = open(&device).await;
+    let bitmap = info.group_descriptor(GroupNumber(0)).unwrap().inode_bitmap;
+    content[bitmap.0 as usize * 1024 + 5] ^= 0x10;
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    let inode = allocate_inode(&info, &transaction, InodeNumber::ROOT, false).await.unwrap();
+    assert_ne!(info.group_of_inode(inode), GroupNumber(0));
+    assert_eq!(info.bad_groups().len(), 1);
+    assert!(info.bad_groups()[0].1.to_string().contains("inode bitmap of group 0: checksum"));
+}
+
+/// Byte 4 of the descriptor of group 1, in a file system with blocks of 1 KiB: the place of its inode bitmap.
+const OF_DESCRIPTOR_1: usize = 2048 + 64 + 4;
+
+#[tokio::test]
+async fn a_descriptor_that_is_damaged_after_the_mount_is_found_before_its_block_is_written() {
+    for features in ["metadata_csum", "^metadata_csum,^uninit_bg"] {
+        let options = &["-b", "1024", "-g", "2048", "-O", features];
+        let Some(content) = mke2fs("64M", options) else { return };
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let (info, transaction) = open(&device).await;
+        let mut table = device.read_at(2048, 1024).await.unwrap();
+        table[OF_DESCRIPTOR_1 - 2048] ^= 1;
+        device.write_at(2048, vec![Segment::Owned(table)], BioFlags::empty()).await.unwrap();
+        let goal = Some(BlockNumber(1000));
+        let error = allocate_blocks(&info, &transaction, &AllocationRequest { goal, ..request(9) }).await;
+        let error = error.unwrap_err();
+        assert!(error.is_corrupt() && error.to_string().contains("group 1"), "{features}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_descriptor_takes_only_its_own_group_out_of_use() {
+    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    content[OF_DESCRIPTOR_1] ^= 1;
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let environment = Arc::new(FixedEnvironment::new(Timestamp::default(), 7));
+    let info = SuperblockInfo::load(device, 256 << 10, environment, true).await.unwrap();
+    assert_eq!(info.bad_groups().len(), 1);
+    let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+    for (goal, group) in [(1000, 0), (2048 * 2 + 1000, 2)] {
+        let wanted = AllocationRequest { goal: Some(BlockNumber(goal)), ..request(9) };
+        let (first, _) = allocate_blocks(&info, &transaction, &wanted).await.unwrap();
+        assert_eq!(info.group_of_block(first), GroupNumber(group));
+    }
+    let inode = allocate_inode(&info, &transaction, InodeNumber::ROOT, false).await.unwrap();
+    assert_ne!(info.group_of_inode(inode), GroupNumber(1));
 }
 
 #[tokio::test]

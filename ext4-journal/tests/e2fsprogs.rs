@@ -13,7 +13,7 @@ use common::{
     Ext4, blocks_of, corpus, debugfs, debugfs_replay, e2fsck_replay, have, must, open_with, options, tool,
 };
 use ext4_core::device::BlockDevice;
-use ext4_core::meta::{BlockKind, BufferCache};
+use ext4_core::meta::{BufferCache, Opaque};
 use ext4_core::{BlockNumber, Errno, TransactionId};
 use ext4_journal::dump::{Inspection, LogBlockContent, Part};
 use ext4_journal::{FastCommitTag, Journal, Recovery};
@@ -485,7 +485,7 @@ async fn writes_what_e2fsck_replays(arguments: &[&str]) {
         // More than one descriptor's tags, some of them escaped, some blocks in several transactions.
         for index in (0..150).map(|index| (index * 2 + usize::from(round) * 7) % blocks.len()) {
             let block = BlockNumber(blocks[index]);
-            let buffer = cache.read(block, BlockKind::Directory, |_| Ok(())).await.unwrap();
+            let buffer = cache.read(block, &Opaque).await.unwrap();
             buffer
                 .modify(&handle, |bytes| {
                     bytes.fill(round);

@@ -13,7 +13,7 @@ use common::{
 };
 use ext4_core::device::simulated::{Event, FaultyDevice, RecordingDevice};
 use ext4_core::device::{BioFlags, BlockDevice, MemoryDevice, Operation, Plug};
-use ext4_core::meta::{BufferCache, Transaction};
+use ext4_core::meta::{BlockKind, BufferCache, Transaction};
 use ext4_core::{BlockNumber, BlockSize, Errno, Error, TransactionId};
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
 
@@ -502,7 +502,7 @@ async fn a_flipped_bit_gives_an_error_or_an_older_state() {
         for block in 0..3 {
             buffer(&cache, HIGH + block).await.modify(&handle, |bytes| bytes.fill(round)).unwrap();
         }
-        cache.create(&handle, BlockNumber(HIGH + 10)).unwrap();
+        cache.create(&handle, BlockNumber(HIGH + 10), BlockKind::Opaque).unwrap();
         if round % 2 == 0 {
             cache.forget(&handle, BlockNumber(HIGH + 10)).unwrap();
         }

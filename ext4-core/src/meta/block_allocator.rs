@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::superblock_info::group::{Group, GroupState};
+use super::superblock_info::group::{BitmapOf, Group, GroupState, gone};
 use super::superblock_info::space::Space;
 use super::{SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
@@ -240,7 +240,7 @@ async fn try_group(
 ) -> Result<Option<(BlockNumber, u32)>> {
     let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
-    let Some(mut state) = info.lock_blocks(number).await? else { return Ok(None) };
+    let Some(mut state) = info.lock_bitmap(number, BitmapOf::Blocks).await? else { return Ok(None) };
     // A cluster that the end of the device cuts off is no whole one.
     let end = info.fixed.group_blocks(number) >> info.fixed.cluster_bits();
     let Some(map) = &state.blocks else { return Ok(None) };
@@ -296,20 +296,15 @@ fn take(
 ) -> Result<()> {
     let group = info.group(number)?;
     let len = run.end - run.start;
-    let covered = info.block_bitmap_bytes();
-    let Some(map) = &mut state.blocks else {
-        return Err(Error::corrupt(format!("group {number}"), "its block bitmap is gone"));
-    };
-    let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+    state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |bytes| {
         debug_assert!(bitmap::is_clear_range(bytes, run.clone()), "an allocatable block is in use");
         bitmap::set_range(bytes, run.clone());
-        info.context.bitmap(&bytes[..covered])
     })?;
+    let map = state.blocks.as_mut().ok_or_else(|| gone(number, BitmapOf::Blocks))?;
     if let Some(allocatable) = &mut map.allocatable {
         bitmap::set_range(allocatable, run);
     }
     group.free_blocks.fetch_sub(len, Ordering::Relaxed);
-    state.descriptor.block_bitmap_csum = checksum;
     state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
     state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
     info.write_descriptor(transaction, number, &state.descriptor, place)
@@ -349,7 +344,7 @@ pub async fn mark_used(
             return Err(wrong("are outside their group"));
         }
         let place = info.descriptor_buffer(number).await?;
-        let state = info.lock_blocks(number).await?;
+        let state = info.lock_bitmap(number, BitmapOf::Blocks).await?;
         let mut state = state.ok_or_else(|| wrong("are in a group whose block bitmap is bad"))?;
         // At most a group's blocks.
         let end = offset + len as u32;
@@ -480,13 +475,12 @@ async fn free_in_group(
     number: GroupNumber,
     range: Range<u32>,
 ) -> Result<()> {
-    let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
     let len = range.end - range.start;
     {
         let bad =
             || Error::corrupt(format!("group {number}: block bitmap"), "is bad; nothing is freed in it");
-        let mut state = info.lock_blocks(number).await?.ok_or_else(bad)?;
+        let mut state = info.lock_bitmap(number, BitmapOf::Blocks).await?.ok_or_else(bad)?;
         let state = &mut *state;
         let Some(map) = &mut state.blocks else { return Err(bad()) };
         if let Some(free) = map.bitmap.read(|bytes| bitmap::next_clear(bytes, range.start, range.end)) {
@@ -496,13 +490,11 @@ async fn free_in_group(
         if map.allocatable.is_none() {
             map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
         }
-        let covered = info.block_bitmap_bytes();
-        let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+        state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |bytes| {
             bitmap::clear_range(bytes, range.clone());
-            info.context.bitmap(&bytes[..covered])
         })?;
+        let Some(map) = &mut state.blocks else { return Err(bad()) };
         map.pending += len;
-        state.descriptor.block_bitmap_csum = checksum;
         state.descriptor.free_blocks_count += len;
         state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
         info.write_descriptor(transaction, number, &state.descriptor, &place)?;

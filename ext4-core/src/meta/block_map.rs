@@ -16,7 +16,7 @@ mod insert;
 
 use super::block_allocator;
 use super::extent_tree::{self, Mapping, MappingState, Removal};
-use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier};
 use crate::error::{Errno, Error, Result};
 use crate::format::indirect::{
     BlockPath, DIRECT, POINTERS, clear_pointers, pointer, pointers_per_block, reach, subtree_span,
@@ -193,19 +193,32 @@ async fn read_pointers(info: &SuperblockInfo, inode: &Inode, block: BlockNumber)
     if !info.is_data_range(block, 1) {
         return Err(wild_pointer(inode, block));
     }
-    let verify = |bytes: &[u8]| {
-        let wild = (0..pointers_per_block(info.block_size()))
+    info.cache.read(block, &PointersVerifier { info, inode: inode.number }).await
+}
+
+/// The verifier of a block of pointers: each is zero or names a block that a file may have. Such a block has no checksum.
+struct PointersVerifier<'a> {
+    info: &'a SuperblockInfo,
+    inode: InodeNumber,
+}
+
+impl Verifier for PointersVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::Indirect(self.inode)
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let wild = (0..pointers_per_block(self.info.block_size()))
             .map(|at| pointer(bytes, at))
-            .find(|pointer| pointer.0 != 0 && !info.is_data_range(*pointer, 1));
+            .find(|pointer| pointer.0 != 0 && !self.info.is_data_range(*pointer, 1));
         match wild {
             Some(wild) => Err(Error::corrupt(
-                format!("inode {}: block {block} of pointers", inode.number),
+                format!("inode {}: block {block} of pointers", self.inode),
                 format!("points to block {wild}, no place for a file"),
             )),
             None => Ok(()),
         }
-    };
-    info.cache.read(block, BlockKind::Indirect, verify).await
+    }
 }
 
 impl Pointers {

@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use super::SuperblockInfo;
 use super::block_allocator::{Circulation, block_of_bit};
+use super::superblock_info::group::BitmapOf;
 use crate::error::Result;
 use crate::format::bitmap;
 use crate::types::{BlockNumber, GroupNumber};
@@ -76,7 +77,7 @@ pub async fn withhold_free_run(
     range: Range<u32>,
     least: u32,
 ) -> Result<Option<WithheldRun>> {
-    let Some(mut state) = info.lock_blocks(group).await? else { return Ok(None) };
+    let Some(mut state) = info.lock_bitmap(group, BitmapOf::Blocks).await? else { return Ok(None) };
     let Some(map) = &mut state.blocks else { return Ok(None) };
     let cluster_bits = info.fixed.cluster_bits();
     // A cluster that the end of the device cuts off is no whole one.

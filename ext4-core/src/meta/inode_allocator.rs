@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::superblock_info::group::{Group, GroupState};
+use super::superblock_info::group::{BitmapOf, Group, GroupState};
 use super::{SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
 use crate::format::bitmap;
@@ -199,7 +199,7 @@ async fn try_group(
         initialise_block_bitmap(info, transaction, number, &place).await?;
     }
     let per_group = info.fixed.inodes_per_group;
-    let Some(mut state) = info.lock_inodes(number).await? else { return Ok(None) };
+    let Some(mut state) = info.lock_bitmap(number, BitmapOf::Inodes).await? else { return Ok(None) };
     let Some(map) = &mut state.inodes else { return Ok(None) };
     let lowest = if number.0 == 0 { info.fixed.first_ino - 1 } else { 0 };
     let from = map.first_free.max(lowest);
@@ -227,16 +227,10 @@ fn take(
 ) -> Result<()> {
     let group = info.group(number)?;
     let per_group = info.fixed.inodes_per_group;
-    let covered = info.inode_bitmap_bytes();
-    let GroupState { descriptor, inodes, .. } = state;
-    let Some(map) = inodes else {
-        return Err(Error::corrupt(format!("group {number}"), "its inode bitmap is gone"));
-    };
-    let checksum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
+    state.modify_bitmap(info, transaction, number, BitmapOf::Inodes, |bytes| {
         bitmap::set_range(bytes, index..index + 1);
-        info.context.bitmap(&bytes[..covered])
     })?;
-    descriptor.inode_bitmap_csum = checksum;
+    let descriptor = &mut state.descriptor;
     descriptor.free_inodes_count = descriptor.free_inodes_count.saturating_sub(1);
     if info.features().group_checksums() {
         descriptor.itable_unused = unused(descriptor, per_group).min(per_group - (index + 1));
@@ -270,7 +264,7 @@ fn unused(descriptor: &GroupDescriptor, per_group: u32) -> u32 {
 /// Corrupt where the number is out of range or the bitmap is bad; those of the device.
 pub async fn is_used(info: &SuperblockInfo, inode: InodeNumber) -> Result<bool> {
     let (number, index) = place(info, inode)?;
-    let state = info.lock_inodes(number).await?.ok_or_else(|| bad_bitmap(inode))?;
+    let state = info.lock_bitmap(number, BitmapOf::Inodes).await?.ok_or_else(|| bad_bitmap(inode))?;
     let map = state.inodes.as_ref().ok_or_else(|| bad_bitmap(inode))?;
     Ok(map.bitmap.read(|bytes| bitmap::is_set(bytes, index)))
 }
@@ -298,7 +292,7 @@ pub async fn mark_used(
     }
     let per_group = info.fixed.inodes_per_group;
     let first_unused = {
-        let mut state = info.lock_inodes(number).await?.ok_or_else(|| bad_bitmap(inode))?;
+        let mut state = info.lock_bitmap(number, BitmapOf::Inodes).await?.ok_or_else(|| bad_bitmap(inode))?;
         let map = state.inodes.as_ref().ok_or_else(|| bad_bitmap(inode))?;
         if map.bitmap.read(|bytes| bitmap::is_set(bytes, index)) {
             return Err(Error::corrupt(format!("inode {inode}"), "is to be used but is in use already"));
@@ -332,19 +326,13 @@ pub(super) async fn initialise_block_bitmap(
     number: GroupNumber,
     place: &(super::Buffer, usize),
 ) -> Result<()> {
-    let group = info.group(number)?;
-    let Some(mut state) = info.lock_blocks(number).await? else { return Ok(()) };
-    let GroupState { descriptor, blocks, .. } = &mut *state;
-    let Some(map) = blocks else { return Ok(()) };
-    if !descriptor.flags.contains(GroupFlags::BLOCK_UNINIT) {
+    let Some(mut state) = info.lock_bitmap(number, BitmapOf::Blocks).await? else { return Ok(()) };
+    if !state.descriptor.flags.contains(GroupFlags::BLOCK_UNINIT) {
         return Ok(());
     }
-    let covered = info.block_bitmap_bytes();
-    descriptor.block_bitmap_csum = map
-        .bitmap
-        .modify(info, transaction, group.block_bitmap, |bytes| info.context.bitmap(&bytes[..covered]))?;
-    descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
-    info.write_descriptor(transaction, number, descriptor, place)
+    state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |_| ())?;
+    state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
+    info.write_descriptor(transaction, number, &state.descriptor, place)
 }
 
 /// Frees an inode number. The table slot must have been cleared or marked deleted by the caller.
@@ -366,20 +354,19 @@ pub async fn free_inode(
     let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
     let mut state = info
-        .lock_inodes(number)
+        .lock_bitmap(number, BitmapOf::Inodes)
         .await?
         .ok_or_else(|| wrong("is to be freed but its group's inode bitmap is bad"))?;
-    let GroupState { descriptor, inodes, .. } = &mut *state;
-    let Some(map) = inodes else { return Err(wrong("is to be freed but its bitmap is gone")) };
+    let Some(map) = &mut state.inodes else { return Err(wrong("is to be freed but its bitmap is gone")) };
     if !map.bitmap.read(|bytes| bitmap::is_set(bytes, index)) {
         return Err(wrong("is to be freed but is free already"));
     }
-    let covered = info.inode_bitmap_bytes();
-    descriptor.inode_bitmap_csum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
-        bitmap::clear_range(bytes, index..index + 1);
-        info.context.bitmap(&bytes[..covered])
-    })?;
+    // Too low does no harm: the search begins there.
     map.first_free = map.first_free.min(index);
+    state.modify_bitmap(info, transaction, number, BitmapOf::Inodes, |bytes| {
+        bitmap::clear_range(bytes, index..index + 1);
+    })?;
+    let descriptor = &mut state.descriptor;
     descriptor.free_inodes_count += 1;
     if is_directory {
         descriptor.used_dirs_count = descriptor.used_dirs_count.saturating_sub(1);

@@ -10,13 +10,13 @@
 
 use zerocopy::FromBytes;
 
-use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier};
 use crate::error::{Error, Result};
 use crate::format::extent::Node;
 use crate::format::features::RoCompat;
 use crate::format::group_descriptor::GroupFlags;
 use crate::format::inode::{FileType, Inode, InodeLayout, RawInode};
-use crate::types::{BlockNumber, InodeNumber, Timestamp};
+use crate::types::{BlockNumber, GroupNumber, InodeNumber, Timestamp};
 
 /// How many blocks of the table are read together where one is needed (the kernel's `inode_readahead_blks` is 32).
 const READ_AHEAD_BLOCKS: u64 = 16;
@@ -194,14 +194,40 @@ async fn announce_large_files(info: &SuperblockInfo, transaction: &dyn Transacti
 /// The block of the table that holds `number`; a miss reads its neighbours too, which whoever walks a directory will ask
 /// for next.
 async fn read_table_block(info: &SuperblockInfo, number: InodeNumber, block: BlockNumber) -> Result<Buffer> {
-    if let Some(buffer) = info.cache.cached(block) {
-        return Ok(buffer);
+    if !info.cache.contains(block) {
+        let (before, behind) = neighbours(info, number);
+        let first = BlockNumber(block.0.saturating_sub(before));
+        info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
+        info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
     }
-    let (before, behind) = neighbours(info, number);
-    let first = BlockNumber(block.0.saturating_sub(before));
-    info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
-    info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
-    info.cache.read(block, BlockKind::InodeTable, |_| Ok(())).await
+    info.cache.read(block, &TableVerifier { info, group: info.group_of_inode(number) }).await
+}
+
+/// The verifier of a block of an inode table: it lies in the table of its group, whose descriptor is good. The inodes in
+/// it are verified one by one, when they are read: a damaged one does not take its neighbours with it.
+struct TableVerifier<'a> {
+    info: &'a SuperblockInfo,
+    group: GroupNumber,
+}
+
+impl Verifier for TableVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::InodeTable(self.group)
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let what = || format!("block {block}: inode table of group {}", self.group);
+        let group = self.info.group(self.group)?;
+        let (first, count) = (group.inode_table, self.info.fixed.inode_table_blocks());
+        let lies_in_table = first <= block && block < first.offset(u64::from(count));
+        if group.bad_descriptor || !lies_in_table {
+            return Err(Error::corrupt(what(), format!("is not in blocks {first}+{count}")));
+        }
+        if bytes.len() != self.info.block_size().len() {
+            return Err(Error::corrupt(what(), format!("{} bytes are no block", bytes.len())));
+        }
+        Ok(())
+    }
 }
 
 /// How many blocks of the same group's table lie before and behind that of `number`, within an aligned window.

@@ -12,7 +12,7 @@
 //! POSIX access control lists are attributes with a form of their own on the device; see [`crate::format::xattr::acl`].
 
 use super::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
-use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier};
 use crate::device::BlockImage;
 use crate::error::{Errno, Error, Result};
 use crate::format::features::Compat;
@@ -202,19 +202,23 @@ async fn read_block(info: &SuperblockInfo, inode: &Inode) -> Result<Option<Buffe
     if !info.is_data_range(block, 1) {
         return Err(corrupt(inode, "in its block", format!("block {block} cannot hold them").into()));
     }
-    let seed = checksum_seed(info);
-    let buffer = info
-        .cache
-        .read(block, BlockKind::ExtendedAttributes, |bytes| {
-            format::verify_block(bytes, block, seed)
-                .map_err(|problem| Error::corrupt(format!("block {block}: extended attributes"), problem))
-        })
-        .await?;
-    Ok(Some(buffer))
+    info.cache.read(block, &AttributesVerifier { seed: info.metadata_seed() }).await.map(Some)
 }
 
-fn checksum_seed(info: &SuperblockInfo) -> Option<u32> {
-    info.features().metadata_csum().then(|| info.checksum_seed())
+/// The verifier of a block of attributes. Inodes share such blocks, so none of them is part of it; its own place is.
+struct AttributesVerifier {
+    seed: Option<u32>,
+}
+
+impl Verifier for AttributesVerifier {
+    fn kind(&self) -> BlockKind {
+        BlockKind::ExtendedAttributes { seed: self.seed }
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        format::verify_block(bytes, block, self.seed)
+            .map_err(|problem| Error::corrupt(format!("block {block}: extended attributes"), problem))
+    }
 }
 
 /// Bytes behind the fixed fields of an inode; none where it does not say how many fixed fields it has.
@@ -347,12 +351,7 @@ async fn write_block(
     old: Option<&Buffer>,
     attributes: &[Attribute<'_>],
 ) -> Result<()> {
-    let seed = checksum_seed(info);
-    let fill = |bytes: &mut [u8], block: BlockNumber| {
-        format::fill_block(bytes, attributes, 1)?;
-        format::set_block_checksum(bytes, block, seed);
-        Ok(())
-    };
+    let fill = |bytes: &mut [u8]| format::fill_block(bytes, attributes, 1);
     let failed = |problem: format::Problem| corrupt(inode, "in a block", problem);
     if attributes.is_empty() {
         return release_block(info, transaction, inode).await;
@@ -360,13 +359,14 @@ async fn write_block(
     if let Some(old) = old
         && old.read(format::references) == 1
     {
-        return old.modify(transaction, |bytes| fill(bytes, old.block()))?.map_err(failed);
+        return old.modify(transaction, fill)?.map_err(failed);
     }
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: false, metadata: false };
     let (block, _) = allocate_blocks(info, transaction, &request).await?;
-    let new = info.cache.create(transaction, block)?;
-    new.modify(transaction, |bytes| fill(bytes, block))?.map_err(failed)?;
+    let kind = BlockKind::ExtendedAttributes { seed: info.metadata_seed() };
+    let new = info.cache.create(transaction, block, kind)?;
+    new.modify(transaction, fill)?.map_err(failed)?;
     if let Some(old) = old {
         leave(info, transaction, old).await?;
     } else {
@@ -378,18 +378,16 @@ async fn write_block(
 
 /// One owner less: frees the block where it was the last.
 async fn leave(info: &SuperblockInfo, transaction: &dyn Transaction, buffer: &Buffer) -> Result<()> {
-    let (block, seed) = (buffer.block(), checksum_seed(info));
     let last = buffer.read(format::references) <= 1
         || buffer.modify(transaction, |bytes| {
             let references = format::references(bytes);
             if references > 1 {
                 format::set_references(bytes, references - 1);
-                format::set_block_checksum(bytes, block, seed);
             }
             references <= 1
         })?;
     if last {
-        free_blocks(info, transaction, block, 1, true).await?;
+        free_blocks(info, transaction, buffer.block(), 1, true).await?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::images::run;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::format::xattr::{self as format, acl::Acl};
 use ext4_core::meta::xattr::{SetMode, get, list, release_block, set};
-use ext4_core::meta::{BlockKind, DirectTransaction};
+use ext4_core::meta::{DirectTransaction, Opaque};
 use ext4_core::{BlockNumber, Errno, InodeNumber};
 
 const LAYOUTS: &[&[&str]] = &[
@@ -165,8 +165,8 @@ async fn a_shared_block_is_copied_by_who_changes_it_and_freed_by_the_last() {
 /// Says in a block that so many inodes share it.
 async fn share(fixture: &Fixture, transaction: &DirectTransaction, block: BlockNumber, references: u32) {
     let info = &fixture.info;
-    let buffer = info.cache.read(block, BlockKind::ExtendedAttributes, |_| Ok(())).await.unwrap();
-    let seed = info.features().metadata_csum().then(|| info.checksum_seed());
+    let buffer = info.cache.read(block, &Opaque).await.unwrap();
+    let seed = info.metadata_seed();
     buffer
         .modify(transaction, |bytes| {
             format::set_references(bytes, references);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::environment::{BoxFuture, FixedEnvironment, Runtime};
-use ext4_core::meta::{BlockKind, Buffer, BufferCache};
+use ext4_core::meta::{Buffer, BufferCache, Opaque};
 use ext4_core::{BlockNumber, BlockSize, Result, Timestamp};
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
 use tokio::time::Instant;
@@ -88,7 +88,7 @@ pub async fn recovered(image: Image) -> Result<Image> {
 }
 
 pub async fn buffer(cache: &BufferCache, block: u64) -> Buffer {
-    cache.read(BlockNumber(block), BlockKind::Directory, |_| Ok(())).await.unwrap()
+    cache.read(BlockNumber(block), &Opaque).await.unwrap()
 }
 
 pub fn block_of(image: &Image, block: u64) -> Vec<u8> {

@@ -27,7 +27,7 @@ use super::{AllocationRequest, MOST_BLOCKS, Taking, bit_of_block, raise_longest_
 use crate::error::{Error, Result};
 use crate::format::bitmap;
 use crate::format::group_descriptor::GroupFlags;
-use crate::meta::superblock_info::group::GroupState;
+use crate::meta::superblock_info::group::{BitmapOf, GroupState, gone};
 use crate::meta::{SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, GroupNumber};
 
@@ -68,7 +68,7 @@ pub(super) fn keep(
     state: &mut GroupState,
     run: Range<u32>,
 ) -> Result<()> {
-    let map = state.blocks.as_mut().ok_or_else(|| gone(number))?;
+    let map = state.blocks.as_mut().ok_or_else(|| gone(number, BitmapOf::Blocks))?;
     let len = run.end - run.start;
     if map.allocatable.is_none() {
         map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
@@ -93,22 +93,21 @@ pub async fn use_picked(
     len: u32,
 ) -> Result<()> {
     for (number, run) in pieces(info, first, len)? {
-        let group = info.group(number)?;
         let place = info.descriptor_buffer(number).await?;
-        let mut state = info.lock_blocks(number).await?.ok_or_else(|| gone(number))?;
+        let mut state = info
+            .lock_bitmap(number, BitmapOf::Blocks)
+            .await?
+            .ok_or_else(|| gone(number, BitmapOf::Blocks))?;
         let state = &mut *state;
-        let map = state.blocks.as_mut().ok_or_else(|| gone(number))?;
-        let covered = info.block_bitmap_bytes();
         let len = run.end - run.start;
-        let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+        state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |bytes| {
             debug_assert!(bitmap::is_clear_range(bytes, run.clone()), "a picked block is in use");
             bitmap::set_range(bytes, run);
-            info.context.bitmap(&bytes[..covered])
         })?;
+        let map = state.blocks.as_mut().ok_or_else(|| gone(number, BitmapOf::Blocks))?;
         debug_assert!(len <= map.picked, "{len} of {} picked blocks used", map.picked);
         map.picked = map.picked.saturating_sub(len);
         map.forget_allocatable();
-        state.descriptor.block_bitmap_csum = checksum;
         state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
         state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
         info.space.allocated(u64::from(len));
@@ -137,10 +136,6 @@ pub fn return_picked(info: &SuperblockInfo, first: BlockNumber, len: u32) {
         group.longest_run.store(u32::MAX, Ordering::Relaxed);
         raise_longest_run(&info.longest_run);
     }
-}
-
-fn gone(number: GroupNumber) -> Error {
-    Error::corrupt(format!("group {number}"), "its block bitmap is gone")
 }
 
 /// The run, group by group: bits of the group's bitmap.

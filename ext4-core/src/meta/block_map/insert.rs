@@ -16,7 +16,7 @@ use crate::format::indirect::{
 use crate::format::inode::Inode;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
 use crate::meta::extent_tree::{self, MappingState};
-use crate::meta::{Buffer, SuperblockInfo, Transaction};
+use crate::meta::{BlockKind, Buffer, SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, LogicalBlock};
 
 /// What pointers can name is below this block.
@@ -191,7 +191,7 @@ impl Way {
         let (mut child, mut run) = (first, count);
         for (block, depth) in new.iter().zip((level + 1..=path.levels).rev()) {
             let at = path.pointers[depth];
-            let buffer = info.cache.create(transaction, *block)?;
+            let buffer = info.cache.create(transaction, *block, BlockKind::Indirect(inode.number))?;
             buffer.modify(transaction, |bytes| set_pointers(bytes, at, child, run))?;
             (child, run) = (*block, 1);
         }

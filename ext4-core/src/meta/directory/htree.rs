@@ -139,7 +139,7 @@ impl Directory<'_> {
                 .read(|block| self.layout.find(block, name))
                 .map_err(|problem| self.corrupt_block(inode, &buffer, problem))?;
             if let Some(found) = found {
-                return Ok(Probe::Done(Some(Located { buffer, found, in_root: false })));
+                return Ok(Probe::Done(Some(Located { buffer, found })));
             }
             if !self.next_leaf(inode, &mut path).await? {
                 return Ok(Probe::Done(None));

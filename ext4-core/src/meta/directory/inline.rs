@@ -283,7 +283,7 @@ impl Directory<'_> {
         let numbers = (inode.number.0, content.parent());
         inline_data::clear(self.info, inode)?;
         inode.size = 0;
-        let (_, buffer) = match self.append(transaction, inode).await {
+        let (_, buffer) = match self.append(transaction, inode, self.leaf_kind()).await {
             Ok(appended) => appended,
             Err(error) => {
                 *inode = before;
@@ -291,11 +291,7 @@ impl Directory<'_> {
             }
         };
         buffer
-            .modify(transaction, |block| {
-                self.layout.fill_from_areas(block, numbers, &content.parts())?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.fill_from_areas(block, numbers, &content.parts()))?
             .map_err(|problem: Problem| self.corrupt_inline(&before, problem))
     }
 }

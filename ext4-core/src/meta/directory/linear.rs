@@ -66,8 +66,7 @@ impl Directory<'_> {
             None => Ok(None),
         });
         let found = found.map_err(|problem| self.corrupt_block(inode, buffer, problem))?;
-        let in_root = self.indexed && logical == 0 && self.layout.checksum_seed.is_some();
-        Ok(found.map(|found| Located { buffer: buffer.clone(), found, in_root }))
+        Ok(found.map(|found| Located { buffer: buffer.clone(), found }))
     }
 
     /// Finds a name by looking at every block.
@@ -114,7 +113,7 @@ impl Directory<'_> {
             0 => Err(self.corrupt(inode, 0, "the directory has no blocks".into())),
             1 if may_index => self.make_indexed(transaction, inode, entry).await,
             _ => {
-                let (_, buffer) = self.append(transaction, inode).await?;
+                let (_, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
                 let kind = entry.file_type.directory_byte();
                 self.write_leaf(transaction, &buffer, &[(entry.name, entry.inode, kind)])
             }
@@ -144,9 +143,7 @@ impl Directory<'_> {
     ) -> Result<()> {
         buffer
             .modify(transaction, |block| {
-                self.layout.insert(block, offset, entry.name, entry.inode, entry.file_type)?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
+                self.layout.insert(block, offset, entry.name, entry.inode, entry.file_type)
             })?
             .map_err(|problem| self.corrupt_block(inode, buffer, problem))
     }

@@ -32,7 +32,6 @@ pub use read::{DirectoryEntry, is_empty, read};
 use super::inline_data::is_inline;
 use super::{Buffer, SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
-use crate::format::directory::index::IndexKind;
 use crate::format::directory::leaf::Found;
 use crate::format::directory::{Layout, MAX_NAME_LEN};
 use crate::format::features::{Compat, Incompat};
@@ -78,8 +77,6 @@ impl<'a> Directory<'a> {
 struct Located {
     buffer: Buffer,
     found: Found,
-    /// The block is the root of an index: `.` or `..` of a hashed directory.
-    in_root: bool,
 }
 
 fn check_name(name: &[u8]) -> Result<()> {
@@ -131,7 +128,7 @@ pub async fn initialize_in_block(
     }
     let this = Directory::new(info, directory)?;
     let number = directory.number.0;
-    let (_, buffer) = this.append(transaction, directory).await?;
+    let (_, buffer) = this.append(transaction, directory, this.leaf_kind()).await?;
     let kind = FileType::Directory.directory_byte();
     let entries = [(b".".as_slice(), number, kind), (b"..".as_slice(), parent.0, kind)];
     this.write_leaf(transaction, &buffer, &entries)
@@ -154,7 +151,7 @@ pub async fn preallocate_block(
     if directory.flags.contains(InodeFlags::INDEX) {
         return Err(Error::posix(Errno::EINVAL, format!("directory {} is hashed", directory.number)));
     }
-    let (_, buffer) = this.append(transaction, directory).await?;
+    let (_, buffer) = this.append(transaction, directory, this.leaf_kind()).await?;
     this.write_leaf(transaction, &buffer, &[])
 }
 
@@ -244,11 +241,7 @@ pub async fn remove(
     let located = this.locate(directory, name).await?.ok_or_else(|| no_entry(directory, name))?;
     located
         .buffer
-        .modify(transaction, |block| {
-            this.layout.remove(block, &located.found)?;
-            this.layout.set_leaf_checksum(block);
-            Ok(())
-        })?
+        .modify(transaction, |block| this.layout.remove(block, &located.found))?
         .map_err(|problem| this.corrupt_block(directory, &located.buffer, problem))?;
     Ok(InodeNumber(located.found.inode))
 }
@@ -274,11 +267,6 @@ pub async fn replace(
     let located = this.locate(directory, name).await?.ok_or_else(|| no_entry(directory, name))?;
     located.buffer.modify(transaction, |block| {
         this.layout.set_inode(block, located.found.offset, inode.0, file_type);
-        if located.in_root {
-            this.layout.set_index_checksum(block, IndexKind::Root);
-        } else {
-            this.layout.set_leaf_checksum(block);
-        }
     })
 }
 

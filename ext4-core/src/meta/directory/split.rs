@@ -36,17 +36,15 @@ impl Directory<'_> {
         // As the superblock has it: whether bytes are signed is said there alone, e2fsck knows no other numbers here.
         let version = HashVersion::from_byte(self.info.fixed.def_hash_version)
             .ok_or_else(|| Error::Unsupported("the superblock's default directory hash".into()))?;
-        let (leaf, buffer) = self.append(transaction, inode).await?;
+        let (leaf, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
         let image = first.image();
         let names = used_entries(&self.layout, &image).map_err(|problem| self.corrupt(inode, 0, problem))?;
         // The first two are `.` and `..`.
         let rest = names.iter().skip(2).map(content);
         self.fill(transaction, inode, &buffer, |block| self.layout.fill_leaf(block, rest))?;
         first
-            .modify(transaction, |block| {
-                self.layout.make_root(block, inode.number.0, parent, version, leaf)?;
-                self.layout.set_index_checksum(block, IndexKind::Root);
-                Ok(())
+            .modify_as(transaction, self.index_kind(IndexKind::Root), |block| {
+                self.layout.make_root(block, inode.number.0, parent, version, leaf)
             })?
             .map_err(|problem| self.corrupt(inode, 0, problem))?;
         inode.flags.insert(InodeFlags::INDEX);
@@ -112,7 +110,7 @@ impl Directory<'_> {
         frame: &Frame,
         parent: &Frame,
     ) -> Result<()> {
-        let (logical, buffer) = self.append(transaction, inode).await?;
+        let (logical, buffer) = self.append(transaction, inode, self.index_kind(IndexKind::Node)).await?;
         let keys: Vec<Key> = frame.buffer.read(|block| self.layout.index_keys(block, frame.kind).collect());
         let (lower, upper) = keys.split_at(keys.len() / 2);
         let Some(first) = upper.first() else {
@@ -136,7 +134,7 @@ impl Directory<'_> {
             let context = format!("the index of directory {}", inode.number);
             return Err(Error::posix(Errno::ENOSPC, context));
         }
-        let (logical, buffer) = self.append(transaction, inode).await?;
+        let (logical, buffer) = self.append(transaction, inode, self.index_kind(IndexKind::Node)).await?;
         let keys: Vec<Key> = root.buffer.read(|block| self.layout.index_keys(block, root.kind).collect());
         self.write_node(transaction, inode, &buffer, &keys)?;
         let levels = u8::try_from(levels).unwrap_or(u8::MAX);
@@ -144,7 +142,6 @@ impl Directory<'_> {
             .modify(transaction, |block| {
                 self.layout.set_index_keys(block, IndexKind::Root, &[Key { hash: 0, block: logical }])?;
                 self.layout.set_levels(block, levels);
-                self.layout.set_index_checksum(block, IndexKind::Root);
                 Ok(())
             })?
             .map_err(|problem| self.corrupt(inode, 0, problem))
@@ -158,11 +155,7 @@ impl Directory<'_> {
         keys: &[Key],
     ) -> Result<()> {
         buffer
-            .modify(transaction, |block| {
-                self.layout.make_node(block, keys)?;
-                self.layout.set_index_checksum(block, IndexKind::Node);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.make_node(block, keys))?
             .map_err(|problem| self.corrupt_block(inode, buffer, problem))
     }
 
@@ -175,22 +168,14 @@ impl Directory<'_> {
     ) -> Result<()> {
         frame
             .buffer
-            .modify(transaction, |block| {
-                self.layout.set_index_keys(block, frame.kind, keys)?;
-                self.layout.set_index_checksum(block, frame.kind);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.set_index_keys(block, frame.kind, keys))?
             .map_err(|problem| self.corrupt(inode, frame.logical, problem))
     }
 
     fn add_key(&self, transaction: &dyn Transaction, inode: &Inode, frame: &Frame, key: Key) -> Result<()> {
         frame
             .buffer
-            .modify(transaction, |block| {
-                self.layout.insert_index_key(block, frame.kind, frame.at, key)?;
-                self.layout.set_index_checksum(block, frame.kind);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.insert_index_key(block, frame.kind, frame.at, key))?
             .map_err(|problem| self.corrupt(inode, frame.logical, problem))
     }
 
@@ -209,7 +194,7 @@ impl Directory<'_> {
         let Some(split) = Split::choose(&self.layout, &path.hasher, &names) else {
             return Err(self.corrupt(inode, path.leaf, "full with fewer than two names".into()));
         };
-        let (logical, buffer) = self.append(transaction, inode).await?;
+        let (logical, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
         let side = |upper: bool| {
             names
                 .iter()
@@ -229,13 +214,7 @@ impl Directory<'_> {
         buffer: &Buffer,
         f: impl FnOnce(&mut [u8]) -> Result<(), Problem>,
     ) -> Result<()> {
-        buffer
-            .modify(transaction, |block| {
-                f(block)?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
-            })?
-            .map_err(|problem| self.corrupt_block(inode, buffer, problem))
+        buffer.modify(transaction, f)?.map_err(|problem| self.corrupt_block(inode, buffer, problem))
     }
 }
 

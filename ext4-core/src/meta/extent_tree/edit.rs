@@ -16,9 +16,9 @@ use crate::error::{Errno, Error, Result};
 use crate::format::extent::{
     Entry, Extent, IndexEntry, MAX_DEPTH, Node, NodeMut, NodeRange, ROOT_ENTRIES, block_entries,
 };
-use crate::format::inode::{Inode, inode_seed};
+use crate::format::inode::Inode;
 use crate::meta::block_allocator::{self, AllocationRequest};
-use crate::meta::{SuperblockInfo, Transaction};
+use crate::meta::{BlockKind, SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, LogicalBlock};
 
 /// The fewest entries a node must have room for before it is split: one extent becomes up to four.
@@ -31,7 +31,6 @@ pub(super) struct Edit<'a> {
     pub inode: &'a mut Inode,
     /// From the root to the leaf; never empty.
     pub levels: Vec<Level>,
-    seed: Option<u32>,
 }
 
 /// What one [`Edit::replace`] may cost in a tree of `depth` levels below the root.
@@ -53,11 +52,7 @@ impl<'a> Edit<'a> {
         logical: LogicalBlock,
     ) -> Result<Self> {
         let levels = path::find(info, inode, logical).await?;
-        let seed = info
-            .features()
-            .metadata_csum()
-            .then(|| inode_seed(info.checksum_seed(), inode.number, inode.generation));
-        Ok(Self { info, transaction, inode, levels, seed })
+        Ok(Self { info, transaction, inode, levels })
     }
 
     /// Levels below the root.
@@ -80,18 +75,11 @@ impl<'a> Edit<'a> {
         self.info.cluster_sectors() * nodes as u64
     }
 
-    /// Changes the node of `level`, checksum and all.
+    /// Changes the node of `level`.
     fn modify(&mut self, level: usize, f: impl FnOnce(&mut NodeMut<'_>)) -> Result<()> {
-        let seed = self.seed;
         match &self.levels[level].buffer {
             None => f(&mut NodeMut::new(&mut self.inode.i_block)),
-            Some(buffer) => buffer.modify(self.transaction, |bytes| {
-                let mut node = NodeMut::new(bytes);
-                f(&mut node);
-                if let Some(seed) = seed {
-                    node.set_checksum(seed);
-                }
-            })?,
+            Some(buffer) => buffer.modify(self.transaction, |bytes| f(&mut NodeMut::new(bytes)))?,
         }
         Ok(())
     }
@@ -200,15 +188,13 @@ impl<'a> Edit<'a> {
 
     /// A new node in `block` with `entries`.
     fn create(&self, block: BlockNumber, depth: u16, entries: &[Entry]) -> Result<crate::meta::Buffer> {
-        let buffer = self.info.cache.create(self.transaction, block)?;
+        let kind = BlockKind::ExtentNode(self.info.owner(self.inode));
+        let buffer = self.info.cache.create(self.transaction, block, kind)?;
         let max = block_entries(self.info.block_size().len());
         buffer.modify(self.transaction, |bytes| {
             let mut node = NodeMut::new(bytes);
             node.initialize(depth, max);
             node.replace(0, 0, entries);
-            if let Some(seed) = self.seed {
-                node.set_checksum(seed);
-            }
         })?;
         Ok(buffer)
     }

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::format::extent::{
     Extent, IndexEntry, MAX_DEPTH, Node, NodeRange, ROOT_ENTRIES, block_entries, checksums,
 };
-use crate::format::inode::{Inode, inode_seed};
-use crate::meta::{BlockKind, Buffer, SuperblockInfo};
+use crate::format::inode::Inode;
+use crate::meta::{BlockKind, Buffer, Owner, SuperblockInfo, Verifier};
 use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 
 /// One node on the way.
@@ -83,16 +83,34 @@ pub(super) async fn read_node(
     depth: u16,
     range: &NodeRange,
 ) -> Result<Buffer> {
-    let number = inode.number;
-    let verify = |bytes: &[u8]| {
-        let fail = |problem: String| damaged(number, Some(block), problem);
+    let buffer =
+        info.cache.read(block, &NodeVerifier { info, owner: info.owner(inode), depth, range }).await?;
+    look(inode, Some(&buffer), |node| node.verify_place(depth, range))?
+        .map_err(|problem| damaged(inode.number, Some(block), problem))?;
+    Ok(buffer)
+}
+
+/// The verifier of a node in a block: everything that the node, its parent and its inode say of it.
+struct NodeVerifier<'a> {
+    info: &'a SuperblockInfo,
+    owner: Owner,
+    depth: u16,
+    range: &'a NodeRange,
+}
+
+impl Verifier for NodeVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::ExtentNode(self.owner)
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let fail = |problem: String| damaged(self.owner.inode, Some(block), problem);
         let node = Node::new(bytes).ok_or_else(|| fail("no room for a header".to_owned()))?;
-        node.verify(block_entries(bytes.len()), depth, range, |first, count| {
-            info.is_data_range(first, count)
+        node.verify(block_entries(bytes.len()), self.depth, self.range, |first, count| {
+            self.info.is_data_range(first, count)
         })
         .map_err(fail)?;
-        if info.features().metadata_csum() {
-            let seed = inode_seed(info.checksum_seed(), number, inode.generation);
+        if let Some(seed) = self.owner.checksum_seed() {
             let (found, expected) =
                 checksums(bytes, seed).ok_or_else(|| fail("no room for a checksum".to_owned()))?;
             if found != expected {
@@ -100,11 +118,7 @@ pub(super) async fn read_node(
             }
         }
         Ok(())
-    };
-    let buffer = info.cache.read(block, BlockKind::ExtentNode, verify).await?;
-    look(inode, Some(&buffer), |node| node.verify_place(depth, range))?
-        .map_err(|problem| damaged(number, Some(block), problem))?;
-    Ok(buffer)
+    }
 }
 
 /// Walks from the root to the leaf of `logical` and shows each node to `visit`.

@@ -18,8 +18,8 @@ use crate::meta::buffer::write_images;
 use crate::meta::inode_allocator::initialise_block_bitmap;
 use crate::meta::journal_inode::zero;
 use crate::meta::superblock_info::context;
-use crate::meta::superblock_info::group::GroupState;
-use crate::meta::{BufferCache, DirectTransaction, SuperblockInfo};
+use crate::meta::superblock_info::group::BitmapOf;
+use crate::meta::{BlockKind, BufferCache, DirectTransaction, SuperblockInfo};
 use crate::types::{GroupNumber, InodeNumber};
 
 /// Memory for blocks on their way to the device.
@@ -68,16 +68,19 @@ pub(super) async fn write(
         })
         .collect();
     create_descriptor_table(&cache, &transaction, superblock, &descriptors)?;
+    // Its place holds no superblock that could be read before the last step, which is the first to change the buffer.
+    let superblock_buffer =
+        cache.create(&transaction, superblock.superblock_block(), BlockKind::Superblock)?;
     let info = SuperblockInfo::assemble(
         cache,
         frozen,
         superblock.clone(),
+        superblock_buffer,
         &descriptors,
         Vec::new(),
         capacity,
         false,
-    )
-    .await?;
+    )?;
     let maker = Maker { info, transaction, options, plan };
     maker.initialise_groups(layout).await?;
     let changes = inodes::create(&maker, journal_superblock).await?;
@@ -145,7 +148,8 @@ fn create_descriptor_table(
     let per_block = superblock.descriptors_per_block() as usize;
     for (index, chunk) in descriptors.chunks(per_block).enumerate() {
         // There are fewer blocks than groups, whose count fits.
-        let buffer = cache.create(transaction, superblock.descriptor_block(index as u32))?;
+        let kind = BlockKind::GroupDescriptors { first: GroupNumber((index * per_block) as u32) };
+        let buffer = cache.create(transaction, superblock.descriptor_block(index as u32), kind)?;
         buffer.modify(transaction, |bytes| {
             for (within, descriptor) in chunk.iter().flatten().enumerate() {
                 let offset = within * usize::from(superblock.desc_size);
@@ -189,15 +193,11 @@ impl Maker<'_> {
         let group = info.group(number)?;
         let place = info.descriptor_buffer(number).await?;
         let bad = || Error::posix(Errno::EINVAL, format!("group {number}: no inode bitmap"));
-        let mut state = info.lock_inodes(number).await?.ok_or_else(bad)?;
-        let GroupState { descriptor, inodes, .. } = &mut *state;
-        let Some(map) = inodes else { return Err(bad()) };
-        let covered = info.inode_bitmap_bytes();
-        descriptor.inode_bitmap_csum =
-            map.bitmap.modify(info, &self.transaction, group.inode_bitmap, |bytes| {
-                bitmap::set_range(bytes, 0..count);
-                info.context.bitmap(&bytes[..covered])
-            })?;
+        let mut state = info.lock_bitmap(number, BitmapOf::Inodes).await?.ok_or_else(bad)?;
+        state.modify_bitmap(info, &self.transaction, number, BitmapOf::Inodes, |bytes| {
+            bitmap::set_range(bytes, 0..count);
+        })?;
+        let descriptor = &mut state.descriptor;
         descriptor.flags.remove(GroupFlags::INODE_UNINIT);
         descriptor.free_inodes_count -= count;
         if info.features().group_checksums() {

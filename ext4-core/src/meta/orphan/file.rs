@@ -16,8 +16,8 @@ use crate::format::features::Compat;
 use crate::format::orphan_file;
 use crate::format::superblock::Superblock;
 use crate::meta::extent_tree::MappingState;
-use crate::meta::{BlockKind, Buffer, SuperblockInfo, Transaction, block_map, inode_table};
-use crate::types::{InodeNumber, LogicalBlock};
+use crate::meta::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier, block_map, inode_table};
+use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 
 /// The largest orphan file: mke2fs makes at most 512 blocks.
 const MAX_BLOCKS: u64 = 1 << 16;
@@ -62,7 +62,6 @@ impl State {
 #[derive(Debug)]
 pub(super) struct OrphanFile {
     blocks: Vec<Buffer>,
-    seed: Option<u32>,
     state: Mutex<State>,
 }
 
@@ -79,7 +78,7 @@ impl OrphanFile {
         if inode.links_count == 0 || count == 0 || count > MAX_BLOCKS {
             return Err(Error::corrupt(what(), format!("{} bytes, {} links", inode.size, inode.links_count)));
         }
-        let seed = info.features().metadata_csum().then(|| inode.checksum_seed(info.checksum_seed()));
+        let seed = info.owner(&inode).checksum_seed();
         let mut blocks = Vec::new();
         let mut logical = 0;
         while u64::from(logical) < count {
@@ -90,16 +89,12 @@ impl OrphanFile {
             let len = u64::from(run.len).min(count - u64::from(logical));
             info.cache.prefetch(first, u32::try_from(len).unwrap_or(0));
             for block in (0..len).map(|i| first.offset(i)) {
-                let verify = |bytes: &[u8]| {
-                    orphan_file::verify(bytes, block, seed)
-                        .map_err(|problem| Error::corrupt(format!("block {block}: orphan file"), problem))
-                };
-                blocks.push(info.cache.read(block, BlockKind::OrphanFile, verify).await?);
+                blocks.push(info.cache.read(block, &OrphansVerifier { seed }).await?);
             }
             logical += u32::try_from(len).unwrap_or(u32::MAX);
         }
         let state = Mutex::new(scan(info, &blocks));
-        Ok(Some(Self { blocks, seed, state }))
+        Ok(Some(Self { blocks, state }))
     }
 
     /// Who is in the file, in its order.
@@ -154,11 +149,23 @@ impl OrphanFile {
     }
 
     fn write(&self, transaction: &dyn Transaction, (block, slot): Slot, inode: u32) -> Result<()> {
-        let buffer = &self.blocks[block];
-        buffer.modify(transaction, |bytes| {
-            orphan_file::set_slot(bytes, slot, inode);
-            orphan_file::set_checksum(bytes, buffer.block(), self.seed);
-        })
+        self.blocks[block].modify(transaction, |bytes| orphan_file::set_slot(bytes, slot, inode))
+    }
+}
+
+/// The verifier of a block of the orphan file.
+struct OrphansVerifier {
+    seed: Option<u32>,
+}
+
+impl Verifier for OrphansVerifier {
+    fn kind(&self) -> BlockKind {
+        BlockKind::OrphanFile { seed: self.seed }
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        orphan_file::verify(bytes, block, self.seed)
+            .map_err(|problem| Error::corrupt(format!("block {block}: orphan file"), problem))
     }
 }
 

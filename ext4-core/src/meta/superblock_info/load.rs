@@ -6,8 +6,8 @@ use super::*;
 use crate::device::AlignedBuffer;
 use crate::error::Errno;
 use crate::format::features::{Compat, Incompat};
-use crate::meta::BlockKind;
 use crate::meta::orphan::OrphanLinks;
+use crate::meta::{BlockKind, Verifier};
 
 /// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed. Fewer where
 /// the cache is small: it cannot evict what is held, so that must stay a small part of it.
@@ -63,8 +63,18 @@ impl SuperblockInfo {
                 Err(error) => return Err(error),
             }
         }
-        let info = Self::assemble(cache, environment, superblock, &descriptors, bad, cache_capacity, lenient)
-            .await?;
+        let superblock_buffer =
+            cache.read(superblock.superblock_block(), &SuperblockVerifier(&superblock)).await?;
+        let info = Self::assemble(
+            cache,
+            environment,
+            superblock,
+            superblock_buffer,
+            &descriptors,
+            bad,
+            cache_capacity,
+            lenient,
+        )?;
         Ok(Arc::new(info))
     }
 
@@ -86,10 +96,18 @@ impl SuperblockInfo {
     }
 
     /// Puts the parts together. `None` among the descriptors: a bad one. `lenient`: structures may overlap.
-    pub(crate) async fn assemble(
+    ///
+    /// # Errors
+    /// Corrupt if two structures of fixed metadata overlap, unless `lenient`; `ENOMEM`.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one value, each named where they are put together"
+    )]
+    pub(crate) fn assemble(
         cache: Arc<BufferCache>,
         environment: Arc<dyn Environment>,
         superblock: Superblock,
+        superblock_buffer: Buffer,
         descriptors: &[Option<GroupDescriptor>],
         bad: Vec<(GroupNumber, Error)>,
         cache_capacity: usize,
@@ -121,8 +139,6 @@ impl SuperblockInfo {
             }
             tracing::warn!(%error, "the file system can only be read");
         }
-        let superblock_buffer =
-            cache.read(superblock.superblock_block(), BlockKind::Superblock, |_| Ok(())).await?;
         let table_blocks = usize::try_from(superblock.descriptor_blocks())
             .map_err(|_| Error::posix(Errno::ENOMEM, "group descriptors"))?;
         Ok(Self {
@@ -152,6 +168,28 @@ impl SuperblockInfo {
             freed_blocks: std::sync::OnceLock::new(),
             fixed: superblock,
         })
+    }
+}
+
+/// The verifier of the block of the primary superblock, which has been read before: it is good, and of the same file
+/// system still.
+struct SuperblockVerifier<'a>(&'a Superblock);
+
+impl Verifier for SuperblockVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::Superblock
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let offset = superblock_offset(self.0.block_size);
+        let found = Superblock::parse(bytes.get(offset..offset + SUPERBLOCK_SIZE).unwrap_or_default())?;
+        if found.uuid != self.0.uuid {
+            return Err(Error::corrupt(
+                format!("block {block}: superblock"),
+                "has become another file system's",
+            ));
+        }
+        Ok(())
     }
 }
 

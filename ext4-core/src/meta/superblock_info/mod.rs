@@ -24,12 +24,13 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::orphan::OrphanLinks;
-use super::{Buffer, BufferCache, DirectTransaction, FreedBlocks, Transaction};
+use super::{Buffer, BufferCache, DirectTransaction, FreedBlocks, Owner, Transaction};
 use crate::device::BlockDevice;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::format::features::Features;
 use crate::format::group_descriptor::{ChecksumContext, GroupDescriptor};
+use crate::format::inode::Inode;
 use crate::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
 use group::Group;
@@ -109,6 +110,16 @@ impl SuperblockInfo {
     /// The seed of all metadata checksums: crc32c of the UUID, or s_checksum_seed.
     pub fn checksum_seed(&self) -> u32 {
         self.seed
+    }
+
+    /// As [`SuperblockInfo::checksum_seed`]; `None` without metadata_csum.
+    pub fn metadata_seed(&self) -> Option<u32> {
+        self.features().metadata_csum().then_some(self.seed)
+    }
+
+    /// `inode` as the owner of metadata blocks.
+    pub fn owner(&self, inode: &Inode) -> Owner {
+        Owner::new(inode, self.metadata_seed())
     }
 
     /// Bytes of one inode on the device.
