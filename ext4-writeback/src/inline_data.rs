@@ -208,9 +208,7 @@ async fn put(
     if !inline_data::store(&fs.info, disk, bytes)? {
         return Ok(false);
     }
-    let now = fs.now();
-    disk.mtime = now;
-    disk.ctime = now;
+    disk.stamp_change(fs.now());
     set_sizes(inode, disk, bytes.len() as u64);
     fs.log_inode(handle, inode, disk, true).await?;
     Ok(true)

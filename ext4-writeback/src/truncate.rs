@@ -75,9 +75,7 @@ pub(crate) fn max_size(fs: &FilesystemInner) -> u64 {
 
 /// mtime and ctime become now.
 pub(crate) fn touch(fs: &FilesystemInner, disk: &mut ext4_core::format::inode::Inode) {
-    let now = fs.now();
-    disk.mtime = now;
-    disk.ctime = now;
+    disk.stamp_change(fs.now());
 }
 
 async fn extend(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::view::Views;
+use super::views::Views;
 use crate::error::{Errno, Error, Result};
 
 /// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment` 511).

@@ -23,6 +23,7 @@ pub mod overlay;
 mod parts;
 pub mod simulated;
 mod view;
+mod views;
 
 use std::sync::Arc;
 

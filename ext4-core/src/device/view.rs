@@ -9,39 +9,8 @@
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use super::memory::PoolMemory;
-
-/// Which bytes of one piece of memory are viewed.
-#[derive(Debug, Default)]
-pub(super) struct Views {
-    /// How many there are: what a writer looks at where there are none.
-    count: AtomicUsize,
-    ranges: Mutex<Vec<Range<usize>>>,
-}
-
-impl Views {
-    pub(super) fn cover(&self, range: &Range<usize>) -> bool {
-        self.count.load(Ordering::SeqCst) > 0
-            && self.ranges.lock().iter().any(|view| view.start < range.end && range.start < view.end)
-    }
-
-    fn add(&self, range: Range<usize>) {
-        self.ranges.lock().push(range);
-        self.count.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn remove(&self, range: &Range<usize>) {
-        let mut ranges = self.ranges.lock();
-        if let Some(index) = ranges.iter().position(|view| view == range) {
-            ranges.swap_remove(index);
-            self.count.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
 
 /// Bytes of pool memory, as they were when this was made; see the module.
 pub struct PoolView {

@@ -23,6 +23,7 @@ pub mod inline_data;
 pub mod inode_allocator;
 pub mod inode_table;
 pub mod journal_inode;
+pub mod links;
 pub mod mkfs;
 pub mod orphan;
 pub mod superblock_info;

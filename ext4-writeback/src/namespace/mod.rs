@@ -12,7 +12,6 @@
 
 mod create;
 mod link;
-mod links;
 mod lookup;
 mod new_inode;
 mod remove;
@@ -20,9 +19,9 @@ mod rename;
 mod symlink;
 
 use ext4_core::format::inode::{Inode, InodeFlags};
-use ext4_core::{Errno, Error, Result, Timestamp};
+use ext4_core::{Errno, Error, Result};
 
-pub(crate) use links::{add_subdirectory, remove_subdirectory};
+pub(crate) use ext4_core::meta::links::{self, add_subdirectory, names_changed, remove_subdirectory};
 pub use new_inode::{NewInode, Times};
 pub use rename::RenameFlags;
 pub(crate) use symlink::target as symlink_target;
@@ -57,10 +56,4 @@ fn check_may_remove(directory: InodeFlags, inode: &Inode) -> Result<()> {
         return Err(Error::posix(Errno::EPERM, context));
     }
     Ok(())
-}
-
-/// A directory's names changed.
-pub(crate) fn names_changed(directory: &mut Inode, now: Timestamp) {
-    directory.mtime = now;
-    directory.ctime = now;
 }

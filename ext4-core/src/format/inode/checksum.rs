@@ -3,8 +3,8 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::halves::{join16, split16};
 use super::layout::{FieldEnd, copy, holds};
-use super::slot::{join16, split16};
 use super::{BASE_SIZE, InodeLayout, RawInode, RawInodeExtra};
 use crate::checksum::crc32c;
 use crate::types::InodeNumber;

@@ -6,6 +6,7 @@
 //! | `flags` | i_flags, the types of files |
 //! | `layout` | the raw structs, and what an inode's bytes depend on |
 //! | `slot` | from the bytes of a slot to an [`Inode`] and back, times, block counts |
+//! | `halves` | numbers in two halves |
 //! | `checksum` | the checksum of a slot |
 //!
 //! ```text
@@ -17,6 +18,7 @@
 
 mod checksum;
 mod flags;
+mod halves;
 mod layout;
 mod slot;
 #[cfg(test)]
@@ -200,5 +202,11 @@ impl Inode {
     #[must_use]
     pub fn checksum_seed(&self, file_system_seed: u32) -> u32 {
         inode_seed(file_system_seed, self.number, self.generation)
+    }
+
+    /// Makes mtime and ctime `now`: the content of the inode changed (data of a file, names of a directory).
+    pub fn stamp_change(&mut self, now: Timestamp) {
+        self.mtime = now;
+        self.ctime = now;
     }
 }

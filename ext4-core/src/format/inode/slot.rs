@@ -11,10 +11,11 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::checksum::{checksum, store_checksum, stored_checksum};
+use super::halves::{join16, split16};
 use super::layout::{FieldEnd, copy, holds};
 use super::{BASE_SIZE, EXTRA_SIZE, FileType, Inode, InodeFlags, InodeLayout, RawInode, RawInodeExtra};
 use crate::error::{Errno, Error, Result};
@@ -208,15 +209,6 @@ fn join(low: u32, high: u32) -> u64 {
 fn split(value: u64) -> (U32, U32) {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     (U32::from_bytes([a, b, c, d]), U32::from_bytes([e, f, g, h]))
-}
-
-pub(super) fn join16(low: U16, high: U16) -> u32 {
-    u32::from(low.get()) | (u32::from(high.get()) << 16)
-}
-
-pub(super) fn split16(value: u32) -> (U16, U16) {
-    let [a, b, c, d] = value.to_le_bytes();
-    (U16::from_bytes([a, b]), U16::from_bytes([c, d]))
 }
 
 fn low16(value: u32) -> u16 {

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
+use super::maker::Maker;
 use super::plan::Plan;
-use super::write::Maker;
 use super::{JournalSuperblock, MkfsOptions};
 use crate::error::{Errno, Error, Result};
 use crate::format::features::Compat;

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `plan` | from a device's size and the options to the superblock's counts: mke2fs's arithmetic |
 //! | `layout` | from the superblock to the places of bitmaps and inode tables, packed by flex groups |
-//! | `write` | writing it all: tables, bitmaps, descriptors, backups, and last the superblock |
+//! | `write` | the order of it all: old superblock away, tables, descriptors, the maker's parts, and last the superblock |
+//! | `maker` | the file system being made: its groups, and the copies of superblock and descriptors |
 //! | `inodes` | the inodes a new file system has: root, lost+found, journal, resize inode, orphan file |
 //!
 //! Invariants:
@@ -18,6 +19,7 @@
 
 mod inodes;
 mod layout;
+mod maker;
 mod plan;
 mod write;
 
