@@ -8,6 +8,7 @@
 
 mod run_to_end;
 mod simulation;
+mod tokio_runtime;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use run_to_end::RunToEnd;
 pub use simulation::{Simulation, Stuck};
+pub use tokio_runtime::TokioRuntime;
 
 use crate::types::Timestamp;
 
