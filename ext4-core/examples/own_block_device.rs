@@ -1,11 +1,12 @@
-//! A `BlockDevice` of one's own: pages in a hash map, served by a thread. What was never written takes no memory.
+//! A `BlockDevice` of one's own: pages in a hash map, served by a thread. What was never written takes no
+//! memory.
 //!
 //! ```text
 //!   submit(plug) ──► channel ──► thread: one bio after the other ──► Bio::complete, once for each
 //! ```
 //!
-//! The example runs the suite that every backend passes, makes a file system on the device, adds a directory to it and
-//! reads that back through a second look at the device. Run it with
+//! The example runs the suite that every backend passes, makes a file system on the device, adds a directory
+//! to it and reads that back through a second look at the device. Run it with
 //! `cargo run -p ext4-core --example own_block_device`.
 
 use std::collections::HashMap;
@@ -56,7 +57,8 @@ impl SparseDevice {
         let (queue, bios) = mpsc::channel::<Bio>();
         let pages = Arc::new(AtomicU64::new(0));
         let (limits, count) = (geometry.clone(), Arc::clone(&pages));
-        // The thread ends when the device is dropped: every bio that was sent before is received, and completed.
+        // The thread ends when the device is dropped: every bio that was sent before is received, and
+        // completed.
         std::thread::spawn(move || {
             let mut content = HashMap::new();
             for mut bio in bios {

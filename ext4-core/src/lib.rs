@@ -1,9 +1,10 @@
-//! The foundation of ext4 in user space: the on-disk format, block devices, and the metadata of a file system.
+//! The foundation of ext4 in user space: the on-disk format, block devices, and the metadata of a file
+//! system.
 //!
-//! This crate reads and writes what an ext4 file system consists of, except for file data and the journal: superblock,
-//! group descriptors, bitmaps, inodes, extent trees, directories, extended attributes, orphans; and it makes new file
-//! systems. It needs no kernel mount and no root. `ext4-journal` adds jbd2 on top of it, and `ext4-writeback` a mounted
-//! file system with a page cache, which is what most users want.
+//! This crate reads and writes what an ext4 file system consists of, except for file data and the journal:
+//! superblock, group descriptors, bitmaps, inodes, extent trees, directories, extended attributes, orphans;
+//! and it makes new file systems. It needs no kernel mount and no root. `ext4-journal` adds jbd2 on top of
+//! it, and `ext4-writeback` a mounted file system with a page cache, which is what most users want.
 //!
 //! ```text
 //!     ext4-writeback: files, page cache, name space          ext4-journal: jbd2
@@ -23,16 +24,16 @@
 //! | module | owns | never does |
 //! |---|---|---|
 //! | [`mod@format`] | every on-disk structure, raw and checked | I/O |
-//! | [`device`] | bios, the [`device::BlockDevice`] trait, geometry, memory for I/O, simulated devices | ext4 |
-//! | [`meta`] | the metadata plane, written against [`meta::Transaction`] | journaling, scheduling, file data |
+//! | [`device`] | bios, the trait [`device::BlockDevice`], geometry, I/O memory, simulated devices | ext4 |
+//! | [`meta`] | the metadata plane, over a [`meta::Transaction`] | journaling, scheduling, file data |
 //! | [`environment`] | the clock, random numbers and tasks, all injected: a simulation replaces them | ext4 |
 //!
 //! [`types`], [`error`], [`checksum`] and [`run_map`] are shared by all of them.
 //!
 //! # Example
 //!
-//! A file system in memory, and a look into its root directory. `examples/own_block_device.rs` does the same on a device
-//! that is written there.
+//! A file system in memory, and a look into its root directory. `examples/own_block_device.rs` does the same
+//! on a device that is written there.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -51,7 +52,7 @@
 //! // Without a journal, whose superblock another crate would give.
 //! let mut features = default_features();
 //! features.compat.remove(Compat::HAS_JOURNAL);
-//! let options = MkfsOptions { features: Some(features), label: b"hello".to_vec(), ..MkfsOptions::default() };
+//! let options = MkfsOptions { features: Some(features), ..MkfsOptions::default() };
 //! mkfs(device.clone(), &options, &SystemEnvironment, &|_, _, _, _| Vec::new()).await?;
 //!
 //! let read_only = true;
@@ -65,13 +66,14 @@
 //!
 //! # Errors
 //!
-//! Everything that fails returns [`Error`], which has an errno ([`Error::errno`]) and says what was read or asked. What a
-//! device holds never causes a panic: sizes and counts are checked before they are used.
+//! Everything that fails returns [`Error`], which has an errno ([`Error::errno`]) and says what was read or
+//! asked. What a device holds never causes a panic: sizes and counts are checked before they are used.
 //!
 //! # Async
 //!
-//! Functions that may wait for a device are `async` and do not depend on an executor: they wait for completions that the
-//! device calls. [`environment::TokioRuntime`] is for what runs tasks of its own, above this crate.
+//! Functions that may wait for a device are `async` and do not depend on an executor: they wait for
+//! completions that the device calls. [`environment::TokioRuntime`] is for what runs tasks of its own, above
+//! this crate.
 #![deny(unsafe_code, clippy::self_named_module_files)]
 
 extern crate alloc;

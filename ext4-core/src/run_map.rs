@@ -1,4 +1,5 @@
-//! An ordered map of runs: stretches of a file's blocks, each with one value that goes on through it, as extents do.
+//! An ordered map of runs: stretches of a file's blocks, each with one value that goes on through it, as
+//! extents do.
 //!
 //! ```text
 //!   blocks     0 ···· 8 ····· 12 ···················· 40
@@ -20,13 +21,14 @@ pub trait RunValue: Copy + PartialEq {
     #[must_use]
     fn advance(self, count: u32) -> Self;
 
-    /// Returns true if a run of `len` blocks that begins with this value and a run behind it that begins with `next`
-    /// are one run.
+    /// Returns true if a run of `len` blocks that begins with this value and a run behind it that begins with
+    /// `next` are one run.
     fn goes_on(self, len: u32, next: Self) -> bool {
         self.advance(len) == next
     }
 
-    /// Returns true if the map keeps count of runs with this value, and of their blocks. All blocks of a run agree.
+    /// Returns true if the map keeps count of runs with this value, and of their blocks. All blocks of a run
+    /// agree.
     fn is_counted(self) -> bool {
         false
     }
@@ -149,8 +151,8 @@ impl<V: RunValue> RunMap<V> {
         Some((end, value))
     }
 
-    /// Takes `blocks` out of the map, cutting the runs at its edges, and shows each piece that was there to `each`, in
-    /// the order of the file.
+    /// Takes `blocks` out of the map, cutting the runs at its edges, and shows each piece that was there to
+    /// `each`, in the order of the file.
     pub fn remove(&mut self, blocks: Range<u32>, mut each: impl FnMut(Run<V>)) {
         if blocks.is_empty() {
             return;
@@ -168,8 +170,8 @@ impl<V: RunValue> RunMap<V> {
         }
     }
 
-    /// Adds a run, which begins with `value`, where there is none; it joins its neighbours if they go on. No-op for an
-    /// empty one.
+    /// Adds a run, which begins with `value`, where there is none; it joins its neighbours if they go on.
+    /// No-op for an empty one.
     pub fn insert(&mut self, blocks: Range<u32>, value: V) {
         let Range { mut start, mut end } = blocks;
         let mut value = value;
@@ -198,9 +200,9 @@ impl<V: RunValue> RunMap<V> {
         self.insert(blocks, value);
     }
 
-    /// Moves the border between two runs that touch: the one that ends at `border` reaches to `end`, which lies within
-    /// the one that starts at `border`. The value of the second one is the same all through. In place: one removal and
-    /// one insertion, for a stream of small steps. No-op if there are no such runs.
+    /// Moves the border between two runs that touch: the one that ends at `border` reaches to `end`, which
+    /// lies within the one that starts at `border`. The value of the second one is the same all through. In
+    /// place: one removal and one insertion, for a stream of small steps. No-op if there are no such runs.
     pub fn extend(&mut self, border: u32, end: u32) {
         let touches = self.before(border).is_some_and(|run| run.end == border);
         let Some((stop, value)) = touches.then(|| self.take(border)).flatten() else { return };

@@ -257,8 +257,8 @@ async fn freed_blocks_come_back_when_their_transaction_has_committed() {
     assert_eq!(allocate_blocks(&info, &transaction, &all).await.unwrap(), (first, len));
 }
 
-/// Picked blocks are nobody else's and nothing on the device says so; used ones are like allocated ones, returned ones
-/// like free ones; what waits for its commit is not picked.
+/// Picked blocks belong to their picker alone and nothing on the device says so; used ones are like allocated
+/// ones, returned ones like free ones; what waits for its commit is not picked.
 #[tokio::test]
 async fn picked_blocks_are_kept_in_memory_only() {
     for (size, options) in LAYOUTS {
@@ -369,7 +369,7 @@ async fn small_requests_in_turn_lie_behind_each_other() {
 }
 
 #[tokio::test]
-async fn those_who_append_in_turn_keep_out_of_each_other_s_way() {
+async fn writers_that_append_in_turn_keep_out_of_each_other_s_way() {
     let Some(content) = mke2fs("300M", &["-b", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, transaction) = open(&device).await;
@@ -448,7 +448,8 @@ async fn inodes_are_spread_used_up_and_freed() {
         assert!(free_inode(&info, &transaction, InodeNumber(2), true).await.unwrap_err().is_corrupt());
         assert_eq!(info.free_inodes_count(), free);
         close(&info).await;
-        // Tables that were counted as unused now count as used: they must hold zeros, which on this device they do.
+        // Tables that were counted as unused now count as used: they must hold zeros, which on this device
+        // they do.
         e2fsck(&device.content(), &format!("{size} {options:?}"));
     }
 }

@@ -1,9 +1,9 @@
-//! Views: pool memory that somebody reads without a copy, for as long as he likes.
+//! Views: pool memory (of folios) that a reader looks at without a copy, for as long as it likes.
 //!
-//! Invariant: bytes under a view do not change. [`PoolMemory::write`] refuses them; whoever wants to change the file there
-//! gives it other memory first (the folio does that, `ext4-writeback`). A device does not fill them: who reads into a
-//! piece of memory has looked for views when nothing of the range was valid, and a view is valid only if the range was
-//! when it had been made.
+//! Invariant: bytes under a view do not change. [`PoolMemory::write`] refuses them; a writer that changes the
+//! file there gives it other memory first (the folio does that, `ext4-writeback`). A device does not fill
+//! them: a task that reads into a piece of memory has looked for views when nothing of the range was valid,
+//! and a view is valid only if the range was when it had been made.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -19,10 +19,10 @@ pub struct PoolView {
 }
 
 impl PoolView {
-    /// A view of bytes `range`. Waits while somebody changes the memory.
+    /// A view of bytes `range`. Waits while a writer changes the memory.
     ///
     /// # Panics
-    /// Where the range is not the memory's.
+    /// If the range is not the memory's.
     #[must_use]
     pub fn new(memory: Arc<PoolMemory>, range: Range<u32>) -> Self {
         let range = range.start as usize..range.end as usize;
@@ -37,9 +37,9 @@ impl Deref for PoolView {
 
     fn deref(&self) -> &[u8] {
         let start = self.memory.as_ptr().wrapping_add(self.range.start);
-        // SAFETY: the range lies within the memory, which `memory` keeps alive. The view was entered while nobody held
-        // the memory's lock for writing, and writers refuse bytes that are viewed; devices keep to the module's
-        // invariant.
+        // SAFETY: the range lies within the memory, which `memory` keeps alive. The view was entered while
+        // the memory's lock was not held for writing, and writers refuse bytes that are viewed; devices keep
+        // to the module's invariant.
         unsafe { std::slice::from_raw_parts(start, self.range.len()) }
     }
 }

@@ -1,7 +1,7 @@
 //! The ranges of one piece of pool memory that are viewed: what its writers ask before they change it.
 //!
-//! Invariant: `count` is not 0 as long as a range is in the list, as seen by every thread that has synchronised with the
-//! viewer: a writer that reads 0 meets no view.
+//! Invariant: `count` is not 0 as long as a range is in the list, as seen by every thread that has
+//! synchronised with the viewer: a writer that reads 0 meets no view.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::{BoxFuture, Runtime};
 use crate::error::{Errno, Error, Result};
 
-/// Tasks and timers of one tokio runtime. It has to have its timers enabled (`enable_time`); the file system's own tasks
-/// need nothing else of it.
+/// Tasks and timers of one tokio runtime. It has to have its timers enabled (`enable_time`); the file
+/// system's own tasks need nothing else of it.
 #[derive(Clone, Debug)]
 pub struct TokioRuntime {
     handle: tokio::runtime::Handle,

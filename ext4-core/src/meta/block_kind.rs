@@ -1,14 +1,15 @@
-//! Verifiers and checksums of metadata blocks, one pair for each kind of block (XFS calls the pair `xfs_buf_ops`).
+//! Verifiers and checksums of metadata blocks, one pair for each kind of block (XFS calls the pair
+//! `xfs_buf_ops`).
 //!
-//! A kind is named twice: by a [`Verifier`], which knows where the block was found and judges it on the way in, and by a
-//! [`BlockKind`], a small value that stays with the buffer and seals the block (makes its checksum right) on the way
-//! out.
+//! A kind is named twice: by a [`Verifier`], which knows where the block was found and judges it on the way
+//! in, and by a [`BlockKind`], a small value that stays with the buffer and seals the block (makes its
+//! checksum right) on the way out.
 //!
 //! | kind | verified on the way in | sealed on the way out |
 //! |---|---|---|
 //! | superblock | magic, checksum, bounds, UUID of this file system | by `Superblock::to_bytes` |
 //! | group descriptors | each checksum; the places known since the mount | each by `GroupDescriptor::write` |
-//! | bitmaps | checksum in the descriptor, free count, fixed metadata is in use | `GroupState::modify_bitmap`, in the descriptor |
+//! | bitmaps | checksum, free count, fixed metadata in use | in the descriptor: `GroupState::modify_bitmap` |
 //! | inode table | lies in its group's table; each inode when it is read | each inode by `Inode::serialize` |
 //! | extent node | magic, checksum of its inode, order, bounds, ranges | by [`BlockKind::seal`] |
 //! | indirect block | each pointer | no checksum on the device |
@@ -17,14 +18,14 @@
 //! | orphan file | magic, checksum with its own block number | by [`BlockKind::seal`] |
 //! | symlink | no NUL in the target | no checksum on the device |
 //!
-//! So there are three places for a checksum, and one owner of each. A checksum of the whole block is the kind's. A
-//! record within a table (inode, group descriptor, superblock) is sealed by the function that serialises it; sealing the
-//! whole block would also seal a neighbour that is damaged. A bitmap's checksum lies in its group's descriptor and is
-//! computed under the group lock, which keeps the two together.
+//! So there are three places for a checksum, and one owner of each. A checksum of the whole block is the
+//! kind's. A record within a table (inode, group descriptor, superblock) is sealed by the function that
+//! serialises it; sealing the whole block would also seal a neighbour that is damaged. A bitmap's checksum
+//! lies in its group's descriptor and is computed under the group lock, which keeps the two together.
 //!
-//! Invariant: two values of [`BlockKind`] are equal only if one verifier's verdict holds for the other. The value
-//! therefore names the owner (inode and generation, or group): a node of another file's tree is verified again, and its
-//! checksum gives it away.
+//! Invariant: two values of [`BlockKind`] are equal only if one verifier's verdict holds for the other. The
+//! value therefore names the owner (inode and generation, or group): a node of another file's tree is
+//! verified again, and its checksum gives it away.
 
 use crate::error::Result;
 use crate::format::directory::Layout;
@@ -46,7 +47,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// `inode` as the owner of a block, in a file system with checksum seed `seed` (`None` without metadata_csum).
+    /// `inode` as the owner of a block, in a file system with checksum seed `seed` (`None` without
+    /// metadata_csum).
     #[must_use]
     pub fn new(inode: &Inode, seed: Option<u32>) -> Self {
         Self { inode: inode.number, generation: inode.generation, seed }
@@ -105,8 +107,9 @@ pub enum BlockKind {
 }
 
 impl BlockKind {
-    /// Makes the checksum of a block right that is in the block and covers all of it; no-op for all other kinds (see the
-    /// table of this module) and without metadata_csum. `block` is where the block lies, `bytes` all of it.
+    /// Makes the checksum of a block right that is in the block and covers all of it; no-op for all other
+    /// kinds (see the table of this module) and without metadata_csum. `block` is where the block lies,
+    /// `bytes` all of it.
     pub fn seal(&self, block: BlockNumber, bytes: &mut [u8]) {
         match self {
             Self::ExtentNode(owner) => {
@@ -133,16 +136,16 @@ pub trait Verifier {
     /// What a block that passes holds. Cheap: it is asked for on each read, cached or not.
     fn kind(&self) -> BlockKind;
 
-    /// Checks the block that lies at `block` and has content `bytes`: magic, checksum if the file system has them,
-    /// bounds, own location. Called without the buffer's lock.
+    /// Checks the block that lies at `block` and has content `bytes`: magic, checksum if the file system has
+    /// them, bounds, own location. Called without the buffer's lock.
     ///
     /// # Errors
     /// Corrupt: what and where, what was found and what was expected.
     fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()>;
 }
 
-/// The verifier of blocks whose content has no meaning to their reader: for tests of a journal, which carries blocks of
-/// every kind. It lets everything pass, and changes are not sealed.
+/// The verifier of blocks whose content has no meaning to their reader: for tests of a journal, which carries
+/// blocks of every kind. It lets everything pass, and changes are not sealed.
 #[derive(Clone, Copy, Debug)]
 pub struct Opaque;
 

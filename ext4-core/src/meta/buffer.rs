@@ -3,28 +3,29 @@
 //! ```text
 //!   Buffer (block 1234) ── current image ──► [bytes]   ◄── the running transaction changes it
 //!                                               ▲
-//!   a committing transaction froze it ──────────┘   a change now copies first, so the commit writes what it froze
+//!   a committing transaction froze it ──────────┘   a change copies first: what was frozen is written
 //! ```
 //!
 //! Invariants:
-//! - A block is used only after a [`Verifier`] has passed it: what comes from the device is a [`Fetched`], and only its
-//!   verification gives a [`Buffer`]. Were a damaged block used, one flipped bit could send a write to another file's
-//!   block. A block is verified once for each [`BlockKind`] it is read as; a block of zeros that was just allocated
-//!   ([`BufferCache::create`]) is verified when it is read for the first time.
-//! - A buffer knows its kind, and [`Buffer::modify`] seals: when it returns, the block's own checksum is right, whatever
-//!   the closure did. So no closure computes a checksum of a block, and none can forget it. (Records of a table and
-//!   bitmaps are sealed elsewhere: see [`super::block_kind`].)
-//! - Sealing needs nothing but what lies in the buffer (kind, block number, bytes). It may therefore move to the moment
-//!   when a transaction freezes the image, once for many changes; until then no verifier looks at the block, because a
-//!   change does not make a verified block an unverified one.
-//! - One block has at most one [`Buffer`] that is held: a buffer that is held outside the cache is never evicted. Were
-//!   it, a second copy read from the device would miss changes that are only in the journal.
+//! - A block is used only after a [`Verifier`] has passed it: what comes from the device is a [`Fetched`],
+//!   and only its verification gives a [`Buffer`]. Were a damaged block used, one flipped bit could send a
+//!   write to another file's block. A block is verified once for each [`BlockKind`] it is read as; a block of
+//!   zeros that was just allocated ([`BufferCache::create`]) is verified when it is read for the first time.
+//! - A buffer knows its kind, and [`Buffer::modify`] seals: when it returns, the block's own checksum is
+//!   right, whatever the closure did. So no closure computes a checksum of a block, and none can forget it.
+//!   (Records of a table and bitmaps are sealed elsewhere: see [`super::block_kind`].)
+//! - Sealing needs nothing but what lies in the buffer (kind, block number, bytes). It may therefore move to
+//!   the moment when a transaction freezes the image, once for many changes; until then no verifier looks at
+//!   the block, because a change does not make a verified block an unverified one.
+//! - One block has at most one [`Buffer`] that is held: a buffer that is held outside the cache is never
+//!   evicted. Were it, a second copy read from the device would miss changes that are only in the journal.
 //! - A buffer that is dirty without a journal is held by the dirty list until it is on the device.
-//! - Memory: at most `capacity` bytes of buffers that are not held, plus those that are held (bounded by the journal's
-//!   transaction size).
+//! - Memory: at most `capacity` bytes of buffers that are not held, plus those that are held (bounded by the
+//!   journal's transaction size).
 //!
-//! Locks: the image lock of a buffer is innermost; nothing is called under it but the closure of [`Buffer::modify`],
-//! which must not touch other buffers, and [`BlockKind::seal`]. Verifiers run without it, so they may take locks.
+//! Locks: the image lock of a buffer is innermost; nothing is called under it but the closure of
+//! [`Buffer::modify`], which must not touch other buffers, and [`BlockKind::seal`]. Verifiers run without it,
+//! so they may take locks.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
@@ -79,14 +80,14 @@ impl Buffer {
         self.0.block
     }
 
-    /// True where both are one buffer, not two lives of one block.
+    /// Returns true if both are one buffer, not two lives of one block.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The content as it is now; it does not change while the caller holds it. Drop it before changing the buffer,
-    /// or the change has to copy.
+    /// The content as it is now; it does not change while the caller holds it. Drop it before changing the
+    /// buffer, or the change has to copy.
     #[must_use]
     pub fn image(&self) -> BlockImage {
         self.0.state.lock().image.clone()
@@ -97,16 +98,19 @@ impl Buffer {
         f(&self.0.state.lock().image)
     }
 
-    /// Changes the content as part of `transaction`: `f` gets the whole block. What `f` leaves is sealed by the block's
-    /// kind, also if `f` reports a failure of its own in `R`.
+    /// Changes the content as part of `transaction`: `f` gets the whole block. What `f` leaves is sealed by
+    /// the block's kind, also if `f` reports a failure of its own in `R`.
     ///
     /// # Errors
-    /// Those of the transaction (the journal has aborted), `ENOMEM`; nothing was changed then.
+    /// - Those of the transaction (the journal has aborted), `ENOMEM`.
+    ///
+    /// Nothing was changed then.
     pub fn modify<R>(&self, transaction: &dyn Transaction, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
         self.change(transaction, None, f)
     }
 
-    /// As [`Buffer::modify`], for a change that makes a block of another kind of it: `kind` seals it from now on.
+    /// As [`Buffer::modify`], for a change that makes a block of another kind of it: `kind` seals it from now
+    /// on.
     ///
     /// # Errors
     /// As [`Buffer::modify`].
@@ -143,7 +147,8 @@ impl Buffer {
     }
 }
 
-/// A block as it came from the device or lies in the cache, not yet verified for what its reader takes it for.
+/// A block as it came from the device or lies in the cache, not yet verified for what its reader takes it
+/// for.
 #[must_use]
 #[derive(Debug)]
 pub struct Fetched(Buffer);
@@ -154,7 +159,8 @@ impl Fetched {
         self.0.read(f)
     }
 
-    /// The buffer, once `verifier` has passed it. `verifier` runs unless one of its kind has passed the block before.
+    /// The buffer, once `verifier` has passed it. `verifier` runs unless one of its kind has passed the block
+    /// before.
     ///
     /// # Errors
     /// The verifier's, each time until it passes.
@@ -185,9 +191,9 @@ impl Lifecycle<u64, Buffer> for KeepHeld {
     }
 }
 
-/// Hashes block numbers. The cache takes a shard from bits in the middle of a hash, and metadata lies at multiples of
-/// large powers of two: with a hash that only multiplies, every group's bitmap would be in one shard, whose few places
-/// are then looked through for something to evict.
+/// Hashes block numbers. The cache takes a shard from bits in the middle of a hash, and metadata lies at
+/// multiples of large powers of two: with a hash that only multiplies, every group's bitmap would be in one
+/// shard, whose few places are then looked through for something to evict.
 #[derive(Default, Clone, Copy)]
 struct BlockHasher(u64);
 
@@ -222,12 +228,12 @@ pub struct BufferCache {
     blocks: Blocks,
     /// Without a journal: what has to be written, in device order.
     dirty: Mutex<BTreeMap<BlockNumber, Buffer>>,
-    /// Blocks on their way into the cache that nobody has asked for since.
+    /// Blocks on their way into the cache that have not been asked for since.
     prefetched: Mutex<Prefetched>,
 }
 
-/// Reads ahead in flight, each with a number of its own. Whoever reads, creates or frees the block cancels its read
-/// ahead: the content that arrives may be older than what has been written since, and been evicted.
+/// Reads ahead in flight, each with a number of its own. A read, creation or freeing of the block cancels its
+/// read ahead: the content that arrives may be older than what has been written since, and been evicted.
 #[derive(Default)]
 struct Prefetched {
     next: u64,
@@ -241,7 +247,7 @@ impl fmt::Debug for BufferCache {
 }
 
 impl BufferCache {
-    /// A cache of at most `capacity` bytes of blocks that nobody holds.
+    /// A cache of at most `capacity` bytes of blocks that are not held.
     #[must_use]
     pub fn new(device: Arc<dyn BlockDevice>, block_size: BlockSize, capacity: usize) -> Arc<Self> {
         let items = (capacity / block_size.len()).max(64);
@@ -276,11 +282,11 @@ impl BufferCache {
         self.fetch(block).await?.verify(verifier)
     }
 
-    /// As [`BufferCache::read`], with the verification left to the caller: for a kind that only the content tells, and
-    /// for a verifier that has to run under a lock which must not be held across the read.
+    /// As [`BufferCache::read`], with the verification left to the caller: for a kind that only the content
+    /// tells, and for a verifier that has to run under a lock which must not be held across the read.
     ///
     /// # Errors
-    /// The device's.
+    /// Those of the device.
     pub async fn fetch(&self, block: BlockNumber) -> Result<Fetched> {
         let key = block.0;
         if let Some(buffer) = self.blocks.get(&key) {
@@ -301,8 +307,8 @@ impl BufferCache {
         }
     }
 
-    /// The buffer of a block that was just allocated as metadata of `kind`: zeros, not read from the device. The caller
-    /// fills it with [`Buffer::modify`]. A cached buffer of the block's former life is replaced.
+    /// The buffer of a block that was just allocated as metadata of `kind`: zeros, not read from the device.
+    /// The caller fills it with [`Buffer::modify`]. A cached buffer of the block's former life is replaced.
     ///
     /// # Errors
     /// `ENOMEM`, or those of the transaction.
@@ -335,8 +341,8 @@ impl BufferCache {
         transaction.forget(block, buffer.as_ref())
     }
 
-    /// Starts reading `count` blocks from `first` on into the cache, without waiting: what a walk over an inode table
-    /// or a bitmap will ask for next. Errors are left for the read that needs the block.
+    /// Starts reading `count` blocks from `first` on into the cache, without waiting: what a walk over an
+    /// inode table or a bitmap will ask for next. Errors are left for the read that needs the block.
     pub fn prefetch(self: &Arc<Self>, first: BlockNumber, count: u32) {
         let mut plug = Vec::new();
         for block in (0..u64::from(count)).map(|i| first.offset(i)) {
@@ -364,7 +370,7 @@ impl BufferCache {
         }
     }
 
-    /// The number of a new read ahead; `None` where the block is on its way already.
+    /// The number of a new read ahead; `None` if the block is on its way already.
     fn begin_prefetch(&self, block: BlockNumber) -> Option<u64> {
         let mut prefetched = self.prefetched.lock();
         let number = prefetched.next;
@@ -382,7 +388,7 @@ impl BufferCache {
 
     /// A read ahead ended: its content becomes the block's, unless it was cancelled.
     fn finish_prefetch(&self, block: BlockNumber, number: u64, completion: Completion) {
-        // Held to the end, so that nobody cancels between the look and the insertion.
+        // Held to the end, so that no cancellation comes between the look and the insertion.
         let mut prefetched = self.prefetched.lock();
         match prefetched.blocks.entry(block.0) {
             Entry::Occupied(entry) if *entry.get() == number => entry.remove(),
@@ -393,7 +399,7 @@ impl BufferCache {
         else {
             return;
         };
-        // Whoever is reading the block now must not be waited for in a completion.
+        // A reader of the block must not be waited for in a completion.
         if let GuardResult::Guard(guard) = self.blocks.get_value_or_guard(&block.0, Some(Duration::ZERO)) {
             let _ = guard.insert(Buffer::new(block, content.into(), BlockKind::Opaque));
         }
@@ -415,8 +421,8 @@ impl BufferCache {
         self.dirty.lock().len()
     }
 
-    /// Without a journal: takes over everything that has to be written, in device order. The cache keeps the content;
-    /// the caller brings it to the device.
+    /// Without a journal: takes over everything that has to be written, in device order. The cache keeps the
+    /// content; the caller brings it to the device.
     #[must_use]
     pub fn take_dirty(&self) -> Vec<(BlockNumber, BlockImage)> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
@@ -426,7 +432,8 @@ impl BufferCache {
     /// Without a journal: writes everything dirty and waits for it. It does not flush the device.
     ///
     /// # Errors
-    /// The device's first; what was not written stays dirty.
+    /// - The device's first.
+    /// - What was not written stays dirty.
     pub async fn write_dirty(&self) -> Result<()> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let images = dirty.values().map(|buffer| (buffer.block(), buffer.image())).collect();
@@ -440,15 +447,15 @@ impl BufferCache {
         result
     }
 
-    /// Drops every buffer that nobody holds: after recovery changed the device underneath.
+    /// Drops every buffer that is not held: after recovery changed the device underneath.
     pub fn clear(&self) {
         self.prefetched.lock().blocks.clear();
         self.blocks.clear();
     }
 }
 
-/// Writes block images to their places: in device order, adjacent ones in one transfer, all in one plug; waits for
-/// them all.
+/// Writes block images to their places: in device order, adjacent ones in one transfer, all in one plug;
+/// waits for them all.
 ///
 /// # Errors
 /// The device's first.

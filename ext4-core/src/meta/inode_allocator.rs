@@ -1,10 +1,10 @@
-//! Inode allocation: directories spread over flex groups (Orlov's policy, as the kernel has it), other inodes near
-//! their directory.
+//! Inode allocation: directories spread over flex groups (Orlov's policy, as the kernel has it), other inodes
+//! near their directory.
 //!
 //! Invariants:
 //! - An inode below `s_first_ino` is never handed out nor freed.
-//! - `itable_unused` never covers an inode in use: were it to, e2fsck and the kernel's lazy initialisation would zero
-//!   that inode.
+//! - `itable_unused` never covers an inode in use: were it to, e2fsck and the kernel's lazy initialisation
+//!   would zero that inode.
 //! - A group whose inodes are first used has an initialised block bitmap too, as in the kernel.
 //!
 //! Locks: one group's at a time.
@@ -21,7 +21,8 @@ use crate::types::{GroupNumber, InodeNumber};
 /// Allocates an inode number: directories spread over flex groups (Orlov), others near `parent`.
 ///
 /// # Errors
-/// `ENOSPC`; those of the device and the transaction.
+/// - `ENOSPC` if there is no free space.
+/// - Those of the device and of the transaction.
 pub async fn allocate_inode(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -32,7 +33,8 @@ pub async fn allocate_inode(
     let home = info.group_of_inode(parent);
     let start = if is_directory { orlov(info, parent, home) } else { near(info, parent, home) };
     if let Some(start) = start {
-        // The hint may be out of date by the time the group is locked: then the next group with a free inode does.
+        // The hint may be out of date by the time the group is locked: then the next group with a free inode
+        // does.
         for number in (start.0..count).chain(0..start.0).map(GroupNumber) {
             if let Some(inode) = try_group(info, transaction, number, is_directory).await? {
                 return Ok(inode);
@@ -122,8 +124,8 @@ fn flex_free_blocks(info: &SuperblockInfo, flex: u32) -> u64 {
         .sum()
 }
 
-/// A directory in the root: the flex group with the fewest directories among those with at least average room. The
-/// search begins one further each time, so that directories made in turn spread.
+/// A directory in the root: the flex group with the fewest directories among those with at least average
+/// room. The search begins one further each time, so that directories made in turn spread.
 fn top_level(info: &SuperblockInfo) -> Option<GroupNumber> {
     let averages = Averages::new(info);
     let start = info.next_top_level.fetch_add(1, Ordering::Relaxed) % averages.flex_groups;
@@ -258,10 +260,11 @@ fn unused(descriptor: &GroupDescriptor, per_group: u32) -> u32 {
     if descriptor.flags.contains(GroupFlags::INODE_UNINIT) { per_group } else { descriptor.itable_unused }
 }
 
-/// True where `inode` is in use as its bitmap says.
+/// Returns true if `inode` is in use as its bitmap says.
 ///
 /// # Errors
-/// Corrupt where the number is out of range or the bitmap is bad; those of the device.
+/// - Corrupt if the number is out of range or the bitmap is bad.
+/// - Those of the device.
 pub async fn is_used(info: &SuperblockInfo, inode: InodeNumber) -> Result<bool> {
     let (number, index) = place(info, inode)?;
     let state = info.lock_bitmap(number, BitmapOf::Inodes).await?.ok_or_else(|| bad_bitmap(inode))?;
@@ -269,12 +272,12 @@ pub async fn is_used(info: &SuperblockInfo, inode: InodeNumber) -> Result<bool> 
     Ok(map.bitmap.read(|bytes| bitmap::is_set(bytes, index)))
 }
 
-/// Marks `inode`, which is free, as used, because something outside the bitmaps says so: a replayed fast commit. Slots
-/// of its table that are counted as used from now on, and were not before, become free inodes.
+/// Marks `inode`, which is free, as used, because something outside the bitmaps says so: a replayed fast
+/// commit. Slots of its table that are counted as used from now on, and were not before, become free inodes.
 ///
 /// # Errors
-/// Corrupt where the number is out of range, reserved or in use, or the bitmap is bad; those of the device and the
-/// transaction.
+/// - Corrupt if the number is out of range, reserved or in use, or the bitmap is bad.
+/// - Those of the device and of the transaction.
 pub async fn mark_used(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -338,7 +341,8 @@ pub(super) async fn initialise_block_bitmap(
 /// Frees an inode number. The table slot must have been cleared or marked deleted by the caller.
 ///
 /// # Errors
-/// Corrupt where it was free already or is reserved; those of the device and the transaction.
+/// - Corrupt if it was free already or is reserved.
+/// - Those of the device and of the transaction.
 pub async fn free_inode(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

@@ -35,8 +35,8 @@ pub fn add_subdirectory(directory: &mut Inode) {
     };
 }
 
-/// Takes the `..` of a subdirectory off the count of `directory`, which keeps its own two links, or the 1 that stands for
-/// too many.
+/// Takes the `..` of a subdirectory off the count of `directory`, which keeps its own two links, or the 1
+/// that stands for too many.
 pub fn remove_subdirectory(directory: &mut Inode) {
     if directory.links_count > 2 {
         directory.links_count -= 1;

@@ -1,15 +1,17 @@
 //! The metadata plane: everything in an ext4 file system that is not file data, read and changed through a
 //! [`BufferCache`] and a [`Transaction`].
 //!
-//! Every function that changes something takes `&dyn Transaction`; whether a journal stands behind it is none of its
-//! business. Functions that work on one inode take the in-memory copy, `&mut Inode`, of which the caller holds the
-//! lock (the kernel's `i_data_sem`); they change it, and the caller logs it with
+//! Every function that changes something takes `&dyn Transaction`; whether a journal stands behind it is none
+//! of its business. Functions that work on one inode take the in-memory copy, `&mut Inode`, of which the
+//! caller holds the lock (the kernel's `i_data_sem`); they change it, and the caller logs it with
 //! [`inode_table::write_inode`] in the same transaction.
 //!
-//! Invariant: no block of metadata is changed except inside [`Buffer::modify`], which leaves it with a right checksum.
+//! Invariant: no block of metadata is changed except inside [`Buffer::modify`], which leaves it with a right
+//! checksum.
 //!
 //! Invariant: a block is used as metadata only after [`BufferCache::read`] verified it: its magic, checksum,
-//! bounds and place ([`block_kind`]). Were this wrong, one flipped bit could send a write to another file's block.
+//! bounds and place ([`block_kind`]). Were this wrong, one flipped bit could send a write to another file's
+//! block.
 
 pub mod block_allocator;
 pub mod block_kind;

@@ -1,7 +1,7 @@
 //! The block of a slow symlink: a target that does not fit in its inode.
 //!
-//! The block is metadata, here as in the kernel: it goes through the journal. It holds the target and a NUL behind it,
-//! which i_size does not count. It has no checksum.
+//! The block is metadata, here as in the kernel: it goes through the journal. It holds the target and a NUL
+//! behind it, which i_size does not count. It has no checksum.
 //!
 //! Source: kernel documentation, "The Contents of inode.i_block", "Symbolic Links".
 
@@ -9,10 +9,12 @@ use super::{BlockKind, SuperblockInfo, Transaction, Verifier};
 use crate::error::{Error, Result};
 use crate::types::{BlockNumber, InodeNumber};
 
-/// Puts `target` (bytes without a NUL, fewer than a block) into `block`, which was just allocated for symlink `inode`.
+/// Puts `target` (bytes without a NUL, fewer than a block) into `block`, which was just allocated for symlink
+/// `inode`.
 ///
 /// # Errors
-/// `ENOMEM`; those of the transaction.
+/// - `ENOMEM` if the host has no memory.
+/// - Those of the transaction.
 pub fn write_target(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -29,7 +31,7 @@ pub fn write_target(
 ///
 /// # Errors
 /// - Corrupt if the block is shorter than `len`, or there is a NUL in the target.
-/// - The device's.
+/// - Those of the device.
 pub async fn read_target(
     info: &SuperblockInfo,
     inode: InodeNumber,

@@ -1,7 +1,8 @@
-//! From a logical block of a directory to its verified buffer, and new blocks at its end.
+//! Directory blocks (`ext4_read_dirblock`, `ext4_append`): from a logical block to its verified buffer, and
+//! new blocks at the end.
 //!
-//! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled before
-//! the function that appended it returns to the caller of this room.
+//! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled
+//! before the function that appended it returns to the caller of this room.
 
 use super::Directory;
 use crate::error::{Errno, Error, Result};

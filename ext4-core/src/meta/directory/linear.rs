@@ -1,6 +1,7 @@
-//! Directories without an index: block by block, name by name.
+//! Linear directories, those without an index: block by block, name by name.
 //!
-//! A hole in such a directory is passed over, as the kernel does; the walk costs one mapping for each run of blocks.
+//! A hole in such a directory is passed over, as the kernel does; the walk costs one mapping for each run of
+//! blocks.
 
 use std::ops::ControlFlow;
 
@@ -46,8 +47,8 @@ impl Directory<'_> {
         Ok(None)
     }
 
-    /// How to walk over the entries of block `logical`, whatever it is: those of an index root lie as if there were
-    /// no checksum tail, since the index covers it. `None` for a node, which has none.
+    /// How to walk over the entries of block `logical`, whatever it is: those of an index root lie as if
+    /// there were no checksum tail, since the index covers it. `None` for a node, which has none.
     pub(super) fn entries_layout(&self, logical: u32, block: &[u8]) -> Option<Layout> {
         if self.indexed && self.layout.checksum_seed.is_some() {
             if logical == 0 {
@@ -89,8 +90,8 @@ impl Directory<'_> {
         self.find_in(inode, 0, &buffer, name)
     }
 
-    /// Adds a name to the first block with room for it; else makes the directory hashed where it has one block and
-    /// `may_index`; else to a new block.
+    /// Adds a name to the first block with room for it; else makes the directory hashed if it has one block
+    /// and `may_index`; else to a new block.
     pub(super) async fn add_linear(
         &self,
         transaction: &dyn Transaction,
@@ -120,7 +121,7 @@ impl Directory<'_> {
         }
     }
 
-    /// Where in a leaf a name has room; `EEXIST` where it is seen on the way.
+    /// Where in a leaf a name has room; `EEXIST` if it is seen on the way.
     pub(super) fn space_in(&self, inode: &Inode, buffer: &Buffer, name: &[u8]) -> Result<Space> {
         let space = buffer
             .read(|block| self.layout.find_space(block, name))

@@ -9,16 +9,17 @@
 //! | `split` | making a hashed directory of a linear one, splitting leaves and nodes |
 //! | `read` | listing |
 //!
-//! Names are compared byte by byte. The caller holds the lock of the directory (the kernel's `i_rwsem`): for reading
-//! in [`lookup`], [`read`] and [`is_empty`], for writing in the others.
+//! Names are compared byte by byte. The caller holds the lock of the directory (the kernel's `i_rwsem`): for
+//! reading in [`lookup`], [`read`] and [`is_empty`], for writing in the others.
 //!
-//! Invariant: whatever a function has changed when it returns, with success or with an error such as `ENOSPC`, is a
-//! consistent directory, provided the caller logs the inode in the same transaction *in both cases*. (A directory that
-//! was made hashed before the device was full has its INDEX flag only in the inode.)
+//! Invariant: whatever a function has changed when it returns, with success or with an error such as
+//! `ENOSPC`, is a consistent directory, provided the caller logs the inode in the same transaction *in both
+//! cases*. (A directory that was made hashed before the device was full has its INDEX flag only in the
+//! inode.)
 //!
-//! Invariant: an entry never moves to a lower position within its block, and to another block only towards the end of
-//! the directory. Were this wrong, whoever lists a directory in steps while others add to it could miss a name that
-//! was there all the time.
+//! Invariant: an entry never moves to a lower position within its block, and to another block only towards
+//! the end of the directory. Were this wrong, a reader that lists a directory in steps while others add to it
+//! could miss a name that was there all the time.
 
 mod blocks;
 mod htree;
@@ -45,7 +46,7 @@ use crate::types::InodeNumber;
 struct Directory<'a> {
     info: &'a SuperblockInfo,
     layout: Layout,
-    /// It has an index that this file system uses.
+    /// True if the directory has an index that this file system uses.
     indexed: bool,
 }
 
@@ -94,12 +95,13 @@ fn no_entry(inode: &Inode, name: &[u8]) -> Error {
     Error::posix(Errno::ENOENT, format!("{name:?} in directory {}", inode.number))
 }
 
-/// Makes `directory`, a new inode with no blocks, a directory with `.` and `..`: one block, or none where it can lie in
-/// its inode (`inline_data`). Makes it extent-mapped
-/// first where the file system has extents. Changes size, sectors, flags and i_block, not links.
+/// Makes `directory`, a new inode with no blocks, a directory with `.` and `..`: one block, or none if it can
+/// lie in its inode (`inline_data`). Makes it extent-mapped first if the file system has extents. Changes
+/// size, sectors, flags and i_block, not links.
 ///
 /// # Errors
-/// `ENOSPC`; those of the device and the transaction.
+/// - `ENOSPC` if there is no free space.
+/// - Those of the device and of the transaction.
 pub async fn initialize(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -112,7 +114,8 @@ pub async fn initialize(
     initialize_in_block(info, transaction, directory, parent).await
 }
 
-/// As [`initialize`], always with a block: the kernel takes a root directory without blocks for a corrupt one.
+/// As [`initialize`], always with a block: the kernel takes a root directory without blocks for a corrupt
+/// one.
 ///
 /// # Errors
 /// As [`initialize`].
@@ -134,11 +137,12 @@ pub async fn initialize_in_block(
     this.write_leaf(transaction, &buffer, &entries)
 }
 
-/// Adds an empty block at the end of a directory that has no index: what `lost+found` is given beforehand, so that a
-/// checker can put names there without allocating.
+/// Adds an empty block at the end of a directory that has no index: what `lost+found` is given beforehand, so
+/// that a checker can put names there without allocating.
 ///
 /// # Errors
-/// `ENOSPC`, `EINVAL` where the directory is hashed; those of the device and the transaction.
+/// - `ENOSPC`, `EINVAL` if the directory is hashed.
+/// - Those of the device and of the transaction.
 pub async fn preallocate_block(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -158,7 +162,9 @@ pub async fn preallocate_block(
 /// Finds a name. O(log n) in a hashed directory.
 ///
 /// # Errors
-/// `ENAMETOOLONG`, `EINVAL` for what is no name; corrupt; those of the device.
+/// - `ENAMETOOLONG`, `EINVAL` for what is no name.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device.
 pub async fn lookup(
     info: &SuperblockInfo,
     directory: &Inode,
@@ -173,13 +179,16 @@ pub async fn lookup(
     Ok(located.map(|located| (InodeNumber(located.found.inode), located.found.file_type)))
 }
 
-/// Adds a name that is not there. A linear directory that outgrows one block becomes hashed (`dir_index`). May grow
-/// the directory: changes size, sectors, flags, i_block of `directory`, not its times or links. The caller logs the
-/// inode, *also when an error is returned*.
+/// Adds a name that is not there. A linear directory that outgrows one block becomes hashed (`dir_index`).
+/// May grow the directory: changes size, sectors, flags, i_block of `directory`, not its times or links. The
+/// caller logs the inode, *also when an error is returned*.
 ///
 /// # Errors
-/// `ENAMETOOLONG`, `EINVAL` for what is no name; `ENOSPC`, also where the index is full; `EEXIST` where the name is
-/// found in passing (the caller looks it up first); corrupt; those of the device and the transaction.
+/// - `ENAMETOOLONG`, `EINVAL` for what is no name.
+/// - `ENOSPC`, also if the index is full.
+/// - `EEXIST` if the name is found in passing (the caller looks it up first).
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device and of the transaction.
 pub async fn add(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -200,7 +209,7 @@ pub async fn add(
     let may_index = if this.indexed {
         match this.add_hashed(transaction, directory, &entry).await? {
             htree::Probe::Done(()) => return Ok(()),
-            // The kernel, too, gives up an index it cannot use, where no checksum says that it was meant so.
+            // The kernel, too, gives up an index it cannot use, if no checksum says that it was meant so.
             htree::Probe::Unusable(problem) if this.layout.checksum_seed.is_some() => {
                 return Err(this.corrupt(directory, 0, problem));
             }
@@ -219,11 +228,14 @@ pub async fn add(
     this.add_linear(transaction, directory, &entry, may_index).await
 }
 
-/// Removes a name and says which inode it named. The directory does not shrink. The caller logs the inode: an inline
-/// directory's names lie in it.
+/// Removes a name and says which inode it named. The directory does not shrink. The caller logs the inode: an
+/// inline directory's names lie in it.
 ///
 /// # Errors
-/// `ENOENT` where it is not there; `EINVAL` for `.` and `..`; as [`lookup`]; those of the transaction.
+/// - `ENOENT` if it is not there.
+/// - `EINVAL` for `.` and `..`.
+/// - As [`lookup`].
+/// - Those of the transaction.
 pub async fn remove(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -246,11 +258,13 @@ pub async fn remove(
     Ok(InodeNumber(located.found.inode))
 }
 
-/// Makes an existing name (also `..`) point to another inode. The caller logs the directory's inode as well: the names of
-/// an inline one lie in it.
+/// Makes an existing name (also `..`) point to another inode. The caller logs the directory's inode as well:
+/// the names of an inline one lie in it.
 ///
 /// # Errors
-/// `ENOENT` where it is not there; as [`lookup`]; those of the transaction.
+/// - `ENOENT` if it is not there.
+/// - As [`lookup`].
+/// - Those of the transaction.
 pub async fn replace(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -278,7 +292,7 @@ struct NewEntry<'a> {
 }
 
 impl Directory<'_> {
-    /// Where `name` lies, through the index where there is one.
+    /// Where `name` lies, through the index if there is one.
     async fn locate(&self, inode: &Inode, name: &[u8]) -> Result<Option<Located>> {
         if matches!(name, b"." | b"..") {
             return self.locate_in_first_block(inode, name).await;

@@ -1,11 +1,12 @@
-//! Growing a hashed directory: from a linear one, leaf by leaf, node by node, level by level.
+//! Growing an htree (`make_indexed_dir`, `do_split`): from a linear directory, leaf by leaf, node by node,
+//! level by level.
 //!
-//! A full leaf gives the upper half of its hashes to a new block at the end of the directory; what stays is packed
-//! towards the end of the leaf, so that whoever is listing the block still has all of it ahead. A full index block
-//! does the same; a full root hands all its keys to a new node and has one level more.
+//! A full leaf gives the upper half of its hashes to a new block at the end of the directory; what stays is
+//! packed towards the end of the leaf, so that a reader that is listing the block still has all of it ahead.
+//! A full index block does the same; a full root hands all its keys to a new node and has one level more.
 //!
-//! Every step allocates first and changes then, and leaves a directory that is whole: running out of space in the
-//! middle costs at most a split that was not needed.
+//! Every step allocates first and changes then, and leaves a directory that is whole: running out of space in
+//! the middle costs at most a split that was not needed.
 
 use super::blocks::Expect;
 use super::htree::{Frame, Path, Probe};
@@ -18,7 +19,8 @@ use crate::format::hash::{HashVersion, Hasher};
 use crate::format::inode::{Inode, InodeFlags};
 use crate::meta::{Buffer, Transaction};
 
-/// How often an addition may find something else to split: each level of the index twice and the leaf a few times.
+/// How often an addition may find something else to split: each level of the index twice and the leaf a few
+/// times.
 const MAX_SPLITS: u32 = 12;
 
 impl Directory<'_> {
@@ -33,7 +35,8 @@ impl Directory<'_> {
         let parent = first
             .read(|block| self.layout.check_first_leaf(block, inode.number.0))
             .map_err(|problem| self.corrupt_block(inode, &first, problem))?;
-        // As the superblock has it: whether bytes are signed is said there alone, e2fsck knows no other numbers here.
+        // As the superblock has it: whether bytes are signed is said there alone, e2fsck knows no other
+        // numbers here.
         let version = HashVersion::from_byte(self.info.fixed.def_hash_version)
             .ok_or_else(|| Error::Unsupported("the superblock's default directory hash".into()))?;
         let (leaf, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
@@ -84,14 +87,14 @@ impl Directory<'_> {
             >= self.layout.index_limit(frame.kind)
     }
 
-    /// Makes room for one more key above the leaf, one step; `false` where there is room already.
+    /// Makes room for one more key above the leaf, one step; `false` if there is room already.
     async fn split_index(
         &self,
         transaction: &dyn Transaction,
         inode: &mut Inode,
         path: &Path,
     ) -> Result<bool> {
-        // The lowest full block under one that is not full is split; where all are full, the root goes deeper.
+        // The lowest full block under one that is not full is split; if all are full, the root goes deeper.
         let full = path.frames.iter().rev().take_while(|frame| self.is_full(frame)).count();
         let Some(top) = path.frames.len().checked_sub(full) else { return Ok(false) };
         let Some(frame) = path.frames.get(top) else { return Ok(false) };
@@ -228,15 +231,15 @@ fn used_entries<'b>(layout: &Layout, block: &'b [u8]) -> Result<Vec<Entry<'b>>, 
 
 /// Which names of a full leaf go to a new one.
 struct Split {
-    /// The new leaf's key: the least hash that goes, with the lowest bit set where a name with this hash stays.
+    /// The new leaf's key: the least hash that goes, with the lowest bit set if a name with this hash stays.
     hash: u32,
     /// For each name, in the order of the leaf.
     goes: Vec<bool>,
 }
 
 impl Split {
-    /// Half the bytes go, and neither side holds more than half a block where names are so long that this is
-    /// possible; where that makes no cut, half the names go (the rule of the kernel's `do_split`).
+    /// Half the bytes go, and neither side holds more than half a block if names are so long that this is
+    /// possible; if that makes no cut, half the names go (the rule of the kernel's `do_split`).
     fn choose(layout: &Layout, hasher: &Hasher, names: &[Entry<'_>]) -> Option<Self> {
         let mut order: Vec<(u32, usize)> =
             names.iter().enumerate().map(|(at, entry)| (hasher.hash(entry.name).major, at)).collect();

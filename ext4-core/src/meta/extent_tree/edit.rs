@@ -1,15 +1,16 @@
-//! The one primitive under every change of a tree: replace some extents of a leaf by others. Where they do not fit,
-//! nodes are split from the leaf up to the first that has room, or the root moves down into a block and the tree
-//! becomes one level deeper.
+//! Changes of an extent tree, all by one primitive: replace some extents of a leaf by others. If they do not
+//! fit, nodes are split from the leaf up to the first that has room, or the root moves down into a block and
+//! the tree becomes one level deeper.
 //!
-//! Invariant: all blocks that a change needs are allocated first ([`Edit::allocate`]); what follows does not wait. An
-//! allocation that fails gives back what it got.
+//! Invariant: all blocks that a change needs are allocated first ([`Edit::allocate`]); what follows does not
+//! wait. An allocation that fails gives back what it got.
 //!
-//! Splitting: a leaf that is appended to stays full and the new one starts with what is new, so that a file written from
-//! front to back has full leaves; any other is cut in the middle.
+//! Splitting: a leaf that is appended to stays full and the new one starts with what is new, so that a file
+//! written from front to back has full leaves; any other is cut in the middle.
 //!
-//! Credits of one replacement in a tree of depth d: d + 1 nodes that change, and for each of up to d + 1 new nodes the
-//! node, and bitmap and descriptor of its group: 4 (d + 1) in all, plus the inode ([`replace_credits`]).
+//! Credits of one replacement in a tree of depth d: d + 1 nodes that change, and for each of up to d + 1 new
+//! nodes the node, and bitmap and descriptor of its group: 4 (d + 1) in all, plus the inode
+//! ([`replace_credits`]).
 
 use super::path::{self, Level};
 use crate::error::{Errno, Error, Result};
@@ -38,7 +39,7 @@ pub(super) fn replace_credits(depth: usize) -> u32 {
     u32::try_from(depth).unwrap_or(u32::from(MAX_DEPTH)).min(u32::from(MAX_DEPTH)) * 4 + 4 + 1
 }
 
-/// True where `transaction` has `credits` left, or could get more.
+/// Returns true if `transaction` has `credits` left, or could get more.
 pub(super) fn has_credits(transaction: &dyn Transaction, credits: u32) -> Result<bool> {
     Ok(transaction.credits() >= credits || transaction.extend(credits)?)
 }
@@ -84,11 +85,12 @@ impl<'a> Edit<'a> {
         Ok(())
     }
 
-    /// Replaces extents `at..at + removed` of the leaf by `new`, which keep its order. The leaf must not end up empty:
-    /// for that there is [`Edit::drop_leaf`]. Stands at the leaf that holds the first of `new` afterwards.
+    /// Replaces extents `at..at + removed` of the leaf by `new`, which keep its order. The leaf must not end
+    /// up empty: for that there is [`Edit::drop_leaf`]. Stands at the leaf that holds the first of `new`
+    /// afterwards.
     ///
     /// # Errors
-    /// `ENOSPC` where a node is needed and there is no block for it: nothing was changed.
+    /// `ENOSPC` if a node is needed and there is no block for it: nothing was changed.
     pub async fn replace(&mut self, at: usize, removed: usize, new: &[Extent]) -> Result<()> {
         let depth = self.depth();
         self.levels[depth].at = at;
@@ -218,8 +220,8 @@ impl<'a> Edit<'a> {
         Ok(())
     }
 
-    /// Moves the upper part of the node of `level`, which is full, into `block`, and stands at the half in which the
-    /// change goes on. Its parent has room.
+    /// Moves the upper part of the node of `level`, which is full, into `block`, and stands at the half in
+    /// which the change goes on. Its parent has room.
     fn split(&mut self, level: usize, block: BlockNumber, removed: usize, new: &[Extent]) -> Result<()> {
         let is_leaf = level == self.depth();
         let Level { at, count, .. } = self.levels[level];
@@ -256,8 +258,8 @@ impl<'a> Edit<'a> {
         Ok(())
     }
 
-    /// Takes the leaf, of which every extent is gone, out of the tree, and the nodes above that become empty; an empty
-    /// tree has depth 0. Gives the blocks that are to be freed.
+    /// Takes the leaf, of which every extent is gone, out of the tree, and the nodes above that become empty;
+    /// an empty tree has depth 0. Gives the blocks that are to be freed.
     pub fn drop_leaf(&mut self) -> Result<Vec<BlockNumber>> {
         let mut freed = Vec::new();
         let mut level = self.depth();
@@ -292,8 +294,8 @@ fn first_logical(node: Node<'_>) -> Option<LogicalBlock> {
     node.entries().first().map(crate::format::extent::entry_logical)
 }
 
-/// Pulls the root's only child up into the root while it fits there. It saves a block, and is left undone where that
-/// would need credits that are not there.
+/// Pulls the root's only child up into the root while it fits there. It saves a block, and is left undone if
+/// that would need credits that are not there.
 pub(super) async fn collapse(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

@@ -1,7 +1,8 @@
-//! The way from the root to the leaf of a logical block.
+//! Paths in an extent tree (`ext4_find_extent`): from the root to the leaf of a logical block.
 //!
-//! Invariant: every node is verified when it is read (magic, checksum, order, ranges on the device), and its depth and
-//! place are checked again on each visit, because a damaged tree may reach a good node of another file.
+//! Invariant: every node is verified when it is read (magic, checksum, order, ranges on the device), and its
+//! depth and place are checked again on each visit, because a damaged tree may reach a good node of another
+//! file.
 
 use crate::error::{Error, Result};
 use crate::format::extent::{
@@ -15,7 +16,8 @@ use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 pub(super) struct Level {
     /// The node's block; `None` for the root.
     pub buffer: Option<Buffer>,
-    /// Above the leaf: the entry taken. In the leaf: how many extents start at or before the block looked for.
+    /// Above the leaf: the entry taken. In the leaf: how many extents start at or before the block looked
+    /// for.
     pub at: usize,
     /// How many entries the node has.
     pub count: usize,
@@ -184,8 +186,8 @@ pub(super) async fn locate(info: &SuperblockInfo, inode: &Inode, logical: Logica
 
 /// The node blocks of the tree, level by level.
 ///
-/// Bounded by the tree itself: within a level the keys of the nodes rise, and a node starts at its key, so that no node
-/// is met twice.
+/// Bounded by the tree itself: within a level the keys of the nodes rise, and a node starts at its key, so
+/// that no node is met twice.
 pub(super) async fn node_blocks(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<BlockNumber>> {
     let mut depth = root_depth(info, inode)?;
     let mut blocks = Vec::new();

@@ -1,5 +1,5 @@
-//! The inodes a new file system has: the reserved ones, the root directory, lost+found, the resize inode, the journal,
-//! the orphan file.
+//! The inodes a new file system has: the reserved ones, the root directory, lost+found, the resize inode, the
+//! journal, the orphan file.
 
 use std::ops::Range;
 

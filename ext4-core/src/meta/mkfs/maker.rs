@@ -1,4 +1,5 @@
-//! A new file system on its way to the device: groups and their counts, and the copies of superblock and descriptors.
+//! A new file system on its way to the device: groups and their counts, and the copies of superblock and
+//! descriptors.
 
 use std::sync::atomic::Ordering;
 
@@ -32,7 +33,7 @@ impl Maker<'_> {
     /// Writes the bitmaps that must be there.
     pub async fn initialise_groups(&self, layout: &Layout) -> Result<()> {
         let info = &self.info;
-        // The reserved inodes may take more than the first group, where a group has fewer.
+        // The reserved inodes may take more than the first group, if a group has fewer.
         let mut reserved = info.fixed.first_ino - 1;
         for (number, initialised) in layout.initialised.iter().enumerate() {
             // The count of groups fits.
@@ -100,7 +101,8 @@ impl Maker<'_> {
                 continue;
             }
             let mut copy = superblock.clone();
-            // The group's number modulo 2^16, as mke2fs has it; and a copy is never the state of a clean unmount.
+            // The group's number modulo 2^16, as mke2fs has it; and a copy is never the state of a clean
+            // unmount.
             copy.block_group_nr = (number.0 & 0xffff) as u16;
             copy.state &= !STATE_VALID;
             let mut block = AlignedBuffer::zeroed(block_size.len())?;
@@ -127,7 +129,8 @@ impl Maker<'_> {
         Ok(images)
     }
 
-    /// Meta block groups: each block of descriptors has copies in the second and the last group that it describes.
+    /// Meta block groups: each block of descriptors has copies in the second and the last group that it
+    /// describes.
     async fn write_meta_copies(&self) -> Result<()> {
         let info = &self.info;
         let per_block = info.fixed.descriptors_per_block();

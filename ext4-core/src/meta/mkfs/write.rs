@@ -1,5 +1,5 @@
-//! The steps of mkfs in their order: the old superblock away, tables zeroed, descriptors and bitmaps, the first inodes,
-//! copies, and last the new superblock.
+//! The steps of mkfs in their order: the old superblock away, tables zeroed, descriptors and bitmaps, the
+//! first inodes, copies, and last the new superblock.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::types::GroupNumber;
 
 /// Memory for blocks on their way to the device.
 const CACHE: usize = 16 << 20;
-/// What may hold another system's signature, at both ends of the device, in bytes. Source: mke2fs zeroes 64 KiB at
-/// the end for the sake of RAID superblocks, and the boot block and superblock at the start.
+/// What may hold another system's signature, at both ends of the device, in bytes. Source: mke2fs zeroes 64
+/// KiB at the end for the sake of RAID superblocks, and the boot block and superblock at the start.
 const SIGNATURES: u64 = 65536;
 
 pub(super) async fn write(
@@ -54,7 +54,8 @@ pub(super) async fn write(
         })
         .collect();
     create_descriptor_table(&cache, &transaction, superblock, &descriptors)?;
-    // Its place holds no superblock that could be read before the last step, which is the first to change the buffer.
+    // Its place holds no superblock that could be read before the last step, which is the first to change the
+    // buffer.
     let superblock_buffer =
         cache.create(&transaction, superblock.superblock_block(), BlockKind::Superblock)?;
     let info = SuperblockInfo::assemble(
@@ -81,7 +82,7 @@ pub(super) async fn write(
     maker.info.write_superblock(&mut |superblock| *superblock = finished.clone()).await
 }
 
-/// Clusters of fixed metadata and journal, as mke2fs counts them; 0 (not known) where the field is too small.
+/// Clusters of fixed metadata and journal, as mke2fs counts them; 0 (not known) if the field is too small.
 fn overhead(superblock: &Superblock, layout: &Layout, plan: &Plan) -> u32 {
     let free: u64 = layout.descriptors.iter().map(|descriptor| u64::from(descriptor.free_blocks_count)).sum();
     let bits = superblock.cluster_bits();
@@ -97,7 +98,7 @@ async fn erase_signatures(device: &dyn BlockDevice, superblock: &Superblock) -> 
     device.flush().await
 }
 
-/// Zeroes what must be zero of the inode tables; true where that is all of them.
+/// Zeroes what must be zero of the inode tables; true if that is all of them.
 async fn zero_inode_tables(
     device: &dyn BlockDevice,
     superblock: &Superblock,

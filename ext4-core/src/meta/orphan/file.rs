@@ -1,9 +1,10 @@
-//! The orphan file in memory: its blocks, which slots are taken, and who is in which.
+//! The orphan file in memory: its blocks, which slots are taken, and which inode is in which.
 //!
-//! The buffers are held as long as the file system is mounted, so adding and removing an orphan waits for nothing.
+//! The buffers are held as long as the file system is mounted, so adding and removing an orphan waits for
+//! nothing.
 //!
-//! Invariant: a slot that memory calls free is 0 in the block; it is taken in memory before the block changes and given
-//! back after it, so no two inodes are ever written to one slot.
+//! Invariant: a slot that memory calls free is 0 in the block; it is taken in memory before the block changes
+//! and given back after it, so no two inodes are ever written to one slot.
 
 use std::collections::hash_map::Entry;
 
@@ -66,7 +67,7 @@ pub(super) struct OrphanFile {
 }
 
 impl OrphanFile {
-    /// Reads the file; `None` where the file system has none.
+    /// Reads the file; `None` if the file system has none.
     pub async fn load(info: &SuperblockInfo, superblock: &Superblock) -> Result<Option<Self>> {
         if !info.features().compat.contains(Compat::ORPHAN_FILE) {
             return Ok(None);
@@ -97,7 +98,7 @@ impl OrphanFile {
         Ok(Some(Self { blocks, state }))
     }
 
-    /// Who is in the file, in its order.
+    /// The inodes in the file, in its order.
     pub fn inodes(&self) -> Vec<InodeNumber> {
         let state = self.state.lock();
         let mut slots: Vec<(Slot, InodeNumber)> =
@@ -106,19 +107,19 @@ impl OrphanFile {
         slots.into_iter().map(|(_, inode)| inode).collect()
     }
 
-    /// True where every slot is free.
+    /// Returns true if every slot is free.
     pub fn is_empty(&self) -> bool {
         let per_block =
             self.blocks.first().map_or(0, |block| block.read(|bytes| orphan_file::slots(bytes).count()));
         self.state.lock().free.iter().all(|free| *free == per_block)
     }
 
-    /// True where `inode` is in the file.
+    /// Returns true if `inode` is in the file.
     pub fn contains(&self, inode: InodeNumber) -> bool {
         self.state.lock().slots.contains_key(&inode)
     }
 
-    /// Adds `inode`, which is not there; `false` where the file is full.
+    /// Returns true if it added `inode`, which is not there; false if the file is full.
     pub fn add(&self, transaction: &dyn Transaction, inode: InodeNumber) -> Result<bool> {
         let Some(slot) = self.state.lock().take() else { return Ok(false) };
         if let Err(error) = self.write(transaction, slot, inode.0) {
@@ -129,7 +130,7 @@ impl OrphanFile {
         Ok(true)
     }
 
-    /// Takes `inode` out; no-op where it is not there.
+    /// Takes `inode` out; no-op if it is not there.
     pub fn remove(&self, transaction: &dyn Transaction, inode: InodeNumber) -> Result<()> {
         loop {
             let slot = {
@@ -169,8 +170,8 @@ impl Verifier for OrphansVerifier {
     }
 }
 
-/// Which slots are taken. A number that can be no orphan keeps its slot, as in the kernel: only a checker knows what it
-/// meant.
+/// Which slots are taken. A number that can be no orphan keeps its slot, as in the kernel: only a checker
+/// knows what it meant.
 fn scan(info: &SuperblockInfo, blocks: &[Buffer]) -> State {
     let per_block = orphan_file::slots_per_block(info.block_size());
     let mut state =

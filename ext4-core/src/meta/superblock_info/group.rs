@@ -1,5 +1,5 @@
-//! One block group in memory: its descriptor, its bitmaps once somebody needed them, and hints that let a search pass
-//! it by without a lock.
+//! One block group in memory: its descriptor, its bitmaps once they were needed, and hints that let a search
+//! pass it by without a lock.
 //!
 //! ```text
 //!   Group ── places (fixed) ── hints (atomics) ── returned (freed blocks whose transaction committed)
@@ -7,15 +7,17 @@
 //! ```
 //!
 //! Invariants:
-//! - The descriptor in memory, the one in its buffer and the bitmap in its buffer agree whenever the state's lock is
-//!   free: they change together, in one transaction, under the lock.
-//! - `allocatable` (the bitmap plus what was freed in transactions that have not committed, and what was picked for data
-//!   on its way) has every bit that the bitmap has. An allocation looks at it, never at the bitmap alone. Were a block handed out again before the
-//!   transaction that freed it committed, a crash would leave the old file with the new file's data.
+//! - The descriptor in memory, the one in its buffer and the bitmap in its buffer agree whenever the state's
+//!   lock is free: they change together, in one transaction, under the lock.
+//! - `allocatable` (the bitmap plus what was freed in transactions that have not committed, and what was
+//!   picked for data on its way) has every bit that the bitmap has. An allocation looks at it, never at the
+//!   bitmap alone. Were a block handed out again before the transaction that freed it committed, a crash
+//!   would leave the old file with the new file's data.
 //! - A bitmap that contradicts its checksum, its free count or the system zones is never allocated from.
 //!
-//! Locks: a group's state is the "group lock" of the lock order. It is synchronous and never held across an await:
-//! buffers are fetched first. Under it only buffers are modified; `returned` is innermost, taken by commit callbacks.
+//! Locks: a group's state is the "group lock" of the lock order. It is synchronous and never held across an
+//! await: buffers are fetched first. Under it only buffers are modified; `returned` is innermost, taken by
+//! commit callbacks.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -35,11 +37,11 @@ pub(crate) struct Group {
     pub block_bitmap: BlockNumber,
     pub inode_bitmap: BlockNumber,
     pub inode_table: BlockNumber,
-    /// The descriptor was not to be believed: nothing of the group may be used.
+    /// True if the descriptor was bad: nothing of the group may be used.
     pub bad_descriptor: bool,
-    /// The block bitmap was not to be believed.
+    /// True if the block bitmap was bad.
     pub bad_blocks: AtomicBool,
-    /// The inode bitmap was not to be believed.
+    /// True if the inode bitmap was bad.
     pub bad_inodes: AtomicBool,
     /// Blocks that can be allocated.
     pub free_blocks: AtomicU32,
@@ -77,7 +79,8 @@ impl Bitmap {
         }
     }
 
-    /// Changes the bitmap, which lies in `block`; one that was never written becomes a block of the transaction.
+    /// Changes the bitmap, which lies in `block`; one that was never written becomes a block of the
+    /// transaction.
     fn modify<R>(
         &mut self,
         info: &SuperblockInfo,
@@ -130,7 +133,7 @@ impl BitmapOf {
 #[derive(Debug)]
 pub(crate) struct BlockMap {
     pub bitmap: Bitmap,
-    /// The bitmap plus freed blocks that wait for their commit, and picked ones; `None` where there are none.
+    /// The bitmap plus freed blocks that wait for their commit, and picked ones; `None` if there are none.
     pub allocatable: Option<Box<[u8]>>,
     /// How many blocks wait.
     pub pending: u32,
@@ -147,7 +150,7 @@ impl BlockMap {
         }
     }
 
-    /// Lets go of `allocatable` where it says what the bitmap says.
+    /// Lets go of `allocatable` if it says what the bitmap says.
     pub fn forget_allocatable(&mut self) {
         if self.pending == 0 && self.picked == 0 {
             self.allocatable = None;
@@ -182,7 +185,7 @@ impl Group {
         }
     }
 
-    /// True where a run of `len` blocks may be there.
+    /// Returns true if a run of `len` blocks may be there.
     pub fn may_have_run(&self, len: u32) -> bool {
         self.free_blocks.load(Ordering::Relaxed) >= len
             && self.longest_run.load(Ordering::Relaxed) >= len
@@ -252,11 +255,15 @@ impl GroupState {
         }
     }
 
-    /// Changes one of the bitmaps of group `number`, which is in memory, and seals it: its checksum goes into the
-    /// descriptor here, which the caller writes in the same transaction ([`SuperblockInfo::write_descriptor`]).
+    /// Changes one of the bitmaps of group `number`, which is in memory, and seals it: its checksum goes into
+    /// the descriptor here, which the caller writes in the same transaction
+    /// ([`SuperblockInfo::write_descriptor`]).
     ///
     /// # Errors
-    /// Corrupt if the bitmap is not in memory; those of the transaction. Nothing was changed then.
+    /// - Corrupt if the bitmap is not in memory.
+    /// - Those of the transaction.
+    ///
+    /// Nothing was changed then.
     pub fn modify_bitmap<R>(
         &mut self,
         info: &SuperblockInfo,
@@ -292,8 +299,8 @@ pub(crate) fn gone(number: GroupNumber, which: BitmapOf) -> Error {
     Error::corrupt(format!("group {number}"), format!("its {name} bitmap is gone"))
 }
 
-/// The verifier of a bitmap: against its group's descriptor, which holds its checksum and count, so under the group
-/// lock; and against the fixed metadata of the file system.
+/// The verifier of a bitmap: against its group's descriptor, which holds its checksum and count, so under the
+/// group lock; and against the fixed metadata of the file system.
 struct BitmapVerifier<'a> {
     info: &'a SuperblockInfo,
     number: GroupNumber,
@@ -310,7 +317,8 @@ impl BitmapVerifier<'_> {
         Error::corrupt(format!("block {block}: {name} bitmap of group {}", self.number), problem)
     }
 
-    /// Checks what also holds of a bitmap that was never written: the count, and that fixed metadata is in use.
+    /// Checks what also holds of a bitmap that was never written: the count, and that fixed metadata is in
+    /// use.
     fn verify_content(&self, bytes: &[u8]) -> Result<()> {
         let (info, descriptor) = (self.info, self.descriptor);
         let (bits, counted) = match self.which {
@@ -359,9 +367,9 @@ impl Verifier for BitmapVerifier<'_> {
     }
 }
 
-/// The verifier of block `index` of the descriptor table: each descriptor has a right checksum and names the places that
-/// it named when the file system was opened. Descriptors that were bad then stay out of it: their groups are out of use,
-/// the others are not.
+/// The verifier of block `index` of the descriptor table: each descriptor has a right checksum and names the
+/// places that it named when the file system was opened. Descriptors that were bad then stay out of it: their
+/// groups are out of use, the others are not.
 struct DescriptorsVerifier<'a> {
     info: &'a SuperblockInfo,
     index: u32,
@@ -425,7 +433,8 @@ impl SuperblockInfo {
         self.context.bitmap(&bytes[..(bits / 8) as usize])
     }
 
-    /// The block bitmap of a group in which only fixed metadata is in use; what is past the group's blocks is set.
+    /// The block bitmap of a group in which only fixed metadata is in use; what is past the group's blocks is
+    /// set.
     pub(crate) fn fresh_block_bitmap(&self, group: GroupNumber) -> Box<[u8]> {
         let mut bytes = vec![0; self.block_size().len()].into_boxed_slice();
         let first = self.fixed.group_first_block(group).0;
@@ -458,9 +467,9 @@ impl SuperblockInfo {
 
     /// The group lock with one of the bitmaps in memory; `None` if the bitmap is bad, or cannot be read.
     ///
-    /// The descriptor is there first: it says whether there is a bitmap to be read. The bitmap is verified under the
-    /// lock, against the descriptor of that moment: the two change together, so a bitmap that the running transaction
-    /// has changed passes as one from the device does.
+    /// The descriptor is there first: it says whether there is a bitmap to be read. The bitmap is verified
+    /// under the lock, against the descriptor of that moment: the two change together, so a bitmap that the
+    /// running transaction has changed passes as one from the device does.
     ///
     /// # Errors
     /// Corrupt if there is no such group.
@@ -546,8 +555,8 @@ impl SuperblockInfo {
         }
     }
 
-    /// Remembers that a group's bitmaps are in memory; lets go of those of the group that came first where there are
-    /// too many.
+    /// Remembers that a group's bitmaps are in memory; lets go of those of the group that came first if there
+    /// are too many.
     fn loaded(&self, number: GroupNumber) {
         let mut loaded = self.loaded.lock();
         loaded.push_back(number);

@@ -1,4 +1,5 @@
-//! Opening: superblock, then every group descriptor, then the system zones they make.
+//! Opening a file system, as `ext4_fill_super` does: superblock, then every group descriptor, then the system
+//! zones they make.
 
 use std::ops::Range;
 
@@ -9,8 +10,8 @@ use crate::format::features::{Compat, Incompat};
 use crate::meta::orphan::OrphanLinks;
 use crate::meta::{BlockKind, Verifier};
 
-/// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed. Fewer where
-/// the cache is small: it cannot evict what is held, so that must stay a small part of it.
+/// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed.
+/// Fewer if the cache is small: it cannot evict what is held, so that must stay a small part of it.
 const MOST_LOADED: usize = 4096;
 
 /// How much of the descriptor table is read at a time.
@@ -20,11 +21,14 @@ impl SuperblockInfo {
     /// Reads and verifies superblock and group descriptors. Refuses unknown incompat features by name; with
     /// `read_only` false also unknown ro_compat ones. Does not look at the journal.
     ///
-    /// A descriptor that is wrong refuses the file system, unless it is opened read-only or its journal has to be
-    /// replayed first (which may put it right): then only that group is out of use. After a replay load it again.
+    /// A descriptor that is wrong refuses the file system, unless it is opened read-only or its journal has
+    /// to be replayed first (which may put it right): then only that group is out of use. After a replay load
+    /// it again.
     ///
     /// # Errors
-    /// Unsupported, with the features' names; corrupt; the device's.
+    /// - Unsupported, with the features' names.
+    /// - Corrupt if what is read contradicts itself.
+    /// - Those of the device.
     pub async fn load(
         device: Arc<dyn BlockDevice>,
         cache_capacity: usize,
@@ -81,7 +85,8 @@ impl SuperblockInfo {
     /// Reads the primary superblock of a device, verified.
     ///
     /// # Errors
-    /// Corrupt, unsupported; the device's.
+    /// - Corrupt, unsupported.
+    /// - Those of the device.
     pub async fn read_superblock(device: &dyn BlockDevice) -> Result<Superblock> {
         let geometry = device.geometry();
         let end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64;
@@ -98,7 +103,8 @@ impl SuperblockInfo {
     /// Puts the parts together. `None` among the descriptors: a bad one. `lenient`: structures may overlap.
     ///
     /// # Errors
-    /// Corrupt if two structures of fixed metadata overlap, unless `lenient`; `ENOMEM`.
+    /// - Corrupt if two structures of fixed metadata overlap, unless `lenient`.
+    /// - `ENOMEM` if the host has no memory.
     #[allow(
         clippy::too_many_arguments,
         reason = "the parts of one value, each named where they are put together"
@@ -171,8 +177,8 @@ impl SuperblockInfo {
     }
 }
 
-/// The verifier of the block of the primary superblock, which has been read before: it is good, and of the same file
-/// system still.
+/// The verifier of the block of the primary superblock, which has been read before: it is good, and of the
+/// same file system still.
 struct SuperblockVerifier<'a>(&'a Superblock);
 
 impl Verifier for SuperblockVerifier<'_> {
@@ -258,8 +264,8 @@ async fn read_descriptor_table(cache: &BufferCache, superblock: &Superblock) -> 
     })
 }
 
-/// Checks that what a descriptor points to lies in the file system, and without flex_bg in its group, and that its
-/// counts are possible.
+/// Checks that what a descriptor points to lies in the file system, and without flex_bg in its group, and
+/// that its counts are possible.
 fn check_places(superblock: &Superblock, number: GroupNumber, descriptor: &GroupDescriptor) -> Result<()> {
     let flexible = superblock.features.incompat.contains(Incompat::FLEX_BG);
     let first = superblock.group_first_block(number).0;
