@@ -71,9 +71,9 @@
 //!
 //! # Async
 //!
-//! Functions that may wait for a device are `async` and do not depend on an executor: they wait for
-//! completions that the device calls. [`environment::TokioRuntime`] is for what runs tasks of its own, above
-//! this crate.
+//! Functions that may wait for a device are `async` and need no particular executor: they wait for
+//! completions that the device calls. Tasks and timers go through [`environment::Runtime`]; only the suite
+//! for devices ([`device::conformance`]) needs tokio's own.
 #![deny(unsafe_code, clippy::self_named_module_files)]
 
 extern crate alloc;

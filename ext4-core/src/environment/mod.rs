@@ -9,7 +9,6 @@
 
 mod run_to_end;
 mod simulation;
-mod tokio_runtime;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +16,6 @@ use std::time::Duration;
 
 pub use run_to_end::RunToEnd;
 pub use simulation::{Simulation, Stuck};
-pub use tokio_runtime::TokioRuntime;
 
 use crate::types::Timestamp;
 

@@ -45,9 +45,9 @@ impl Filesystem {
     /// # Errors
     /// Corrupt, or unsupported with the names of the features; `EROFS` for a device that cannot be written and is to
     /// be; `EINVAL` for options that contradict each other or the file system; `ENXIO` for a journal device that was
-    /// not given; `EINVAL` without a tokio runtime; the devices'.
+    /// not given; the devices'.
     pub async fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Self> {
-        let runtime = TokioRuntime::given_or_current(options.runtime.as_ref())?;
+        let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
         let mounting = mount(device, options, Arc::clone(&runtime));
         run_to_end(&runtime, mounting).await
     }

@@ -59,7 +59,7 @@ pub async fn replay_journal(
     options: &MountOptions,
     mode: Recovery,
 ) -> Result<JournalReplay> {
-    let runtime = TokioRuntime::given_or_current(options.runtime.as_ref())?;
+    let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
     // What the log holds are blocks: replaying it takes no more of the file system than reading does.
     let options = MountOptions { read_only: true, noload: false, ..options.clone() };
     let replaying = replay(device, options, mode, Arc::clone(&runtime));

@@ -103,7 +103,7 @@ async fn overwrites_take_no_handle_and_go_beside_each_other() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 4096, &[], 0)));
-    let runtime = Arc::new(TokioRuntime::current().expect("a runtime"));
+    let runtime = Arc::new(TokioRuntime::current());
     let slow = DelayedDevice::new(Arc::clone(&memory) as _, runtime, Duration::from_millis(1), 1);
     let fs = mount(Arc::new(slow), options()).await;
     let file = create(&fs, "file").await;
@@ -385,8 +385,7 @@ async fn crowd(seed: u64, block_size: u64) {
     println!("seed {seed}, blocks of {block_size}");
     let image = make_image(32, block_size as u32, &[], 0xaa);
     let memory = Arc::new(MemoryDevice::from_image(image));
-    let runtime: Arc<dyn ext4_core::environment::Runtime> =
-        Arc::new(TokioRuntime::current().expect("a runtime"));
+    let runtime: Arc<dyn ext4_core::environment::Runtime> = Arc::new(TokioRuntime::current());
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
     let slow = DelayedDevice::new(Arc::clone(&faulty) as _, runtime, Duration::from_micros(300), seed);
     let fs = mount(Arc::new(slow), options()).await;
