@@ -285,7 +285,7 @@ impl Simulation {
         Arc::new(SimulatedEnvironment { world: Arc::clone(&self.owner.0), random })
     }
 
-    /// Starts a task that a report calls `name`. What it returns is to be had from the receiver, which fails
+    /// Starts a task that a report calls `name`. The receiver gives what it returns, and fails
     /// if the simulation ends first.
     pub fn spawn<T: Send + 'static>(
         &self,

@@ -432,7 +432,7 @@ impl BufferCache {
     /// Without a journal: writes everything dirty and waits for it. It does not flush the device.
     ///
     /// # Errors
-    /// - The device's first.
+    /// - The first one of the device.
     /// - What was not written stays dirty.
     pub async fn write_dirty(&self) -> Result<()> {
         let dirty = std::mem::take(&mut *self.dirty.lock());

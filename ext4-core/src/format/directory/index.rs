@@ -300,9 +300,8 @@ impl Layout {
     /// Replaces all keys; the hash of the first is not kept.
     ///
     /// # Errors
-    /// - There are none, or more than fit.
-    ///
-    /// The block is unchanged then.
+    /// - There are no keys, or more than fit.
+    /// - The block is unchanged then.
     pub fn set_index_keys(&self, block: &mut [u8], kind: IndexKind, keys: &[Key]) -> Result<(), Problem> {
         let limit = self.index_limit(kind);
         if keys.is_empty() || keys.len() > limit {
@@ -326,9 +325,8 @@ impl Layout {
     /// Adds a key behind key number `at`.
     ///
     /// # Errors
-    /// - There is no room, or no such key.
-    ///
-    /// The block is unchanged then.
+    /// - There is no room, or no key number `at`.
+    /// - The block is unchanged then.
     pub fn insert_index_key(
         &self,
         block: &mut [u8],

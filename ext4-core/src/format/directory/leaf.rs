@@ -260,9 +260,8 @@ impl Layout {
     /// entry if it is unused.
     ///
     /// # Errors
-    /// - What is wrong with that entry.
-    ///
-    /// The block is unchanged then.
+    /// - The entry is damaged or has too little room.
+    /// - The block is unchanged then.
     pub fn insert(
         &self,
         block: &mut [u8],
@@ -290,9 +289,8 @@ impl Layout {
     /// unused. Its bytes are wiped.
     ///
     /// # Errors
-    /// - What is wrong with the entries.
-    ///
-    /// The block is unchanged then.
+    /// - An entry is damaged.
+    /// - The block is unchanged then.
     pub fn remove(&self, block: &mut [u8], found: &Found) -> Result<(), Problem> {
         let entry = self.entry_at(block, found.offset)?;
         let (start, end) = (entry.offset, entry.end());
@@ -334,9 +332,8 @@ impl Layout {
     /// is not.
     ///
     /// # Errors
-    /// - They do not fit.
-    ///
-    /// The block is in pieces then.
+    /// - The entries do not fit.
+    /// - The content of the block is undefined then.
     pub fn fill_leaf<'e>(
         &self,
         block: &mut [u8],
@@ -368,9 +365,8 @@ impl Layout {
     /// lie lower than it did in a block that held these entries in this order.
     ///
     /// # Errors
-    /// - They do not fit.
-    ///
-    /// The block is in pieces then.
+    /// - The entries do not fit.
+    /// - The content of the block is undefined then.
     pub fn fill_leaf_from_end<'e>(
         &self,
         block: &mut [u8],
@@ -404,9 +400,8 @@ impl Layout {
     /// Lets the last entry of the first `used` bytes of `area` reach to its end.
     ///
     /// # Errors
-    /// - What is wrong with the entries.
-    ///
-    /// Nothing is changed then.
+    /// - An entry is damaged.
+    /// - Nothing is changed then.
     pub fn extend_last(&self, area: &mut [u8], used: usize) -> Result<(), Problem> {
         let mut last = 0;
         for entry in self.entries(area.get(..used).unwrap_or_default()) {
@@ -422,9 +417,8 @@ impl Layout {
     /// is made, its checksum is not.
     ///
     /// # Errors
-    /// - They do not fit, or are damaged.
-    ///
-    /// The block is in pieces then.
+    /// - The entries do not fit, or are damaged.
+    /// - The content of the block is undefined then.
     pub fn fill_from_areas(
         &self,
         block: &mut [u8],

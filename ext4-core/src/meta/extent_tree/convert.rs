@@ -33,10 +33,8 @@ pub enum Conversion {
 ///
 /// # Errors
 /// - `ENOSPC` if a split needs a node and there is no block for it: that extent, and those behind it, are as
-///   they were.
-/// - Those before it are converted, and the inode must be logged as after a success.
-///
-/// `ENOSPC` too if the range has so many pieces that the transaction has no room for them.
+///   they were. Those before it are converted, and the inode must be logged as after a success.
+/// - `ENOSPC` too if the range has so many pieces that the transaction has no room for them.
 pub async fn convert_to_written(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

@@ -85,7 +85,9 @@ impl SuperblockInfo {
     /// Reads the primary superblock of a device, verified.
     ///
     /// # Errors
-    /// - Corrupt, unsupported.
+    /// - Corrupt if it is no ext superblock, its checksum is wrong or its geometry contradicts itself or the
+    ///   device.
+    /// - Unsupported, with the name of the feature, if the geometry cannot be understood without it.
     /// - Those of the device.
     pub async fn read_superblock(device: &dyn BlockDevice) -> Result<Superblock> {
         let geometry = device.geometry();
