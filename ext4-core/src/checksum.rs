@@ -1,7 +1,8 @@
-//! The checksums of ext4 and jbd2, all in one place, so that the library underneath can be changed in one place.
+//! The checksums of ext4 and jbd2, all in one place, so that the library underneath can be changed in one
+//! place.
 //!
-//! Source: kernel documentation, "Checksums" (Documentation/filesystems/ext4/checksums.rst): metadata_csum is crc32c
-//! (Castagnoli) without the final inversion; uninit_bg is crc16 (polynomial 0x8005, reflected).
+//! Source: kernel documentation, "Checksums" (Documentation/filesystems/ext4/checksums.rst): metadata_csum is
+//! crc32c (Castagnoli) without the final inversion; uninit_bg is crc16 (polynomial 0x8005, reflected).
 
 /// crc32c over `data`, continuing from `seed`, with neither the first nor the last inversion: the kernel's
 /// `ext4_chksum(seed, data)` and `jbd2_chksum`. A chain starts with `!0`.
@@ -10,7 +11,8 @@ pub fn crc32c(seed: u32, data: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, data)
 }
 
-/// crc16 (CRC-16/ARC, reflected 0x8005), continuing from `seed`: the group descriptor checksum of `uninit_bg`.
+/// crc16 (CRC-16/ARC, reflected 0x8005), continuing from `seed`: the group descriptor checksum of
+/// `uninit_bg`.
 #[must_use]
 pub fn crc16(seed: u16, data: &[u8]) -> u16 {
     data.iter().fold(seed, |crc, byte| {
@@ -22,8 +24,8 @@ pub fn crc16(seed: u16, data: &[u8]) -> u16 {
     })
 }
 
-/// crc32 (big-endian bit order, polynomial 0x04c11db7, no inversion), continuing from `seed`: the commit block
-/// checksum of jbd2's `COMPAT_CHECKSUM`, the kernel's `crc32_be`.
+/// crc32 (big-endian bit order, polynomial 0x04c11db7, no inversion), continuing from `seed`: the commit
+/// block checksum of jbd2's `COMPAT_CHECKSUM`, the kernel's `crc32_be`.
 #[must_use]
 pub fn crc32_be(seed: u32, data: &[u8]) -> u32 {
     data.iter().fold(seed, |crc, byte| {

@@ -1,5 +1,5 @@
-//! What can go wrong, in families that callers treat differently: I/O (the device failed), unsupported (a feature by
-//! its name), corrupt (what, where, found, expected), and the errors of the POSIX interface itself (`ENOENT` …).
+//! Errors, in families that callers treat differently: I/O (the device failed), unsupported (a feature by its
+//! name), corrupt (what, where, found, expected), and the errors of the POSIX interface itself (`ENOENT` …).
 //! One table, [`Error::errno`], gives each its number.
 
 use std::fmt;
@@ -97,7 +97,7 @@ impl Error {
         }
     }
 
-    /// True for a structure on the device that contradicts itself.
+    /// Returns true for a structure on the device that contradicts itself.
     #[must_use]
     pub fn is_corrupt(&self) -> bool {
         matches!(self, Self::Corrupt(_))

@@ -1,5 +1,6 @@
-//! Units are types. A number that names a place on the device, a place in a file, a group or an inode is never a
-//! bare integer, so that the compiler refuses to mix them; byte offsets and lengths are plain `u64` bytes.
+//! Units are types. A number that names a place on the device, a place in a file, a group or an inode is
+//! never a bare integer, so that the compiler refuses to mix them; byte offsets and lengths are plain `u64`
+//! bytes.
 
 use core::fmt;
 
@@ -57,7 +58,7 @@ impl BlockNumber {
         Self(self.0.saturating_add(count))
     }
 
-    /// The byte at which this block starts, or `None` where that is past 2^64.
+    /// The byte at which this block starts, or `None` if that is past 2^64.
     #[must_use]
     pub fn byte(self, block_size: BlockSize) -> Option<u64> {
         self.0.checked_mul(u64::from(block_size.bytes()))
@@ -91,14 +92,14 @@ impl InodeNumber {
 }
 
 impl TransactionId {
-    /// True when `self` came after `other`, across wrap-around (jbd2: `tid_gt`).
+    /// Returns true if `self` came after `other`, across wrap-around (jbd2: `tid_gt`).
     #[must_use]
     pub fn is_after(self, other: Self) -> bool {
         let distance = self.0.wrapping_sub(other.0);
         distance != 0 && distance < 1 << 31
     }
 
-    /// True when `self` is `other` or came after it (jbd2: `tid_geq`).
+    /// Returns true if `self` is `other` or came after it (jbd2: `tid_geq`).
     #[must_use]
     pub fn is_at_or_after(self, other: Self) -> bool {
         self == other || self.is_after(other)
@@ -131,7 +132,7 @@ impl BlockSize {
     /// 65,536 bytes, the largest.
     pub const KIB_64: Self = Self(16);
 
-    /// From a size in bytes; `None` where it is no power of two from 1,024 to 65,536.
+    /// From a size in bytes; `None` if it is no power of two from 1,024 to 65,536.
     #[must_use]
     pub fn new(bytes: u32) -> Option<Self> {
         if !bytes.is_power_of_two() {

@@ -6,7 +6,7 @@ mod images;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ext4_core::device::MemoryDevice;
+use ext4_core::device::{BioFlags, BlockDevice as _, MemoryDevice, Segment};
 use ext4_core::environment::FixedEnvironment;
 use ext4_core::format::group_descriptor::GroupFlags;
 use ext4_core::meta::block_allocator::picked::{pick_blocks, return_picked, use_picked};
@@ -225,9 +225,6 @@ impl Transaction for Deferred {
     fn extend(&self, _credits: u32) -> Result<bool> {
         Ok(true)
     }
-    async fn restart(&self, _credits: u32) -> Result<()> {
-        Ok(())
-    }
     fn on_commit(&self, callback: OnCommit) {
         self.callbacks.lock().unwrap().push(callback);
     }
@@ -257,8 +254,8 @@ async fn freed_blocks_come_back_when_their_transaction_has_committed() {
     assert_eq!(allocate_blocks(&info, &transaction, &all).await.unwrap(), (first, len));
 }
 
-/// Picked blocks are nobody else's and nothing on the device says so; used ones are like allocated ones, returned ones
-/// like free ones; what waits for its commit is not picked.
+/// Picked blocks belong to their picker alone and nothing on the device says so; used ones are like allocated
+/// ones, returned ones like free ones; what waits for its commit is not picked.
 #[tokio::test]
 async fn picked_blocks_are_kept_in_memory_only() {
     for (size, options) in LAYOUTS {
@@ -369,7 +366,7 @@ async fn small_requests_in_turn_lie_behind_each_other() {
 }
 
 #[tokio::test]
-async fn those_who_append_in_turn_keep_out_of_each_other_s_way() {
+async fn writers_that_append_in_turn_keep_out_of_each_other_s_way() {
     let Some(content) = mke2fs("300M", &["-b", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, transaction) = open(&device).await;
@@ -448,7 +445,8 @@ async fn inodes_are_spread_used_up_and_freed() {
         assert!(free_inode(&info, &transaction, InodeNumber(2), true).await.unwrap_err().is_corrupt());
         assert_eq!(info.free_inodes_count(), free);
         close(&info).await;
-        // Tables that were counted as unused now count as used: they must hold zeros, which on this device they do.
+        // Tables that were counted as unused now count as used: they must hold zeros, which on this device
+        // they do.
         e2fsck(&device.content(), &format!("{size} {options:?}"));
     }
 }
@@ -468,6 +466,59 @@ async fn a_group_with_a_wrong_bitmap_is_passed_by() {
     assert_ne!(info.group_of_block(first), GroupNumber(0));
     assert_eq!(info.bad_groups().len(), 1);
     assert!(info.bad_groups()[0].1.to_string().contains("checksum"));
+}
+
+#[tokio::test]
+async fn a_group_with_a_wrong_inode_bitmap_is_passed_by() {
+    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    let device = Arc::new(MemoryDevice::from_content(content.clone()));
+    let (info, _) = open(&device).await;
+    let bitmap = info.group_descriptor(GroupNumber(0)).unwrap().inode_bitmap;
+    content[bitmap.0 as usize * 1024 + 5] ^= 0x10;
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let (info, transaction) = open(&device).await;
+    let inode = allocate_inode(&info, &transaction, InodeNumber::ROOT, false).await.unwrap();
+    assert_ne!(info.group_of_inode(inode), GroupNumber(0));
+    assert_eq!(info.bad_groups().len(), 1);
+    assert!(info.bad_groups()[0].1.to_string().contains("inode bitmap of group 0: checksum"));
+}
+
+/// Byte 4 of the descriptor of group 1, in a file system with blocks of 1 KiB: the place of its inode bitmap.
+const OF_DESCRIPTOR_1: usize = 2048 + 64 + 4;
+
+#[tokio::test]
+async fn a_descriptor_that_is_damaged_after_the_mount_is_found_before_its_block_is_written() {
+    for features in ["metadata_csum", "^metadata_csum,^uninit_bg"] {
+        let options = &["-b", "1024", "-g", "2048", "-O", features];
+        let Some(content) = mke2fs("64M", options) else { return };
+        let device = Arc::new(MemoryDevice::from_content(content));
+        let (info, transaction) = open(&device).await;
+        let mut table = device.read_at(2048, 1024).await.unwrap();
+        table[OF_DESCRIPTOR_1 - 2048] ^= 1;
+        device.write_at(2048, vec![Segment::Owned(table)], BioFlags::empty()).await.unwrap();
+        let goal = Some(BlockNumber(1000));
+        let error = allocate_blocks(&info, &transaction, &AllocationRequest { goal, ..request(9) }).await;
+        let error = error.unwrap_err();
+        assert!(error.is_corrupt() && error.to_string().contains("group 1"), "{features}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_descriptor_takes_only_its_own_group_out_of_use() {
+    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    content[OF_DESCRIPTOR_1] ^= 1;
+    let device = Arc::new(MemoryDevice::from_content(content));
+    let environment = Arc::new(FixedEnvironment::new(Timestamp::default(), 7));
+    let info = SuperblockInfo::load(device, 256 << 10, environment, true).await.unwrap();
+    assert_eq!(info.bad_groups().len(), 1);
+    let transaction = DirectTransaction::new(Arc::clone(&info.cache));
+    for (goal, group) in [(1000, 0), (2048 * 2 + 1000, 2)] {
+        let wanted = AllocationRequest { goal: Some(BlockNumber(goal)), ..request(9) };
+        let (first, _) = allocate_blocks(&info, &transaction, &wanted).await.unwrap();
+        assert_eq!(info.group_of_block(first), GroupNumber(group));
+    }
+    let inode = allocate_inode(&info, &transaction, InodeNumber::ROOT, false).await.unwrap();
+    assert_ne!(info.group_of_inode(inode), GroupNumber(1));
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Images that were not made here: opening them and allocating in them may fail, never panic, and what e2fsck calls
-//! clean opens.
+//! Images that were not made here: opening them and allocating in them may fail, never panic, and what e2fsck
+//! calls clean opens.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use ext4_core::meta::inode_allocator::allocate_inode;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo};
 use ext4_core::{BlockNumber, InodeNumber, Timestamp};
 
-/// The content of a packed image; `None` where its tool is absent or it is larger than 64 MiB.
+/// The content of a packed image; `None` if its tool is absent or it is larger than 64 MiB.
 fn content(path: &Path) -> Option<Vec<u8>> {
     use std::io::Read;
     let tool = match path.extension()?.to_str()? {
@@ -31,7 +31,7 @@ fn content(path: &Path) -> Option<Vec<u8>> {
     (read.is_ok() && content.len() <= 64 << 20).then_some(content)
 }
 
-/// The corpus's images; none where the corpus is absent.
+/// The corpus's images; none if the corpus is absent.
 fn images(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus").join(folder);
     let mut found = Vec::new();

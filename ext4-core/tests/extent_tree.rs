@@ -1,5 +1,5 @@
-//! Extent trees on file systems that mke2fs made: against a model, to the last block, with few credits and with damage;
-//! judged by e2fsck and debugfs.
+//! Extent trees on file systems that mke2fs made: against a model, to the last block, with few credits and
+//! with damage; judged by e2fsck and debugfs.
 #![allow(clippy::unwrap_used)]
 
 mod images;
@@ -30,8 +30,8 @@ use proptest::prelude::*;
 
 const NOW: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
 
-/// A transaction that counts: each block changed for the first time costs a credit, and there are no more than those
-/// that were granted. It may or may not let itself be extended.
+/// A transaction that counts: each block changed for the first time costs a credit, and there are no more
+/// than those that were granted. It may or may not let itself be extended.
 struct Counting {
     inner: DirectTransaction,
     extendable: bool,
@@ -80,11 +80,6 @@ impl Transaction for Counting {
             self.state.lock().0 += credits;
         }
         Ok(self.extendable)
-    }
-
-    async fn restart(&self, credits: u32) -> Result<()> {
-        *self.state.lock() = (credits, BTreeSet::new());
-        Ok(())
     }
 
     fn on_commit(&self, callback: OnCommit) {
@@ -225,7 +220,9 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (0..SPAN, 1..60_u32, unwritten)
             .prop_map(|(logical, len, unwritten)| Action::Insert { logical, len, unwritten }),
         1 => (0..SPAN, 1..700_u32, any::<bool>(), unwritten).prop_map(
-            |(logical, count, backwards, unwritten)| Action::Alternate { logical, count, backwards, unwritten }
+            |(logical, count, backwards, unwritten)| {
+                Action::Alternate { logical, count, backwards, unwritten }
+            }
         ),
         4 => (0..SPAN, 1..300_u32, unwritten)
             .prop_map(|(logical, len, unwritten)| Action::Convert { logical, len, unwritten }),
@@ -342,7 +339,7 @@ async fn compare_with_debugfs(content: &[u8], bench: &Bench) {
     let request = format!("extents <{}>", bench.inode.number);
     let Some(text) = run(Command::new("debugfs").args(["-R", &request]).arg(&path)) else { return };
     let mut found = Vec::new();
-    // Level, entries, logical range, physical range, length, flags: " 1/ 2   3/ 84   5 - 6   99 - 100   2 Uninit".
+    // Level, entries, logical range, physical range, length, flags: " 1/ 2 3/ 84 5 - 6 99 - 100 2 Uninit".
     for line in text.lines().skip(1) {
         let flat = line.replace(['/', '-'], " ");
         let numbers: Vec<u64> = flat.split_whitespace().map_while(|word| word.parse().ok()).collect();
@@ -398,8 +395,8 @@ async fn a_hundred_thousand_extents_go_in_and_out() {
         let start = std::time::Instant::now();
         bench.remove(0, u32::MAX).await;
         println!(
-            "{COUNT} extents, shuffled {shuffled}: {nodes} nodes, insert {inserted:?}, convert {converted:?}, \
-             look up {looked_up:?}, remove {:?}",
+            "{COUNT} extents, shuffled {shuffled}: {nodes} nodes, insert {inserted:?}, \
+             convert {converted:?}, look up {looked_up:?}, remove {:?}",
             start.elapsed()
         );
         assert_eq!(bench.inode.sectors, 0);

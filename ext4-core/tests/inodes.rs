@@ -1,5 +1,6 @@
-//! Inodes and block maps that others wrote: the kernel's, on a loop device, and those of a collection of images. What we
-//! read is what the kernel shows, what we write back is the same bytes, and nothing in a damaged image does harm.
+//! Inodes and block maps that others wrote: the kernel's, on a loop device, and those of a collection of
+//! images. What we read is what the kernel shows, what we write back is the same bytes, and nothing in a
+//! damaged image does harm.
 #![allow(clippy::unwrap_used)]
 
 mod images;
@@ -129,7 +130,8 @@ async fn what_the_kernel_wrote_is_read_and_written_back_byte_for_byte() {
         let Some(mounted) = Mounted::new(&image) else { return };
         let block_size: u64 = options[1].parse().unwrap();
         let mut files = Vec::new();
-        // Direct, indirect, doubly and (with 1 KiB blocks) triply indirect, with holes, back to front in places.
+        // Direct, indirect, doubly and (with 1 KiB blocks) triply indirect, with holes, back to front in
+        // places.
         let shape = (0..20_u64).chain((200..400).rev().step_by(2)).chain(5000..5010).chain([70_000, 300_000]);
         let blocks = write_blocks(&mounted.path("blocks"), block_size, shape);
         let dense = write_blocks(&mounted.path("dense"), block_size, 0..3000);

@@ -147,7 +147,8 @@ async fn compare(size: u64, arguments: &[&str], options: MkfsOptions, cheap_zero
     mkfs(device.clone(), &options, &environment(), &journal_superblock).await.unwrap();
     let (mut expected, mut found) = (header(&theirs).unwrap(), header(&ours).unwrap());
     if arguments.iter().any(|argument| argument.contains("bigalloc")) {
-        // mke2fs puts each bitmap of a lonely group into a cluster of its own; ours are packed, and need no more.
+        // mke2fs puts each bitmap of a lonely group into a cluster of its own; ours are packed, and need no
+        // more.
         let free = |lines: &[String]| -> u64 {
             let line = lines.iter().find_map(|line| line.strip_prefix("Free blocks:"));
             line.unwrap().trim().parse().unwrap()
@@ -428,7 +429,7 @@ async fn what_cannot_be_made_is_refused() {
 struct Mounted(tempfile::TempDir);
 
 impl Mounted {
-    /// `None` where nobody may mount: not root, or no loop devices; except in CI.
+    /// `None` if this process may not mount: not root, or no loop devices; except in CI.
     fn new(image: &Path) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let output =

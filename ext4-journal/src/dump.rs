@@ -15,20 +15,20 @@
 
 use std::sync::Arc;
 
-use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_core::checksum::{crc32_be, crc32c};
+use ext4_core::{BlockNumber, Result, TransactionId};
 
-use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, ESCAPED, Header, REVOKE};
 use crate::format::commit::Commit;
 use crate::format::fast_commit::{FastCommitTag, FastCommitTags};
 use crate::format::superblock::Superblock;
-use crate::log::{Log, Reader};
+use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, ESCAPED, Header, REVOKE};
 use crate::log::header::JournalHeader;
 use crate::log::location::JournalLocation;
+use crate::log::{Log, Reader};
 use crate::recovery::report::{EndReason, Finding, LogEnd};
-use crate::recovery::{revoke, scan};
 use crate::recovery::revoke::Revoked;
 use crate::recovery::scan::Found;
+use crate::recovery::{revoke, scan};
 
 /// A log that is looked at.
 #[derive(Debug)]

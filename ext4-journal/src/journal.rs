@@ -16,19 +16,19 @@
 //! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified) before it
 //! looks at the state, and whoever changes the state notifies after.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use ext4_core::{Error, Result};
 use ext4_core::device::BioFlags;
 use ext4_core::environment::{Environment, Runtime};
+use ext4_core::{Error, Result};
 use parking_lot::Mutex;
 
 use crate::format::superblock::Superblock;
 use crate::log::Log;
-use crate::state::{Home, Mode, State, Wake};
 use crate::state::options::JournalOptions;
 use crate::state::statistics::{Counters, Statistics};
+use crate::state::{Home, Mode, State, Wake};
 
 /// Called once, with the error that stopped the journal, in the task that met it: it must not block.
 pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;

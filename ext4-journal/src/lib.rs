@@ -6,10 +6,9 @@
 //!                            └──────────────────────────────────────────────────┴─► the tail of the log moves on
 //! ```
 //!
-//! One file for each phase of a transaction's life: [`handle`](Handle) (joining it), `queue` (waiting to join it),
-//! `reservation` (joining it later), `transaction` (its states), `revoke` (freed blocks), `commit`, `fast_commit` (fsync's short
-//! way), `checkpoint`, `recovery` (what a crash left); below them `format` (the on-disk
-//! structures) and `log` (the ring of blocks); `journal` holds the state and the two tasks.
+//! The folders are floors (ARCHITECTURE.md has the table): `format` (the on-disk structures), `log` (the ring of blocks),
+//! `recovery` (what a crash left) and `state` beside it, `journal`, `running` (a file for each phase of a transaction's
+//! life), `life` (from open to close, with the two tasks).
 //!
 //! Invariants, each with the crash it prevents:
 //! - The commit block is written only when everything of its transaction is in the log, behind a flush. Otherwise
@@ -40,7 +39,7 @@ mod state;
 pub use dump::*;
 pub use format::fast_commit::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use journal::{Journal, OnAbort};
-pub use log::create::{NewJournal, external_superblock_block};
+pub use log::create::{NewJournal, attach_user, detach_user, external_superblock_block};
 pub use log::header::JournalHeader;
 pub use log::location::JournalLocation;
 pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};

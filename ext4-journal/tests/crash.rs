@@ -12,7 +12,7 @@ use common::{HIGH, base_image, block_of, location, open_with, options, recovered
 use ext4_core::BlockNumber;
 use ext4_core::device::simulated::{FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, MemoryDevice, Segment};
-use ext4_core::meta::{BufferCache, Transaction};
+use ext4_core::meta::{BlockKind, BufferCache, Transaction};
 use ext4_journal::{Handle, Journal, JournalOptions};
 use parking_lot::Mutex;
 
@@ -103,7 +103,7 @@ impl Load {
     }
 
     fn create(&mut self, handle: &Handle, block: u64, number: u32) {
-        let buffer = self.cache.create(handle, BlockNumber(block)).unwrap();
+        let buffer = self.cache.create(handle, BlockNumber(block), BlockKind::Opaque).unwrap();
         let used = Use::Metadata(number);
         buffer.modify(handle, |bytes| bytes.copy_from_slice(&content(used))).unwrap();
         self.now.insert(block, used);
@@ -349,7 +349,7 @@ async fn freed_metadata_that_became_data_survives_recovery() {
     let (journal, cache) = run(&device, options()).await;
     let block = BlockNumber(HIGH + 3);
     let handle = journal.start(2, "make metadata").await.unwrap();
-    cache.create(&handle, block).unwrap().modify(&handle, |bytes| bytes.fill(1)).unwrap();
+    cache.create(&handle, block, BlockKind::Opaque).unwrap().modify(&handle, |bytes| bytes.fill(1)).unwrap();
     drop(handle);
     journal.force_commit().await.unwrap();
 

@@ -12,7 +12,7 @@ use common::raw_log::{Checksums, Content, Form, MAGIC, RawLog};
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_journal::EndReason;
-use ext4_journal::dump::{Inspection, LogBlock, LogBlockContent, Part};
+use ext4_journal::{Inspection, LogBlock, LogBlockContent, Part};
 
 async fn open(log: &RawLog) -> Result<Inspection> {
     let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(log.image.clone()));

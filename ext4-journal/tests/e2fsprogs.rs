@@ -13,10 +13,11 @@ use common::{
     Ext4, blocks_of, corpus, debugfs, debugfs_replay, e2fsck_replay, have, must, open_with, options, tool,
 };
 use ext4_core::device::BlockDevice;
-use ext4_core::meta::{BlockKind, BufferCache};
+use ext4_core::meta::{BufferCache, Opaque};
 use ext4_core::{BlockNumber, Errno, TransactionId};
-use ext4_journal::dump::{Inspection, LogBlockContent, Part};
-use ext4_journal::{FastCommitTag, Journal, Recovery};
+use ext4_journal::NewJournal;
+use ext4_journal::{FastCommitTag, Recovery};
+use ext4_journal::{Inspection, LogBlockContent, Part};
 
 const TOOLS: [&str; 3] = ["mkfs.ext4", "debugfs", "e2fsck"];
 
@@ -450,7 +451,14 @@ fn a_new_superblock_is_mke2fs_own() {
         let theirs = &ext4.content[start..start + ext4.block_size.len()];
         let blocks = ext4.journal.iter().map(|(_, count)| count).sum();
         let uuid = ext4.content[1024 + 0x68..1024 + 0x78].try_into().unwrap();
-        let ours = Journal::new_superblock(ext4.block_size, blocks, uuid);
+        let ours = NewJournal {
+            block_size: ext4.block_size,
+            blocks: blocks,
+            fast_commit_blocks: 0,
+            uuid: uuid,
+            external: false,
+        }
+        .superblock();
         let differing: Vec<_> = (0..ours.len()).filter(|byte| ours[*byte] != theirs[*byte]).collect();
         assert!(differing.is_empty(), "bytes {differing:x?}");
         std::fs::remove_file(&image).unwrap();
@@ -485,7 +493,7 @@ async fn writes_what_e2fsck_replays(arguments: &[&str]) {
         // More than one descriptor's tags, some of them escaped, some blocks in several transactions.
         for index in (0..150).map(|index| (index * 2 + usize::from(round) * 7) % blocks.len()) {
             let block = BlockNumber(blocks[index]);
-            let buffer = cache.read(block, BlockKind::Directory, |_| Ok(())).await.unwrap();
+            let buffer = cache.read(block, &Opaque).await.unwrap();
             buffer
                 .modify(&handle, |bytes| {
                     bytes.fill(round);

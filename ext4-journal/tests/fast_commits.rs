@@ -11,7 +11,7 @@ use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::meta::{BufferCache, Transaction as _};
 use ext4_core::{BlockNumber, BlockSize, InodeNumber, LogicalBlock, TransactionId};
-use ext4_journal::create::NewJournal;
+use ext4_journal::NewJournal;
 use ext4_journal::{FastCommitSource, FastCommitTag, FastCommitTags, Ineligible, Journal, JournalLocation};
 
 /// The log: 1,104 blocks of 1 KiB from block 100 on, the last 16 of them the area, of which 14 are used.

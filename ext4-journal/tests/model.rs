@@ -28,7 +28,7 @@ use ext4_core::device::simulated::{
 };
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, MemoryDevice, Operation, Segment};
 use ext4_core::environment::{Runtime, Simulation};
-use ext4_core::meta::{BufferCache, Transaction};
+use ext4_core::meta::{BlockKind, BufferCache, Transaction};
 use ext4_core::{BlockNumber, BlockSize, Errno, Error, Result};
 use ext4_journal::{Handle, Journal, JournalOptions, Statistics};
 use parking_lot::Mutex;
@@ -224,7 +224,7 @@ impl Worker {
             self.model.became(own.block, id, Became::Freed);
         } else if handle.credits() > 0 {
             let value = self.model.value();
-            let buffer = self.model.cache.create(handle, block)?;
+            let buffer = self.model.cache.create(handle, block, BlockKind::Opaque)?;
             buffer.modify(handle, |bytes| stamp(bytes, id, METADATA, value))?;
             own.metadata = true;
             own.freed = None;

@@ -15,7 +15,7 @@ use ext4_core::device::simulated::{Change, Event, FaultyDevice, RecordingDevice}
 use ext4_core::device::{BioFlags, BlockDevice, MemoryDevice};
 use ext4_core::environment::{Runtime, Simulation};
 use ext4_core::meta::{BufferCache, Transaction};
-use ext4_core::{BlockNumber, BlockSize, Errno, Error};
+use ext4_core::{BlockNumber, BlockSize};
 use ext4_journal::{Journal, JournalOptions};
 use parking_lot::Mutex;
 

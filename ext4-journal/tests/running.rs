@@ -13,8 +13,9 @@ use common::{
 };
 use ext4_core::device::simulated::{Event, FaultyDevice, RecordingDevice};
 use ext4_core::device::{BioFlags, BlockDevice, MemoryDevice, Operation, Plug};
-use ext4_core::meta::{BufferCache, Transaction};
+use ext4_core::meta::{BlockKind, BufferCache, Transaction};
 use ext4_core::{BlockNumber, BlockSize, Errno, Error, TransactionId};
+use ext4_journal::NewJournal;
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
 
 async fn change(journal: &Arc<Journal>, cache: &BufferCache, block: u64, value: u8) -> TransactionId {
@@ -323,7 +324,17 @@ async fn closing_leaves_a_clean_log_and_erasing_a_new_one() {
 #[tokio::test]
 async fn an_external_log_flushes_the_file_system_before_its_commit_block() {
     let mut log_image = ext4_core::device::simulated::Image::zeroed(1024 * 1024);
-    log_image.write(0, &Journal::new_superblock(BlockSize::KIB_1, 1024, [1; 16]));
+    log_image.write(
+        0,
+        &NewJournal {
+            block_size: BlockSize::KIB_1,
+            blocks: 1024,
+            fast_commit_blocks: 0,
+            uuid: [1; 16],
+            external: false,
+        }
+        .superblock(),
+    );
     let log = Arc::new(MemoryDevice::from_image(log_image));
     let filesystem = Arc::new(RecordingDevice::new(base_image()));
     let log_device: Arc<dyn BlockDevice> = Arc::clone(&log) as _;
@@ -492,7 +503,7 @@ async fn a_flipped_bit_gives_an_error_or_an_older_state() {
         for block in 0..3 {
             buffer(&cache, HIGH + block).await.modify(&handle, |bytes| bytes.fill(round)).unwrap();
         }
-        cache.create(&handle, BlockNumber(HIGH + 10)).unwrap();
+        cache.create(&handle, BlockNumber(HIGH + 10), BlockKind::Opaque).unwrap();
         if round % 2 == 0 {
             cache.forget(&handle, BlockNumber(HIGH + 10)).unwrap();
         }

@@ -25,8 +25,8 @@ use ext4_core::environment::SystemEnvironment;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::{Errno, Error, Result};
+use ext4_journal::Inspection;
 use ext4_journal::Recovery;
-use ext4_journal::dump::Inspection;
 use ext4_writeback::{Filesystem, MountOptions};
 use ext4_writeback::{JournalReplay, has_external_journal, inspect_journal, replay_journal};
 

@@ -1,7 +1,8 @@
 //! What every backend must do: one suite, run by each of them.
 //!
-//! [`run`] makes devices through a function and checks them from outside, as an engine would use them. It panics at
-//! the first difference. The content of a device it is given is taken to be garbage and is written over.
+//! [`run`] makes devices through a function and checks them from outside, as an engine would use them. It
+//! panics at the first difference. The content of a device it is given is taken to be garbage and is written
+//! over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,13 +23,13 @@ pub const MIN_SIZE: u64 = 16 << 20;
 /// Nothing here takes long: what does hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Runs the suite. `make(read_only)` opens the device, of at least [`MIN_SIZE`] bytes; it is called once per check,
-/// when the last reference to the device before is gone. (Where a completion held that reference, the drop may still
-/// be running on the backend's thread: a `make` that opens the same target each time tries again on `EBUSY`.)
-/// Needs a tokio runtime with time enabled.
+/// Runs the suite. `make(read_only)` opens the device, of at least [`MIN_SIZE`] bytes; it is called once per
+/// check, when the last reference to the device before is gone. (If a completion held that reference, the
+/// drop may still be running on the backend's thread: a `make` that opens the same target each time tries
+/// again on `EBUSY`.) Needs a tokio runtime with time enabled.
 ///
 /// # Panics
-/// Where the device differs from its contract.
+/// If the device differs from its contract.
 pub async fn run(make: impl Fn(bool) -> Arc<dyn BlockDevice>) {
     let checks = async {
         refuses_what_the_geometry_does_not_allow(make(false)).await;
@@ -243,8 +244,8 @@ async fn read_only_devices_do_not_change(device: Arc<dyn BlockDevice>) {
     assert!(read(&device, 0, block).await[..] == before[..]);
 }
 
-/// That the flags are honoured shows only on a recorder or in a power cut; here, that they arrive at a recorder in
-/// the right order, and that each form completes and stores.
+/// That the flags are honoured shows only on a recorder or in a power cut; here, that they arrive at a
+/// recorder in the right order, and that each form completes and stores.
 async fn flushes_and_forced_writes_complete(device: Arc<dyn BlockDevice>) {
     let block = unit(&device);
     let image = Image::zeroed(device.geometry().size);
@@ -345,7 +346,8 @@ async fn neighbours_of_a_plug_stay_apart(device: Arc<dyn BlockDevice>) {
     while let Some((number, done)) = receiver.recv().await {
         ended += 1;
         assert_eq!(errno(done.result), (number == end).then_some(Errno::EIO), "bio {number}");
-        let own = matches!(&done.segments[1], Segment::Owned(bytes) if bytes[..] == pattern(block, 2 * number + 1)[..]);
+        let expected = pattern(block, 2 * number + 1);
+        let own = matches!(&done.segments[1], Segment::Owned(bytes) if bytes[..] == expected[..]);
         assert!(own, "bio {number} got the memory of another");
     }
     assert_eq!(ended, 41);

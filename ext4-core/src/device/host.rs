@@ -1,11 +1,12 @@
 //! Opening what the host offers as storage: a regular file or a block device, for one user at a time.
 //!
-//! Both backends begin here, so that a path that is absent, a directory, read-only, mounted or in use by somebody
-//! else is refused with the same words by either.
+//! Both backends begin here, so that a path that is absent, a directory, read-only, mounted or in use by
+//! another program is refused with the same words by either.
 //!
-//! Invariant: whoever holds a [`HostFile`] for writing is its only writer among those who ask: a regular file carries
-//! an exclusive `flock` (a shared one where it is opened for reading), a block device is opened with `O_EXCL`, which
-//! the kernel refuses for a mounted one. Were this wrong, the kernel's ext4 and ours would write one journal.
+//! Invariant: the holder of a [`HostFile`] for writing is the only writer among the programs that ask: a
+//! regular file carries an exclusive `flock` (a shared one if it is opened for reading), a block device is
+//! opened with `O_EXCL`, which the kernel refuses for a mounted one. Were this wrong, the kernel's ext4 and
+//! ours would write one journal.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -25,15 +26,15 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// How to open a [`HostFile`].
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
-    /// For reading only.
+    /// True for reading only.
     pub read_only: bool,
     /// Where the device starts in the file, in bytes (a partition).
     pub offset: u64,
-    /// Where given, the device ends so many bytes after `offset`, though there may be more behind.
+    /// If given, the device ends so many bytes after `offset`, though there may be more behind.
     pub size: Option<u64>,
     /// Make the regular file, which must not exist, this many bytes long.
     pub create: Option<u64>,
-    /// Past the page cache of the host (`O_DIRECT`), where it can be had.
+    /// True for I/O past the page cache of the host (`O_DIRECT`), if it can be had.
     pub direct: bool,
 }
 
@@ -52,9 +53,11 @@ impl HostFile {
     /// Opens `path`.
     ///
     /// # Errors
-    /// The host's, with the path; `EBUSY` for a file another process has open through this library and for a block
-    /// device that is mounted; `EINVAL` where `offset` or `size` do not lie within the file; `ENOTBLK` for what is
-    /// neither file nor block device.
+    /// - The host's, with the path.
+    /// - `EBUSY` for a file another process has open through this library and for a block device that is
+    ///   mounted.
+    /// - `EINVAL` if `offset` or `size` do not lie within the file.
+    /// - `ENOTBLK` for what is neither file nor block device.
     pub fn open(path: &Path, options: &HostOptions) -> Result<Self> {
         let Some(size) = options.create else {
             return Self::open_existing(path, options);
@@ -66,7 +69,7 @@ impl HostFile {
             .map_err(|source| Error::host("set the size of", path.display().to_string(), &source))
             .and_then(|()| Self::open_existing(path, options));
         if opened.is_err() {
-            // It is ours, it is new, and it is of no use to anybody.
+            // It is ours, it is new, and it is of no use.
             let _ = std::fs::remove_file(path);
         }
         opened
@@ -105,16 +108,15 @@ impl HostFile {
             if block_device { block_device_geometry(metadata.rdev()) } else { regular_file_geometry() };
         geometry.read_only |= options.read_only;
         let unit = u64::from(geometry.logical_block_size);
-        geometry.size = window(end, options, unit)
-            .ok_or_else(|| {
-                let context = format!(
-                    "{}: a device of {} bytes at byte {} does not lie on {unit}-byte blocks within its {end} bytes",
-                    named(),
-                    options.size.map_or_else(|| "all".to_owned(), |size| size.to_string()),
-                    options.offset
-                );
-                Error::posix(Errno::EINVAL, context)
-            })?;
+        geometry.size = window(end, options, unit).ok_or_else(|| {
+            let context = format!(
+                "{}: {} bytes at byte {} do not lie on {unit}-byte blocks within its {end} bytes",
+                named(),
+                options.size.map_or_else(|| "all".to_owned(), |size| size.to_string()),
+                options.offset
+            );
+            Error::posix(Errno::EINVAL, context)
+        })?;
         Ok(Self { file, path: path.to_owned(), block_device, direct, offset: options.offset, geometry })
     }
 
@@ -130,13 +132,13 @@ impl HostFile {
         &self.path
     }
 
-    /// True for a block device, false for a regular file.
+    /// Returns true for a block device, false for a regular file.
     #[must_use]
     pub fn is_block_device(&self) -> bool {
         self.block_device
     }
 
-    /// True where the host's page cache is passed by.
+    /// Returns true if the host's page cache is passed by.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.direct
@@ -157,7 +159,7 @@ impl HostFile {
     /// Makes a regular file larger, by a hole, so that the device has `size` bytes.
     ///
     /// # Errors
-    /// `EINVAL` where it would get smaller or is no whole number of blocks, `ENOTSUP` for a block device, or the
+    /// `EINVAL` if it would get smaller or is no whole number of blocks, `ENOTSUP` for a block device, or the
     /// host's.
     pub fn grow(&mut self, size: u64) -> Result<()> {
         let fail = |errno| Err(Error::io("grow", self.path.display().to_string(), errno));
@@ -224,7 +226,7 @@ fn open_file(path: &Path, options: &HostOptions, block_device: bool) -> Result<(
     }
 }
 
-/// The bytes of a file of `end` bytes that are the device: whole blocks; `None` where the request does not fit.
+/// The bytes of a file of `end` bytes that are the device: whole blocks; `None` if the request does not fit.
 fn window(end: u64, options: &HostOptions, unit: u64) -> Option<u64> {
     if !options.offset.is_multiple_of(unit) {
         return None;
@@ -255,8 +257,8 @@ fn regular_file_geometry() -> Geometry {
     }
 }
 
-/// What sysfs tells of the block device number `device` (kernel documentation, sysfs-block). Where there is no sysfs,
-/// the values that hold for every device.
+/// What sysfs tells of the block device number `device` (kernel documentation, sysfs-block). If there is no
+/// sysfs, the values that hold for every device.
 fn block_device_geometry(device: u64) -> Geometry {
     let major = nix::sys::stat::major(device);
     let minor = nix::sys::stat::minor(device);

@@ -1,16 +1,19 @@
-//! Memory for I/O: block images that are shared and copied on write, owned buffers, and the folio memory pool.
+//! Memory for I/O: block images that are shared and copied on write, owned buffers, and the folio memory
+//! pool.
 //!
 //! - [`AlignedBuffer`]: bytes on a 512-byte boundary, owned.
-//! - [`BlockImage`]: a reference-counted [`AlignedBuffer`]; whoever holds one sees it unchanged for as long as it holds it.
-//! - [`MemoryPool`]: page-aligned memory for folios, 4 KiB to 2 MiB each, cut from large regions by a buddy allocator,
-//!   bounded in all, and registered with a device region by region.
+//! - [`BlockImage`]: a reference-counted [`AlignedBuffer`]; its holder sees it unchanged for as long as it
+//!   holds it.
+//! - [`MemoryPool`]: page-aligned memory for folios, 4 KiB to 2 MiB each, cut from large regions by a buddy
+//!   allocator, bounded in all, and registered with a device region by region.
 //!
-//! Invariant: the regions of a pool live until the last [`PoolMemory`] cut from them is gone, so an I/O in flight that
-//! owns one never sees its memory unmapped.
+//! Invariant: the regions of a pool live until the last [`PoolMemory`] cut from them is gone, so an I/O in
+//! flight that owns one never sees its memory unmapped.
 //!
-//! Invariant: every access by the processor goes through the lock of its [`PoolMemory`]. A device that is given the
-//! address ([`PoolMemory::as_ptr`]) is kept apart from the processor by the folio's state: under read it is locked,
-//! under writeback its blocks are not changed. Were this wrong, a half-copied write could reach the disk.
+//! Invariant: every access by the processor goes through the lock of its [`PoolMemory`]. A device that is
+//! given the address ([`PoolMemory::as_ptr`]) is kept apart from the processor by the folio's state: under
+//! read it is locked, under writeback its blocks are not changed. Were this wrong, a half-copied write could
+//! reach the disk.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -21,10 +24,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::view::Views;
+use super::views::Views;
 use crate::error::{Errno, Error, Result};
 
-/// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment` 511).
+/// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment`
+/// 511).
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(512))]
 pub(super) struct Sector([u8; 512]);
@@ -91,12 +95,13 @@ impl fmt::Debug for AlignedBuffer {
     }
 }
 
-/// The content of one block at one moment. Cloning shares it; [`BlockImage::to_mut`] copies it when it is shared.
+/// The content of one block at one moment. Cloning shares it; [`BlockImage::to_mut`] copies it when it is
+/// shared.
 #[derive(Clone, Debug)]
 pub struct BlockImage(Arc<AlignedBuffer>);
 
 impl BlockImage {
-    /// Changes the image: in place when nobody else holds it, in a copy that replaces it otherwise.
+    /// Changes the image: in place if it is not shared, in a copy that replaces it otherwise.
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -107,7 +112,8 @@ impl BlockImage {
         Ok(Arc::get_mut(&mut self.0).expect("the image was just made unique"))
     }
 
-    /// True when both are the same memory, so that the one cannot have changed since the other was taken.
+    /// Returns true if both are the same memory, so that the one cannot have changed since the other was
+    /// taken.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -147,8 +153,8 @@ pub struct Region {
     _map: memmap2::MmapMut,
 }
 
-// SAFETY: the base address is that of a mapping which the region owns and never remaps; access to the bytes behind it
-// goes through the lock of the `PoolMemory` that covers them.
+// SAFETY: the base address is that of a mapping which the region owns and never remaps; access to the bytes
+// behind it goes through the lock of the `PoolMemory` that covers them.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
@@ -156,8 +162,8 @@ unsafe impl Sync for Region {}
 impl Region {
     fn new() -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        // Room to start on a 2 MiB boundary, so that the largest folios can be huge pages; what is not touched costs
-        // addresses only.
+        // Room to start on a 2 MiB boundary, so that the largest folios can be huge pages; what is not
+        // touched costs addresses only.
         let mut map = memmap2::MmapMut::map_anon(REGION_SIZE + MAX_FOLIO_SIZE)
             .map_err(|source| Error::host("map", format!("{REGION_SIZE} bytes of memory"), &source))?;
         // Huge pages halve the cost of the first touch; a host without them does as well, more slowly.
@@ -192,8 +198,8 @@ impl Region {
     }
 }
 
-/// The free pieces of one order: a bit for each place where one can start, over all regions. Lowest first, so that
-/// what was touched before is used again, and high regions become whole.
+/// The free pieces of one order: a bit for each place where one can start, over all regions. Lowest first, so
+/// that what was touched before is used again, and high regions become whole.
 #[derive(Default)]
 struct FreeList {
     words: Vec<u64>,
@@ -213,7 +219,7 @@ impl FreeList {
         self.count += 1;
     }
 
-    /// Takes the piece `index` out; false where it is not free.
+    /// Takes the piece `index` out; false if it is not free.
     fn remove(&mut self, index: usize) -> bool {
         let Some(word) = self.words.get_mut(index / 64) else { return false };
         let bit = 1 << (index % 64);
@@ -257,8 +263,8 @@ impl fmt::Debug for MemoryPool {
 }
 
 impl MemoryPool {
-    /// A pool of at most `capacity` bytes in use at a time. It takes memory from the host as it is needed, and never
-    /// more than `capacity` in whole regions, however the pieces lie.
+    /// A pool of at most `capacity` bytes in use at a time. It takes memory from the host as it is needed,
+    /// and never more than `capacity` in whole regions, however the pieces lie.
     #[must_use]
     pub fn new(capacity: usize) -> Arc<Self> {
         let capacity = capacity.max(MAX_FOLIO_SIZE);
@@ -278,8 +284,8 @@ impl MemoryPool {
     }
 
     /// A piece of `len` bytes: a power of two from 4 KiB to 2 MiB. Its content is whatever was there before.
-    /// `None` when the pool is exhausted, or has no piece that long left in one: give something back first, or ask for
-    /// less.
+    /// `None` when the pool is exhausted, or has no piece that long left in one: give something back first,
+    /// or ask for less.
     ///
     /// # Errors
     /// The host's refusal to map memory.
@@ -287,8 +293,8 @@ impl MemoryPool {
         self.take(len, self.capacity)
     }
 
-    /// As [`MemoryPool::allocate`], past the pool's bound where it has to be: for memory that takes the place of other,
-    /// which goes back as soon as whoever looks at it has done.
+    /// As [`MemoryPool::allocate`], past the pool's bound if it has to be: for memory that takes the place of
+    /// other, which goes back as soon as its reader has done.
     ///
     /// # Errors
     /// The host's refusal to map memory.
@@ -407,7 +413,7 @@ impl PoolMemory {
         &self.pool
     }
 
-    /// The piece's address, for a device. Whoever uses it keeps to the invariant of this module.
+    /// The piece's address, for a device. The user of the address keeps to the invariant of this module.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.region.base.wrapping_add(self.offset)
@@ -417,32 +423,32 @@ impl PoolMemory {
     pub fn read<R>(&self, offset: u32, len: u32, f: impl FnOnce(&[u8]) -> R) -> R {
         let range = self.range(offset, len);
         let _guard = self.lock.read();
-        // SAFETY: the range lies within this piece, which lies within the mapping that `region` keeps alive; no other
-        // piece covers it, and the lock keeps writers of this piece away.
+        // SAFETY: the range lies within this piece, which lies within the mapping that `region` keeps alive;
+        // no other piece covers it, and the lock keeps writers of this piece away.
         f(unsafe { std::slice::from_raw_parts(self.as_ptr().add(range.start), range.len()) })
     }
 
     /// Calls `f` with bytes `offset..offset + len` to change.
     ///
     /// # Panics
-    /// Where somebody views one of them ([`PoolView`](super::PoolView)).
+    /// If one of them is viewed ([`PoolView`](super::PoolView)).
     pub fn write<R>(&self, offset: u32, len: u32, f: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.try_write(offset, len, f).expect("nobody views memory that is written")
+        self.try_write(offset, len, f).expect("memory that is written is not viewed")
     }
 
-    /// As [`PoolMemory::write`]; `None`, and nothing happened, where somebody views one of the bytes.
+    /// As [`PoolMemory::write`]; `None`, and nothing happened, if one of the bytes is viewed.
     pub fn try_write<R>(&self, offset: u32, len: u32, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         let range = self.range(offset, len);
         let _guard = self.lock.write();
         if self.views.cover(&range) {
             return None;
         }
-        // SAFETY: as in `read`; the lock is held for writing, so no other reference exists but views, which cover none
-        // of these bytes and cannot be made meanwhile.
+        // SAFETY: as in `read`; the lock is held for writing, so no other reference exists but views, which
+        // cover none of these bytes and cannot be made meanwhile.
         Some(f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr().add(range.start), range.len()) }))
     }
 
-    /// True where somebody views one of bytes `offset..offset + len`.
+    /// Returns true if one of bytes `offset..offset + len` is viewed.
     #[must_use]
     pub fn is_viewed(&self, offset: u32, len: u32) -> bool {
         self.views.cover(&self.range(offset, len))

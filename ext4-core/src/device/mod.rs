@@ -8,12 +8,13 @@
 //! ```
 //!
 //! Invariants:
-//! - A bio owns its memory until its completion; nobody has to wait for a dropped future before freeing a buffer.
+//! - A bio owns its memory until its completion; no caller has to wait for a dropped future before freeing a
+//!   buffer.
 //! - Every bio that was submitted is completed exactly once, also when the device is being dropped.
-//! - Ordering between bios is the submitter's business: it waits for completions, then flushes. A device may reorder
-//!   everything that is in flight. A completed write is durable only after a flush that was submitted after its
-//!   completion, or when it carried [`BioFlags::FUA`]. Were this wrong, a commit block could reach the medium before
-//!   the blocks that it commits, and a crash would replay garbage.
+//! - Ordering between bios is the submitter's business: it waits for completions, then flushes. A device may
+//!   reorder everything that is in flight. A completed write is durable only after a flush that was submitted
+//!   after its completion, or when it carried [`BioFlags::FUA`]. Were this wrong, a commit block could reach
+//!   the medium before the blocks that it commits, and a crash would replay garbage.
 //! - Completions do bookkeeping only: they run in the backend's completion context and never block.
 
 pub mod conformance;
@@ -23,6 +24,7 @@ pub mod overlay;
 mod parts;
 pub mod simulated;
 mod view;
+mod views;
 
 use std::sync::Arc;
 
@@ -46,8 +48,8 @@ pub enum Operation {
     Write,
     /// Make every write that had completed before durable.
     Flush,
-    /// The range's content is no longer needed; it may read as anything afterwards. Advice: a device that cannot
-    /// discard ([`Geometry::discard`]) completes it and does nothing.
+    /// The range's content is no longer needed; it may read as anything afterwards. Advice: a device that
+    /// cannot discard ([`Geometry::discard`]) completes it and does nothing.
     Discard,
     /// The range reads as zeros afterwards.
     WriteZeroes,
@@ -63,9 +65,9 @@ bitflags! {
         const FUA = 1 << 1;
         /// File-system metadata.
         const META = 1 << 2;
-        /// Somebody waits for it.
+        /// A task waits for it.
         const SYNC = 1 << 3;
-        /// Nobody waits for it.
+        /// No task waits for it.
         const BACKGROUND = 1 << 4;
     }
 }
@@ -82,7 +84,7 @@ pub enum Segment {
         /// How long it is, in bytes.
         len: u32,
     },
-    /// A block image that somebody froze; for writing only.
+    /// A frozen block image; for writing only.
     Image(BlockImage),
     /// Memory the bio owns and hands back at completion.
     Owned(AlignedBuffer),
@@ -102,14 +104,15 @@ impl Segment {
         }
     }
 
-    /// True for a piece of no bytes.
+    /// Returns true for a piece of no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The piece's address, for a device to which its bio belongs: valid for [`Segment::len`] bytes as long as the
-    /// segment lives. A device writes there only what a read brings, and never into an [`Segment::Image`].
+    /// The piece's address, for a device to which its bio belongs: valid for [`Segment::len`] bytes as long
+    /// as the segment lives. A device writes there only what a read brings, and never into an
+    /// [`Segment::Image`].
     pub fn as_device_ptr(&mut self) -> *mut u8 {
         match self {
             Self::Pool { memory, offset, .. } => memory.as_ptr().wrapping_add(*offset as usize),
@@ -145,14 +148,15 @@ impl Segment {
 pub struct Completion {
     /// All of it, or an error; never part of it.
     pub result: Result<()>,
-    /// The segments of the bio, in order; filled where it was a read that succeeded.
+    /// The segments of the bio, in order; filled if it was a read that succeeded.
     pub segments: Vec<Segment>,
 }
 
-/// What runs when a bio ends. It must not block and must not submit while holding a lock that a completion takes.
+/// What runs when a bio ends. It must not block and must not submit while holding a lock that a completion
+/// takes.
 pub type EndIo = Box<dyn FnOnce(Completion) + Send>;
 
-/// One contiguous range of the device, the memory for it, an operation, and who to tell.
+/// One contiguous range of the device, the memory for it, an operation, and what to call at its end.
 pub struct Bio {
     /// What to do.
     pub operation: Operation,
@@ -203,11 +207,12 @@ impl Bio {
         (self.end_io)(Completion { result, segments: self.segments });
     }
 
-    /// What every backend checks before it starts a bio: alignment, bounds, read-only, memory of the right kind.
+    /// What every backend checks before it starts a bio: alignment, bounds, read-only, memory of the right
+    /// kind.
     ///
     /// # Errors
-    /// `EINVAL` for a range or memory that the geometry does not allow, `EROFS` for a change of a read-only device,
-    /// `EIO` for a range past the end.
+    /// `EINVAL` for a range or memory that the geometry does not allow, `EROFS` for a change of a read-only
+    /// device, `EIO` for a range past the end.
     pub fn check(&self, geometry: &Geometry) -> Result<()> {
         let unit = u64::from(geometry.logical_block_size);
         let fail = |errno| Err(Error::io(self.operation_name(), self.location(), errno));
@@ -278,26 +283,27 @@ pub struct Geometry {
     pub memory_alignment: u32,
     /// The largest transfer that is carried out as one; backends split larger ones.
     pub max_transfer: u32,
-    /// The most memory segments in one transfer; backends split where there are more.
+    /// The most memory segments in one transfer; backends split if there are more.
     pub max_segments: u32,
     /// How many transfers are worth having in flight.
     pub queue_depth: u32,
-    /// Completed writes may be lost in a power cut until a flush.
+    /// True if completed writes may be lost in a power cut until a flush.
     pub volatile_cache: bool,
-    /// [`BioFlags::FUA`] costs less than a flush. It is honoured on every device: where this is false and the cache is
-    /// volatile, as the write and a flush after it, so that what had completed before the write was submitted is
-    /// durable too when the write completes.
+    /// True if [`BioFlags::FUA`] costs less than a flush. FUA is honoured on every device: if this is false
+    /// and the cache is volatile, as the write and a flush after it, so that what had completed before the
+    /// write was submitted is durable too when the write completes.
     pub fua: bool,
-    /// Discard does something.
+    /// True if discard does something.
     pub discard: bool,
-    /// Write-zeroes costs less than writing zeros. It is honoured on every device.
+    /// True if write-zeroes costs less than writing zeros. It is honoured on every device.
     pub write_zeroes: bool,
-    /// Nothing can be changed.
+    /// True if nothing can be changed.
     pub read_only: bool,
 }
 
 impl Geometry {
-    /// True where a write with [`BioFlags::FUA`] also makes durable what had completed before it was submitted.
+    /// Returns true if a write with [`BioFlags::FUA`] also makes durable what had completed before it was
+    /// submitted.
     #[must_use]
     pub fn fua_flushes(&self) -> bool {
         self.volatile_cache && !self.fua
@@ -306,10 +312,10 @@ impl Geometry {
 
 /// A device that stores bytes in blocks.
 ///
-/// The implementer accepts a whole plug without blocking the submitter (but for some microseconds in which a fast device
-/// may end it), completes every bio exactly once through its
-/// [`EndIo`], in any order, from any thread (also from within `submit`); finishes short transfers itself or fails the bio; splits what exceeds the geometry's limits;
-/// and runs [`Bio::check`] on each bio first.
+/// The implementer accepts a whole plug without blocking the submitter (but for some microseconds in which a
+/// fast device may end it), completes every bio exactly once through its [`EndIo`], in any order, from any
+/// thread (also from within `submit`); finishes short transfers itself or fails the bio; splits what exceeds
+/// the geometry's limits; and runs [`Bio::check`] on each bio first.
 #[async_trait]
 pub trait BlockDevice: Send + Sync + std::fmt::Debug + 'static {
     /// What the device is.
@@ -365,7 +371,7 @@ pub trait BlockDevice: Send + Sync + std::fmt::Debug + 'static {
     /// Makes every write that has completed durable.
     ///
     /// # Errors
-    /// The device's.
+    /// Those of the device.
     async fn flush(&self) -> Result<()> {
         self.submit_and_wait(Operation::Flush, BioFlags::SYNC, 0, 0, Vec::new()).await.result
     }

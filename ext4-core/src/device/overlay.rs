@@ -7,19 +7,21 @@
 //!   writes, zeros ──► the overlay; discards are advice that is not taken; flushes have nothing to flush
 //! ```
 //!
-//! So a file system whose journal has to be replayed can be read in its recovered state on a medium that must not
-//! change, or cannot.
+//! So a file system whose journal has to be replayed can be read in its recovered state on a medium that must
+//! not change, or cannot.
 //!
 //! Invariants:
-//! - The device below gets reads and nothing else. Were it written, an image that was opened for reading would differ
-//!   afterwards, and one whose recovery went wrong would be lost.
-//! - A write is in the overlay, whole, when it completes, or none of it is and it fails: no more than the limit is kept.
-//! - A chunk's bytes count only where its mask says so; the rest of it is below. So no write has to read first.
+//! - The device below gets reads and nothing else. Were it written, an image that was opened for reading
+//!   would differ afterwards, and one whose recovery went wrong would be lost.
+//! - A write is in the overlay, whole, when it completes, or none of it is and it fails: no more than the
+//!   limit is kept.
+//! - A chunk's bytes count only if its mask says so; the rest of it is below. So no write has to read first.
 //!
-//! A read that lies in part on the overlay is read below as a whole: where the device below cannot read a sector, it
-//! stays unreadable to such reads though the overlay has its content.
+//! A read that lies in part on the overlay is read below as a whole: if the device below cannot read a
+//! sector, it stays unreadable to such reads though the overlay has its content.
 //!
-//! Lock: one, around the map; held for lookups and copies, never while the device below or a completion is called.
+//! Lock: one, around the map; held for lookups and copies, never while the device below or a completion is
+//! called.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,7 +34,7 @@ use super::{
 };
 use crate::error::{Errno, Error, Result};
 
-/// The least that a chunk holds; more where the device's blocks are larger.
+/// The least that a chunk holds; more if the device's blocks are larger.
 const CHUNK: u64 = 4096;
 
 /// A piece of the device that was written in part or in whole.
@@ -212,11 +214,12 @@ pub struct OverlayDevice {
 }
 
 impl OverlayDevice {
-    /// A device that holds what `inner` holds, can be written, and keeps up to `limit` bytes of changes in memory.
-    /// Beyond that writes fail with `ENOSPC`.
+    /// A device that holds what `inner` holds, can be written, and keeps up to `limit` bytes of changes in
+    /// memory. Beyond that writes fail with `ENOSPC`.
     ///
     /// # Errors
-    /// `ENOMEM`; unsupported where a logical block of `inner` is larger than 64 pages.
+    /// - `ENOMEM` if the host has no memory.
+    /// - Unsupported if a logical block of `inner` is larger than 64 pages.
     pub fn new(inner: Arc<dyn BlockDevice>, limit: u64) -> Result<Self> {
         let below = inner.geometry();
         let block = u64::from(below.logical_block_size);

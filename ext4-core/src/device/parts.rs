@@ -1,10 +1,10 @@
 //! One owned buffer in several bios: the parts of an [`AlignedBuffer`], each with its own bytes.
 //!
-//! Direct I/O gives the caller's memory to the device. The file's blocks may lie in many places, so one buffer goes out
-//! as many bios, and each bio owns its memory until its completion ([`crate::device`]).
+//! Direct I/O gives the caller's memory to the device. The file's blocks may lie in many places, so one
+//! buffer goes out as many bios, and each bio owns its memory until its completion ([`crate::device`]).
 //!
-//! Invariant: the parts of a buffer do not overlap, and the memory goes back to the host only when the last of them is
-//! gone. Were it otherwise, a device could write into memory that is another's by now.
+//! Invariant: the parts of a buffer do not overlap, and the memory goes back to the host only when the last
+//! of them is gone. Were it otherwise, a device could write into memory that is another's by now.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -26,8 +26,8 @@ unsafe impl Sync for Whole {}
 
 impl Drop for Whole {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `Box::into_raw` in `into_parts`, and nobody else frees it: `from_parts` forgets
-        // the `Whole` that it takes the box out of.
+        // SAFETY: the pointer came from `Box::into_raw` in `into_parts`, and nothing else frees it:
+        // `from_parts` forgets the `Whole` that it takes the box out of.
         drop(unsafe { Box::from_raw(self.sectors) });
     }
 }
@@ -55,8 +55,8 @@ impl Deref for BufferPart {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the bytes lie within the memory that `whole` keeps alive and are initialised; no other part covers
-        // them, so whoever changes them holds this part exclusively.
+        // SAFETY: the bytes lie within the memory that `whole` keeps alive and are initialised; no other part
+        // covers them, so a caller that changes them holds this part exclusively.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
     }
 }
@@ -72,7 +72,7 @@ impl AlignedBuffer {
     /// Cuts the buffer into parts of these lengths, one behind the other, and what is left.
     ///
     /// # Panics
-    /// Where the lengths are more than the buffer has.
+    /// If the lengths are more than the buffer has.
     #[must_use]
     pub fn into_parts(self, lengths: &[usize]) -> Vec<BufferPart> {
         let total: usize = lengths.iter().sum();
@@ -93,8 +93,8 @@ impl AlignedBuffer {
             .collect()
     }
 
-    /// The buffer that `parts` were cut from, once they are all that is left of it; in any order. `None` for no parts,
-    /// and while others exist.
+    /// The buffer that `parts` were cut from, once they are all that is left of it; in any order. `None` for
+    /// no parts, and while others exist.
     #[must_use]
     pub fn from_parts(mut parts: Vec<BufferPart>) -> Option<Self> {
         let last = parts.pop()?;
@@ -102,8 +102,8 @@ impl AlignedBuffer {
         let whole = Arc::into_inner(last.whole)?;
         let (sectors, len) = (whole.sectors, whole.len);
         std::mem::forget(whole);
-        // SAFETY: the pointer came from `Box::into_raw` in `into_parts`; no part is left, and the `Whole` that would have
-        // freed it is forgotten.
+        // SAFETY: the pointer came from `Box::into_raw` in `into_parts`; no part is left, and the `Whole`
+        // that would have freed it is forgotten.
         Some(Self::from_sectors(unsafe { Box::from_raw(sectors) }, len))
     }
 }

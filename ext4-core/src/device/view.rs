@@ -1,47 +1,16 @@
-//! Views: pool memory that somebody reads without a copy, for as long as he likes.
+//! Views: pool memory (of folios) that a reader looks at without a copy, for as long as it likes.
 //!
-//! Invariant: bytes under a view do not change. [`PoolMemory::write`] refuses them; whoever wants to change the file there
-//! gives it other memory first (the folio does that, `ext4-writeback`). A device does not fill them: who reads into a
-//! piece of memory has looked for views when nothing of the range was valid, and a view is valid only if the range was
-//! when it had been made.
+//! Invariant: bytes under a view do not change. [`PoolMemory::write`] refuses them; a writer that changes the
+//! file there gives it other memory first (the folio does that, `ext4-writeback`). A device does not fill
+//! them: a task that reads into a piece of memory has looked for views when nothing of the range was valid,
+//! and a view is valid only if the range was when it had been made.
 #![allow(unsafe_code)]
 
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use super::memory::PoolMemory;
-
-/// Which bytes of one piece of memory are viewed.
-#[derive(Debug, Default)]
-pub(super) struct Views {
-    /// How many there are: what a writer looks at where there are none.
-    count: AtomicUsize,
-    ranges: Mutex<Vec<Range<usize>>>,
-}
-
-impl Views {
-    pub(super) fn cover(&self, range: &Range<usize>) -> bool {
-        self.count.load(Ordering::SeqCst) > 0
-            && self.ranges.lock().iter().any(|view| view.start < range.end && range.start < view.end)
-    }
-
-    fn add(&self, range: Range<usize>) {
-        self.ranges.lock().push(range);
-        self.count.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn remove(&self, range: &Range<usize>) {
-        let mut ranges = self.ranges.lock();
-        if let Some(index) = ranges.iter().position(|view| view == range) {
-            ranges.swap_remove(index);
-            self.count.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
 
 /// Bytes of pool memory, as they were when this was made; see the module.
 pub struct PoolView {
@@ -50,10 +19,10 @@ pub struct PoolView {
 }
 
 impl PoolView {
-    /// A view of bytes `range`. Waits while somebody changes the memory.
+    /// A view of bytes `range`. Waits while a writer changes the memory.
     ///
     /// # Panics
-    /// Where the range is not the memory's.
+    /// If the range is not the memory's.
     #[must_use]
     pub fn new(memory: Arc<PoolMemory>, range: Range<u32>) -> Self {
         let range = range.start as usize..range.end as usize;
@@ -68,9 +37,9 @@ impl Deref for PoolView {
 
     fn deref(&self) -> &[u8] {
         let start = self.memory.as_ptr().wrapping_add(self.range.start);
-        // SAFETY: the range lies within the memory, which `memory` keeps alive. The view was entered while nobody held
-        // the memory's lock for writing, and writers refuse bytes that are viewed; devices keep to the module's
-        // invariant.
+        // SAFETY: the range lies within the memory, which `memory` keeps alive. The view was entered while
+        // the memory's lock was not held for writing, and writers refuse bytes that are viewed; devices keep
+        // to the module's invariant.
         unsafe { std::slice::from_raw_parts(start, self.range.len()) }
     }
 }

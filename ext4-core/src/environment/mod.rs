@@ -1,10 +1,11 @@
-//! What a file system takes from the world besides its device: the time, random bytes, and somebody to run its tasks.
+//! What a file system takes from the world besides its device: the time, random bytes, and a runtime for its
+//! tasks.
 //!
-//! Everything comes in through these two traits, so that an image can be the same byte for byte every time and the
-//! whole engine can run on one seeded scheduler.
+//! Everything comes in through these two traits, so that an image can be the same byte for byte every time
+//! and the whole engine can run on one seeded scheduler.
 //!
-//! Invariant: below the backends and the tools nothing else reads a clock, draws a random number, starts a thread,
-//! spawns a task or waits for a time.
+//! Invariant: below the backends and the tools nothing else reads a clock, draws a random number, starts a
+//! thread, spawns a task or waits for a time.
 
 mod run_to_end;
 mod simulation;
@@ -37,7 +38,7 @@ pub trait Environment: Send + Sync {
     }
 }
 
-/// Who runs tasks and waits for times.
+/// What runs tasks and waits for times: the seam to an async runtime.
 pub trait Runtime: Send + Sync {
     /// Runs `task` to its end, independent of the caller.
     fn spawn(&self, task: BoxFuture<'static, ()>);
@@ -54,8 +55,8 @@ pub trait Runtime: Send + Sync {
 pub struct SystemEnvironment;
 
 impl Environment for SystemEnvironment {
-    /// As of the last tick of the kernel's clock, a few milliseconds old, which is what its own file systems stamp: the
-    /// precise clock would cost a small write a tenth of its time.
+    /// As of the last tick of the kernel's clock, a few milliseconds old, which is what its own file systems
+    /// stamp: the precise clock would cost a small write a tenth of its time.
     fn now(&self) -> Timestamp {
         // clock_gettime(2), CLOCK_REALTIME_COARSE.
         match nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE) {

@@ -1,4 +1,4 @@
-//! Running an operation to its end, whoever stops waiting for it.
+//! Running an operation to its end, also if its caller stops waiting for it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use super::{BoxFuture, Runtime};
 
-/// An operation that runs to its end even when its caller stops waiting: polled in place while the caller waits,
-/// handed to the runtime when it is dropped half way.
+/// An operation that runs to its end even when its caller stops waiting: polled in place while the caller
+/// waits, handed to the runtime when it is dropped half way.
 ///
-/// Every operation that opens a handle goes through this, and a commit that a caller carries out. Were it dropped
-/// between two changes of metadata, the transaction would commit half an operation.
+/// Every operation that opens a handle goes through this, and a commit that a caller carries out. Were it
+/// dropped between two changes of metadata, the transaction would commit half an operation.
 pub struct RunToEnd<T: Send + 'static> {
     operation: Option<BoxFuture<'static, T>>,
     polled: bool,

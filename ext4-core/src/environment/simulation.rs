@@ -9,19 +9,20 @@
 //!      └───────────────┴───────────────────────────────────────────┘
 //! ```
 //!
-//! [`Simulation`] is a [`Runtime`] whose clock stands still while tasks run, and an [`Environment`] whose time is that
-//! clock. Which of the runnable tasks comes next follows from the seed alone; now and then a timer fires early in the
-//! queue although tasks are runnable, as it would on a machine where they are slow. So one seed is one interleaving of
-//! tasks, timers and completions, and a failure is replayed by its seed.
+//! [`Simulation`] is a [`Runtime`] whose clock stands still while tasks run, and an [`Environment`] whose
+//! time is that clock. Which of the runnable tasks comes next follows from the seed alone; now and then a
+//! timer fires early in the queue although tasks are runnable, as it would on a machine where they are slow.
+//! So one seed is one interleaving of tasks, timers and completions, and a failure is replayed by its seed.
 //!
-//! The primitives of `tokio::sync` work under it; `tokio::time` and `tokio::spawn` do not. A `tokio::select!` below the
-//! seam is `biased`: otherwise it draws from a generator that no seed reaches.
+//! The primitives of `tokio::sync` work under it; `tokio::time` and `tokio::spawn` do not. A `tokio::select!`
+//! below the seam is `biased`: otherwise it draws from a generator that no seed reaches.
 //!
 //! Invariants:
-//! - One task is polled at a time, and never while a lock of the scheduler is held: a task may spawn, wake and sleep.
-//! - A task that was woken is polled again, also where the wake came while it was being polled. Were such a wake lost,
-//!   the scheduler would report deadlocks that the engine does not have.
-//! - Where nothing can go on any more, that is an error that names the tasks that wait, never a hang.
+//! - One task is polled at a time, and never while a lock of the scheduler is held: a task may spawn, wake
+//!   and sleep.
+//! - A task that was woken is polled again, also if the wake came while it was being polled. Were such a wake
+//!   lost, the scheduler would report deadlocks that the engine does not have.
+//! - If nothing can go on any more, that is an error that names the tasks that wait, never a hang.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -172,7 +173,7 @@ impl World {
         state.runnable.push(number);
     }
 
-    /// One step. False where nothing can go on.
+    /// One step. False if nothing can go on.
     fn step(&self) -> bool {
         let (number, mut future, waker, name) = {
             let mut state = self.state.lock();
@@ -225,8 +226,8 @@ impl World {
     }
 }
 
-/// A seeded scheduler with a clock of its own; see the module. Clones are the same world. When the last one that was
-/// made by [`Simulation::new`] is dropped, every task that is left is dropped with it.
+/// A seeded scheduler with a clock of its own; see the module. Clones are the same world. When the last one
+/// that was made by [`Simulation::new`] is dropped, every task that is left is dropped with it.
 #[derive(Clone)]
 pub struct Simulation {
     owner: Arc<Owner>,
@@ -284,8 +285,8 @@ impl Simulation {
         Arc::new(SimulatedEnvironment { world: Arc::clone(&self.owner.0), random })
     }
 
-    /// Starts a task that a report calls `name`. What it returns is to be had from the receiver, which fails where the
-    /// simulation ends first.
+    /// Starts a task that a report calls `name`. The receiver gives what it returns, and fails
+    /// if the simulation ends first.
     pub fn spawn<T: Send + 'static>(
         &self,
         name: &str,
@@ -300,7 +301,7 @@ impl Simulation {
     /// Runs everything until `main` has ended; what else there is stays for the next run.
     ///
     /// # Errors
-    /// A deadlock, or more than ten million steps; what did not end stays where it is.
+    /// A deadlock, or more than ten million steps. The tasks that did not end stay in the simulation.
     pub fn run<T: Send + 'static>(&self, main: impl Future<Output = T> + Send + 'static) -> Result<T, Stuck> {
         self.run_for(STEP_LIMIT, main)
     }
@@ -318,8 +319,8 @@ impl Simulation {
         self.drive(limit, || result.try_recv().ok())
     }
 
-    /// Runs until every task has ended or waits for ever, timers included: what is left are tasks that wait for the
-    /// world outside.
+    /// Runs until every task has ended or waits for ever, timers included: what is left are tasks that wait
+    /// for the world outside.
     ///
     /// # Errors
     /// [`Stuck::StepLimit`]: a timer that is set again and again, for instance.

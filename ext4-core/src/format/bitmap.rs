@@ -1,7 +1,8 @@
 //! Bitmaps of blocks and inodes: little-endian bits in bytes, looked at 64 at a time.
 //!
-//! Bit `n` of a bitmap is bit `n % 8` of byte `n / 8`. Functions take the number of bits that count (`len`); bits past
-//! it are never looked at and never changed. A `len` past the bytes is cut to them, so no argument panics.
+//! Bit `n` of a bitmap is bit `n % 8` of byte `n / 8`. Functions take the number of bits that count (`len`);
+//! bits past it are never looked at and never changed. A `len` past the bytes is cut to them, so no argument
+//! panics.
 //!
 //! Source: kernel documentation, "Block and inode Bitmaps".
 
@@ -68,27 +69,27 @@ pub fn next_clear(bytes: &[u8], from: u32, len: u32) -> Option<u32> {
     find(bytes, from, len, u64::MAX)
 }
 
-/// True where bit `bit` is set; one past the bytes counts as set.
+/// Returns true if bit `bit` is set; one past the bytes counts as set.
 #[must_use]
 pub fn is_set(bytes: &[u8], bit: u32) -> bool {
     let byte = usize::try_from(bit >> 3).ok().and_then(|index| bytes.get(index));
     byte.is_none_or(|byte| byte >> (bit & 7) & 1 == 1)
 }
 
-/// True where every bit of the range is clear. An empty range is.
+/// Returns true if every bit of the range is clear. An empty range is.
 #[must_use]
 pub fn is_clear_range(bytes: &[u8], range: Range<u32>) -> bool {
     range.end <= bits(bytes) && next_set(bytes, range.start, range.end).is_none()
 }
 
-/// True where every bit of the range is set. An empty range is.
+/// Returns true if every bit of the range is set. An empty range is.
 #[must_use]
 pub fn is_set_range(bytes: &[u8], range: Range<u32>) -> bool {
     range.end <= bits(bytes) && next_clear(bytes, range.start, range.end).is_none()
 }
 
-/// Calls `change` with each byte that has bits in the range, and the mask of those bits; whole bytes in between go to
-/// `fill` at once.
+/// Calls `change` with each byte that has bits in the range, and the mask of those bits; whole bytes in
+/// between go to `fill` at once.
 fn each_byte(
     bytes: &mut [u8],
     range: Range<u32>,
@@ -161,8 +162,8 @@ pub fn next_clear_run(bytes: &[u8], from: u32, len: u32, most: u32) -> Option<Ra
     Some(start..end)
 }
 
-/// The best run of clear bits for `wanted` bits within `within`: the first that is long enough, otherwise the longest
-/// (the first of the longest), cut to `wanted` bits. `None` where no bit is clear.
+/// The best run of clear bits for `wanted` bits within `within`: the first that is long enough, otherwise the
+/// longest (the first of the longest), cut to `wanted` bits. `None` if no bit is clear.
 #[must_use]
 pub fn best_clear_run(bytes: &[u8], within: Range<u32>, wanted: u32) -> Option<Range<u32>> {
     let mut best: Option<Range<u32>> = None;
@@ -195,19 +196,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn searches_and_counts_agree_with_a_vector_of_booleans(bytes in bytes(), from in 0_u32..600, len in 0_u32..600) {
+        fn searches_and_counts_agree_with_a_vector_of_booleans(
+            bytes in bytes(),
+            from in 0_u32..600,
+            len in 0_u32..600,
+        ) {
             let bits = model(&bytes);
             let end = bits.len().min(len as usize);
             let position = |value| (from as usize..end).find(|bit| bits[*bit] == value).map(|bit| bit as u32);
             prop_assert_eq!(next_set(&bytes, from, len), position(true));
             prop_assert_eq!(next_clear(&bytes, from, len), position(false));
             prop_assert_eq!(count_set(&bytes, len) as usize, bits[..end].iter().filter(|bit| **bit).count());
-            prop_assert_eq!(count_clear(&bytes, len) as usize, bits[..end].iter().filter(|bit| !**bit).count());
+            let clear = bits[..end].iter().filter(|bit| !**bit).count();
+            prop_assert_eq!(count_clear(&bytes, len) as usize, clear);
             prop_assert_eq!(is_set(&bytes, from), bits.get(from as usize).copied().unwrap_or(true));
         }
 
         #[test]
-        fn changes_touch_the_range_and_nothing_else(mut bytes in bytes(), start in 0_u32..600, len in 0_u32..300) {
+        fn changes_touch_the_range_and_nothing_else(
+            mut bytes in bytes(),
+            start in 0_u32..600,
+            len in 0_u32..300,
+        ) {
             let mut bits = model(&bytes);
             let range = start..start + len;
             let hit = start as usize..bits.len().min(range.end as usize);
@@ -224,7 +234,11 @@ mod tests {
         }
 
         #[test]
-        fn the_best_run_is_long_enough_or_the_longest(bytes in bytes(), start in 0_u32..300, wanted in 1_u32..100) {
+        fn the_best_run_is_long_enough_or_the_longest(
+            bytes in bytes(),
+            start in 0_u32..300,
+            wanted in 1_u32..100,
+        ) {
             let bits = model(&bytes);
             let within = start..512;
             let mut runs: Vec<Range<u32>> = Vec::new();

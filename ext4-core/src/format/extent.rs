@@ -11,11 +11,12 @@
 //! Source: kernel documentation, "Extent Tree" (Documentation/filesystems/ext4/ifork.rst).
 //!
 //! Invariants:
-//! - Entries are sorted and do not overlap; every range lies inside the device and outside fixed metadata. Were this
-//!   wrong, a write to one file would land in another or in a bitmap.
-//! - The first entry of a node starts at the logical block its parent's entry names, so a node can be reached in one
-//!   way only and no walk over a damaged tree meets it twice.
-//! - The functions that look into a node clip counts to the bytes that are there: not even an unverified node panics.
+//! - Entries are sorted and do not overlap; every range lies inside the device and outside fixed metadata.
+//!   Were this wrong, a write to one file would land in another or in a bitmap.
+//! - The first entry of a node starts at the logical block its parent's entry names, so a node can be reached
+//!   in one way only and no walk over a damaged tree meets it twice.
+//! - The functions that look into a node clip counts to the bytes that are there: not even an unverified node
+//!   panics.
 
 use alloc::format;
 use alloc::string::String;
@@ -101,7 +102,7 @@ pub struct Extent {
     pub len: u32,
     /// The first block on the device.
     pub physical: BlockNumber,
-    /// Allocated, but not written: reads as zeros.
+    /// True if the blocks are allocated, but not written: they read as zeros.
     pub unwritten: bool,
 }
 
@@ -118,7 +119,7 @@ impl Extent {
         if unwritten { MAX_UNWRITTEN_LEN } else { MAX_WRITTEN_LEN }
     }
 
-    /// The part of it inside `from..to`; `None` where that is empty.
+    /// The part of it inside `from..to`; `None` if that is empty.
     #[must_use]
     pub fn part(&self, from: LogicalBlock, to: LogicalBlock) -> Option<Self> {
         let (start, end) = (self.logical.max(from), self.end().min(to));
@@ -127,8 +128,8 @@ impl Extent {
         Some(Self { logical: start, len, physical: self.physical.offset(u64::from(skipped)), ..*self })
     }
 
-    /// Both as one, where `next` follows in the file and on the device, is in the same state, and the sum is not too
-    /// long.
+    /// Both as one, if `next` follows in the file and on the device, is in the same state, and the sum is not
+    /// too long.
     #[must_use]
     pub fn merged(&self, next: &Self) -> Option<Self> {
         let len = self.len.checked_add(next.len)?;
@@ -218,7 +219,7 @@ pub struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// The node in `bytes`: a whole block, or the 60 bytes of an inode. `None` where not even a header fits.
+    /// The node in `bytes`: a whole block, or the 60 bytes of an inode. `None` if not even a header fits.
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = RawExtentHeader::ref_from_prefix(bytes).ok()?;
@@ -246,7 +247,8 @@ impl<'a> Node<'a> {
         self.entries
     }
 
-    /// How many entries start at or before `logical`: the one that can cover it is the one before this position.
+    /// How many entries start at or before `logical`: the one that can cover it is the one before this
+    /// position.
     #[must_use]
     pub fn position(&self, logical: LogicalBlock) -> usize {
         self.entries.partition_point(|entry| entry_logical(entry) <= logical)
@@ -264,9 +266,9 @@ impl<'a> Node<'a> {
         self.entries.get(at).map(IndexEntry::from_entry)
     }
 
-    /// Checks everything that can be checked from the node alone. `capacity` is how many entries there is room for,
-    /// `depth` the level it was reached at, `range` what its parent leaves to it (the first entry starts at its start),
-    /// `valid` whether blocks of the device may belong to a file.
+    /// Checks everything that can be checked from the node alone. `capacity` is how many entries there is
+    /// room for, `depth` the level it was reached at, `range` what its parent leaves to it (the first entry
+    /// starts at its start), `valid` whether blocks of the device may belong to a file.
     ///
     /// # Errors
     /// What is wrong, in words.
@@ -320,8 +322,8 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// The part of [`Node::verify`] that depends on how the node was reached; it takes no time, so that it can be
-    /// repeated on each visit of a node that was verified when it was read.
+    /// The part of [`Node::verify`] that depends on how the node was reached; it takes no time, so that it
+    /// can be repeated on each visit of a node that was verified when it was read.
     ///
     /// # Errors
     /// What is wrong, in words.
@@ -353,7 +355,7 @@ pub struct NodeRange {
     pub start: LogicalBlock,
     /// Where the next node starts.
     pub end: LogicalBlock,
-    /// It is the root: its first entry starts anywhere, and it may be empty.
+    /// True for the root: its first entry starts anywhere, and it may be empty.
     pub is_root: bool,
 }
 
@@ -363,7 +365,7 @@ impl NodeRange {
 }
 
 /// The checksum a node in a block carries, and the one it should: `seed` is that of its inode
-/// ([`super::inode::inode_seed`]). `None` where the tail would lie past the block.
+/// ([`super::inode::inode_seed`]). `None` if the tail would lie past the block.
 #[must_use]
 pub fn checksums(bytes: &[u8], seed: u32) -> Option<(u32, u32)> {
     let at = tail_offset(bytes)?;
@@ -377,8 +379,8 @@ fn tail_offset(bytes: &[u8]) -> Option<usize> {
     usize::from(header.eh_max.get()).checked_mul(ENTRY_SIZE)?.checked_add(HEADER_SIZE)
 }
 
-/// Changes of a node's bytes, which the caller has verified. Each keeps the header right; the caller sets the checksum
-/// ([`NodeMut::set_checksum`]) last.
+/// Changes of a node's bytes, which the caller has verified. Each keeps the header right; the caller sets the
+/// checksum ([`NodeMut::set_checksum`]) last.
 pub struct NodeMut<'a> {
     bytes: &'a mut [u8],
 }
@@ -550,7 +552,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1100), depth in 0..6_u16, at in 0..100_usize) {
+        fn no_bytes_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..1100),
+            depth in 0..6_u16,
+            at in 0..100_usize,
+        ) {
             let mut bytes = bytes;
             if let Some(node) = Node::new(&bytes) {
                 let _ = node.verify(84, depth, &NodeRange::ROOT, |_, _| true);

@@ -1,4 +1,5 @@
-//! Feature masks. Source: kernel documentation, "Super Block" (feature_compat, feature_incompat, feature_ro_compat).
+//! Feature masks. Source: kernel documentation, "Super Block" (feature_compat, feature_incompat,
+//! feature_ro_compat).
 
 use alloc::format;
 use alloc::string::String;
@@ -52,7 +53,7 @@ bitflags! {
         const META_BG = 0x10;
         /// Files are mapped by extents.
         const EXTENTS = 0x40;
-        /// 64-bit block numbers.
+        /// Returns true if block numbers have 64 bits.
         const BIT64 = 0x80;
         /// Multiple mount protection.
         const MMP = 0x100;
@@ -137,8 +138,8 @@ enum Mask {
     RoCompat,
 }
 
-/// The names that mke2fs and dumpe2fs use, with the bit of each; where a feature has two names, the one they print
-/// comes first.
+/// The names that mke2fs and dumpe2fs use, with the bit of each; if a feature has two names, the one they
+/// print comes first.
 const NAMES: &[(Mask, u32, &str)] = &[
     (Mask::Compat, 0x1, "dir_prealloc"),
     (Mask::Compat, 0x2, "imagic_inodes"),
@@ -200,8 +201,8 @@ const READABLE: Incompat = Incompat::FILETYPE
     .union(Incompat::LARGEDIR)
     .union(Incompat::INLINE_DATA);
 
-/// What of [`READABLE`] must not be set on one that it writes. Multiple mount protection: nobody here renews the
-/// heartbeat that keeps other hosts away.
+/// What of [`READABLE`] must not be set on one that it writes. Multiple mount protection: nothing here renews
+/// the heartbeat that keeps other hosts away.
 const READABLE_ONLY: Incompat = Incompat::MMP;
 
 /// What may be set on a file system that this library writes.
@@ -224,8 +225,8 @@ impl Features {
         }
     }
 
-    /// What a new file system has unless it is asked for something else: the defaults of mke2fs 1.47 (as released,
-    /// where distributions leave out `orphan_file` and `metadata_csum_seed`).
+    /// What a new file system has unless it is asked for something else: the defaults of mke2fs 1.47 (as
+    /// released, where distributions leave out `orphan_file` and `metadata_csum_seed`).
     #[must_use]
     pub fn for_new_filesystem() -> Self {
         Self {
@@ -269,8 +270,8 @@ impl Features {
         names
     }
 
-    /// Changes the features as mke2fs's `-O` says: names separated by commas or spaces, `^name` clears, `none`
-    /// clears everything before it.
+    /// Changes the features as mke2fs's `-O` says: names separated by commas or spaces, `^name` clears,
+    /// `none` clears everything before it.
     ///
     /// # Errors
     /// `EINVAL` with the name that no feature has.
@@ -332,19 +333,19 @@ impl Features {
         Ok(())
     }
 
-    /// crc32c on all metadata.
+    /// Returns true if all metadata has a crc32c.
     #[must_use]
     pub fn metadata_csum(&self) -> bool {
         self.ro_compat.contains(RoCompat::METADATA_CSUM)
     }
 
-    /// Group descriptors carry a checksum (crc16 or crc32c) and may be uninitialised.
+    /// Returns true if group descriptors have a checksum (crc16 or crc32c) and groups may be uninitialised.
     #[must_use]
     pub fn group_checksums(&self) -> bool {
         self.ro_compat.intersects(RoCompat::METADATA_CSUM | RoCompat::GDT_CSUM)
     }
 
-    /// 64-bit block numbers.
+    /// Returns true if block numbers have 64 bits.
     #[must_use]
     pub fn bit64(&self) -> bool {
         self.incompat.contains(Incompat::BIT64)
@@ -359,12 +360,15 @@ mod tests {
     fn names_and_lists_are_those_of_mke2fs() {
         let mut features = Features::default();
         features
-            .apply("has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr")
+            .apply(
+                "has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize,\
+                 sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr",
+            )
             .unwrap();
         assert_eq!(
             features.names().join(" "),
-            "has_journal ext_attr resize_inode dir_index filetype extent 64bit flex_bg sparse_super large_file \
-             huge_file dir_nlink extra_isize metadata_csum"
+            "has_journal ext_attr resize_inode dir_index filetype extent 64bit flex_bg sparse_super \
+             large_file huge_file dir_nlink extra_isize metadata_csum"
         );
         features.check_supported(false).unwrap();
         features.apply("^has_journal ^64bit,FEATURE_I29").unwrap();

@@ -1,8 +1,9 @@
-//! Group descriptors: where a group's bitmaps and inode table lie, what is free in it, and which of it was never
-//! initialised. They also hold the checksums of the two bitmaps.
+//! Group descriptors: where a group's bitmaps and inode table lie, what is free in it, and which of it was
+//! never initialised. They also hold the checksums of the two bitmaps.
 //!
-//! Invariant: a [`GroupDescriptor`] from [`GroupDescriptor::parse`] had a right checksum where the file system has
-//! group checksums. Its *places* are unchecked until the metadata plane has compared them with the geometry.
+//! Invariant: a [`GroupDescriptor`] from [`GroupDescriptor::parse`] had a right checksum if the file system
+//! has group checksums. Its *places* are unchecked until the metadata plane has compared them with the
+//! geometry.
 //!
 //! Source: kernel documentation, "Block Group Descriptors" and "Checksums".
 
@@ -62,7 +63,7 @@ bitflags! {
         const INODE_UNINIT = 1;
         /// The block bitmap was never written: only the group's own metadata is in use.
         const BLOCK_UNINIT = 2;
-        /// The inode table holds zeros where it holds no inodes.
+        /// The inode table holds zeros in the slots without inodes.
         const INODE_ZEROED = 4;
         const _ = !0;
     }
@@ -127,7 +128,7 @@ fn block_halves(block: BlockNumber) -> (u32, u32) {
 }
 
 impl ChecksumContext {
-    /// True where a descriptor has the upper 32 bytes.
+    /// Returns true if a descriptor has the upper 32 bytes.
     fn large(&self) -> bool {
         usize::from(self.desc_size) >= LARGE_DESCRIPTOR
     }
@@ -153,8 +154,8 @@ impl ChecksumContext {
         }
     }
 
-    /// The checksum of a bitmap as the descriptor holds it; 0 without metadata_csum. `covered`: the bytes of the
-    /// bitmap that stand for clusters or inodes.
+    /// The checksum of a bitmap as the descriptor holds it; 0 without metadata_csum. `covered`: the bytes of
+    /// the bitmap that stand for clusters or inodes.
     #[must_use]
     pub fn bitmap(&self, covered: &[u8]) -> u32 {
         if !self.features.metadata_csum() {
@@ -170,7 +171,7 @@ impl GroupDescriptor {
     /// Reads the descriptor of `group` from its `desc_size` bytes.
     ///
     /// # Errors
-    /// Corrupt where its checksum is wrong, or the bytes are too few.
+    /// Corrupt if its checksum is wrong, or the bytes are too few.
     pub fn parse(context: &ChecksumContext, group: GroupNumber, bytes: &[u8]) -> Result<Self> {
         let what = || format!("group {group}: descriptor");
         let bytes = bytes
@@ -191,7 +192,7 @@ impl GroupDescriptor {
         let mut flags = GroupFlags::from_bits_retain(raw.bg_flags.get());
         let mut itable_unused = wide(raw.bg_itable_unused_hi.get(), raw.bg_itable_unused_lo.get());
         if !context.features.group_checksums() {
-            // Without checksums the flags are not to be believed, and the table is in use to its end.
+            // Without checksums the flags mean nothing, and the table is in use to its end.
             flags.remove(GroupFlags::INODE_UNINIT | GroupFlags::BLOCK_UNINIT);
             itable_unused = 0;
         }
@@ -209,8 +210,8 @@ impl GroupDescriptor {
         })
     }
 
-    /// Writes the descriptor of `group` into its `desc_size` bytes, with its checksum; bytes that are none of these
-    /// fields stay.
+    /// Writes the descriptor of `group` into its `desc_size` bytes, with its checksum; bytes that are none of
+    /// these fields stay.
     pub fn write(&self, context: &ChecksumContext, group: GroupNumber, bytes: &mut [u8]) {
         let Some(bytes) = bytes.get_mut(..usize::from(context.desc_size)) else { return };
         let known = if context.large() { LARGE_DESCRIPTOR } else { SMALL_DESCRIPTOR };

@@ -1,21 +1,22 @@
 //! The hashes of names by which a directory is indexed.
 //!
-//! A name has a *major* hash, which orders the leaves of the index, and a *minor* one that only breaks ties for
-//! whoever wants a position between names. The lowest bit of the major hash is always 0: the index uses that bit of
-//! its keys to say "more names with this very hash lie in the leaf before".
+//! A name has a *major* hash, which orders the leaves of the index, and a *minor* one that only breaks ties
+//! for a caller that wants a position between names. The lowest bit of the major hash is always 0: the index
+//! uses that bit of its keys to say "more names with this very hash lie in the leaf before".
 //!
-//! Invariant: a name is hashed the way the root of its directory says, never the way the superblock would choose
-//! today; were this wrong, a name that was added before would be looked for in another leaf and not be found.
+//! Invariant: a name is hashed the way the root of its directory says, never the way the superblock would
+//! choose today; were this wrong, a name that was added before would be looked for in another leaf and not be
+//! found.
 //!
-//! Source: kernel documentation, "Directory Entries", Hash Tree Directories (dx_root, hash_version); RFC 1320 (MD4)
-//! and Wheeler and Needham's TEA for the two transforms, of which ext4 uses cut-down forms.
+//! Source: kernel documentation, "Directory Entries", Hash Tree Directories (dx_root, hash_version); RFC 1320
+//! (MD4) and Wheeler and Needham's TEA for the two transforms, of which ext4 uses cut-down forms.
 
 use core::cmp::Ordering;
 
 /// A key that is behind all hashes; no name hashes to it (kernel: `EXT4_HTREE_EOF_32BIT << 1`).
 const END: u32 = 0x7fff_ffff << 1;
 
-/// What is mixed in with names where the superblock's seed is all zeros: the initial state of MD4.
+/// What is mixed in with names if the superblock's seed is all zeros: the initial state of MD4.
 const DEFAULT_SEED: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
 /// How names become numbers. The values are those in a dx_root's hash_version and the superblock's
@@ -38,7 +39,8 @@ pub enum HashVersion {
 }
 
 impl HashVersion {
-    /// From the number in a dx_root or superblock; `None` for SipHash (6, encrypted directories) and unknown ones.
+    /// From the number in a dx_root or superblock; `None` for SipHash (6, encrypted directories) and unknown
+    /// ones.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -65,7 +67,7 @@ impl HashVersion {
         }
     }
 
-    /// The variant with unsigned bytes where `unsigned` (the superblock's s_flags say that names are hashed so:
+    /// The variant with unsigned bytes if `unsigned` (the superblock's s_flags say that names are hashed so:
     /// 0x2) and this is one of the first three; directories made on machines with unsigned `char` hash so.
     #[must_use]
     pub fn with_unsigned(self, unsigned: bool) -> Self {
@@ -167,8 +169,8 @@ fn legacy(name: &[u8], unsigned: bool) -> u32 {
     newer << 1
 }
 
-/// Gives `f` the name as blocks of `WORDS` big-endian words. What a word lacks at the end of the name is filled, from
-/// the top, with the number of bytes that were left when the block began.
+/// Gives `f` the name as blocks of `WORDS` big-endian words. What a word lacks at the end of the name is
+/// filled, from the top, with the number of bytes that were left when the block began.
 fn for_each_block<const WORDS: usize>(name: &[u8], unsigned: bool, mut f: impl FnMut(&[u32; WORDS])) {
     let bytes_per_block = WORDS.saturating_mul(4);
     let mut rest = name;
@@ -188,7 +190,8 @@ fn for_each_block<const WORDS: usize>(name: &[u8], unsigned: bool, mut f: impl F
 
 fn half_md4(state: [u32; 4], block: &[u32; 8]) -> [u32; 4] {
     type Mix = fn(u32, u32, u32) -> u32;
-    /// The mixing function of a round, its constant, the shifts of four steps, and the words in the order of use.
+    /// The mixing function of a round, its constant, the shifts of four steps, and the words in the order of
+    /// use.
     const ROUNDS: [(Mix, u32, [u32; 4], [usize; 8]); 3] = [
         (|x, y, z| z ^ (x & (y ^ z)), 0, [3, 7, 11, 19], [0, 1, 2, 3, 4, 5, 6, 7]),
         (|x, y, z| (x & y).wrapping_add((x ^ y) & z), 0x5a82_7999, [3, 5, 9, 13], [1, 3, 5, 7, 0, 2, 4, 6]),
@@ -199,7 +202,8 @@ fn half_md4(state: [u32; 4], block: &[u32; 8]) -> [u32; 4] {
         for (index, shift) in order.iter().zip(shifts.iter().cycle()) {
             let word = block.get(*index).copied().unwrap_or(0).wrapping_add(constant);
             let step = a.wrapping_add(mix(b, c, d)).wrapping_add(word).rotate_left(*shift);
-            // The four variables change places after each step, so that the next one changes the next of them.
+            // The four variables change places after each step, so that the next one changes the next of
+            // them.
             (a, b, c, d) = (d, step, b, c);
         }
     }

@@ -1,4 +1,5 @@
-//! Block maps: the twelve direct pointers of an inode, and the pointers in indirect blocks up to three levels deep.
+//! Block maps: the twelve direct pointers of an inode, and the pointers in indirect blocks up to three levels
+//! deep.
 //!
 //! ```text
 //!   i_block[0..12]  →  data
@@ -7,8 +8,8 @@
 //!   i_block[14]     →  pointers → pointers → pointers → data
 //! ```
 //!
-//! Source: kernel documentation, "Direct/Indirect Block Addressing". Pointers are 32 bits; blocks of them carry no
-//! checksum. A pointer of zero is a hole, at any level.
+//! Source: kernel documentation, "Direct/Indirect Block Addressing". Pointers are 32 bits; blocks of them
+//! carry no checksum. A pointer of zero is a hole, at any level.
 
 use crate::types::{BlockNumber, BlockSize, LogicalBlock};
 
@@ -38,8 +39,8 @@ pub fn clear_pointers(bytes: &mut [u8], at: u32, count: u32) {
     bytes.get_mut(from..to).unwrap_or_default().fill(0);
 }
 
-/// Sets pointers `at..at + count` to `first` and the blocks behind it. Nothing is set past the end of `bytes`, nor to a
-/// block whose number needs more than 32 bits.
+/// Sets pointers `at..at + count` to `first` and the blocks behind it. Nothing is set past the end of
+/// `bytes`, nor to a block whose number needs more than 32 bits.
 pub fn set_pointers(bytes: &mut [u8], at: u32, first: BlockNumber, count: u32) {
     let start = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(4).min(bytes.len());
     let slots = bytes.get_mut(start..).unwrap_or_default().chunks_exact_mut(4);
@@ -82,7 +83,7 @@ pub struct BlockPath {
 }
 
 impl BlockPath {
-    /// The way to `logical`; `None` where a block map does not reach that far.
+    /// The way to `logical`; `None` if a block map does not reach that far.
     #[must_use]
     pub fn new(block_size: BlockSize, logical: LogicalBlock) -> Option<Self> {
         let Some(mut rest) = logical.0.checked_sub(DIRECT).map(u64::from) else {

@@ -1,5 +1,5 @@
-//! Sizes and offsets of every on-disk structure, checked at compile time: a field added in the wrong place, or a
-//! compiler that pads, does not build.
+//! Sizes and offsets of every on-disk structure, checked at compile time: a field added in the wrong place,
+//! or a compiler that pads, does not build.
 //!
 //! Source: kernel documentation, "Data Structures". Each structure's own module names its page.
 

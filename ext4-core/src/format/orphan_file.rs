@@ -1,5 +1,5 @@
-//! The orphan file: inode numbers in blocks that never move, so that a thousand tasks can add one without meeting at
-//! the superblock.
+//! The orphan file: inode numbers in blocks that never move, so that a thousand tasks can add one without
+//! meeting at the superblock.
 //!
 //! ```text
 //!   a block   [inode][0][inode][0][0]………[magic][checksum]      0: a free slot
@@ -54,7 +54,7 @@ pub fn slots(block: &[u8]) -> impl Iterator<Item = u32> + '_ {
 /// The verifier of a block: magic, and the checksum with a seed.
 ///
 /// # Errors
-/// What is wrong.
+/// The first thing that is wrong, in words.
 pub fn verify(block: &[u8], number: BlockNumber, seed: Option<u32>) -> Result<(), Problem> {
     let Some((slots, tail)) = split(block) else { return Err("no room for a tail".into()) };
     if tail.ob_magic != MAGIC {
@@ -69,7 +69,7 @@ pub fn verify(block: &[u8], number: BlockNumber, seed: Option<u32>) -> Result<()
     Ok(())
 }
 
-/// Sets a slot; no-op where there is no such slot. The checksum is left to [`set_checksum`].
+/// Sets a slot; no-op if there is no such slot. The checksum is left to [`set_checksum`].
 pub fn set_slot(block: &mut [u8], slot: usize, inode: u32) {
     let at = slot.saturating_mul(SLOT_LEN);
     if let Some(target) = block.get_mut(at..at.saturating_add(SLOT_LEN)) {
@@ -86,13 +86,12 @@ pub fn set_checksum(block: &mut [u8], number: BlockNumber, seed: Option<u32>) {
     }
 }
 
-/// Makes a block without orphans, with its checksum.
-pub fn fill_empty(block: &mut [u8], number: BlockNumber, seed: Option<u32>) {
+/// Makes a block without orphans. The checksum is left to [`set_checksum`].
+pub fn fill_empty(block: &mut [u8]) {
     block.fill(0);
     if let Ok((_, tail)) = RawOrphanTail::mut_from_suffix(block) {
         tail.ob_magic = MAGIC.into();
     }
-    set_checksum(block, number, seed);
 }
 
 #[cfg(test)]
@@ -103,7 +102,7 @@ mod tests {
     fn every_flipped_bit_is_noticed() {
         let (number, seed) = (BlockNumber(1 << 40), Some(5));
         let mut block = vec![0xff; 1024];
-        fill_empty(&mut block, number, seed);
+        fill_empty(&mut block);
         assert_eq!(slots(&block).count(), slots_per_block(BlockSize::KIB_1));
         set_slot(&mut block, 253, 77);
         set_slot(&mut block, 1 << 40, 78);

@@ -3,18 +3,29 @@
 //! ```text
 //!   Buffer (block 1234) ── current image ──► [bytes]   ◄── the running transaction changes it
 //!                                               ▲
-//!   a committing transaction froze it ──────────┘   a change now copies first, so the commit writes what it froze
+//!   a committing transaction froze it ──────────┘   a change copies first: what was frozen is written
 //! ```
 //!
 //! Invariants:
-//! - One block has at most one [`Buffer`] that anybody holds: a buffer that is held outside the cache is never
+//! - A block is used only after a [`Verifier`] has passed it: what comes from the device is a [`Fetched`],
+//!   and only its verification gives a [`Buffer`]. Were a damaged block used, one flipped bit could send a
+//!   write to another file's block. A block is verified once for each [`BlockKind`] it is read as; a block of
+//!   zeros that was just allocated ([`BufferCache::create`]) is verified when it is read for the first time.
+//! - A buffer knows its kind, and [`Buffer::modify`] seals: when it returns, the block's own checksum is
+//!   right, whatever the closure did. So no closure computes a checksum of a block, and none can forget it.
+//!   (Records of a table and bitmaps are sealed elsewhere: see [`super::block_kind`].)
+//! - Sealing needs nothing but what lies in the buffer (kind, block number, bytes). It may therefore move to
+//!   the moment when a transaction freezes the image, once for many changes; until then no verifier looks at
+//!   the block, because a change does not make a verified block an unverified one.
+//! - One block has at most one [`Buffer`] that is held: a buffer that is held outside the cache is never
 //!   evicted. Were it, a second copy read from the device would miss changes that are only in the journal.
 //! - A buffer that is dirty without a journal is held by the dirty list until it is on the device.
-//! - Memory: at most `capacity` bytes of buffers that nobody holds, plus those that are held (bounded by the
+//! - Memory: at most `capacity` bytes of buffers that are not held, plus those that are held (bounded by the
 //!   journal's transaction size).
 //!
-//! Locks: the image lock of a buffer is innermost; nothing is called under it but the closure of [`Buffer::modify`],
-//! which must not touch other buffers.
+//! Locks: the image lock of a buffer is innermost; nothing is called under it but the closure of
+//! [`Buffer::modify`], which must not touch other buffers, and [`BlockKind::seal`]. Verifiers run without it,
+//! so they may take locks.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
@@ -28,44 +39,19 @@ use quick_cache::sync::{Cache, GuardResult};
 use rustc_hash::FxHashMap;
 
 use super::Transaction;
+use super::block_kind::{BlockKind, Verifier};
 use crate::device::{
     AlignedBuffer, Bio, BioFlags, BlockDevice, BlockImage, Completion, EndIo, Operation, Segment,
 };
 use crate::error::{Error, Result};
 use crate::types::{BlockNumber, BlockSize};
 
-/// What a metadata block holds: the verifier that has passed on it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum BlockKind {
-    /// The superblock or a copy.
-    Superblock,
-    /// Group descriptors.
-    GroupDescriptors,
-    /// A block bitmap.
-    BlockBitmap,
-    /// An inode bitmap.
-    InodeBitmap,
-    /// Part of an inode table; each inode has a checksum of its own.
-    InodeTable,
-    /// A node of an extent tree.
-    ExtentNode,
-    /// Pointers of an indirect-mapped file.
-    Indirect,
-    /// Directory entries.
-    Directory,
-    /// The root or a node of a hashed directory's index.
-    DirectoryIndex,
-    /// Extended attributes.
-    ExtendedAttributes,
-    /// A block of the orphan file.
-    OrphanFile,
-    /// The target of a slow symlink.
-    Symlink,
-}
-
 struct State {
     image: BlockImage,
-    verified: Option<BlockKind>,
+    /// What the block holds: the kind that it was verified or created as.
+    kind: BlockKind,
+    /// True if a verifier of `kind` has passed the block.
+    verified: bool,
 }
 
 struct Inner {
@@ -84,8 +70,8 @@ impl fmt::Debug for Buffer {
 }
 
 impl Buffer {
-    fn new(block: BlockNumber, image: BlockImage, verified: Option<BlockKind>) -> Self {
-        Self(Arc::new(Inner { block, state: Mutex::new(State { image, verified }) }))
+    fn new(block: BlockNumber, image: BlockImage, kind: BlockKind) -> Self {
+        Self(Arc::new(Inner { block, state: Mutex::new(State { image, kind, verified: false }) }))
     }
 
     /// Which block this is.
@@ -94,14 +80,14 @@ impl Buffer {
         self.0.block
     }
 
-    /// True where both are one buffer, not two lives of one block.
+    /// Returns true if both are one buffer, not two lives of one block.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The content as it is now; it does not change while the caller holds it. Drop it before changing the buffer,
-    /// or the change has to copy.
+    /// The content as it is now; it does not change while the caller holds it. Drop it before changing the
+    /// buffer, or the change has to copy.
     #[must_use]
     pub fn image(&self) -> BlockImage {
         self.0.state.lock().image.clone()
@@ -112,15 +98,85 @@ impl Buffer {
         f(&self.0.state.lock().image)
     }
 
-    /// Changes the content as part of `transaction`: `f` gets the whole block and leaves it with a right checksum.
+    /// Changes the content as part of `transaction`: `f` gets the whole block. What `f` leaves is sealed by
+    /// the block's kind, also if `f` reports a failure of its own in `R`.
     ///
     /// # Errors
-    /// Those of the transaction (it has been aborted), `ENOMEM`.
+    /// - Those of the transaction (the journal has aborted), `ENOMEM`.
+    ///
+    /// Nothing was changed then.
     pub fn modify<R>(&self, transaction: &dyn Transaction, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
+        self.change(transaction, None, f)
+    }
+
+    /// As [`Buffer::modify`], for a change that makes a block of another kind of it: `kind` seals it from now
+    /// on.
+    ///
+    /// # Errors
+    /// As [`Buffer::modify`].
+    pub fn modify_as<R>(
+        &self,
+        transaction: &dyn Transaction,
+        kind: BlockKind,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R> {
+        self.change(transaction, Some(kind), f)
+    }
+
+    fn change<R>(
+        &self,
+        transaction: &dyn Transaction,
+        becomes: Option<BlockKind>,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R> {
         transaction.get_write_access(self)?;
-        let result = f(self.0.state.lock().image.to_mut()?);
+        let result = {
+            let mut state = self.0.state.lock();
+            let State { image, kind, verified } = &mut *state;
+            let bytes = image.to_mut()?;
+            if let Some(new) = becomes {
+                *kind = new;
+                *verified = false;
+            }
+            let result = f(bytes);
+            kind.seal(self.0.block, bytes);
+            result
+        };
         transaction.dirty_metadata(self)?;
         Ok(result)
+    }
+}
+
+/// A block as it came from the device or lies in the cache, not yet verified for what its reader takes it
+/// for.
+#[must_use]
+#[derive(Debug)]
+pub struct Fetched(Buffer);
+
+impl Fetched {
+    /// Calls `f` with the content, under the buffer's lock: for finding out which kind of block it is.
+    pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        self.0.read(f)
+    }
+
+    /// The buffer, once `verifier` has passed it. `verifier` runs unless one of its kind has passed the block
+    /// before.
+    ///
+    /// # Errors
+    /// The verifier's, each time until it passes.
+    pub fn verify(self, verifier: &impl Verifier) -> Result<Buffer> {
+        let kind = verifier.kind();
+        let image = {
+            let state = self.0.0.state.lock();
+            (!state.verified || state.kind != kind).then(|| state.image.clone())
+        };
+        if let Some(image) = image {
+            verifier.verify(self.0.block(), &image)?;
+            let mut state = self.0.0.state.lock();
+            state.kind = kind;
+            state.verified = true;
+        }
+        Ok(self.0)
     }
 }
 
@@ -135,9 +191,9 @@ impl Lifecycle<u64, Buffer> for KeepHeld {
     }
 }
 
-/// Hashes block numbers. The cache takes a shard from bits in the middle of a hash, and metadata lies at multiples of
-/// large powers of two: with a hash that only multiplies, every group's bitmap would be in one shard, whose few places
-/// are then looked through for something to evict.
+/// Hashes block numbers. The cache takes a shard from bits in the middle of a hash, and metadata lies at
+/// multiples of large powers of two: with a hash that only multiplies, every group's bitmap would be in one
+/// shard, whose few places are then looked through for something to evict.
 #[derive(Default, Clone, Copy)]
 struct BlockHasher(u64);
 
@@ -172,12 +228,12 @@ pub struct BufferCache {
     blocks: Blocks,
     /// Without a journal: what has to be written, in device order.
     dirty: Mutex<BTreeMap<BlockNumber, Buffer>>,
-    /// Blocks on their way into the cache that nobody has asked for since.
+    /// Blocks on their way into the cache that have not been asked for since.
     prefetched: Mutex<Prefetched>,
 }
 
-/// Reads ahead in flight, each with a number of its own. Whoever reads, creates or frees the block cancels its read
-/// ahead: the content that arrives may be older than what has been written since, and been evicted.
+/// Reads ahead in flight, each with a number of its own. A read, creation or freeing of the block cancels its
+/// read ahead: the content that arrives may be older than what has been written since, and been evicted.
 #[derive(Default)]
 struct Prefetched {
     next: u64,
@@ -191,7 +247,7 @@ impl fmt::Debug for BufferCache {
 }
 
 impl BufferCache {
-    /// A cache of at most `capacity` bytes of blocks that nobody holds.
+    /// A cache of at most `capacity` bytes of blocks that are not held.
     #[must_use]
     pub fn new(device: Arc<dyn BlockDevice>, block_size: BlockSize, capacity: usize) -> Arc<Self> {
         let items = (capacity / block_size.len()).max(64);
@@ -218,62 +274,61 @@ impl BufferCache {
             .ok_or_else(|| Error::corrupt(format!("block {block}"), "past the end of any device"))
     }
 
-    /// The buffer of `block`, read from the device where it is not cached. `verify` runs once for each kind the block
-    /// is read as; an error of it is returned each time until it passes, and names the block.
+    /// The buffer of `block`, read from the device if it is not cached, and verified.
     ///
     /// # Errors
-    /// The device's, and the verifier's.
-    pub async fn read(
-        &self,
-        block: BlockNumber,
-        kind: BlockKind,
-        verify: impl FnOnce(&[u8]) -> Result<()>,
-    ) -> Result<Buffer> {
-        let key = block.0;
-        let buffer = match self.blocks.get(&key) {
-            Some(buffer) => buffer,
-            None => match self.blocks.get_value_or_guard_async(&key).await {
-                Ok(buffer) => buffer,
-                Err(guard) => {
-                    self.cancel_prefetch(block);
-                    let content = self.device.read_at(self.offset(block)?, self.block_size.len()).await?;
-                    let buffer = Buffer::new(block, content.into(), None);
-                    // The entry may have been replaced by `create` meanwhile; then that one is the truth.
-                    match guard.insert(buffer.clone()) {
-                        Ok(()) => buffer,
-                        Err(_) => self.blocks.get(&key).unwrap_or(buffer),
-                    }
-                }
-            },
-        };
-        let (image, verified) = {
-            let state = buffer.0.state.lock();
-            (state.image.clone(), state.verified)
-        };
-        if verified != Some(kind) {
-            verify(&image)?;
-            buffer.0.state.lock().verified = Some(kind);
-        }
-        Ok(buffer)
+    /// The device's, and the verifier's: see [`Fetched::verify`].
+    pub async fn read(&self, block: BlockNumber, verifier: &(impl Verifier + Sync)) -> Result<Buffer> {
+        self.fetch(block).await?.verify(verifier)
     }
 
-    /// The buffer of a block that was just allocated as metadata: zeros, not read from the device. The caller
-    /// fills it with [`Buffer::modify`]. A cached buffer of the block's former life is replaced.
+    /// As [`BufferCache::read`], with the verification left to the caller: for a kind that only the content
+    /// tells, and for a verifier that has to run under a lock which must not be held across the read.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub async fn fetch(&self, block: BlockNumber) -> Result<Fetched> {
+        let key = block.0;
+        if let Some(buffer) = self.blocks.get(&key) {
+            return Ok(Fetched(buffer));
+        }
+        match self.blocks.get_value_or_guard_async(&key).await {
+            Ok(buffer) => Ok(Fetched(buffer)),
+            Err(guard) => {
+                self.cancel_prefetch(block);
+                let content = self.device.read_at(self.offset(block)?, self.block_size.len()).await?;
+                let buffer = Buffer::new(block, content.into(), BlockKind::Opaque);
+                // The entry may have been replaced by `create` meanwhile; then that one is the truth.
+                Ok(Fetched(match guard.insert(buffer.clone()) {
+                    Ok(()) => buffer,
+                    Err(_) => self.blocks.get(&key).unwrap_or(buffer),
+                }))
+            }
+        }
+    }
+
+    /// The buffer of a block that was just allocated as metadata of `kind`: zeros, not read from the device.
+    /// The caller fills it with [`Buffer::modify`]. A cached buffer of the block's former life is replaced.
     ///
     /// # Errors
     /// `ENOMEM`, or those of the transaction.
-    pub fn create(&self, transaction: &dyn Transaction, block: BlockNumber) -> Result<Buffer> {
-        let buffer = Buffer::new(block, AlignedBuffer::zeroed(self.block_size.len())?.into(), None);
+    pub fn create(
+        &self,
+        transaction: &dyn Transaction,
+        block: BlockNumber,
+        kind: BlockKind,
+    ) -> Result<Buffer> {
+        let buffer = Buffer::new(block, AlignedBuffer::zeroed(self.block_size.len())?.into(), kind);
         self.cancel_prefetch(block);
         self.blocks.insert(block.0, buffer.clone());
         transaction.get_create_access(&buffer)?;
         Ok(buffer)
     }
 
-    /// The buffer of `block` where it is cached.
+    /// Returns true if `block` is cached.
     #[must_use]
-    pub fn cached(&self, block: BlockNumber) -> Option<Buffer> {
-        self.blocks.get(&block.0)
+    pub fn contains(&self, block: BlockNumber) -> bool {
+        self.blocks.peek(&block.0).is_some()
     }
 
     /// Frees metadata block `block`: the transaction forgets and revokes it, the cache drops it.
@@ -286,8 +341,8 @@ impl BufferCache {
         transaction.forget(block, buffer.as_ref())
     }
 
-    /// Starts reading `count` blocks from `first` on into the cache, without waiting: what a walk over an inode table
-    /// or a bitmap will ask for next. Errors are left for the read that needs the block.
+    /// Starts reading `count` blocks from `first` on into the cache, without waiting: what a walk over an
+    /// inode table or a bitmap will ask for next. Errors are left for the read that needs the block.
     pub fn prefetch(self: &Arc<Self>, first: BlockNumber, count: u32) {
         let mut plug = Vec::new();
         for block in (0..u64::from(count)).map(|i| first.offset(i)) {
@@ -315,7 +370,7 @@ impl BufferCache {
         }
     }
 
-    /// The number of a new read ahead; `None` where the block is on its way already.
+    /// The number of a new read ahead; `None` if the block is on its way already.
     fn begin_prefetch(&self, block: BlockNumber) -> Option<u64> {
         let mut prefetched = self.prefetched.lock();
         let number = prefetched.next;
@@ -333,7 +388,7 @@ impl BufferCache {
 
     /// A read ahead ended: its content becomes the block's, unless it was cancelled.
     fn finish_prefetch(&self, block: BlockNumber, number: u64, completion: Completion) {
-        // Held to the end, so that nobody cancels between the look and the insertion.
+        // Held to the end, so that no cancellation comes between the look and the insertion.
         let mut prefetched = self.prefetched.lock();
         match prefetched.blocks.entry(block.0) {
             Entry::Occupied(entry) if *entry.get() == number => entry.remove(),
@@ -344,9 +399,9 @@ impl BufferCache {
         else {
             return;
         };
-        // Whoever is reading the block now must not be waited for in a completion.
+        // A reader of the block must not be waited for in a completion.
         if let GuardResult::Guard(guard) = self.blocks.get_value_or_guard(&block.0, Some(Duration::ZERO)) {
-            let _ = guard.insert(Buffer::new(block, content.into(), None));
+            let _ = guard.insert(Buffer::new(block, content.into(), BlockKind::Opaque));
         }
     }
 
@@ -366,8 +421,8 @@ impl BufferCache {
         self.dirty.lock().len()
     }
 
-    /// Without a journal: takes over everything that has to be written, in device order. The cache keeps the content;
-    /// the caller brings it to the device.
+    /// Without a journal: takes over everything that has to be written, in device order. The cache keeps the
+    /// content; the caller brings it to the device.
     #[must_use]
     pub fn take_dirty(&self) -> Vec<(BlockNumber, BlockImage)> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
@@ -377,7 +432,8 @@ impl BufferCache {
     /// Without a journal: writes everything dirty and waits for it. It does not flush the device.
     ///
     /// # Errors
-    /// The device's first; what was not written stays dirty.
+    /// - The first one of the device.
+    /// - What was not written stays dirty.
     pub async fn write_dirty(&self) -> Result<()> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let images = dirty.values().map(|buffer| (buffer.block(), buffer.image())).collect();
@@ -391,15 +447,15 @@ impl BufferCache {
         result
     }
 
-    /// Drops every buffer that nobody holds: after recovery changed the device underneath.
+    /// Drops every buffer that is not held: after recovery changed the device underneath.
     pub fn clear(&self) {
         self.prefetched.lock().blocks.clear();
         self.blocks.clear();
     }
 }
 
-/// Writes block images to their places: in device order, adjacent ones in one transfer, all in one plug; waits for
-/// them all.
+/// Writes block images to their places: in device order, adjacent ones in one transfer, all in one plug;
+/// waits for them all.
 ///
 /// # Errors
 /// The device's first.
@@ -462,7 +518,7 @@ mod tests {
         cache.prefetch(BlockNumber(5), 1);
         assert_eq!(device.held(), 1);
         assert!(device.release_one());
-        assert!(cache.cached(BlockNumber(5)).is_some());
+        assert!(cache.contains(BlockNumber(5)));
     }
 
     #[test]
@@ -471,12 +527,98 @@ mod tests {
         let transaction = DirectTransaction::new(Arc::clone(&cache));
         let block = BlockNumber(5);
         cache.prefetch(block, 1);
-        let buffer = cache.create(&transaction, block).unwrap();
+        let buffer = cache.create(&transaction, block, BlockKind::Opaque).unwrap();
         buffer.modify(&transaction, |bytes| bytes.fill(7)).unwrap();
         drop(buffer);
         // As when it had been written and evicted.
         cache.forget(&transaction, block).unwrap();
         assert!(device.release_one());
-        assert!(cache.cached(block).is_none(), "what was read before the change is stale");
+        assert!(!cache.contains(block), "what was read before the change is stale");
+    }
+
+    /// Passes blocks whose first byte is not 0; counts what it is asked to look at.
+    struct Counting {
+        kind: BlockKind,
+        asked: std::cell::Cell<u32>,
+    }
+
+    impl Verifier for Counting {
+        fn kind(&self) -> BlockKind {
+            self.kind
+        }
+
+        fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+            self.asked.set(self.asked.get() + 1);
+            if bytes[0] == 0 { Err(Error::corrupt(format!("block {block}"), "is 0")) } else { Ok(()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_block_is_verified_until_it_passes_and_once_for_each_kind() {
+        let device = Arc::new(MemoryDevice::new(1 << 20));
+        let cache = BufferCache::new(device, BlockSize::KIB_1, 1 << 16);
+        let transaction = DirectTransaction::new(Arc::clone(&cache));
+        let verifier = |inode| Counting { kind: BlockKind::Indirect(inode), asked: std::cell::Cell::new(0) };
+        let (one, other) = (verifier(crate::InodeNumber(11)), verifier(crate::InodeNumber(12)));
+        let block = BlockNumber(5);
+        let verify = async |verifier: &Counting| cache.fetch(block).await.unwrap().verify(verifier);
+        for _ in 0..2 {
+            assert!(verify(&one).await.unwrap_err().is_corrupt());
+        }
+        let buffer = cache.read(block, &crate::meta::Opaque).await.unwrap();
+        buffer.modify(&transaction, |bytes| bytes[0] = 1).unwrap();
+        for _ in 0..3 {
+            verify(&one).await.unwrap();
+        }
+        // A change leaves a verified block verified; another inode's verdict is its own.
+        buffer.modify(&transaction, |bytes| bytes[1] = 1).unwrap();
+        verify(&one).await.unwrap();
+        assert_eq!((one.asked.get(), other.asked.get()), (3, 0));
+        verify(&other).await.unwrap();
+        verify(&one).await.unwrap();
+        assert_eq!((one.asked.get(), other.asked.get()), (4, 1));
+    }
+
+    #[test]
+    fn a_change_is_sealed_by_the_kind_of_the_block() {
+        use crate::format::directory::index::{IndexKind, Key};
+        use crate::format::{orphan_file, xattr};
+        let device = Arc::new(MemoryDevice::new(1 << 20));
+        let cache = BufferCache::new(device, BlockSize::KIB_1, 1 << 16);
+        let transaction = DirectTransaction::new(Arc::clone(&cache));
+        let seed = Some(77);
+        let (orphans, attributes, directory) = (BlockNumber(5), BlockNumber(6), BlockNumber(7));
+
+        let buffer = cache.create(&transaction, orphans, BlockKind::OrphanFile { seed }).unwrap();
+        buffer.modify(&transaction, orphan_file::fill_empty).unwrap();
+        buffer.read(|bytes| orphan_file::verify(bytes, orphans, seed)).unwrap();
+        buffer.modify(&transaction, |bytes| orphan_file::set_slot(bytes, 3, 12)).unwrap();
+        buffer.read(|bytes| orphan_file::verify(bytes, orphans, seed)).unwrap();
+
+        let kind = BlockKind::ExtendedAttributes { seed };
+        let buffer = cache.create(&transaction, attributes, kind).unwrap();
+        buffer.modify(&transaction, |bytes| xattr::fill_block(bytes, &[], 1)).unwrap().unwrap();
+        buffer.read(|bytes| xattr::verify_block(bytes, attributes, seed)).unwrap();
+        buffer.modify(&transaction, |bytes| xattr::set_references(bytes, 2)).unwrap();
+        buffer.read(|bytes| xattr::verify_block(bytes, attributes, seed)).unwrap();
+
+        // A leaf of a directory that becomes a node of its index.
+        let layout = crate::format::directory::Layout {
+            block_size: BlockSize::KIB_1,
+            filetype: true,
+            checksum_seed: seed,
+            inodes_count: 100,
+            largedir: false,
+        };
+        let buffer = cache.create(&transaction, directory, BlockKind::DirectoryLeaf(layout)).unwrap();
+        buffer.modify(&transaction, |bytes| layout.fill_leaf(bytes, std::iter::empty())).unwrap().unwrap();
+        buffer.read(|bytes| layout.verify_leaf(bytes)).unwrap();
+        let (node, keys) = (IndexKind::Node, [Key { hash: 0, block: 1 }]);
+        let kind = BlockKind::DirectoryIndex(layout, node);
+        buffer.modify_as(&transaction, kind, |bytes| layout.make_node(bytes, &keys)).unwrap().unwrap();
+        buffer.read(|bytes| layout.verify_index(bytes, node)).unwrap();
+        let key = Key { hash: 8, block: 2 };
+        buffer.modify(&transaction, |bytes| layout.insert_index_key(bytes, node, 0, key)).unwrap().unwrap();
+        buffer.read(|bytes| layout.verify_index(bytes, node)).unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! Free runs kept from being allocated for a while: whoever tells the device that nobody needs them (FITRIM) must not
-//! race with an allocation, whose data the discard could take.
+//! FITRIM: free runs kept from being allocated for a while. A trim, which tells the device that their content
+//! is not needed, must not race with an allocation, whose data the discard could take.
 //!
 //! ```text
 //!   bitmap        1 1 0 0 0 0 1 0        what is in use, on the device
@@ -7,22 +7,24 @@
 //! ```
 //!
 //! Invariants:
-//! - Only what can be allocated is withheld: never a block that was freed in a transaction that has not committed. Were
-//!   one discarded, a crash would bring the file back without its content.
-//! - A withheld run is out of the books too, so that nobody is promised it. At most half of what is left is withheld:
-//!   writeback, which must not fail for lack of a block for an extent node, finds one.
-//! - With bigalloc a run is one of whole free clusters: of one that somebody has a block of, nothing is free to others.
+//! - Only what can be allocated is withheld: never a block that was freed in a transaction that has not
+//!   committed. Were one discarded, a crash would bring the file back without its content.
+//! - A withheld run is out of the books too, so that no request reserves it. At most half of what is left is
+//!   withheld: writeback, which must not fail for lack of a block for an extent node, finds one.
+//! - With bigalloc a run is one of whole free clusters: of one that a file has a block of, nothing is free to
+//!   others.
 //! - Nothing of it reaches the device's bitmap: after a crash the run is free.
 
 use std::ops::Range;
 
 use super::SuperblockInfo;
 use super::block_allocator::{Circulation, block_of_bit};
+use super::superblock_info::group::BitmapOf;
 use crate::error::Result;
 use crate::format::bitmap;
 use crate::types::{BlockNumber, GroupNumber};
 
-/// A run of free blocks that nobody allocates as long as this lives.
+/// A run of free blocks that is not allocated as long as this lives.
 pub struct WithheldRun {
     circulation: Circulation,
     group: GroupNumber,
@@ -64,9 +66,9 @@ impl Drop for WithheldRun {
     }
 }
 
-/// Withholds the first run of free blocks of `group` within `range` (block numbers within the group) that has `least`
-/// blocks; `None` where there is none, where its bitmap is bad, or where nearly everything is promised. With bigalloc the
-/// run is one of whole clusters, all of which lies within `range`.
+/// Withholds the first run of free blocks of `group` within `range` (block numbers within the group) that has
+/// `least` blocks; `None` if there is none, if its bitmap is bad, or if nearly everything is reserved. With
+/// bigalloc the run is one of whole clusters, all of which lies within `range`.
 ///
 /// # Errors
 /// Those of the device.
@@ -76,7 +78,7 @@ pub async fn withhold_free_run(
     range: Range<u32>,
     least: u32,
 ) -> Result<Option<WithheldRun>> {
-    let Some(mut state) = info.lock_blocks(group).await? else { return Ok(None) };
+    let Some(mut state) = info.lock_bitmap(group, BitmapOf::Blocks).await? else { return Ok(None) };
     let Some(map) = &mut state.blocks else { return Ok(None) };
     let cluster_bits = info.fixed.cluster_bits();
     // A cluster that the end of the device cuts off is no whole one.

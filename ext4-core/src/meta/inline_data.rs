@@ -6,14 +6,14 @@
 //!                      ├─ i_block ──────┼─ value of system.data ─┤
 //! ```
 //!
-//! The attribute is there also where its value is empty: it says, with the flag, that `i_block` holds data and no
-//! mapping. It is no attribute that a system call can name, and it never moves to the attribute block.
+//! The attribute is there also if its value is empty: it says, with the flag, that `i_block` holds data and
+//! no mapping. It is no attribute that a system call can name, and it never moves to the attribute block.
 //!
 //! Invariants:
-//! - Flag and attribute come and go together, in one change of the inode in memory. Were one to be logged without the
-//!   other, a crash would leave an inode whose data nobody can tell from a mapping.
-//! - The data is never longer than the inode has room for beside its other attributes; who needs more moves it to a
-//!   block first. No other attribute is moved out for it, as in the kernel.
+//! - Flag and attribute come and go together, in one change of the inode in memory. Were one to be logged
+//!   without the other, a crash would leave an inode whose data cannot be told from a mapping.
+//! - The data is never longer than the inode has room for beside its other attributes; a caller that needs
+//!   more moves it to a block first. No other attribute is moved out for it, as in the kernel.
 //!
 //! Source: kernel documentation, "Inline Data"; the room by what `ext4_get_max_inline_size` counts.
 
@@ -31,7 +31,7 @@ const SYSTEM: u8 = 7;
 /// Bytes of an inode before its fixed extra fields.
 const BASE: usize = 128;
 
-/// True where the inode holds its data itself.
+/// Returns true if the inode holds its data itself.
 #[must_use]
 pub fn is_inline(inode: &Inode) -> bool {
     inode.flags.contains(InodeFlags::INLINE_DATA)
@@ -74,7 +74,7 @@ fn area_len(info: &SuperblockInfo, inode: &Inode) -> usize {
 /// All bytes the inode holds: at least 60, perhaps more than its size.
 ///
 /// # Errors
-/// Corrupt where the attribute is missing or damaged.
+/// Corrupt if the attribute is missing or damaged.
 pub fn data(inode: &Inode) -> Result<Vec<u8>> {
     for attribute in xattr::in_inode(&inode.xattr_area) {
         let attribute = attribute.map_err(|problem| corrupt(inode, problem))?;
@@ -88,8 +88,8 @@ pub fn data(inode: &Inode) -> Result<Vec<u8>> {
     Err(corrupt(inode, "the attribute system.data is missing"))
 }
 
-/// Where the bytes that `i_block` has no room for lie: the first one's place in the inode, and how many they are. `None`
-/// where there are none.
+/// Where the bytes that `i_block` has no room for lie: the first one's place in the inode, and how many they
+/// are. `None` if there are none.
 ///
 /// # Errors
 /// As [`data`].
@@ -103,7 +103,7 @@ pub fn rest(inode: &Inode) -> Result<Option<(usize, usize)>> {
     Ok((value > 0).then_some((fixed + within, value)))
 }
 
-/// How many bytes an inode without other attributes can hold; 0 where not even an empty `system.data` fits.
+/// How many bytes an inode without other attributes can hold; 0 if not even an empty `system.data` fits.
 #[must_use]
 pub fn most(inode_size: u16, extra_isize: u16) -> usize {
     let len = usize::from(inode_size).saturating_sub(BASE).saturating_sub(usize::from(extra_isize));
@@ -111,10 +111,11 @@ pub fn most(inode_size: u16, extra_isize: u16) -> usize {
     room_beside(&[], len).map_or(0, |room| IN_BLOCK + room)
 }
 
-/// How many bytes the inode can hold beside its other attributes; 0 where not even an empty `system.data` fits.
+/// How many bytes the inode can hold beside its other attributes; 0 if not even an empty `system.data` fits.
 ///
 /// # Errors
-/// Corrupt; unsupported where attributes have values in inodes of their own.
+/// - Corrupt if what is read contradicts itself.
+/// - Unsupported if attributes have values in inodes of their own.
 pub fn capacity(info: &SuperblockInfo, inode: &Inode) -> Result<usize> {
     let attributes = others(inode, &inode.xattr_area)?;
     Ok(room_beside(&attributes, area_len(info, inode)).map_or(0, |room| IN_BLOCK + room))
@@ -132,8 +133,9 @@ fn data_attribute(value: &[u8]) -> Attribute<'_> {
     Attribute { prefix: SYSTEM, name: b"data", value: Value::Here(value) }
 }
 
-/// Makes `bytes` the inode's data, in place of what it maps or holds: the caller has seen to it that it maps nothing.
-/// Changes flags, `i_block` and `xattr_area`, not the size. False, and nothing changed, where they do not fit.
+/// Makes `bytes` the inode's data, in place of what it maps or holds: the caller has seen to it that it maps
+/// nothing. Changes flags, `i_block` and `xattr_area`, not the size. Returns false, and changes nothing, if
+/// they do not fit.
 ///
 /// # Errors
 /// As [`capacity`].
@@ -153,11 +155,13 @@ pub fn store(info: &SuperblockInfo, inode: &mut Inode, bytes: &[u8]) -> Result<b
     Ok(true)
 }
 
-/// Takes the data out of the inode: it maps nothing afterwards, by extents where the file system has them. Changes flags,
-/// `i_block` and `xattr_area`.
+/// Takes the data out of the inode: it maps nothing afterwards, by extents if the file system has them.
+/// Changes flags, `i_block` and `xattr_area`.
 ///
 /// # Errors
-/// As [`capacity`]; nothing is changed then.
+/// - As [`capacity`].
+///
+/// Nothing is changed then.
 pub fn clear(info: &SuperblockInfo, inode: &mut Inode) -> Result<()> {
     let area = xattr::inode_area(&others(inode, &inode.xattr_area)?, area_len(info, inode));
     inode.xattr_area = area.ok_or_else(|| corrupt(inode, "the other attributes do not fit"))?;
@@ -169,8 +173,8 @@ pub fn clear(info: &SuperblockInfo, inode: &mut Inode) -> Result<()> {
     Ok(())
 }
 
-/// True where an inode that holds nothing could hold its data itself: the feature is on, it is a file or directory of no
-/// bytes and no blocks.
+/// Returns true if an inode that holds nothing could hold its data itself: the feature is on, it is a file or
+/// directory of no bytes and no blocks.
 #[must_use]
 pub fn may_become_inline(info: &SuperblockInfo, inode: &Inode) -> bool {
     let maps_nothing = match inode.uses_extents() {

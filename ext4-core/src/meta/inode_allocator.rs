@@ -1,17 +1,17 @@
-//! Inode allocation: directories spread over flex groups (Orlov's policy, as the kernel has it), other inodes near
-//! their directory.
+//! Inode allocation: directories spread over flex groups (Orlov's policy, as the kernel has it), other inodes
+//! near their directory.
 //!
 //! Invariants:
 //! - An inode below `s_first_ino` is never handed out nor freed.
-//! - `itable_unused` never covers an inode in use: were it to, e2fsck and the kernel's lazy initialisation would zero
-//!   that inode.
+//! - `itable_unused` never covers an inode in use: were it to, e2fsck and the kernel's lazy initialisation
+//!   would zero that inode.
 //! - A group whose inodes are first used has an initialised block bitmap too, as in the kernel.
 //!
 //! Locks: one group's at a time.
 
 use std::sync::atomic::Ordering;
 
-use super::superblock_info::group::{Group, GroupState};
+use super::superblock_info::group::{BitmapOf, Group, GroupState};
 use super::{SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
 use crate::format::bitmap;
@@ -21,7 +21,8 @@ use crate::types::{GroupNumber, InodeNumber};
 /// Allocates an inode number: directories spread over flex groups (Orlov), others near `parent`.
 ///
 /// # Errors
-/// `ENOSPC`; those of the device and the transaction.
+/// - `ENOSPC` if there is no free space.
+/// - Those of the device and of the transaction.
 pub async fn allocate_inode(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -32,7 +33,8 @@ pub async fn allocate_inode(
     let home = info.group_of_inode(parent);
     let start = if is_directory { orlov(info, parent, home) } else { near(info, parent, home) };
     if let Some(start) = start {
-        // The hint may be out of date by the time the group is locked: then the next group with a free inode does.
+        // The hint may be out of date by the time the group is locked: then the next group with a free inode
+        // does.
         for number in (start.0..count).chain(0..start.0).map(GroupNumber) {
             if let Some(inode) = try_group(info, transaction, number, is_directory).await? {
                 return Ok(inode);
@@ -122,8 +124,8 @@ fn flex_free_blocks(info: &SuperblockInfo, flex: u32) -> u64 {
         .sum()
 }
 
-/// A directory in the root: the flex group with the fewest directories among those with at least average room. The
-/// search begins one further each time, so that directories made in turn spread.
+/// A directory in the root: the flex group with the fewest directories among those with at least average
+/// room. The search begins one further each time, so that directories made in turn spread.
 fn top_level(info: &SuperblockInfo) -> Option<GroupNumber> {
     let averages = Averages::new(info);
     let start = info.next_top_level.fetch_add(1, Ordering::Relaxed) % averages.flex_groups;
@@ -199,7 +201,7 @@ async fn try_group(
         initialise_block_bitmap(info, transaction, number, &place).await?;
     }
     let per_group = info.fixed.inodes_per_group;
-    let Some(mut state) = info.lock_inodes(number).await? else { return Ok(None) };
+    let Some(mut state) = info.lock_bitmap(number, BitmapOf::Inodes).await? else { return Ok(None) };
     let Some(map) = &mut state.inodes else { return Ok(None) };
     let lowest = if number.0 == 0 { info.fixed.first_ino - 1 } else { 0 };
     let from = map.first_free.max(lowest);
@@ -227,16 +229,10 @@ fn take(
 ) -> Result<()> {
     let group = info.group(number)?;
     let per_group = info.fixed.inodes_per_group;
-    let covered = info.inode_bitmap_bytes();
-    let GroupState { descriptor, inodes, .. } = state;
-    let Some(map) = inodes else {
-        return Err(Error::corrupt(format!("group {number}"), "its inode bitmap is gone"));
-    };
-    let checksum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
+    state.modify_bitmap(info, transaction, number, BitmapOf::Inodes, |bytes| {
         bitmap::set_range(bytes, index..index + 1);
-        info.context.bitmap(&bytes[..covered])
     })?;
-    descriptor.inode_bitmap_csum = checksum;
+    let descriptor = &mut state.descriptor;
     descriptor.free_inodes_count = descriptor.free_inodes_count.saturating_sub(1);
     if info.features().group_checksums() {
         descriptor.itable_unused = unused(descriptor, per_group).min(per_group - (index + 1));
@@ -264,23 +260,24 @@ fn unused(descriptor: &GroupDescriptor, per_group: u32) -> u32 {
     if descriptor.flags.contains(GroupFlags::INODE_UNINIT) { per_group } else { descriptor.itable_unused }
 }
 
-/// True where `inode` is in use as its bitmap says.
+/// Returns true if `inode` is in use as its bitmap says.
 ///
 /// # Errors
-/// Corrupt where the number is out of range or the bitmap is bad; those of the device.
+/// - Corrupt if the number is out of range or the bitmap is bad.
+/// - Those of the device.
 pub async fn is_used(info: &SuperblockInfo, inode: InodeNumber) -> Result<bool> {
     let (number, index) = place(info, inode)?;
-    let state = info.lock_inodes(number).await?.ok_or_else(|| bad_bitmap(inode))?;
+    let state = info.lock_bitmap(number, BitmapOf::Inodes).await?.ok_or_else(|| bad_bitmap(inode))?;
     let map = state.inodes.as_ref().ok_or_else(|| bad_bitmap(inode))?;
     Ok(map.bitmap.read(|bytes| bitmap::is_set(bytes, index)))
 }
 
-/// Marks `inode`, which is free, as used, because something outside the bitmaps says so: a replayed fast commit. Slots
-/// of its table that are counted as used from now on, and were not before, become free inodes.
+/// Marks `inode`, which is free, as used, because something outside the bitmaps says so: a replayed fast
+/// commit. Slots of its table that are counted as used from now on, and were not before, become free inodes.
 ///
 /// # Errors
-/// Corrupt where the number is out of range, reserved or in use, or the bitmap is bad; those of the device and the
-/// transaction.
+/// - Corrupt if the number is out of range, reserved or in use, or the bitmap is bad.
+/// - Those of the device and of the transaction.
 pub async fn mark_used(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -298,7 +295,7 @@ pub async fn mark_used(
     }
     let per_group = info.fixed.inodes_per_group;
     let first_unused = {
-        let mut state = info.lock_inodes(number).await?.ok_or_else(|| bad_bitmap(inode))?;
+        let mut state = info.lock_bitmap(number, BitmapOf::Inodes).await?.ok_or_else(|| bad_bitmap(inode))?;
         let map = state.inodes.as_ref().ok_or_else(|| bad_bitmap(inode))?;
         if map.bitmap.read(|bytes| bitmap::is_set(bytes, index)) {
             return Err(Error::corrupt(format!("inode {inode}"), "is to be used but is in use already"));
@@ -332,25 +329,20 @@ pub(super) async fn initialise_block_bitmap(
     number: GroupNumber,
     place: &(super::Buffer, usize),
 ) -> Result<()> {
-    let group = info.group(number)?;
-    let Some(mut state) = info.lock_blocks(number).await? else { return Ok(()) };
-    let GroupState { descriptor, blocks, .. } = &mut *state;
-    let Some(map) = blocks else { return Ok(()) };
-    if !descriptor.flags.contains(GroupFlags::BLOCK_UNINIT) {
+    let Some(mut state) = info.lock_bitmap(number, BitmapOf::Blocks).await? else { return Ok(()) };
+    if !state.descriptor.flags.contains(GroupFlags::BLOCK_UNINIT) {
         return Ok(());
     }
-    let covered = info.block_bitmap_bytes();
-    descriptor.block_bitmap_csum = map
-        .bitmap
-        .modify(info, transaction, group.block_bitmap, |bytes| info.context.bitmap(&bytes[..covered]))?;
-    descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
-    info.write_descriptor(transaction, number, descriptor, place)
+    state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |_| ())?;
+    state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
+    info.write_descriptor(transaction, number, &state.descriptor, place)
 }
 
 /// Frees an inode number. The table slot must have been cleared or marked deleted by the caller.
 ///
 /// # Errors
-/// Corrupt where it was free already or is reserved; those of the device and the transaction.
+/// - Corrupt if it was free already or is reserved.
+/// - Those of the device and of the transaction.
 pub async fn free_inode(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -366,20 +358,19 @@ pub async fn free_inode(
     let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
     let mut state = info
-        .lock_inodes(number)
+        .lock_bitmap(number, BitmapOf::Inodes)
         .await?
         .ok_or_else(|| wrong("is to be freed but its group's inode bitmap is bad"))?;
-    let GroupState { descriptor, inodes, .. } = &mut *state;
-    let Some(map) = inodes else { return Err(wrong("is to be freed but its bitmap is gone")) };
+    let Some(map) = &mut state.inodes else { return Err(wrong("is to be freed but its bitmap is gone")) };
     if !map.bitmap.read(|bytes| bitmap::is_set(bytes, index)) {
         return Err(wrong("is to be freed but is free already"));
     }
-    let covered = info.inode_bitmap_bytes();
-    descriptor.inode_bitmap_csum = map.bitmap.modify(info, transaction, group.inode_bitmap, |bytes| {
-        bitmap::clear_range(bytes, index..index + 1);
-        info.context.bitmap(&bytes[..covered])
-    })?;
+    // Too low does no harm: the search begins there.
     map.first_free = map.first_free.min(index);
+    state.modify_bitmap(info, transaction, number, BitmapOf::Inodes, |bytes| {
+        bitmap::clear_range(bytes, index..index + 1);
+    })?;
+    let descriptor = &mut state.descriptor;
     descriptor.free_inodes_count += 1;
     if is_directory {
         descriptor.used_dirs_count = descriptor.used_dirs_count.saturating_sub(1);

@@ -1,24 +1,25 @@
-//! Inodes in their table.
+//! The inode table: inodes read from their slots and written back (`ext4_iget`, `ext4_do_update_inode`).
 //!
-//! Several inodes share one block, and so one [`Buffer`]: a block of the table is not verified as a whole, each inode is
-//! verified on every read.
+//! Several inodes share one block, and so one [`Buffer`]: a block of the table is not verified as a whole,
+//! each inode is verified on every read.
 //!
-//! Invariant: a slot that was never used (its group's table may not even have been zeroed yet) reads as a free inode,
-//! whatever bytes lie there. Were they parsed, an old file system's inodes would shine through.
+//! Invariant: a slot that was never used (its group's table may not even have been zeroed yet) reads as a
+//! free inode, whatever bytes lie there. Were they parsed, an old file system's inodes would shine through.
 //!
 //! Locks: none of its own; two writers of one inode are kept apart by the inode's lock above.
 
 use zerocopy::FromBytes;
 
-use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier};
 use crate::error::{Error, Result};
 use crate::format::extent::Node;
 use crate::format::features::RoCompat;
 use crate::format::group_descriptor::GroupFlags;
 use crate::format::inode::{FileType, Inode, InodeLayout, RawInode};
-use crate::types::{BlockNumber, InodeNumber, Timestamp};
+use crate::types::{BlockNumber, GroupNumber, InodeNumber, Timestamp};
 
-/// How many blocks of the table are read together where one is needed (the kernel's `inode_readahead_blks` is 32).
+/// How many blocks of the table are read together if one is needed (the kernel's `inode_readahead_blks` is
+/// 32).
 const READ_AHEAD_BLOCKS: u64 = 16;
 /// s_creator_os of Linux.
 const OS_LINUX: u32 = 0;
@@ -29,12 +30,13 @@ const RAW_INODE_SIZE: usize = size_of::<RawInode>();
 /// The largest size of a file before the file system says that it has large files.
 const MAX_SMALL_FILE: u64 = 0x7fff_ffff;
 
-/// Reads and verifies an inode. A free one (no links and a deletion time, or mode 0) is returned too: the caller
-/// decides.
+/// Reads and verifies an inode. A free one (no links and a deletion time, or mode 0) is returned too: the
+/// caller decides.
 ///
 /// # Errors
-/// Corrupt: a number out of range, a wrong checksum or extra size, attributes in a block that is none of a file's; the
-/// device's.
+/// - Corrupt: a number out of range, a wrong checksum or extra size, attributes in a block that is none of a
+///   file's.
+/// - Those of the device.
 pub async fn read_inode(info: &SuperblockInfo, number: InodeNumber) -> Result<Inode> {
     let (block, offset) = info.inode_location(number).await?;
     let layout = info.inode_layout();
@@ -56,8 +58,11 @@ pub async fn read_inode(info: &SuperblockInfo, number: InodeNumber) -> Result<In
 /// Writes an inode into its slot with its checksum, as part of `transaction`.
 ///
 /// # Errors
-/// Corrupt: a number out of range; `EFBIG` where the block count cannot be stored; those of the device and the
-/// transaction. Nothing was changed then.
+/// - Corrupt: a number out of range.
+/// - `EFBIG` if the block count cannot be stored.
+/// - Those of the device and of the transaction.
+///
+/// Nothing was changed then.
 pub async fn write_inode(info: &SuperblockInfo, transaction: &dyn Transaction, inode: &Inode) -> Result<()> {
     let (block, offset) = info.inode_location(inode.number).await?;
     let layout = info.inode_layout();
@@ -81,7 +86,8 @@ pub async fn write_inode(info: &SuperblockInfo, transaction: &dyn Transaction, i
 /// The bytes of an inode's slot as they lie there, unverified; zeros for one that was never used.
 ///
 /// # Errors
-/// Corrupt for a number out of range; the device's.
+/// - Corrupt for a number out of range.
+/// - Those of the device.
 pub async fn read_slot(info: &SuperblockInfo, number: InodeNumber) -> Result<Vec<u8>> {
     let (block, offset) = info.inode_location(number).await?;
     let size = usize::from(info.inode_size());
@@ -119,7 +125,8 @@ impl Slot {
         self.size
     }
 
-    /// The fixed fields: 128 bytes and the extra ones in use. What is kept in the inode behind them is left out.
+    /// The fixed fields: 128 bytes and the extra ones in use. What is kept in the inode behind them is left
+    /// out.
     #[must_use]
     pub fn fixed_fields(&self) -> Vec<u8> {
         self.buffer.read(|block| {
@@ -128,8 +135,9 @@ impl Slot {
         })
     }
 
-    /// True where nothing of an earlier inode could be taken for the next one's if its fixed fields were written over
-    /// the slot, with `extra_isize` bytes of extra ones, and the rest was not: no links, no extents, no attributes.
+    /// Returns true if nothing of an earlier inode could be taken for the next one's if its fixed fields were
+    /// written over the slot, with `extra_isize` bytes of extra ones, and the rest was not: no links, no
+    /// extents, no attributes.
     #[must_use]
     pub fn is_blank(&self, extra_isize: u16) -> bool {
         self.buffer.read(|block| {
@@ -150,17 +158,19 @@ fn fixed_len(slot: &[u8]) -> usize {
     RAW_INODE_SIZE.saturating_add(extra).min(slot.len())
 }
 
-/// The slot of inode `number`, read where it is not in memory.
+/// The slot of inode `number`, read if it is not in memory.
 ///
 /// # Errors
-/// Corrupt: a number out of range; the device's.
+/// - Corrupt: a number out of range.
+/// - Those of the device.
 pub async fn slot(info: &SuperblockInfo, number: InodeNumber) -> Result<Slot> {
     let (block, offset) = info.inode_location(number).await?;
     let buffer = read_table_block(info, number, block).await?;
     Ok(Slot { buffer, offset, size: usize::from(info.inode_size()) })
 }
 
-/// Changes the `dtime` of an inode in its slot, whoever holds a copy of it: a link of the list of orphans.
+/// Changes the `dtime` of an inode in its slot, also if copies of it are in memory: a link of the list of
+/// orphans.
 ///
 /// # Errors
 /// Corrupt, those of the device and the transaction.
@@ -191,20 +201,48 @@ async fn announce_large_files(info: &SuperblockInfo, transaction: &dyn Transacti
     .await
 }
 
-/// The block of the table that holds `number`; a miss reads its neighbours too, which whoever walks a directory will ask
-/// for next.
+/// The block of the table that holds `number`; a miss reads its neighbours too, which a walk of a directory
+/// will ask for next.
 async fn read_table_block(info: &SuperblockInfo, number: InodeNumber, block: BlockNumber) -> Result<Buffer> {
-    if let Some(buffer) = info.cache.cached(block) {
-        return Ok(buffer);
+    if !info.cache.contains(block) {
+        let (before, behind) = neighbours(info, number);
+        let first = BlockNumber(block.0.saturating_sub(before));
+        info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
+        info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
     }
-    let (before, behind) = neighbours(info, number);
-    let first = BlockNumber(block.0.saturating_sub(before));
-    info.cache.prefetch(first, u32::try_from(before).unwrap_or(0));
-    info.cache.prefetch(block.offset(1), u32::try_from(behind).unwrap_or(0));
-    info.cache.read(block, BlockKind::InodeTable, |_| Ok(())).await
+    info.cache.read(block, &TableVerifier { info, group: info.group_of_inode(number) }).await
 }
 
-/// How many blocks of the same group's table lie before and behind that of `number`, within an aligned window.
+/// The verifier of a block of an inode table: it lies in the table of its group, whose descriptor is good.
+/// The inodes in it are verified one by one, when they are read: a damaged one does not take its neighbours
+/// with it.
+struct TableVerifier<'a> {
+    info: &'a SuperblockInfo,
+    group: GroupNumber,
+}
+
+impl Verifier for TableVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::InodeTable(self.group)
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let what = || format!("block {block}: inode table of group {}", self.group);
+        let group = self.info.group(self.group)?;
+        let (first, count) = (group.inode_table, self.info.fixed.inode_table_blocks());
+        let lies_in_table = first <= block && block < first.offset(u64::from(count));
+        if group.bad_descriptor || !lies_in_table {
+            return Err(Error::corrupt(what(), format!("is not in blocks {first}+{count}")));
+        }
+        if bytes.len() != self.info.block_size().len() {
+            return Err(Error::corrupt(what(), format!("{} bytes are no block", bytes.len())));
+        }
+        Ok(())
+    }
+}
+
+/// How many blocks of the same group's table lie before and behind that of `number`, within an aligned
+/// window.
 fn neighbours(info: &SuperblockInfo, number: InodeNumber) -> (u64, u64) {
     let in_group = u64::from(info.fixed.inodes_per_group);
     let index = u64::from(number.0.saturating_sub(1)) % in_group.max(1);
@@ -244,8 +282,8 @@ impl SuperblockInfo {
         Inode::new(number, mode, &self.inode_layout(), self.fixed.want_extra_isize, now)
     }
 
-    /// True where the slot of `number` lies in the part of its group's table that was never used, and may never have
-    /// been written at all.
+    /// Returns true if the slot of `number` lies in the part of its group's table that was never used, and
+    /// may never have been written at all.
     fn was_never_used(&self, number: InodeNumber) -> Result<bool> {
         if !self.features().group_checksums() {
             return Ok(false);

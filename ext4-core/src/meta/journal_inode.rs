@@ -1,11 +1,12 @@
 //! The journal's inode: making it, taking it away, the copy of its mapping in the superblock.
 //!
 //! Invariants:
-//! - The blocks of a new log are zeros but for the journal superblock, on the device, before anything names them a
-//!   journal. Were old blocks of another log left there, recovery could take them for this one's.
+//! - The blocks of a new log are zeros but for the journal superblock, on the device, before anything names
+//!   them a journal. Were old blocks of another log left there, recovery could take them for this one's.
 //! - The copy in the superblock (`s_jnl_blocks`) and the inode say the same.
 //!
-//! Source of the inode's form: e2fsprogs, `ext2fs_add_journal_inode`; of the copy: kernel documentation, "Super Block".
+//! Source of the inode's form: e2fsprogs, `ext2fs_add_journal_inode`; of the copy: kernel documentation,
+//! "Super Block".
 
 use super::block_allocator::AllocationRequest;
 use super::extent_tree::{self, Removal};
@@ -20,11 +21,15 @@ use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 /// `s_jnl_backup_type`: `s_jnl_blocks` holds i_block and size of the journal's inode.
 pub const JOURNAL_BACKUP_BLOCKS: u8 = 1;
 
-/// Makes the reserved inode 8 a journal of `blocks` blocks, whose first holds `superblock`. The log's own blocks go to
-/// the device at once; flush it, then write what `transaction` holds. Returns what `s_jnl_blocks` is to hold.
+/// Makes the reserved inode 8 a journal of `blocks` blocks, whose first holds `superblock`. The log's own
+/// blocks go to the device at once; flush it, then write what `transaction` holds. Returns what
+/// `s_jnl_blocks` is to hold.
 ///
 /// # Errors
-/// `ENOSPC`; `EBUSY` where the inode is in use; unsupported without extents; those of the device and the transaction.
+/// - `ENOSPC` if there is no free space.
+/// - `EBUSY` if the inode is in use.
+/// - Unsupported without extents.
+/// - Those of the device and of the transaction.
 pub async fn create(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -62,7 +67,8 @@ pub async fn create(
 /// Frees the blocks of the journal's inode, and the inode.
 ///
 /// # Errors
-/// Corrupt; those of the device and the transaction.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device and of the transaction.
 pub async fn remove(info: &SuperblockInfo, transaction: &dyn Transaction) -> Result<()> {
     let mut inode = inode_table::read_inode(info, InodeNumber::JOURNAL).await?;
     let all = (LogicalBlock(0), LogicalBlock::MAX);
@@ -73,11 +79,13 @@ pub async fn remove(info: &SuperblockInfo, transaction: &dyn Transaction) -> Res
     inode_table::write_inode(info, transaction, &free).await
 }
 
-/// Frees the orphan file, as part of one transaction: without a journal there must be none (e2fsck clears it then). No
-/// inode may be in it.
+/// Frees the orphan file, as part of one transaction: without a journal there must be none (e2fsck clears it
+/// then). No inode may be in it.
 ///
 /// # Errors
-/// Unsupported where one transaction has no room for it; corrupt; those of the device and the transaction.
+/// - Unsupported if one transaction has no room for it.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device and of the transaction.
 pub async fn remove_orphan_file(info: &SuperblockInfo, transaction: &dyn Transaction) -> Result<()> {
     let number = InodeNumber(info.superblock().orphan_file_inum);
     let mut inode = inode_table::read_inode(info, number).await?;
@@ -130,7 +138,7 @@ pub(super) async fn fill(
     Ok(runs)
 }
 
-/// The group in the middle of the device, where a journal is never far. Source: e2fsprogs,
+/// The group in the middle of the device, from which a journal is never far. Source: e2fsprogs,
 /// `get_midpoint_journal_block`.
 fn middle(info: &SuperblockInfo) -> Option<BlockNumber> {
     let superblock = info.opened_superblock();
@@ -154,7 +162,7 @@ fn backup(inode: &Inode) -> [u32; 17] {
     copy
 }
 
-/// Makes the device's range read as zeros, also where it is not a multiple of the device's sectors.
+/// Makes the device's range read as zeros, also if it is not a multiple of the device's sectors.
 pub(super) async fn zero(device: &dyn BlockDevice, start: u64, end: u64) -> Result<()> {
     let sector = u64::from(device.geometry().logical_block_size);
     let (start, end) = (start / sector * sector, end.next_multiple_of(sector).min(device.geometry().size));

@@ -1,5 +1,6 @@
-//! What metadata code may ask of a transaction. `ext4-journal`'s handle implements it; [`DirectTransaction`] does for
-//! a file system without a journal and for `mkfs`.
+//! The handle (jbd2's `handle_t`) as metadata code sees it: what it may ask of a transaction.
+//! `ext4-journal`'s handle implements it; [`DirectTransaction`] does for a file system without a journal and
+//! for `mkfs`.
 
 use std::sync::Arc;
 
@@ -9,14 +10,12 @@ use super::{Buffer, BufferCache};
 use crate::error::Result;
 use crate::types::{BlockNumber, TransactionId};
 
-/// Runs once its transaction has committed, in the task of whoever commits; it must not block or
-/// start a handle.
+/// Runs once its transaction has committed, in the task that commits; it must not block or start a handle.
 pub type OnCommit = Box<dyn FnOnce() + Send>;
 
 /// One operation's part in a transaction: jbd2's handle.
 ///
-/// All changes made through one value become durable together or not at all (unless it is restarted in between).
-/// Dropping the value ends the operation's part.
+/// All changes made through one value become durable together or not at all. Dropping the value ends the operation's part.
 #[async_trait]
 pub trait Transaction: Send + Sync {
     /// The transaction this operation is part of now.
@@ -25,24 +24,25 @@ pub trait Transaction: Send + Sync {
     /// Announces a change of `buffer`. Called by [`Buffer::modify`] before the change.
     ///
     /// # Errors
-    /// [`crate::Error::Aborted`] where the journal has stopped.
+    /// [`crate::Error::Aborted`] if the journal has stopped.
     fn get_write_access(&self, buffer: &Buffer) -> Result<()>;
 
-    /// Announces the first use of a block that was allocated in this transaction and was not read: cancels a revoke
-    /// of it. The content of `buffer` is new.
+    /// Announces the first use of a block that was allocated in this transaction and was not read: cancels a
+    /// revoke of it. The content of `buffer` is new.
     ///
     /// # Errors
     /// As [`Transaction::get_write_access`].
     fn get_create_access(&self, buffer: &Buffer) -> Result<()>;
 
-    /// Makes the current content of `buffer` part of the transaction. Called by [`Buffer::modify`] after the change.
+    /// Makes the current content of `buffer` part of the transaction. Called by [`Buffer::modify`] after the
+    /// change.
     ///
     /// # Errors
     /// As [`Transaction::get_write_access`].
     fn dirty_metadata(&self, buffer: &Buffer) -> Result<()>;
 
-    /// Says that metadata block `block` was freed: its content no longer matters, and no copy of it in the log may be
-    /// replayed over what the block is used for next. `buffer` is its buffer, where one is cached.
+    /// Says that metadata block `block` was freed: its content no longer matters, and no copy of it in the
+    /// log may be replayed over what the block is used for next. `buffer` is its buffer, if one is cached.
     ///
     /// # Errors
     /// As [`Transaction::get_write_access`].
@@ -51,19 +51,12 @@ pub trait Transaction: Send + Sync {
     /// How many more blocks this operation may change.
     fn credits(&self) -> u32;
 
-    /// Asks for `credits` more in the same transaction; `false` where the transaction has no room: make the state
-    /// consistent and [`Transaction::restart`].
+    /// Asks for `credits` more in the same transaction; `false` if the transaction has no room: make the
+    /// state consistent, end this operation's part and go on in another one.
     ///
     /// # Errors
     /// As [`Transaction::get_write_access`].
     fn extend(&self, credits: u32) -> Result<bool>;
-
-    /// Ends this operation's part and begins another with `credits`, perhaps in a new transaction. What was changed
-    /// before may become durable without what comes after: only where the state is consistent and resumable.
-    ///
-    /// # Errors
-    /// As [`Transaction::get_write_access`].
-    async fn restart(&self, credits: u32) -> Result<()>;
 
     /// Calls `callback` when what this operation has done so far is durable.
     fn on_commit(&self, callback: OnCommit);
@@ -113,10 +106,6 @@ impl Transaction for DirectTransaction {
 
     fn extend(&self, _credits: u32) -> Result<bool> {
         Ok(true)
-    }
-
-    async fn restart(&self, _credits: u32) -> Result<()> {
-        Ok(())
     }
 
     fn on_commit(&self, callback: OnCommit) {

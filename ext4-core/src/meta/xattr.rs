@@ -1,18 +1,21 @@
 //! Extended attributes, in the inode and in a block.
 //!
-//! An attribute is set in the inode where it fits, else in the block; it is in one of the two only. The block may be
-//! shared with other inodes (the kernel shares equal blocks): it is changed in place only by its last owner, others
-//! make a copy and leave.
+//! An attribute is set in the inode if it fits, else in the block; it is in one of the two only. The block
+//! may be shared with other inodes (the kernel shares equal blocks): it is changed in place only by its last
+//! owner, others make a copy and leave.
 //!
-//! Invariant: whether a shared block has other owners is decided inside the change of its count, under the buffer's
-//! lock: two inodes that leave at once cannot both take the other for its last owner, and neither leaks nor frees twice.
+//! Invariant: whether a shared block has other owners is decided inside the change of its count, under the
+//! buffer's lock: two inodes that leave at once cannot both take the other for its last owner, and neither
+//! leaks nor frees twice.
 //!
-//! Invariant: the part that can fail for want of space (the block) is done before the inode's own part changes.
+//! Invariant: the part that can fail for want of space (the block) is done before the inode's own part
+//! changes.
 //!
-//! POSIX access control lists are attributes with a form of their own on the device; see [`crate::format::xattr::acl`].
+//! POSIX access control lists are attributes with a form of their own on the device; see
+//! [`crate::format::xattr::acl`].
 
 use super::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
-use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier};
 use crate::device::BlockImage;
 use crate::error::{Errno, Error, Result};
 use crate::format::features::Compat;
@@ -31,18 +34,20 @@ const MAX_NAME_LEN: usize = 255;
 pub enum SetMode {
     /// Create or replace.
     Any,
-    /// `EEXIST` where it is there.
+    /// `EEXIST` if it is there.
     Create,
-    /// `ENODATA` where it is not there.
+    /// `ENODATA` if it is not there.
     Replace,
 }
 
-/// The value of the attribute `name` (full name with its prefix: `user.colour`); `None` where it is not there.
+/// The value of the attribute `name` (full name with its prefix: `user.colour`); `None` if it is not there.
 /// POSIX ACLs (`system.posix_acl_access`) are returned in the form of the system call, as the kernel does.
 ///
 /// # Errors
-/// `EOPNOTSUPP` for an unknown prefix and for values in inodes of their own (feature ea_inode); `ERANGE`, `EINVAL` for
-/// what is no name; corrupt; those of the device.
+/// - `EOPNOTSUPP` for an unknown prefix and for values in inodes of their own (feature ea_inode).
+/// - `ERANGE`, `EINVAL` for what is no name.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device.
 pub async fn get(info: &SuperblockInfo, inode: &Inode, name: &[u8]) -> Result<Option<Vec<u8>>> {
     let (prefix, rest) = split_name(name)?;
     if let Some(attribute) = find(format::in_inode(&inode.xattr_area), prefix, rest, inode, "in the inode")? {
@@ -59,7 +64,8 @@ pub async fn get(info: &SuperblockInfo, inode: &Inode, name: &[u8]) -> Result<Op
 /// All names, with their prefixes; those with a prefix that no system call can name are left out.
 ///
 /// # Errors
-/// Corrupt; those of the device.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device.
 pub async fn list(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     let mut collect = |attributes: Attributes<'_>, place| -> Result<()> {
@@ -78,15 +84,17 @@ pub async fn list(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<Vec<u8>>> 
     Ok(names)
 }
 
-/// Sets (`Some`) or removes (`None`) an attribute; in the inode where it fits, else in the block. Changes
+/// Sets (`Some`) or removes (`None`) an attribute; in the inode if it fits, else in the block. Changes
 /// `xattr_area`, `file_acl`, `sectors` of `inode`.
 ///
-/// An access control list (`system.posix_acl_access`, in the form of the system call) also changes the permission bits
-/// of `mode`; where these say all of it, no attribute is kept, and an empty list removes the attribute.
+/// An access control list (`system.posix_acl_access`, in the form of the system call) also changes the
+/// permission bits of `mode`; if these say all of it, no attribute is kept, and an empty list removes the
+/// attribute.
 ///
 /// # Errors
-/// `ENODATA`, `EEXIST`, `ERANGE` (name too long), `EOPNOTSUPP` (prefix), `EINVAL` (no name, a broken list), `EACCES` (a
-/// default list on what is no directory), `ENOSPC` (no room, also for a value larger than a block).
+/// `ENODATA`, `EEXIST`, `ERANGE` (name too long), `EOPNOTSUPP` (prefix), `EINVAL` (no name, a broken list),
+/// `EACCES` (a default list on what is no directory), `ENOSPC` (no room, also for a value larger than a
+/// block).
 pub async fn set(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -130,10 +138,12 @@ pub async fn set(
     Ok(())
 }
 
-/// Gives up the attribute block of an inode that is being deleted: `file_acl` is 0 afterwards, `sectors` less.
+/// Gives up the attribute block of an inode that is being deleted: `file_acl` is 0 afterwards, `sectors`
+/// less.
 ///
 /// # Errors
-/// Corrupt; those of the device and the transaction.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device and of the transaction.
 pub async fn release_block(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -193,7 +203,7 @@ fn value_of(inode: &Inode, prefix: Prefix, attribute: &Attribute<'_>) -> Result<
     }
 }
 
-/// The attribute block of an inode, where it has one.
+/// The attribute block of an inode, if it has one.
 async fn read_block(info: &SuperblockInfo, inode: &Inode) -> Result<Option<Buffer>> {
     let block = inode.file_acl;
     if block.0 == 0 {
@@ -202,22 +212,27 @@ async fn read_block(info: &SuperblockInfo, inode: &Inode) -> Result<Option<Buffe
     if !info.is_data_range(block, 1) {
         return Err(corrupt(inode, "in its block", format!("block {block} cannot hold them").into()));
     }
-    let seed = checksum_seed(info);
-    let buffer = info
-        .cache
-        .read(block, BlockKind::ExtendedAttributes, |bytes| {
-            format::verify_block(bytes, block, seed)
-                .map_err(|problem| Error::corrupt(format!("block {block}: extended attributes"), problem))
-        })
-        .await?;
-    Ok(Some(buffer))
+    info.cache.read(block, &AttributesVerifier { seed: info.metadata_seed() }).await.map(Some)
 }
 
-fn checksum_seed(info: &SuperblockInfo) -> Option<u32> {
-    info.features().metadata_csum().then(|| info.checksum_seed())
+/// The verifier of a block of attributes. Inodes share such blocks, so none of them is part of it; its own
+/// place is.
+struct AttributesVerifier {
+    seed: Option<u32>,
 }
 
-/// Bytes behind the fixed fields of an inode; none where it does not say how many fixed fields it has.
+impl Verifier for AttributesVerifier {
+    fn kind(&self) -> BlockKind {
+        BlockKind::ExtendedAttributes { seed: self.seed }
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        format::verify_block(bytes, block, self.seed)
+            .map_err(|problem| Error::corrupt(format!("block {block}: extended attributes"), problem))
+    }
+}
+
+/// Bytes behind the fixed fields of an inode; none if it does not say how many fixed fields it has.
 fn inode_room(info: &SuperblockInfo, inode: &Inode) -> usize {
     if inode.extra_isize == 0 {
         return 0;
@@ -261,7 +276,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Takes the attribute out; `false` where it was not there.
+    /// Takes the attribute out; `false` if it was not there.
     fn take(&mut self) -> bool {
         self.found.take().map(|at| self.attributes.remove(at)).is_some()
     }
@@ -287,7 +302,7 @@ async fn set_raw(
     result
 }
 
-/// As [`set_raw`], with the inode's own attributes apart; returns them where they change.
+/// As [`set_raw`], with the inode's own attributes apart; returns them if they change.
 async fn set_with_area(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -338,8 +353,8 @@ async fn set_with_area(
     Ok(if own.take() { format::inode_area(&own.attributes, room) } else { None })
 }
 
-/// Gives an inode a block with these attributes, which fit, in place of `old`: changes that one where nobody shares
-/// it; takes it away where there are none.
+/// Gives an inode a block with these attributes, which fit, in place of `old`: changes that one if no other
+/// inode shares it; takes it away if there are no attributes.
 async fn write_block(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -347,12 +362,7 @@ async fn write_block(
     old: Option<&Buffer>,
     attributes: &[Attribute<'_>],
 ) -> Result<()> {
-    let seed = checksum_seed(info);
-    let fill = |bytes: &mut [u8], block: BlockNumber| {
-        format::fill_block(bytes, attributes, 1)?;
-        format::set_block_checksum(bytes, block, seed);
-        Ok(())
-    };
+    let fill = |bytes: &mut [u8]| format::fill_block(bytes, attributes, 1);
     let failed = |problem: format::Problem| corrupt(inode, "in a block", problem);
     if attributes.is_empty() {
         return release_block(info, transaction, inode).await;
@@ -360,13 +370,14 @@ async fn write_block(
     if let Some(old) = old
         && old.read(format::references) == 1
     {
-        return old.modify(transaction, |bytes| fill(bytes, old.block()))?.map_err(failed);
+        return old.modify(transaction, fill)?.map_err(failed);
     }
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: false, metadata: false };
     let (block, _) = allocate_blocks(info, transaction, &request).await?;
-    let new = info.cache.create(transaction, block)?;
-    new.modify(transaction, |bytes| fill(bytes, block))?.map_err(failed)?;
+    let kind = BlockKind::ExtendedAttributes { seed: info.metadata_seed() };
+    let new = info.cache.create(transaction, block, kind)?;
+    new.modify(transaction, fill)?.map_err(failed)?;
     if let Some(old) = old {
         leave(info, transaction, old).await?;
     } else {
@@ -376,20 +387,18 @@ async fn write_block(
     announce(info, transaction).await
 }
 
-/// One owner less: frees the block where it was the last.
+/// One owner less: frees the block if it was the last.
 async fn leave(info: &SuperblockInfo, transaction: &dyn Transaction, buffer: &Buffer) -> Result<()> {
-    let (block, seed) = (buffer.block(), checksum_seed(info));
     let last = buffer.read(format::references) <= 1
         || buffer.modify(transaction, |bytes| {
             let references = format::references(bytes);
             if references > 1 {
                 format::set_references(bytes, references - 1);
-                format::set_block_checksum(bytes, block, seed);
             }
             references <= 1
         })?;
     if last {
-        free_blocks(info, transaction, block, 1, true).await?;
+        free_blocks(info, transaction, buffer.block(), 1, true).await?;
     }
     Ok(())
 }

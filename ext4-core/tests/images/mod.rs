@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// The content of an image that mke2fs makes with `options`; `None` where mke2fs is absent, except in CI.
+/// The content of an image that mke2fs makes with `options`; `None` if mke2fs is absent, except in CI.
 pub fn mke2fs(size: &str, options: &[&str]) -> Option<Vec<u8>> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -13,7 +13,7 @@ pub fn mke2fs(size: &str, options: &[&str]) -> Option<Vec<u8>> {
     Some(std::fs::read(&path).unwrap())
 }
 
-/// Runs a tool of e2fsprogs that must succeed; its output, or `None` where it is absent, except in CI.
+/// Runs a tool of e2fsprogs that must succeed; its output, or `None` if it is absent, except in CI.
 pub fn run(command: &mut Command) -> Option<String> {
     match command.output() {
         Ok(output) => {

@@ -9,7 +9,7 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// `None` where this host cannot mount, except in CI.
+    /// `None` if this host cannot mount, except in CI.
     pub fn new(image: &Path) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let output = Command::new("mount")

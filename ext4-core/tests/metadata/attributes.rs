@@ -1,5 +1,5 @@
-//! Extended attributes on file systems that mke2fs made: against a model, shared blocks, access control lists; judged
-//! by e2fsck and debugfs.
+//! Extended attributes on file systems that mke2fs made: against a model, shared blocks, access control
+//! lists; judged by e2fsck and debugfs.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::images::run;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::format::xattr::{self as format, acl::Acl};
 use ext4_core::meta::xattr::{SetMode, get, list, release_block, set};
-use ext4_core::meta::{BlockKind, DirectTransaction};
+use ext4_core::meta::{DirectTransaction, Opaque};
 use ext4_core::{BlockNumber, Errno, InodeNumber};
 
 const LAYOUTS: &[&[&str]] = &[
@@ -122,7 +122,7 @@ async fn debugfs_reads_what_was_set() {
 }
 
 #[tokio::test]
-async fn a_shared_block_is_copied_by_who_changes_it_and_freed_by_the_last() {
+async fn a_shared_block_is_copied_by_an_owner_that_changes_it_and_freed_by_the_last() {
     for options in [&["-b", "1024", "-I", "128"][..], &["-b", "1024", "-I", "128", "-O", "^metadata_csum"]] {
         let Some(fixture) = Fixture::new("8M", options).await else { return };
         let (info, transaction) = (&fixture.info, &fixture.transaction);
@@ -158,15 +158,15 @@ async fn a_shared_block_is_copied_by_who_changes_it_and_freed_by_the_last() {
         assert_eq!(info.free_and_reserved_blocks().0, free + 2);
         fixture.write_inode(&first).await;
         fixture.write_inode(&second).await;
-        fixture.check("nobody has a block").await;
+        fixture.check("no inode has a block").await;
     }
 }
 
 /// Says in a block that so many inodes share it.
 async fn share(fixture: &Fixture, transaction: &DirectTransaction, block: BlockNumber, references: u32) {
     let info = &fixture.info;
-    let buffer = info.cache.read(block, BlockKind::ExtendedAttributes, |_| Ok(())).await.unwrap();
-    let seed = info.features().metadata_csum().then(|| info.checksum_seed());
+    let buffer = info.cache.read(block, &Opaque).await.unwrap();
+    let seed = info.metadata_seed();
     buffer
         .modify(transaction, |bytes| {
             format::set_references(bytes, references);
@@ -186,7 +186,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     bytes
 }
 
-const NOBODY: u32 = u32::MAX;
+const NO_ID: u32 = u32::MAX;
 
 #[tokio::test]
 async fn access_control_lists_go_with_the_mode() {
@@ -194,14 +194,8 @@ async fn access_control_lists_go_with_the_mode() {
     let (info, transaction) = (&fixture.info, &fixture.transaction);
     let mut inode = make_file(&fixture, b"file").await;
     let (access, default) = (b"system.posix_acl_access".as_slice(), b"system.posix_acl_default".as_slice());
-    let full = acl(&[
-        (1, 7, NOBODY),
-        (2, 6, 1000),
-        (4, 5, NOBODY),
-        (8, 4, 50),
-        (0x10, 6, NOBODY),
-        (0x20, 1, NOBODY),
-    ]);
+    let full =
+        acl(&[(1, 7, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (8, 4, 50), (0x10, 6, NO_ID), (0x20, 1, NO_ID)]);
     set(info, transaction, &mut inode, access, Some(&full), SetMode::Any).await.unwrap();
     assert_eq!(inode.mode & 0o777, 0o761);
     assert_eq!(get(info, &inode, access).await.unwrap().unwrap(), full);
@@ -210,12 +204,12 @@ async fn access_control_lists_go_with_the_mode() {
     let format::Value::Here(stored) = stored.value else { panic!("{stored:?}") };
     assert_eq!(Acl::from_disk(stored).unwrap().to_call(), full);
 
-    let minimal = acl(&[(1, 6, NOBODY), (4, 4, NOBODY), (0x20, 4, NOBODY)]);
+    let minimal = acl(&[(1, 6, NO_ID), (4, 4, NO_ID), (0x20, 4, NO_ID)]);
     set(info, transaction, &mut inode, access, Some(&minimal), SetMode::Any).await.unwrap();
     assert_eq!((inode.mode & 0o777, get(info, &inode, access).await.unwrap()), (0o644, None));
     set(info, transaction, &mut inode, access, Some(&minimal), SetMode::Any).await.unwrap();
 
-    let broken = acl(&[(1, 6, NOBODY), (2, 6, 1000), (4, 4, NOBODY), (0x20, 4, NOBODY)]);
+    let broken = acl(&[(1, 6, NO_ID), (2, 6, 1000), (4, 4, NO_ID), (0x20, 4, NO_ID)]);
     let error = set(info, transaction, &mut inode, access, Some(&broken), SetMode::Any).await.unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
     let error = set(info, transaction, &mut inode, default, Some(&full), SetMode::Any).await.unwrap_err();

@@ -1,5 +1,6 @@
-//! Images that others made: those of e2fsprogs, most of them damaged on purpose, and syzkaller's. As they are, they are
-//! walked over without a panic or a loop; as e2fsck repaired them, names and attributes are those the kernel saw.
+//! Images that others made: those of e2fsprogs, most of them damaged on purpose, and syzkaller's. As they
+//! are, they are walked over without a panic or a loop; as e2fsck repaired them, names and attributes are
+//! those the kernel saw.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -139,7 +140,8 @@ async fn repaired_images_hold_what_the_kernel_sees() {
     for (path, expected) in images() {
         let text = std::fs::read_to_string(expected.with_extension("json"));
         let facts: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
-        // Of a file system with multiple mount protection e2fsck first waits ten seconds whether somebody else has it.
+        // Of a file system with multiple mount protection e2fsck first waits ten seconds whether another host
+        // has it.
         let skipped = |feature: &serde_json::Value| feature == "mmp";
         let skip = facts["features"].as_array().is_some_and(|all| all.iter().any(skipped));
         if facts["tree_by"] != "kernel" || skip {
@@ -167,7 +169,7 @@ async fn repaired_images_hold_what_the_kernel_sees() {
     println!("{compared} images with {paths} paths");
 }
 
-/// An image after `e2fsck -fy`, as often as it takes; `None` where that is absent, except in CI.
+/// An image after `e2fsck -fy`, as often as it takes; `None` if that is absent, except in CI.
 fn repaired(content: &[u8]) -> Option<Vec<u8>> {
     // e2fsck syncs after each change: in memory that costs nothing.
     let file =

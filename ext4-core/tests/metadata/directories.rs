@@ -1,5 +1,5 @@
-//! Directories on file systems that mke2fs made: against a model, to the limits of the index, damaged; judged by
-//! e2fsck and debugfs.
+//! Directories on file systems that mke2fs made: against a model, to the limits of the index, damaged; judged
+//! by e2fsck and debugfs.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -272,7 +272,8 @@ async fn names_with_one_hash_go_on_in_the_next_leaf() {
     assert!(is_empty(&fixture.info, &directory).await.unwrap());
 }
 
-/// Long names of which two or more have the same legacy hash each; so few fit into a leaf that some pair is split.
+/// Long names of which two or more have the same legacy hash each; so few fit into a leaf that some pair is
+/// split.
 fn colliding_names(count: usize) -> Vec<Vec<u8>> {
     use ext4_core::format::hash::{HashVersion, Hasher};
     let hasher = Hasher::new(HashVersion::Legacy, [1; 4]);

@@ -1,5 +1,5 @@
-//! The kernel's ext4 as the other side: what it wrote is read here, what was written here it reads. These need root and
-//! loop devices; they are skipped where those are not there, except in CI.
+//! The kernel's ext4 as the other side: what it wrote is read here, what was written here it reads. These
+//! need root and loop devices; they are skipped if those are not there, except in CI.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;

@@ -1,5 +1,5 @@
-//! Orphans on file systems that mke2fs made: list and file, full, damaged, and while stale copies of inodes are logged;
-//! judged by e2fsck.
+//! Orphans on file systems that mke2fs made: list and file, full, damaged, and while stale copies of inodes
+//! are logged; judged by e2fsck.
 
 use std::process::Command;
 
@@ -110,7 +110,7 @@ async fn a_stale_copy_never_brings_a_removed_inode_back() {
         let mut gone = inodes.remove(random.usize(..inodes.len()));
         orphans.remove(info, transaction, &mut gone).await.unwrap();
         assert_eq!(gone.dtime, 0);
-        // Everybody else logs the copy it has had all the time.
+        // Every other inode is logged as the copy it has had all the time.
         for inode in &inodes {
             fixture.write_inode(inode).await;
         }

@@ -31,11 +31,11 @@ use core::fmt;
 use core::ops::Range;
 use std::sync::Arc;
 
-use ext4_core::{BlockSize, Errno, Error, InodeNumber, LogicalBlock, Result, TransactionId};
 use ext4_core::checksum::crc32c;
 use ext4_core::format::extent::{Entry, Extent};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use ext4_core::{BlockSize, Errno, Error, InodeNumber, LogicalBlock, Result, TransactionId};
 use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const ADD_RANGE: u16 = 1;
 

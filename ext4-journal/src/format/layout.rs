@@ -1,14 +1,14 @@
 //! Descriptors, their tags, revoke blocks and the checksums of all the log's blocks, in the form that the features give
 //! them.
 
-use zerocopy::FromZeros as _;
-use ext4_core::{BlockNumber, BlockSize, TransactionId};
 use ext4_core::checksum::crc32c;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use ext4_core::{BlockNumber, BlockSize, TransactionId};
+use zerocopy::FromZeros as _;
 use zerocopy::byteorder::big_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::format::{COMMIT, DESCRIPTOR, ESCAPED, HEADER_SIZE, Header, REVOKE};
 use crate::format::commit::Commit;
+use crate::format::{COMMIT, DESCRIPTOR, ESCAPED, HEADER_SIZE, Header, REVOKE};
 
 /// The checksum at the end of descriptors and revoke blocks.
 const TAIL_SIZE: usize = 4;

@@ -26,8 +26,8 @@ pub(crate) mod layout;
 pub(crate) mod superblock;
 
 use ext4_core::TransactionId;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use zerocopy::byteorder::big_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// What each metadata block of the log starts with.
 pub(crate) const MAGIC: u32 = 0xc03b_3998;

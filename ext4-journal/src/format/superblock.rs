@@ -3,14 +3,17 @@
 //! Invariant: a [`Superblock`] that was read has been verified: magic, checksum, features by name, and every number that
 //! bounds the log.
 
-use zerocopy::FromZeros as _;
-use ext4_core::{BlockSize, Error, Result, TransactionId};
 use ext4_core::checksum::crc32c;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use ext4_core::{BlockSize, Error, Result, TransactionId};
+use zerocopy::FromZeros as _;
 use zerocopy::byteorder::big_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::format::{COMPAT_CHECKSUM, Header, INCOMPAT_64BIT, INCOMPAT_ASYNC_COMMIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT, INCOMPAT_REVOKE, MAGIC, MIN_BLOCKS, SUPERBLOCK_V1, SUPERBLOCK_V2};
 use crate::format::layout::{Checksums, Layout};
+use crate::format::{
+    COMPAT_CHECKSUM, Header, INCOMPAT_64BIT, INCOMPAT_ASYNC_COMMIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3,
+    INCOMPAT_FAST_COMMIT, INCOMPAT_REVOKE, MAGIC, MIN_BLOCKS, SUPERBLOCK_V1, SUPERBLOCK_V2,
+};
 
 const INCOMPAT_KNOWN: u32 = INCOMPAT_REVOKE
     | INCOMPAT_64BIT

@@ -19,9 +19,9 @@
 
 use std::sync::Arc;
 
-use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage, Segment};
 use ext4_core::meta::buffer::write_images;
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
 use crate::journal::Journal;
 use crate::log::content::descriptors_and_images;

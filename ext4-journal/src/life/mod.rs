@@ -1,31 +1,38 @@
-//! TODO header.
+//! A journal's life from open to close: opened, recovered, running, closed.
+//!
+//! ```text
+//!   open ─► recover (if the log holds something) ─► finish_recovery (fast commits) ─► start_running ─► close
+//! ```
+//!
+//! Invariant: a journal does not run before its log was recovered, and the log is empty on the medium before it is marked
+//! clean.
 
 pub(crate) mod finish_recovery;
 pub(crate) mod tasks;
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use ext4_core::{BlockSize, Errno, Error, Result};
 use ext4_core::device::{BioFlags, BlockDevice};
 use ext4_core::environment::{Environment, Runtime};
 use ext4_core::meta::BufferCache;
+use ext4_core::{Errno, Error, Result};
 use parking_lot::Mutex;
 
 use crate::format::superblock::Superblock;
 use crate::journal::Journal;
 use crate::life::tasks::{checkpoint_task, commit_task};
-use crate::log::{Log, Space};
 use crate::log::location::JournalLocation;
+use crate::log::{Log, Space};
 use crate::recovery;
 use crate::recovery::Replayed;
 use crate::recovery::report::{Damage, Recovery, RecoveryReport};
-use crate::state::{Home, Mode, State, Unfinished};
 use crate::state::checkpoints::Checkpoints;
 use crate::state::fast_commits::FastCommits;
 use crate::state::options::JournalOptions;
 use crate::state::queue::Queue;
 use crate::state::statistics::{Counters, History};
+use crate::state::{Home, Mode, State, Unfinished};
 
 impl Journal {
     /// Reads and verifies the journal superblock. Changes nothing.

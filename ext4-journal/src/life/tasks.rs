@@ -1,15 +1,22 @@
-//! TODO header.
+//! The commit task and the checkpoint task.
+//!
+//! - The *commit task* commits the running transaction when it is large or old, or when a caller asks and does not commit
+//!   by itself: a caller that waits for a commit that no task carries out commits in its own task, which spares two
+//!   changes of tasks.
+//! - The *checkpoint task* writes committed blocks to their places when the log runs short, or to empty it.
+//!
+//! Invariant: each holds only a weak reference while it waits, so that dropping the last [`Journal`] ends it.
 
-use std::sync::{Arc, Weak};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ext4_core::{Errno, Error};
 use ext4_core::environment::{BoxFuture, Runtime};
+use ext4_core::{Errno, Error};
 
 use crate::journal::Journal;
-use crate::state::{Mode, State, Wake};
 use crate::state::transaction::Phase;
+use crate::state::{Mode, State, Wake};
 
 impl Journal {
     /// When the running transaction will be too old, on the runtime's clock.

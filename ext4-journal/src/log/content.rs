@@ -1,10 +1,13 @@
-//! TODO header.
+//! The content of a transaction as it lies in the log: descriptors, each with its images behind it.
+//!
+//! Invariant: an image that begins with the journal's magic is escaped, and its tag says so. Were it not, recovery would
+//! take the image for a block of the journal and stop there.
 
-use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BlockImage, Segment};
+use ext4_core::{BlockNumber, Result, TransactionId};
 
-use crate::format::{ESCAPED, MAGIC};
 use crate::format::layout::{Layout, Tag};
+use crate::format::{ESCAPED, MAGIC};
 
 /// The descriptors of `images` in transaction `id`, each with its images behind it as they lie in the log.
 pub(crate) fn descriptors_and_images(

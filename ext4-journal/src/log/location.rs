@@ -1,9 +1,9 @@
-//! TODO header.
+//! Where a log lies.
 
 use std::sync::Arc;
 
-use ext4_core::{BlockNumber, BlockSize};
 use ext4_core::device::BlockDevice;
+use ext4_core::{BlockNumber, BlockSize};
 
 /// Where the log lies: its blocks on the device, in the order of the log.
 #[derive(Clone, Debug)]
@@ -15,6 +15,6 @@ pub struct JournalLocation {
     /// Runs of log blocks: first block on the device, how many.
     pub runs: Vec<(BlockNumber, u32)>,
     /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are the
-    /// device's, [`create::external_superblock_block`].
+    /// device's, [`external_superblock_block`](crate::external_superblock_block).
     pub superblock: u32,
 }

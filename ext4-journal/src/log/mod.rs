@@ -26,8 +26,8 @@ pub(crate) mod revoke;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
+use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
 
 use crate::format::superblock::Superblock;
 use crate::log::location::JournalLocation;

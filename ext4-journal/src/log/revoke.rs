@@ -16,8 +16,8 @@
 //! Invariant: a freed block is used again for data only after the freeing transaction has committed (the allocator
 //! waits for `on_commit`), and by then neither is its image left to be checkpointed nor such a write in flight.
 
-use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_core::device::AlignedBuffer;
+use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::FxHashSet;
 
 use crate::format::layout::Layout;

@@ -21,8 +21,8 @@
 
 use std::fmt;
 
-use ext4_core::{Error, Result, TransactionId};
 use ext4_core::checksum::crc32c;
+use ext4_core::{Error, Result, TransactionId};
 
 use crate::format::fast_commit::{FastCommitTag, FastCommitTags};
 use crate::format::superblock::Superblock;

@@ -32,8 +32,8 @@ pub(crate) mod scan;
 
 use std::sync::Arc;
 
-use ext4_core::{Result, TransactionId};
 use ext4_core::device::BlockDevice;
+use ext4_core::{Result, TransactionId};
 
 use crate::format::superblock::Superblock;
 use crate::log::Log;

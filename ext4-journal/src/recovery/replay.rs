@@ -10,12 +10,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ext4_core::{BlockNumber, Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage};
 use ext4_core::meta::buffer::write_images;
+use ext4_core::{BlockNumber, Error, Result, TransactionId};
 
-use crate::format::{ESCAPED, MAGIC};
 use crate::format::layout::{Layout, Tag};
+use crate::format::{ESCAPED, MAGIC};
 use crate::log::{Log, Reader};
 use crate::recovery::report::{Damage, Finding, Recovery, RecoveryReport};
 use crate::recovery::revoke::Revoked;

@@ -11,14 +11,14 @@
 //! Invariant: whatever can be wrong with a transaction's own blocks is judged here, before anything is written. What is
 //! wrong in a transaction without a commit is no finding.
 
-use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_core::checksum::crc32_be;
+use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::FxHashSet;
 
-use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, REVOKE};
 use crate::format::commit::Commit;
 use crate::format::layout::Layout;
 use crate::format::superblock::Superblock;
+use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, REVOKE};
 use crate::log::{Log, Reader};
 use crate::recovery::report::{EndReason, Finding, LogEnd};
 

@@ -12,9 +12,9 @@
 //! - One checkpoint at a time, and a block of it is written once: an older image never overtakes a newer one.
 //! - A block that a committed transaction revoked is not written any more; see [`crate::log::revoke`].
 
-use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_core::device::BioFlags;
 use ext4_core::meta::buffer::write_images;
+use ext4_core::{BlockNumber, Result, TransactionId};
 
 use crate::journal::Journal;
 use crate::state::State;

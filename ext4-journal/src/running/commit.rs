@@ -19,20 +19,20 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::environment::RunToEnd;
 use ext4_core::meta::transaction::OnCommit;
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
 use crate::format::layout::Layout;
 use crate::journal::Journal;
 use crate::log::Extent;
 use crate::log::content::descriptors_and_images;
 use crate::log::revoke::revoke_blocks;
-use crate::state::{Committing, State};
 use crate::state::checkpoints::Frozen;
 use crate::state::statistics::Counters;
 use crate::state::transaction::{Phase, Transaction, log_blocks};
+use crate::state::{Committing, State};
 
 /// What a locked transaction commits, taken out of the reach of the next one.
 struct Content {

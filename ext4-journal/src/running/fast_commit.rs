@@ -38,16 +38,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ext4_core::{Error, Result, TransactionId};
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
+use ext4_core::{Error, Result, TransactionId};
 
 use crate::format::MIN_BLOCKS;
 use crate::format::fast_commit::{FastCommitEncoder, FastCommitTag, FastCommitTags};
 use crate::journal::Journal;
-use crate::state::{Mode, State};
 use crate::state::fast_commits::{FastCommitSource, Ineligible, Refusal};
 use crate::state::statistics::Counters as JournalCounters;
 use crate::state::transaction::Phase;
+use crate::state::{Mode, State};
 
 /// What a caller does next.
 enum Step {

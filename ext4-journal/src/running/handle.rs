@@ -18,20 +18,20 @@
 //! nothing that waits for the journal.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
-use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
 use ext4_core::meta::transaction::OnCommit;
+use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 use parking_lot::MutexGuard;
 
 use crate::journal::Journal;
 use crate::running::queue::Turn;
-use crate::state::{Mode, State};
 use crate::state::statistics::Counters;
 use crate::state::transaction::{Phase, Transaction};
+use crate::state::{Mode, State};
 
 /// One operation's part in the running transaction. Dropping it stops it.
 #[derive(Debug)]
@@ -42,8 +42,6 @@ pub struct Handle {
     id: AtomicU32,
     /// Blocks it may still add to the transaction.
     credits: AtomicU32,
-    /// False after a restart that failed: it belongs to no transaction.
-    attached: AtomicBool,
 }
 
 impl Journal {
@@ -199,7 +197,6 @@ impl Handle {
             operation,
             id: AtomicU32::new(id.0),
             credits: AtomicU32::new(credits),
-            attached: AtomicBool::new(true),
         }
     }
 
@@ -250,9 +247,6 @@ impl Handle {
 
     /// Leaves the transaction; what it reserved and did not use goes back.
     fn leave(&self) {
-        if !self.attached.swap(false, Ordering::Relaxed) {
-            return;
-        }
         let journal = &self.journal;
         let mut state = journal.state.lock();
         let State { running, layout, space, .. } = &mut *state;

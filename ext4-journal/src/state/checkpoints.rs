@@ -1,10 +1,13 @@
-//! TODO header.
+//! Committed transactions whose blocks are not in their places yet, oldest first.
+//!
+//! Invariant: the log's tail does not pass a transaction as long as one of its blocks is here. Otherwise recovery would miss
+//! a committed change.
 
 use std::collections::VecDeque;
 
-use ext4_core::{BlockNumber, TransactionId};
 use ext4_core::device::BlockImage;
 use ext4_core::meta::Buffer;
+use ext4_core::{BlockNumber, TransactionId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::log::Extent;
@@ -21,7 +24,7 @@ struct Entry {
 
 /// A committed transaction whose part of the log is in use.
 #[derive(Debug)]
-struct Committed {
+pub(crate) struct Committed {
     pub(crate) extent: Extent,
     /// What it committed.
     blocks: Vec<BlockNumber>,
@@ -126,7 +129,10 @@ impl Checkpoints {
     }
 
     /// The images of those of `lot` that are still what they were when they were selected; now in flight.
-    pub(crate) fn take_lot(&mut self, lot: &[(BlockNumber, TransactionId)]) -> Vec<(BlockNumber, BlockImage)> {
+    pub(crate) fn take_lot(
+        &mut self,
+        lot: &[(BlockNumber, TransactionId)],
+    ) -> Vec<(BlockNumber, BlockImage)> {
         let images: Vec<_> = lot
             .iter()
             .filter_map(|(block, id)| {

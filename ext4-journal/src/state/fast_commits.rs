@@ -1,8 +1,8 @@
-//! TODO header.
+//! Fast commits: the interface to the file system, the figures, and which part of the area behind the ring is used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_core::{Result, TransactionId};
+use ext4_core::TransactionId;
 
 use crate::format::fast_commit::FastCommitTag;
 use crate::state::transaction::Transaction;

@@ -1,4 +1,6 @@
-//! TODO header.
+//! The state of a journal, behind its one lock; and what wakes the tasks that wait for a change of it.
+//!
+//! Invariant: the lock is never held across an await or a call of the device.
 
 pub(crate) mod checkpoints;
 pub(crate) mod fast_commits;
@@ -10,8 +12,8 @@ pub(crate) mod transaction;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use ext4_core::{Error, Result, TransactionId};
 use ext4_core::meta::BufferCache;
+use ext4_core::{Error, Result, TransactionId};
 use tokio::sync::Notify;
 
 use crate::format::layout::Layout;

@@ -1,4 +1,4 @@
-//! TODO header.
+//! How a journal runs.
 
 use std::time::Duration;
 

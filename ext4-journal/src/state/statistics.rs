@@ -9,7 +9,6 @@ use crate::state::fast_commits;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::running::fast_commit;
 use crate::state::fast_commits::FastCommitStatistics;
 use crate::state::transaction::{Phase, Transaction};
 

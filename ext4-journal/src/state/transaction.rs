@@ -20,9 +20,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ext4_core::{BlockNumber, TransactionId};
 use ext4_core::meta::Buffer;
 use ext4_core::meta::transaction::OnCommit;
+use ext4_core::{BlockNumber, TransactionId};
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 

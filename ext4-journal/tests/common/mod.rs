@@ -12,8 +12,9 @@ use std::time::Duration;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::environment::{BoxFuture, FixedEnvironment, Runtime};
-use ext4_core::meta::{BlockKind, Buffer, BufferCache};
+use ext4_core::meta::{Buffer, BufferCache, Opaque};
 use ext4_core::{BlockNumber, BlockSize, Result, Timestamp};
+use ext4_journal::NewJournal;
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
 use tokio::time::Instant;
 
@@ -57,7 +58,17 @@ pub fn location(device: &Arc<dyn BlockDevice>) -> JournalLocation {
 /// The device's first content: an empty log, zeros elsewhere.
 pub fn base_image() -> Image {
     let mut image = Image::zeroed(DEVICE_BLOCKS * 1024);
-    image.write(LOG[0].0 * 1024, &Journal::new_superblock(BlockSize::KIB_1, 1024, [7; 16]));
+    image.write(
+        LOG[0].0 * 1024,
+        &NewJournal {
+            block_size: BlockSize::KIB_1,
+            blocks: 1024,
+            fast_commit_blocks: 0,
+            uuid: [7; 16],
+            external: false,
+        }
+        .superblock(),
+    );
     image
 }
 
@@ -88,7 +99,7 @@ pub async fn recovered(image: Image) -> Result<Image> {
 }
 
 pub async fn buffer(cache: &BufferCache, block: u64) -> Buffer {
-    cache.read(BlockNumber(block), BlockKind::Directory, |_| Ok(())).await.unwrap()
+    cache.read(BlockNumber(block), &Opaque).await.unwrap()
 }
 
 pub fn block_of(image: &Image, block: u64) -> Vec<u8> {

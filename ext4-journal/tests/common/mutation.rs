@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
-use ext4_journal::dump::{Inspection, LogBlockContent, Part};
 use ext4_journal::{EndReason, Recovery};
+use ext4_journal::{Inspection, LogBlockContent, Part};
 
 use super::raw_log::{Checksums, Content, Form, MAGIC, RawLog};
 use super::{DEVICE_BLOCKS, HIGH};

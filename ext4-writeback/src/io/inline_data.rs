@@ -184,9 +184,7 @@ async fn put(
     if !inline_data::store(&engine.volume.info, disk, bytes)? {
         return Ok(false);
     }
-    let now = engine.volume.now();
-    disk.mtime = now;
-    disk.ctime = now;
+    disk.stamp_change(engine.volume.now());
     set_sizes(inode, disk, bytes.len() as u64);
     log_inode(&engine.volume, handle, inode, disk, true).await?;
     Ok(true)

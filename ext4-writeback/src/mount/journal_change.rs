@@ -33,7 +33,7 @@ use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo, journal_inode};
 use ext4_core::{BlockNumber, BlockSize, Errno, Error, GroupNumber, InodeNumber, Result};
 use ext4_journal::JournalHeader;
-use ext4_journal::create::{NewJournal, attach_user, detach_user, external_superblock_block};
+use ext4_journal::{NewJournal, attach_user, detach_user, external_superblock_block};
 
 use crate::base::options::MountOptions;
 use crate::filesystem::Filesystem;

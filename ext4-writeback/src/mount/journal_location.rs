@@ -18,7 +18,7 @@ use ext4_core::format::superblock::{JournalDevice, SUPERBLOCK_OFFSET, SUPERBLOCK
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::meta::{SuperblockInfo, block_map, inode_table};
 use ext4_core::{BlockNumber, Errno, Error, InodeNumber, LogicalBlock, Result, Timestamp};
-use ext4_journal::create::external_superblock_block;
+use ext4_journal::external_superblock_block;
 use ext4_journal::{JournalHeader, JournalLocation};
 
 /// True where the file system's journal lies on another device.

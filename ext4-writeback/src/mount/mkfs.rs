@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ext4_core::Result;
 use ext4_core::device::BlockDevice;
 use ext4_core::meta::mkfs::MkfsOptions;
-use ext4_journal::create::NewJournal;
+use ext4_journal::NewJournal;
 
 /// Makes a file system with a journal superblock of the journal crate (see [`ext4_core::meta::mkfs::mkfs`]).
 pub async fn mkfs(

@@ -15,7 +15,7 @@ use ext4_core::format::features::{Compat, Incompat};
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, Result};
-use ext4_journal::dump::Inspection;
+use ext4_journal::Inspection;
 use ext4_journal::{Damage, Recovery, RecoveryReport};
 
 use crate::base::options::MountOptions;

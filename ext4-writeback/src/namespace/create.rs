@@ -20,7 +20,9 @@ use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_add, check_name};
 use crate::namespace::new_inode::{Credentials, NewInode, check_device, inherited_flags, mode_and_group};
 use crate::namespace::xattr::{ACCESS_ACL, DEFAULT_ACL};
-use crate::namespace::{links, names_changed, symlink};
+use ext4_core::meta::links::{self, names_changed};
+
+use crate::namespace::symlink;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::Operation;
 use crate::volume::handle::Handle;

@@ -9,10 +9,10 @@ use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::check_directory;
-use crate::namespace::links::LINK_MAX;
 use crate::namespace::names::{check_may_add, check_name};
-use crate::namespace::names_changed;
 use crate::volume::fast_commit::track::Operation;
+use ext4_core::meta::links::LINK_MAX;
+use ext4_core::meta::links::names_changed;
 
 impl Filesystem {
     /// Gives an inode another name.

@@ -13,7 +13,6 @@
 pub(crate) mod attributes;
 pub(crate) mod create;
 pub(crate) mod link;
-pub(crate) mod links;
 pub(crate) mod lookup;
 pub(crate) mod names;
 pub(crate) mod new_inode;
@@ -22,14 +21,5 @@ pub(crate) mod rename;
 pub(crate) mod symlink;
 pub(crate) mod xattr;
 
-use ext4_core::Timestamp;
-use ext4_core::format::inode::Inode;
-
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
-
-/// A directory's names changed.
-pub(crate) fn names_changed(directory: &mut Inode, now: Timestamp) {
-    directory.mtime = now;
-    directory.ctime = now;
-}

@@ -10,10 +10,10 @@ use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_remove, check_name};
-use crate::namespace::{links, names_changed};
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::Operation;
 use crate::volume::handle::Handle;
+use ext4_core::meta::links::{self, names_changed};
 
 impl Filesystem {
     /// Removes a name that is not a directory's; the inode goes when it was the last and nobody has it open.

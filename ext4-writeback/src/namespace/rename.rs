@@ -17,10 +17,10 @@ use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_add, check_may_remove, check_name};
 use crate::namespace::remove::{check_not_above, drop_link};
-use crate::namespace::{links, names_changed};
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::Operation;
 use crate::volume::handle::Handle;
+use ext4_core::meta::links::{self, names_changed};
 
 /// The flags of [`Filesystem::rename`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

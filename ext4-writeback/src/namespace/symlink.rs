@@ -8,7 +8,7 @@ use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode, InodeLayout};
 use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks};
 use ext4_core::meta::extent_tree::MappingState;
-use ext4_core::meta::{BlockKind, SuperblockInfo, block_map, extent_tree, inline_data};
+use ext4_core::meta::{SuperblockInfo, block_map, extent_tree, inline_data, symlink};
 use ext4_core::{Errno, Error, InodeNumber, LogicalBlock, Result};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
@@ -60,8 +60,7 @@ pub(crate) async fn store_target(
         block_map::insert(info, handle, inode, LogicalBlock(0), block, 1).await?;
         block
     };
-    let buffer = info.cache.create(handle, block)?;
-    buffer.modify(handle, |bytes| bytes[..target.len()].copy_from_slice(target))
+    symlink::write_target(info, handle, inode.number, block, target)
 }
 
 /// The target of the symlink `inode`.
@@ -88,8 +87,7 @@ pub(crate) async fn target(info: &SuperblockInfo, layout: &InodeLayout, inode: &
         MappingState::Written(block) => block,
         state => return Err(wrong(format!("its block is {state:?}"))),
     };
-    let buffer = info.cache.read(block, BlockKind::Symlink, |_| Ok(())).await?;
-    Ok(buffer.read(|bytes| bytes[..len].to_vec()))
+    symlink::read_target(info, inode.number, block, len).await
 }
 
 impl Filesystem {

@@ -10,9 +10,9 @@ use ext4_core::meta::directory;
 use ext4_core::{Error, InodeNumber, Result};
 use ext4_journal::FastCommitEntry;
 
-use crate::namespace::links::{add_subdirectory, remove_subdirectory};
-use crate::namespace::names_changed;
 use crate::recovery::{Outcome, Replay};
+use ext4_core::meta::links::names_changed;
+use ext4_core::meta::links::{add_subdirectory, remove_subdirectory};
 
 impl Replay<'_> {
     /// The inode, which an image before has described, was made under this name.

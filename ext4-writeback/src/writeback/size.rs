@@ -16,10 +16,8 @@ use crate::volume::Volume;
 use crate::writeback::Engine;
 
 /// mtime and ctime become now.
-pub(crate) fn touch(engine: &Engine, disk: &mut Inode) {
-    let now = engine.volume.now();
-    disk.mtime = now;
-    disk.ctime = now;
+pub(crate) fn touch(engine: &Engine, disk: &mut ext4_core::format::inode::Inode) {
+    disk.stamp_change(engine.volume.now());
 }
 
 /// Makes the size at least `size`, which is in i_disksize too where all before it is written, and stamps the times. The

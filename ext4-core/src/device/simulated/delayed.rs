@@ -1,8 +1,8 @@
-//! A device that takes its time: each bio reaches the device below after a latency of its own, so that one may take
-//! longer than hundreds of others, and they overtake each other.
+//! A device that takes its time: each bio reaches the device below after a latency of its own, so that one
+//! may take longer than hundreds of others, and they overtake each other.
 //!
-//! Time is the runtime's: on a simulated scheduler a latency costs nothing and follows from a seed. Every bio that waits
-//! is a task of that runtime.
+//! Time is the runtime's: on a simulated scheduler a latency costs nothing and follows from a seed. Every bio
+//! that waits is a task of that runtime.
 //!
 //! Lock: the generator's mutex, held for a number.
 
@@ -35,7 +35,8 @@ impl std::fmt::Debug for DelayedDevice {
 }
 
 impl DelayedDevice {
-    /// A device before `inner` whose bios take up to `latency`, one in ten of them up to two hundred times as long.
+    /// A device before `inner` whose bios take up to `latency`, one in ten of them up to two hundred times as
+    /// long.
     #[must_use]
     pub fn new(inner: Arc<dyn BlockDevice>, runtime: Arc<dyn Runtime>, latency: Duration, seed: u64) -> Self {
         Self { inner, runtime, random: Mutex::new(Random(seed)), latency }

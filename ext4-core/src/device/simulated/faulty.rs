@@ -1,8 +1,8 @@
 //! A device that fails on purpose: errors at chosen moments and places, torn transfers, late and reordered
 //! completions, a device that is gone.
 //!
-//! Invariant: also a failing device completes every bio exactly once. What is held back when the device is dropped
-//! ends with `ENODEV`.
+//! Invariant: also a failing device completes every bio exactly once. What is held back when the device is
+//! dropped ends with `ENODEV`.
 //!
 //! Lock: one mutex around plan and held bios; never held while the inner device or a completion is called.
 
@@ -20,14 +20,14 @@ use crate::error::{Errno, Error};
 /// Which bios a fault meets.
 #[derive(Clone, Debug)]
 pub enum Trigger {
-    /// The bio that comes after `skip` others of its operation (of any, where `None`), and that one only.
+    /// The bio that comes after `skip` others of its operation (of any, if `None`), and that one only.
     Nth {
         /// Which operation counts.
         operation: Option<Operation>,
         /// How many pass before.
         skip: u64,
     },
-    /// Every bio of the operation (of any, where `None`) that touches these bytes.
+    /// Every bio of the operation (of any, if `None`) that touches these bytes.
     Touching {
         /// Which operation.
         operation: Option<Operation>,
@@ -41,8 +41,8 @@ pub enum Trigger {
 pub enum Fault {
     /// It does not reach the device and fails with this error.
     Fail(Errno),
-    /// The first half of its bytes (whole logical blocks) is transferred, then it fails with `EIO`: a short transfer
-    /// that could not be completed.
+    /// The first half of its bytes (whole logical blocks) is transferred, then it fails with `EIO`: a short
+    /// transfer that could not be completed.
     Torn,
     /// It is carried out, and reported as failed with `EIO`.
     FailAfterwards,
@@ -110,8 +110,8 @@ impl FaultyDevice {
         gone(held);
     }
 
-    /// From now on bios are held back until [`FaultyDevice::release_one`] or [`FaultyDevice::drive`] lets them go, in
-    /// an order that follows from `seed`.
+    /// From now on bios are held back until [`FaultyDevice::release_one`] or [`FaultyDevice::drive`] lets
+    /// them go, in an order that follows from `seed`.
     pub fn reorder(&self, seed: u64) {
         self.state.lock().reorder = Some(Random(seed));
     }
@@ -122,7 +122,7 @@ impl FaultyDevice {
         self.state.lock().held.len()
     }
 
-    /// Lets one bio go that is held back; false where there is none.
+    /// Returns true if it let one bio go that was held back; false if there is none.
     pub fn release_one(&self) -> bool {
         let bio = {
             let mut state = self.state.lock();
@@ -137,8 +137,8 @@ impl FaultyDevice {
         true
     }
 
-    /// Lets bios go as they come, one each time the caller's tasks had their turn. Never ends: run it beside the test
-    /// (`tokio::select!`). On a runtime with one thread the order follows from the seed alone.
+    /// Lets bios go as they come, one each time the caller's tasks had their turn. Never ends: run it beside
+    /// the test (`tokio::select!`). On a runtime with one thread the order follows from the seed alone.
     pub async fn drive(&self) {
         loop {
             tokio::task::yield_now().await;
@@ -173,8 +173,8 @@ impl FaultyDevice {
         self.inner.submit(passed_on);
     }
 
-    /// A bio for the first half of `bio`, which fails when that is done. `None` where the half is nothing: then it
-    /// has failed already.
+    /// A bio for the first half of `bio`, which fails when that is done. `None` if the half is nothing: then
+    /// it has failed already.
     fn torn(&self, bio: Bio) -> Option<Bio> {
         let unit = u64::from(self.inner.geometry().logical_block_size);
         let half = bio.len / 2 - bio.len / 2 % unit;

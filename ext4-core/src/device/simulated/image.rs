@@ -1,5 +1,5 @@
-//! The content of a simulated device: copied on write in chunks, so that a copy costs a pointer per chunk and a hole
-//! nothing.
+//! The content of a simulated device: copied on write in chunks, so that a copy costs a pointer per chunk and
+//! a hole nothing.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
@@ -70,7 +70,7 @@ impl Image {
         self.len
     }
 
-    /// True for no bytes at all.
+    /// Returns true for no bytes at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -79,7 +79,7 @@ impl Image {
     /// Fills `bytes` from byte `offset` on.
     ///
     /// # Panics
-    /// Where the range does not lie within the image.
+    /// If the range does not lie within the image.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) {
         let mut done = 0;
         for (chunk, start, len) in self.pieces(offset, bytes.len() as u64) {
@@ -95,7 +95,7 @@ impl Image {
     /// Stores `bytes` from byte `offset` on.
     ///
     /// # Panics
-    /// Where the range does not lie within the image.
+    /// If the range does not lie within the image.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         let mut done = 0;
         for (chunk, start, len) in self.pieces(offset, bytes.len() as u64) {
@@ -107,7 +107,7 @@ impl Image {
     /// Sets `len` bytes from byte `offset` on to `byte`.
     ///
     /// # Panics
-    /// Where the range does not lie within the image.
+    /// If the range does not lie within the image.
     pub fn fill(&mut self, offset: u64, len: u64, byte: u8) {
         for (chunk, start, len) in self.pieces(offset, len) {
             if byte != 0 {
@@ -153,7 +153,8 @@ impl Image {
 /// Fingerprints of images that share most of their chunks: those of chunks are remembered.
 #[derive(Debug, Default)]
 pub(super) struct Fingerprints {
-    /// By place: the last few contents there and their fingerprints. Held, so that an address is not used again.
+    /// By place: the last few contents there and their fingerprints. Held, so that an address is not used
+    /// again.
     chunks: Vec<std::collections::VecDeque<(Arc<[u8; CHUNK]>, u64)>>,
 }
 

@@ -8,7 +8,8 @@ use super::Image;
 use crate::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, Geometry, Operation, Plug};
 use crate::error::Result;
 
-/// A device in memory. Nothing in it is ever volatile: a completed write is there. Bios complete within `submit`.
+/// A device in memory. Nothing in it is ever volatile: a completed write is there. Bios complete within
+/// `submit`.
 #[derive(Debug)]
 pub struct MemoryDevice {
     geometry: Geometry,
@@ -48,8 +49,8 @@ impl MemoryDevice {
         Self { geometry, content: RwLock::new(image) }
     }
 
-    /// The device with a geometry that `change` has changed: another logical block size, read-only … The size must
-    /// stay.
+    /// The device with a geometry that `change` has changed: another logical block size, read-only … The size
+    /// must stay.
     #[must_use]
     pub fn with_geometry(mut self, change: impl FnOnce(&mut Geometry)) -> Self {
         change(&mut self.geometry);

@@ -1,17 +1,19 @@
-//! Simulated devices: storage in memory, one that records everything, one that fails on purpose, one that is slow.
+//! Simulated devices: storage in memory, one that records everything, one that fails on purpose, one that is
+//! slow.
 //!
 //! ```text
-//!   engine ──► RecordingDevice ──► DelayedDevice ──► FaultyDevice ──► MemoryDevice   (any of them alone, in any order)
+//!   engine ──► RecordingDevice ──► DelayedDevice ──► FaultyDevice ──► MemoryDevice  (in any order)
 //!                   │ recording()
 //!                   ▼
 //!               Recording ── cuts() ──► Cut ── variant(seed) ──► Image ──► MemoryDevice ──► mount, check
 //! ```
 //!
-//! A crash test runs its work over a [`RecordingDevice`], then asks the [`Recording`] for what the device could have
-//! held had the power gone at each moment, and mounts every one of those images. Images share their memory
-//! ([`Image`]), so that a thousand of them cost little more than one.
+//! A crash test runs its work over a [`RecordingDevice`], then asks the [`Recording`] for what the device
+//! could have held had the power gone at each moment, and mounts every one of those images. Images share
+//! their memory ([`Image`]), so that a thousand of them cost little more than one.
 //!
-//! Invariant: whatever is random follows from a seed that the caller gives, so that a failure can be replayed.
+//! Invariant: whatever is random follows from a seed that the caller gives, so that a failure can be
+//! replayed.
 
 mod delayed;
 mod faulty;
@@ -25,7 +27,8 @@ pub use image::Image;
 pub use memory::MemoryDevice;
 pub use recording::{Change, Cut, Cuts, DistinctStates, Event, Recording, RecordingDevice};
 
-/// Random numbers that follow from a seed: splitmix64 (<https://prng.di.unimi.it/splitmix64.c>, public domain).
+/// Random numbers that follow from a seed: splitmix64 (<https://prng.di.unimi.it/splitmix64.c>, public
+/// domain).
 #[derive(Clone, Debug)]
 struct Random(u64);
 

@@ -1,8 +1,9 @@
-//! The index of a hashed directory: a root in block 0, below it up to two levels of nodes, below them the leaves.
+//! The index of a hashed directory: a root in block 0, below it up to two levels of nodes, below them the
+//! leaves.
 //!
-//! A node's keys are hashes in rising order; the first has no hash of its own, its four bytes are the limit and the
-//! count of keys. Key `i` leads to the names with hashes from its own up to the next key's. Bit 0 of a key says that
-//! names with the hash of the key (less that bit) lie in the child before it, too.
+//! A node's keys are hashes in rising order; the first has no hash of its own, its four bytes are the limit
+//! and the count of keys. Key `i` leads to the names with hashes from its own up to the next key's. Bit 0 of
+//! a key says that names with the hash of the key (less that bit) lie in the child before it, too.
 //!
 //! Changing functions leave the checksum wrong; [`Layout::set_index_checksum`] is the last call of a change.
 //!
@@ -132,7 +133,8 @@ impl Layout {
         end.saturating_sub(start).checked_div(KEY_LEN).unwrap_or(0)
     }
 
-    /// True where a block of a hashed directory, other than its first, looks like a node and not like a leaf.
+    /// Returns true if a block of a hashed directory, other than its first, looks like a node and not like a
+    /// leaf.
     #[must_use]
     pub fn looks_like_node(&self, block: &[u8]) -> bool {
         RawEntry::ref_from_prefix(block).is_ok_and(|(head, _)| {
@@ -142,8 +144,8 @@ impl Layout {
         })
     }
 
-    /// What the root says; `Err` where this is not the root of an index that can be used, so that the directory has to
-    /// be read as a linear one.
+    /// What the root says; `Err` if this is not the root of an index that can be used, so that the directory
+    /// has to be read as a linear one.
     ///
     /// # Errors
     /// What is not as it should be.
@@ -202,7 +204,7 @@ impl Layout {
     /// The verifier of a root or node: what stands before the keys, limit and count, checksum.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first thing that is wrong, in words.
     pub fn verify_index(&self, block: &[u8], kind: IndexKind) -> Result<(), Problem> {
         match kind {
             IndexKind::Root => self.check_root_entries(block)?,
@@ -272,7 +274,7 @@ impl Layout {
         <[RawKey]>::ref_from_bytes(bytes).unwrap_or_default()
     }
 
-    /// Key number `at`, where there is one.
+    /// Key number `at`, if there is one.
     #[must_use]
     pub fn index_key(&self, block: &[u8], kind: IndexKind, at: usize) -> Option<Key> {
         let raw = self.raw_keys(block, kind).get(at)?;
@@ -298,7 +300,8 @@ impl Layout {
     /// Replaces all keys; the hash of the first is not kept.
     ///
     /// # Errors
-    /// There are none, or more than fit; the block is unchanged then.
+    /// - There are no keys, or more than fit.
+    /// - The block is unchanged then.
     pub fn set_index_keys(&self, block: &mut [u8], kind: IndexKind, keys: &[Key]) -> Result<(), Problem> {
         let limit = self.index_limit(kind);
         if keys.is_empty() || keys.len() > limit {
@@ -322,7 +325,8 @@ impl Layout {
     /// Adds a key behind key number `at`.
     ///
     /// # Errors
-    /// There is no room, or no such key; the block is unchanged then.
+    /// - There is no room, or no key number `at`.
+    /// - The block is unchanged then.
     pub fn insert_index_key(
         &self,
         block: &mut [u8],

@@ -1,7 +1,7 @@
 //! The entries of a directory block: walking over them, searching, adding, removing.
 //!
-//! Each entry is checked as it is walked over, with the checks of the kernel's `ext4_check_dir_entry`, so that a block
-//! that was verified once and one that was not are equally safe to walk.
+//! Each entry is checked as it is walked over, with the checks of the kernel's `ext4_check_dir_entry`, so
+//! that a block that was verified once and one that was not are equally safe to walk.
 //!
 //! Changing functions leave the checksum wrong; [`Layout::set_leaf_checksum`] is the last call of a change.
 //!
@@ -31,7 +31,7 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The inode's type, where the entry tells.
+    /// The inode's type, if the entry tells.
     #[must_use]
     pub fn file_type(&self) -> Option<FileType> {
         FileType::from_directory_byte(self.type_byte)
@@ -123,11 +123,11 @@ pub enum Space {
 pub struct Found {
     /// The byte of the block at which the entry starts.
     pub offset: usize,
-    /// The byte at which the entry before it starts, where it is not the first.
+    /// The byte at which the entry before it starts, if it is not the first.
     pub previous: Option<usize>,
     /// The inode it names; not 0.
     pub inode: u32,
-    /// The inode's type, where the entry tells.
+    /// The inode's type, if the entry tells.
     pub file_type: Option<FileType>,
 }
 
@@ -142,7 +142,7 @@ impl Layout {
     /// The verifier of a leaf, or of any block of a linear directory: tail, checksum, each entry.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first thing that is wrong, in words.
     pub fn verify_leaf(&self, block: &[u8]) -> Result<(), Problem> {
         self.check_len(block)?;
         if let Some(seed) = self.checksum_seed {
@@ -166,7 +166,7 @@ impl Layout {
     /// Checks that the first block of a linear directory begins with `.` and `..`; returns what `..` names.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first thing that is wrong, in words.
     pub fn check_first_leaf(&self, block: &[u8], directory: u32) -> Result<u32, Problem> {
         let mut entries = self.entries(block);
         let (dot, dotdot) = (entries.next().transpose()?, entries.next().transpose()?);
@@ -214,7 +214,7 @@ impl Layout {
         Ok(Space::Full)
     }
 
-    /// Writes an entry of `rec_len` bytes at `offset`; no-op where it would not lie in the block.
+    /// Writes an entry of `rec_len` bytes at `offset`; no-op if it would not lie in the block.
     pub(super) fn put(
         &self,
         block: &mut [u8],
@@ -256,11 +256,12 @@ impl Layout {
         entries.parse()
     }
 
-    /// Adds a name where [`Layout::find_space`] said: takes the slack behind the entry there, or the whole entry where
-    /// it is unused.
+    /// Adds a name where [`Layout::find_space`] said: takes the slack behind the entry there, or the whole
+    /// entry if it is unused.
     ///
     /// # Errors
-    /// What is wrong with that entry; the block is unchanged then.
+    /// - The entry is damaged or has too little room.
+    /// - The block is unchanged then.
     pub fn insert(
         &self,
         block: &mut [u8],
@@ -284,11 +285,12 @@ impl Layout {
         Ok(())
     }
 
-    /// Removes what [`Layout::find`] found: the entry before it takes its room; the first of a block becomes unused.
-    /// Its bytes are wiped.
+    /// Removes what [`Layout::find`] found: the entry before it takes its room; the first of a block becomes
+    /// unused. Its bytes are wiped.
     ///
     /// # Errors
-    /// What is wrong with the entries; the block is unchanged then.
+    /// - An entry is damaged.
+    /// - The block is unchanged then.
     pub fn remove(&self, block: &mut [u8], found: &Found) -> Result<(), Problem> {
         let entry = self.entry_at(block, found.offset)?;
         let (start, end) = (entry.offset, entry.end());
@@ -325,11 +327,13 @@ impl Layout {
         }
     }
 
-    /// Fills `block` with the given entries (name, inode, type byte), one behind the other; the last takes all the
-    /// room that is left. With none, one unused entry covers it all. The tail is made, its checksum is not.
+    /// Fills `block` with the given entries (name, inode, type byte), one behind the other; the last takes
+    /// all the room that is left. With none, one unused entry covers it all. The tail is made, its checksum
+    /// is not.
     ///
     /// # Errors
-    /// They do not fit; the block is in pieces then.
+    /// - The entries do not fit.
+    /// - The content of the block is undefined then.
     pub fn fill_leaf<'e>(
         &self,
         block: &mut [u8],
@@ -357,11 +361,12 @@ impl Layout {
         Ok(())
     }
 
-    /// As [`Layout::fill_leaf`], but the room that is left comes before the first entry: no entry comes to lie lower
-    /// than it did in a block that held these entries in this order.
+    /// As [`Layout::fill_leaf`], but the room that is left comes before the first entry: no entry comes to
+    /// lie lower than it did in a block that held these entries in this order.
     ///
     /// # Errors
-    /// They do not fit; the block is in pieces then.
+    /// - The entries do not fit.
+    /// - The content of the block is undefined then.
     pub fn fill_leaf_from_end<'e>(
         &self,
         block: &mut [u8],
@@ -395,7 +400,8 @@ impl Layout {
     /// Lets the last entry of the first `used` bytes of `area` reach to its end.
     ///
     /// # Errors
-    /// What is wrong with the entries; nothing is changed then.
+    /// - An entry is damaged.
+    /// - Nothing is changed then.
     pub fn extend_last(&self, area: &mut [u8], used: usize) -> Result<(), Problem> {
         let mut last = 0;
         for entry in self.entries(area.get(..used).unwrap_or_default()) {
@@ -406,11 +412,13 @@ impl Layout {
         Ok(())
     }
 
-    /// Fills `block` with `.`, `..` and, at `parts`' places behind these, entries as they lie in areas without the two:
-    /// none moves but by the length of `.` and `..`. The last reaches to the end. The tail is made, its checksum is not.
+    /// Fills `block` with `.`, `..` and, at `parts`' places behind these, entries as they lie in areas
+    /// without the two: none moves but by the length of `.` and `..`. The last reaches to the end. The tail
+    /// is made, its checksum is not.
     ///
     /// # Errors
-    /// They do not fit, or are damaged; the block is in pieces then.
+    /// - The entries do not fit, or are damaged.
+    /// - The content of the block is undefined then.
     pub fn fill_from_areas(
         &self,
         block: &mut [u8],

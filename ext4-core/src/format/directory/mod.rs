@@ -6,15 +6,15 @@
 //!   index node  [an unused entry of the whole block][limit, count, block][hash, block]…[dx tail]
 //! ```
 //!
-//! Old programs that know nothing of indices see in root and nodes only entries that cover them; so a hashed directory
-//! can always be read as a linear one.
+//! Old programs that know nothing of indices see in root and nodes only entries that cover them; so a hashed
+//! directory can always be read as a linear one.
 //!
 //! - [`Layout`]: what the blocks of one directory look like; everything here hangs on it.
 //! - [`leaf`]: entries: walking, searching, adding, removing.
 //! - [`index`]: the root and nodes of a hashed directory.
 //!
-//! Invariant: `rec_len`s of a block chain from its start exactly to its end (or its tail). A chain that misses the end
-//! would make the next writer put a name over another block's bytes.
+//! Invariant: `rec_len`s of a block chain from its start exactly to its end (or its tail). A chain that
+//! misses the end would make the next writer put a name over another block's bytes.
 //!
 //! Source: kernel documentation, "Directory Entries".
 
@@ -40,7 +40,8 @@ pub(crate) const TAIL_LEN: usize = 12;
 /// The file type of the unused entry that holds a leaf's checksum.
 const TAIL_FILE_TYPE: u8 = 0xde;
 
-/// What is wrong with a block, in words: `entry at 24: rec_len 3 is no multiple of 4`. The caller adds the place.
+/// What is wrong with a block, in words: `entry at 24: rec_len 3 is no multiple of 4`. The caller adds the
+/// place.
 pub type Problem = Cow<'static, str>;
 
 /// The head of struct ext4_dir_entry_2.
@@ -78,13 +79,13 @@ pub struct RawTail {
 pub struct Layout {
     /// The size of each block.
     pub block_size: BlockSize,
-    /// Entries tell the type of their inode.
+    /// True if entries tell the type of their inode (feature filetype).
     pub filetype: bool,
     /// With metadata_csum: crc32c of the file system's seed, the directory's number and its generation.
     pub checksum_seed: Option<u32>,
     /// No entry may name an inode past this.
     pub inodes_count: u32,
-    /// The index may have three levels and not just two.
+    /// True if the index may have three levels and not just two (feature largedir).
     pub largedir: bool,
 }
 
@@ -115,8 +116,8 @@ impl Layout {
         self.block_size.len().saturating_sub(tail)
     }
 
-    /// Bytes to the next entry, from the 16 bits on the device: in blocks of 64 KiB the two low bits are bits 16 and
-    /// 17, and 0 and 65,535 both stand for the whole block.
+    /// Bytes to the next entry, from the 16 bits on the device: in blocks of 64 KiB the two low bits are bits
+    /// 16 and 17, and 0 and 65,535 both stand for the whole block.
     #[must_use]
     pub(crate) fn decode_rec_len(&self, raw: u16) -> usize {
         let raw = usize::from(raw);
@@ -204,7 +205,8 @@ mod tests {
                 if add {
                     match layout.find_space(&block, &name).unwrap() {
                         Space::At(offset) => {
-                            // A name that is there may lie behind the space; whoever adds looks it up first.
+                            // A name that is there may lie behind the space; a caller that adds looks it up
+                            // first.
                             if layout.find(&block, &name).unwrap().is_none() {
                                 layout.insert(&mut block, offset, &name, inode, FileType::Regular).unwrap();
                                 prop_assert!(model.insert(name, inode).is_none());

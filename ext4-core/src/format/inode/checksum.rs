@@ -3,8 +3,8 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::halves::{join16, split16};
 use super::layout::{FieldEnd, copy, holds};
-use super::slot::{join16, split16};
 use super::{BASE_SIZE, InodeLayout, RawInode, RawInodeExtra};
 use crate::checksum::crc32c;
 use crate::types::InodeNumber;
@@ -36,8 +36,8 @@ pub(super) fn store_checksum(slot: &mut [u8], sum: u32, extra_isize: u16) {
     }
 }
 
-/// crc32c over the whole slot with its checksum fields taken as zeros; 16 bits of it where the inode has no place for
-/// more.
+/// crc32c over the whole slot with its checksum fields taken as zeros; 16 bits of it if the inode has no
+/// place for more.
 pub(super) fn checksum(
     slot: &[u8],
     number: InodeNumber,

@@ -77,7 +77,7 @@ pub enum FileType {
 }
 
 impl FileType {
-    /// From a mode; `None` where the top four bits are none of the seven.
+    /// From a mode; `None` if the top four bits are none of the seven.
     #[must_use]
     pub fn from_mode(mode: u16) -> Option<Self> {
         Some(match mode & 0xf000 {
@@ -120,7 +120,7 @@ impl FileType {
         }
     }
 
-    /// From the byte in a directory entry; `None` where it is 0 (unknown) or none of the seven.
+    /// From the byte in a directory entry; `None` if it is 0 (unknown) or none of the seven.
     #[must_use]
     pub fn from_directory_byte(byte: u8) -> Option<Self> {
         Some(match byte {

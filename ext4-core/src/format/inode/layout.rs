@@ -74,9 +74,9 @@ pub struct InodeLayout {
     pub cluster_sectors: u64,
     /// The seed of all metadata checksums.
     pub checksum_seed: u32,
-    /// s_creator_os is Linux (0): only then are there checksums.
+    /// True if s_creator_os is Linux (0): only then are there checksums.
     pub linux: bool,
-    /// s_creator_os is Hurd (1): version and the high half of the attribute block mean other things.
+    /// True if s_creator_os is Hurd (1): version and the high half of the attribute block mean other things.
     pub hurd: bool,
 }
 

@@ -6,6 +6,7 @@
 //! | `flags` | i_flags, the types of files |
 //! | `layout` | the raw structs, and what an inode's bytes depend on |
 //! | `slot` | from the bytes of a slot to an [`Inode`] and back, times, block counts |
+//! | `halves` | numbers in two halves |
 //! | `checksum` | the checksum of a slot |
 //!
 //! ```text
@@ -17,6 +18,7 @@
 
 mod checksum;
 mod flags;
+mod halves;
 mod layout;
 mod slot;
 #[cfg(test)]
@@ -56,7 +58,7 @@ pub struct Inode {
     pub ctime: Timestamp,
     /// Last change of the content.
     pub mtime: Timestamp,
-    /// Creation; `None` where the inode is too small to hold it.
+    /// Creation; `None` if the inode is too small to hold it.
     pub crtime: Option<Timestamp>,
     /// Deletion time in seconds, or while on the orphan list the next orphan's number.
     pub dtime: u32,
@@ -80,25 +82,26 @@ pub struct Inode {
     pub extra_isize: u16,
     /// What follows the fixed fields up to the end of the inode: attributes in the inode, with their magic.
     pub xattr_area: Vec<u8>,
-    /// What its slot held before is of no value: every byte of the slot is written, unknown ones as zeros.
+    /// True if what its slot held before is of no value: every byte of the slot is written, unknown ones as
+    /// zeros.
     pub is_new: bool,
 }
 
 impl Inode {
-    /// What it is; `None` where the mode has none of the seven types.
+    /// What it is; `None` if the mode has none of the seven types.
     #[must_use]
     pub fn file_type(&self) -> Option<FileType> {
         FileType::from_mode(self.mode)
     }
 
-    /// True for a directory.
+    /// Returns true if the inode is a directory.
     #[must_use]
     pub fn is_dir(&self) -> bool {
         self.file_type() == Some(FileType::Directory)
     }
 
-    /// An inode that was just allocated: mode and times set, everything else zero. `extra_isize` is the superblock's
-    /// s_want_extra_isize (0 stands for 32); it is cut to what the inode holds.
+    /// An inode that was just allocated: mode and times set, everything else zero. `extra_isize` is the
+    /// superblock's s_want_extra_isize (0 stands for 32); it is cut to what the inode holds.
     #[must_use]
     pub fn new(
         number: InodeNumber,
@@ -142,13 +145,14 @@ impl Inode {
         Self { crtime: None, extra_isize: 0, xattr_area: Vec::new(), ..Self::new(number, 0, layout, 0, zero) }
     }
 
-    /// True for an inode that is mapped by extents; false where it has indirect blocks, or nothing to map.
+    /// Returns true for an inode that is mapped by extents; false if it has indirect blocks, or nothing to
+    /// map.
     #[must_use]
     pub fn uses_extents(&self) -> bool {
         self.flags.contains(InodeFlags::EXTENTS)
     }
 
-    /// True for a symlink whose target lies in `i_block` (the kernel's `ext4_inode_is_fast_symlink`).
+    /// Returns true for a symlink whose target lies in `i_block` (the kernel's `ext4_inode_is_fast_symlink`).
     #[must_use]
     pub fn is_fast_symlink(&self, layout: &InodeLayout) -> bool {
         if self.file_type() != Some(FileType::Symlink) || self.flags.contains(InodeFlags::INLINE_DATA) {
@@ -162,14 +166,15 @@ impl Inode {
         self.sectors == attributes && self.size < FAST_SYMLINK_SIZE
     }
 
-    /// True where the slot holds no file: it was never used, or its file was deleted. An orphan whose `dtime` links it
-    /// to the next one looks the same; whoever walks the orphan list knows better.
+    /// Returns true if the slot holds no file: it was never used, or its file was deleted. An orphan whose
+    /// `dtime` links it to the next one looks the same; a walk of the orphan list knows better.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.links_count == 0 && (self.mode == 0 || self.dtime != 0)
     }
 
-    /// Major and minor number of a device node: the old 16-bit form in the first word, else the new one in the second.
+    /// Major and minor number of a device node: the old 16-bit form in the first word, else the new one in
+    /// the second.
     #[must_use]
     pub fn device_number(&self) -> (u32, u32) {
         let [old, new] = self.device_words();
@@ -184,7 +189,7 @@ impl Inode {
         [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
     }
 
-    /// Sets major (12 bits) and minor (20 bits) of a device node, in the old form where both are below 256.
+    /// Sets major (12 bits) and minor (20 bits) of a device node, in the old form if both are below 256.
     pub fn set_device_number(&mut self, major: u32, minor: u32) {
         let (old, new) = if major < 256 && minor < 256 {
             ((major << 8) | minor, 0)
@@ -200,5 +205,11 @@ impl Inode {
     #[must_use]
     pub fn checksum_seed(&self, file_system_seed: u32) -> u32 {
         inode_seed(file_system_seed, self.number, self.generation)
+    }
+
+    /// Makes mtime and ctime `now`: the content of the inode changed (data of a file, names of a directory).
+    pub fn stamp_change(&mut self, now: Timestamp) {
+        self.mtime = now;
+        self.ctime = now;
     }
 }

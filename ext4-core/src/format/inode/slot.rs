@@ -1,20 +1,22 @@
 //! From the bytes of a slot in the inode table to an [`Inode`] and back; times and block counts.
 //!
 //! Invariants:
-//! - Bytes of a slot that nothing here knows survive [`Inode::serialize`]: a later kernel's fields are not lost because
-//!   we changed a time stamp.
-//! - Serialising fails before it changes anything: a block count that does not fit never reaches the device cut short,
-//!   where it would free the wrong number of blocks from a quota and make `e2fsck` "repair" a good file.
-//! - A slot is taken for an inode only when its checksum covers number and generation, so a misdirected write of one
-//!   inode over another is seen.
+//! - Bytes of a slot that nothing here knows survive [`Inode::serialize`]: a later kernel's fields are not
+//!   lost because we changed a time stamp.
+//! - Serialising fails before it changes anything: a block count that does not fit never reaches the device
+//!   cut short, where it would free the wrong number of blocks from a quota and make `e2fsck` "repair" a good
+//!   file.
+//! - A slot is taken for an inode only when its checksum covers number and generation, so a misdirected write
+//!   of one inode over another is seen.
 
 use alloc::format;
 use alloc::vec::Vec;
 
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::checksum::{checksum, store_checksum, stored_checksum};
+use super::halves::{join16, split16};
 use super::layout::{FieldEnd, copy, holds};
 use super::{BASE_SIZE, EXTRA_SIZE, FileType, Inode, InodeFlags, InodeLayout, RawInode, RawInodeExtra};
 use crate::error::{Errno, Error, Result};
@@ -103,12 +105,14 @@ impl Inode {
         })
     }
 
-    /// Writes the inode into its slot, checksum and all. Bytes that nothing here knows stay as they are (unless the
-    /// inode is new). Times out of range are clamped, as the kernel does.
+    /// Writes the inode into its slot, checksum and all. Bytes that nothing here knows stay as they are
+    /// (unless the inode is new). Times out of range are clamped, as the kernel does.
     ///
     /// # Errors
-    /// `EFBIG` where the block count cannot be stored; `EINVAL` for a slot or attributes of the wrong size. Nothing
-    /// was written then.
+    /// - `EFBIG` if the block count cannot be stored.
+    /// - `EINVAL` for a slot or attributes of the wrong size.
+    ///
+    /// Nothing was written then.
     pub fn serialize(&self, slot: &mut [u8], layout: &InodeLayout) -> Result<()> {
         let invalid = |what: &str| Error::posix(Errno::EINVAL, format!("inode {}: {what}", self.number));
         let slot = slot.get_mut(..usize::from(layout.inode_size)).ok_or_else(|| invalid("slot too short"))?;
@@ -181,8 +185,9 @@ impl Inode {
         Ok(())
     }
 
-    /// i_blocks in the unit it is stored in, and the flags with `HUGE_FILE` as that unit asks: sectors where 48 bits
-    /// (32 without the feature) hold them, else file-system blocks. The kernel's `ext4_inode_blocks_set`.
+    /// i_blocks in the unit it is stored in, and the flags with `HUGE_FILE` as that unit asks: sectors if 48
+    /// bits (32 without the feature) hold them, else file-system blocks. The kernel's
+    /// `ext4_inode_blocks_set`.
     fn encode_sectors(&self, layout: &InodeLayout) -> Result<(u64, InodeFlags)> {
         let huge = layout.features.ro_compat.contains(RoCompat::HUGE_FILE);
         let limit = if huge { (1 << 48) - 1 } else { u64::from(u32::MAX) };
@@ -210,15 +215,6 @@ fn split(value: u64) -> (U32, U32) {
     (U32::from_bytes([a, b, c, d]), U32::from_bytes([e, f, g, h]))
 }
 
-pub(super) fn join16(low: U16, high: U16) -> u32 {
-    u32::from(low.get()) | (u32::from(high.get()) << 16)
-}
-
-pub(super) fn split16(value: u32) -> (U16, U16) {
-    let [a, b, c, d] = value.to_le_bytes();
-    (U16::from_bytes([a, b]), U16::from_bytes([c, d]))
-}
-
 fn low16(value: u32) -> u16 {
     let [a, b, ..] = value.to_le_bytes();
     u16::from_le_bytes([a, b])
@@ -237,8 +233,8 @@ fn decode_sectors(raw: &RawInode, flags: InodeFlags, layout: &InodeLayout) -> u6
     }
 }
 
-/// Seconds are 32 bits with sign; the extra field holds two more above them, which count 2^32 seconds each, and 30 bits
-/// of nanoseconds. Source: kernel documentation, "Inode Timestamps".
+/// Seconds are 32 bits with sign; the extra field holds two more above them, which count 2^32 seconds each,
+/// and 30 bits of nanoseconds. Source: kernel documentation, "Inode Timestamps".
 pub(super) fn decode_time(seconds: u32, extra: u32) -> Timestamp {
     let epoch = i64::from(extra & 3) << 32;
     Timestamp {

@@ -109,7 +109,7 @@ fn unknown_bytes_of_a_slot_are_kept_and_those_of_a_new_inode_cleared() {
     let mut slot = vec![0xff; 256];
     inode.serialize(&mut slot, &layout).expect("fits");
     assert_eq!(slot.get(160..176), Some([0; 16].as_slice()));
-    slot.get_mut(160..176).expect("the extra fields that nobody knows").fill(0x77);
+    slot.get_mut(160..176).expect("the extra fields that are not known").fill(0x77);
     inode.is_new = false;
     inode.serialize(&mut slot, &layout).expect("fits");
     assert_eq!(slot.get(160..176), Some([0x77; 16].as_slice()));

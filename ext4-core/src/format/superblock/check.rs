@@ -1,6 +1,7 @@
-//! What a superblock must satisfy before anything else is read: the verifier of the geometry.
+//! The verifier of a superblock: what its geometry must satisfy before anything else is read.
 //!
-//! The rules are those of the kernel's `ext4_fill_super` and its helpers, plus e2fsck's on `s_first_data_block`.
+//! The rules are those of the kernel's `ext4_fill_super` and its helpers, plus e2fsck's on
+//! `s_first_data_block`.
 
 use alloc::format;
 
@@ -20,8 +21,9 @@ impl Superblock {
     /// Reads a superblock from its 1,024 bytes.
     ///
     /// # Errors
-    /// Corrupt where it is no ext superblock, its checksum is wrong, or its geometry contradicts itself;
-    /// unsupported, with the feature's name, where not even the geometry can be understood without the feature.
+    /// - Corrupt if it is no ext superblock, its checksum is wrong, or its geometry contradicts itself.
+    /// - Unsupported, with the feature's name, if not even the geometry can be understood without the
+    ///   feature.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let (raw, _) = RawSuperblock::ref_from_prefix(bytes)
             .map_err(|_| corrupt(format!("{} bytes are fewer than {SUPERBLOCK_SIZE}", bytes.len())))?;
@@ -64,7 +66,7 @@ impl Superblock {
     /// Checks that the file system fits on a device of `size` bytes.
     ///
     /// # Errors
-    /// Corrupt where it does not.
+    /// Corrupt if it does not.
     pub fn check_device_size(&self, size: u64) -> Result<()> {
         let available = size >> self.block_size.bits();
         if self.blocks_count > available {

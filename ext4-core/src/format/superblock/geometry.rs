@@ -1,7 +1,8 @@
-//! What follows from a superblock's counts: where groups begin, which of them hold copies, where descriptors lie.
+//! Geometry that follows from a superblock's counts: where groups begin, which of them hold copies, where
+//! descriptors lie.
 //!
-//! The functions hold for a superblock that passed [`Superblock::parse`] (or that mkfs put together to pass it); on
-//! any other they give meaningless numbers, but do not panic.
+//! The functions hold for a superblock that passed [`Superblock::parse`] (or that mkfs put together to pass
+//! it); on any other they give meaningless numbers, but do not panic.
 
 use super::*;
 
@@ -30,8 +31,8 @@ impl Superblock {
         }
     }
 
-    /// The bits of a block bitmap that stand for blocks (clusters) of a whole group: at most a block's. Without bigalloc
-    /// `s_clusters_per_group` means nothing, as in the kernel.
+    /// The bits of a block bitmap that stand for blocks (clusters) of a whole group: at most a block's.
+    /// Without bigalloc `s_clusters_per_group` means nothing, as in the kernel.
     #[must_use]
     pub fn block_bitmap_bits(&self) -> u32 {
         if self.features.ro_compat.contains(RoCompat::BIGALLOC) {
@@ -101,7 +102,7 @@ impl Superblock {
         Some((GroupNumber(group), u32::try_from(offset.checked_rem(per_group)?).ok()?))
     }
 
-    /// The group of an inode, and the inode's index within it; `None` where there is no such inode.
+    /// The group of an inode, and the inode's index within it; `None` if there is no such inode.
     #[must_use]
     pub fn group_of_inode(&self, inode: InodeNumber) -> Option<(GroupNumber, u32)> {
         if inode.0 > self.inodes_count {
@@ -114,8 +115,8 @@ impl Superblock {
         ))
     }
 
-    /// True where a group begins with a copy of the superblock. Source: kernel documentation, "Block and Inode
-    /// Allocation Policy" and "Super Block" (sparse_super, sparse_super2).
+    /// Returns true if a group begins with a copy of the superblock. Source: kernel documentation, "Block and
+    /// Inode Allocation Policy" and "Super Block" (sparse_super, sparse_super2).
     #[must_use]
     pub fn has_super(&self, group: GroupNumber) -> bool {
         let group = group.0;
@@ -136,8 +137,8 @@ impl Superblock {
             })
     }
 
-    /// Blocks of descriptors that stand right behind the superblock copy of a group (which must have one), without
-    /// the reserved ones: all of them, or those before the first meta block group.
+    /// Blocks of descriptors that stand right behind the superblock copy of a group (which must have one),
+    /// without the reserved ones: all of them, or those before the first meta block group.
     fn descriptor_blocks_behind_super(&self) -> u64 {
         if self.features.incompat.contains(Incompat::META_BG) {
             u64::from(self.first_meta_bg)
@@ -146,14 +147,14 @@ impl Superblock {
         }
     }
 
-    /// The meta block group of a group, where descriptors are laid out so there.
+    /// The meta block group of a group, if descriptors are laid out so there.
     fn meta_group(&self, group: GroupNumber) -> Option<u32> {
         let meta = group.0.checked_div(self.descriptors_per_block())?;
         (self.features.incompat.contains(Incompat::META_BG) && meta >= self.first_meta_bg).then_some(meta)
     }
 
-    /// How many blocks lie before the superblock in its group: the boot block, where blocks of 1 KiB are counted from 0
-    /// (bigalloc). Source: what mke2fs makes.
+    /// How many blocks lie before the superblock in its group: the boot block, if blocks of 1 KiB are counted
+    /// from 0 (bigalloc). Source: what mke2fs makes.
     fn boot_blocks(&self, group: GroupNumber) -> u64 {
         if group.0 != 0 {
             return 0;
@@ -161,8 +162,8 @@ impl Superblock {
         self.superblock_block().0.saturating_sub(u64::from(self.first_data_block))
     }
 
-    /// How many blocks at the start of a group hold the superblock, descriptors and blocks reserved for descriptors.
-    /// Source: kernel documentation, "Layout" and "Meta Block Groups".
+    /// How many blocks at the start of a group hold the superblock, descriptors and blocks reserved for
+    /// descriptors. Source: kernel documentation, "Layout" and "Meta Block Groups".
     #[must_use]
     pub fn base_blocks(&self, group: GroupNumber) -> u64 {
         let superblock = u64::from(self.has_super(group));

@@ -1,12 +1,14 @@
-//! The superblock of a device that holds nothing but a journal: ext4's, with the incompat feature `journal_dev`.
+//! The superblock of a device that holds nothing but a journal: ext4's, with the incompat feature
+//! `journal_dev`.
 //!
-//! It says how large the journal is and by which UUID file systems know it (their `s_journal_uuid`); the journal's own
-//! superblock lies in the block behind it.
+//! It says how large the journal is and by which UUID file systems know it (their `s_journal_uuid`); the
+//! journal's own superblock lies in the block behind it.
 //!
-//! Invariant: a [`JournalDevice`] that was parsed has a right magic, a right checksum where it has one, and a block size
-//! there is. Whether its blocks fit on the device is for the reader of the log.
+//! Invariant: a [`JournalDevice`] that was parsed has a right magic, a right checksum if it has one, and a
+//! block size there is. Whether its blocks fit on the device is for the reader of the log.
 //!
-//! Source: the kernel's `ext4_get_journal_blkdev`; the fields of a new one are those of mke2fs `-O journal_dev`.
+//! Source: the kernel's `ext4_get_journal_blkdev`; the fields of a new one are those of mke2fs
+//! `-O journal_dev`.
 
 use alloc::format;
 
@@ -36,7 +38,7 @@ impl JournalDevice {
     /// Reads the 1,024 bytes at byte 1,024 of the device.
     ///
     /// # Errors
-    /// Corrupt where that is no superblock of a journal device or its checksum is wrong.
+    /// Corrupt if that is no superblock of a journal device or its checksum is wrong.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let corrupt = |problem| Error::corrupt("journal device: superblock", problem);
         let (raw, _) = RawSuperblock::ref_from_prefix(bytes)

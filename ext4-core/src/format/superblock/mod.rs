@@ -1,13 +1,13 @@
 //! The superblock: what the file system is, its size, its features, its state.
 //!
-//! [`Superblock`] holds every field in its widest form (64-bit counts, 40-bit times, 32-bit ids) and, unseen, the
-//! 1,024 bytes it was read from, so that what this library does not know is written back as it was.
+//! [`Superblock`] holds every field in its widest form (64-bit counts, 40-bit times, 32-bit ids) and, unseen,
+//! the 1,024 bytes it was read from, so that what this library does not know is written back as it was.
 //!
 //! Invariants of a [`Superblock`] that came from [`Superblock::parse`]:
-//! - Its geometry agrees with itself: groups times inodes per group is the inode count, no group is larger than one
-//!   bitmap block can say, no inode larger than a block. All arithmetic of the metadata plane rests on this; were it
-//!   wrong, a bitmap or a table could reach over its neighbour's blocks.
-//! - Its checksum was right where the file system has checksums.
+//! - Its geometry agrees with itself: groups times inodes per group is the inode count, no group is larger
+//!   than one bitmap block can say, no inode larger than a block. All arithmetic of the metadata plane rests
+//!   on this; were it wrong, a bitmap or a table could reach over its neighbour's blocks.
+//! - Its checksum was right if the file system has checksums.
 //!
 //! Source: kernel documentation, "Super Block".
 
@@ -127,7 +127,7 @@ pub struct Superblock {
     pub creator_os: u32,
     /// Revision: 1; 0 has 128-byte inodes and no features.
     pub rev_level: u32,
-    /// The user who may use reserved blocks.
+    /// The user that may use reserved blocks.
     pub def_resuid: u32,
     /// The group that may use reserved blocks.
     pub def_resgid: u32,
@@ -153,7 +153,7 @@ pub struct Superblock {
     pub prealloc_dir_blocks: u8,
     /// Blocks kept behind the group descriptors of each copy, for growing.
     pub reserved_gdt_blocks: u16,
-    /// The UUID of the journal's superblock, where the journal is another device.
+    /// The UUID of the journal's superblock, if the journal is another device.
     pub journal_uuid: [u8; 16],
     /// The journal's inode.
     pub journal_inum: u32,
@@ -165,7 +165,7 @@ pub struct Superblock {
     pub hash_seed: [u32; 4],
     /// The hash of directories made from now on.
     pub def_hash_version: u8,
-    /// 1 where [`Superblock::jnl_blocks`] holds a copy of the journal's mapping.
+    /// 1 if [`Superblock::jnl_blocks`] holds a copy of the journal's mapping.
     pub jnl_backup_type: u8,
     /// Bytes of a group descriptor: 32 without 64bit.
     pub desc_size: u16,
@@ -387,7 +387,7 @@ impl Superblock {
         }
     }
 
-    /// The superblock as it lies on the device, with its checksum where the file system has checksums.
+    /// The superblock as it lies on the device, with its checksum if the file system has checksums.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; SUPERBLOCK_SIZE] {
         let mut raw = self.raw;

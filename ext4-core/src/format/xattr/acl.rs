@@ -1,4 +1,5 @@
-//! POSIX access control lists: ext4's form of them, the system calls' form, and what they have to do with a mode.
+//! POSIX access control lists: ext4's form of them, the system calls' form, and what they have to do with a
+//! mode.
 //!
 //! | | on the device | in system calls |
 //! |---|---|---|
@@ -6,12 +7,12 @@
 //! | owner, group, mask, others | tag, permissions: 4 bytes | tag, permissions, id (all ones): 8 bytes |
 //! | named user or group | tag, permissions, id: 8 bytes | the same |
 //!
-//! A list that comes from a caller is valid as POSIX 1003.1e draft 17 wants it: in order, each of owner, group and
-//! others once, a mask where anybody is named. One from the device is taken as it is, as the kernel does: it is shown,
-//! so that it can be mended.
+//! A list that comes from a caller is valid as POSIX 1003.1e draft 17 wants it: in order, each of owner,
+//! group and others once, a mask if a user or group is named. One from the device is taken as it is, as the
+//! kernel does: it is shown, so that it can be mended.
 //!
-//! Source: kernel documentation, "Extended Attributes", POSIX ACLs; acl(5); include/uapi/linux/posix_acl_xattr.h for
-//! the numbers.
+//! Source: kernel documentation, "Extended Attributes", POSIX ACLs; acl(5);
+//! include/uapi/linux/posix_acl_xattr.h for the numbers.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -22,10 +23,11 @@ use super::Problem;
 const DISK_VERSION: u32 = 1;
 /// a_version in system calls.
 const CALL_VERSION: u32 = 2;
-/// The id of an entry that names nobody.
+/// The id of an entry that names no user or group.
 const NO_ID: u32 = u32::MAX;
 
-/// Whom an entry is about, in the order of a valid list. The values are those on the device and in system calls.
+/// The subject of an entry, in the order of a valid list. The values are those on the device and in system
+/// calls.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 #[repr(u16)]
 pub enum Tag {
@@ -39,7 +41,7 @@ pub enum Tag {
     Group = 0x08,
     /// The most that named ones and the group can have.
     Mask = 0x10,
-    /// Everybody else.
+    /// All others.
     Other = 0x20,
 }
 
@@ -69,7 +71,7 @@ impl Tag {
 /// One entry of a list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AclEntry {
-    /// Whom it is about.
+    /// Its subject.
     pub tag: Tag,
     /// Read 4, write 2, execute 1.
     pub permissions: u16,
@@ -96,7 +98,7 @@ fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
 }
 
 impl Acl {
-    /// Reads either form; `short`: entries that name nobody have no id.
+    /// Reads either form; `short`: entries that name no user or group have no id.
     fn parse(mut bytes: &[u8], version: u32, short: bool) -> Result<Self, Problem> {
         let found = take_u32(&mut bytes).ok_or("ACL without a header")?;
         if found != version {
@@ -130,7 +132,7 @@ impl Acl {
     /// From an attribute's value on the device.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first thing that is wrong, in words.
     pub fn from_disk(bytes: &[u8]) -> Result<Self, Problem> {
         Self::parse(bytes, DISK_VERSION, true)
     }
@@ -144,7 +146,7 @@ impl Acl {
     /// From what setxattr is given; `None` for a header alone, which takes a list away.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first thing that is wrong, in words.
     pub fn from_call(bytes: &[u8]) -> Result<Option<Self>, Problem> {
         if bytes.is_empty() || bytes == CALL_VERSION.to_le_bytes() {
             return Ok(None);
@@ -173,7 +175,7 @@ impl Acl {
             if entry.permissions > 7 {
                 return Err(format!("ACL permissions {:#o}", entry.permissions).into());
             }
-            // The kernel asks for the order of tags only; that nobody is named twice is left to libacl.
+            // The kernel asks for the order of tags only; that no user is named twice is left to libacl.
             let in_order = before.is_none_or(|before| {
                 before.tag < entry.tag || (before.tag == entry.tag && entry.tag.is_named())
             });
@@ -197,8 +199,8 @@ impl Acl {
         self.0.iter().find(|entry| entry.tag == tag).map(|entry| entry.permissions)
     }
 
-    /// The nine permission bits of a mode that go with this list (the mask stands for the group), and whether they
-    /// say all of it, so that no list need be kept.
+    /// The nine permission bits of a mode that go with this list (the mask stands for the group), and whether
+    /// they say all of it, so that no list need be kept.
     #[must_use]
     pub fn mode(&self) -> (u16, bool) {
         let class = |tag| self.permissions(tag).unwrap_or(0) & 7;
@@ -207,7 +209,8 @@ impl Acl {
         (mode, self.0.len() == 3)
     }
 
-    /// The list after chmod to `mode`: owner, others, and the mask (or the group, where there is no mask) follow.
+    /// The list after chmod to `mode`: owner, others, and the mask (or the group, if there is no mask)
+    /// follow.
     #[must_use]
     pub fn with_mode(&self, mode: u16) -> Self {
         let has_mask = self.permissions(Tag::Mask).is_some();
@@ -224,8 +227,8 @@ impl Acl {
         acl
     }
 
-    /// What a new file gets where this is its directory's default list and `mode` was asked for: its list, `None`
-    /// where the mode says it all, and its nine permission bits. The umask does not apply.
+    /// What a new file gets if this is its directory's default list and `mode` was asked for: its list,
+    /// `None` if the mode says it all, and its nine permission bits. The umask does not apply.
     #[must_use]
     pub fn inherit(&self, mode: u16) -> (Option<Self>, u16) {
         let has_mask = self.permissions(Tag::Mask).is_some();

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!   in the inode   [magic][entry][entry][0]……………[value][value]   value offsets count from the first entry
-//!   in a block     [header: 32 bytes][entry][entry][0]……[value][value]   value offsets count from the block's start
+//!   in a block     [header: 32 bytes][entry][entry][0]……[value][value]   offsets from the block's start
 //! ```
 //!
-//! Entries grow from the front, values from the back. In a block entries are sorted (by prefix, then length of the
-//! name, then name) and carry a hash each; of these the block has a hash, by which the kernel finds blocks that
-//! inodes may share.
+//! Entries grow from the front, values from the back. In a block entries are sorted (by prefix, then length
+//! of the name, then name) and carry a hash each; of these the block has a hash, by which the kernel finds
+//! blocks that inodes may share.
 //!
-//! Invariant: no value begins before the zero that ends the entries. Were one to, adding an entry would overwrite it.
+//! Invariant: no value begins before the zero that ends the entries. Were one to, adding an entry would
+//! overwrite it.
 //!
 //! Source: kernel documentation, "Extended Attributes".
 
@@ -112,8 +113,8 @@ impl Prefix {
         }
     }
 
-    /// From the number on the device; `None` for prefixes no system call can name (5 Lustre, 7 inline data, 8 richacl,
-    /// 9 encryption) and unknown ones.
+    /// From the number on the device; `None` for prefixes no system call can name (5 Lustre, 7 inline data, 8
+    /// richacl, 9 encryption) and unknown ones.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|prefix| prefix.byte() == byte)
@@ -132,13 +133,13 @@ impl Prefix {
         }
     }
 
-    /// True for the two that are whole names.
+    /// Returns true for the two that are whole names.
     #[must_use]
     pub fn is_acl(self) -> bool {
         matches!(self, Self::AccessAcl | Self::DefaultAcl)
     }
 
-    /// A full name as prefix and rest; `None` where the prefix is unknown.
+    /// A full name as prefix and rest; `None` if the prefix is unknown.
     #[must_use]
     pub fn split(name: &[u8]) -> Option<(Self, &[u8])> {
         Self::ALL.into_iter().find_map(|prefix| {
@@ -169,7 +170,7 @@ pub struct Attribute<'a> {
 }
 
 impl<'a> Attribute<'a> {
-    /// True where it has this name.
+    /// Returns true if it has this name.
     #[must_use]
     pub fn is(&self, prefix: Prefix, name: &[u8]) -> bool {
         self.prefix == prefix.byte() && self.name == name
@@ -209,8 +210,8 @@ fn value_len(value: &[u8]) -> usize {
     value.len().saturating_add(3) & !3
 }
 
-/// Walks over the attributes of `area`, whose first entry lies at `first` and whose value offsets count from its
-/// start. Ends behind the first that is wrong.
+/// Walks over the attributes of `area`, whose first entry lies at `first` and whose value offsets count from
+/// its start. Ends behind the first that is wrong.
 #[derive(Clone, Debug)]
 pub struct Attributes<'a> {
     area: &'a [u8],
@@ -291,7 +292,7 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// The attributes in an inode, of what follows its fixed fields; none where that has no magic.
+/// The attributes in an inode, of what follows its fixed fields; none if that has no magic.
 #[must_use]
 pub fn in_inode(xattr_area: &[u8]) -> Attributes<'_> {
     match xattr_area.split_first_chunk::<INODE_HEADER_LEN>() {
@@ -320,20 +321,20 @@ pub fn len_in_inode(attributes: &[Attribute<'_>]) -> usize {
     if attributes.is_empty() { 0 } else { len_of(attributes).saturating_add(INODE_HEADER_LEN) }
 }
 
-/// True where the attributes fit behind an inode's fixed fields, in `len` bytes.
+/// Returns true if the attributes fit behind an inode's fixed fields, in `len` bytes.
 #[must_use]
 pub fn fit_in_inode(attributes: &[Attribute<'_>], len: usize) -> bool {
     len_in_inode(attributes) <= len
 }
 
-/// True where the attributes fit into a block of `len` bytes.
+/// Returns true if the attributes fit into a block of `len` bytes.
 #[must_use]
 pub fn fit_in_block(attributes: &[Attribute<'_>], len: usize) -> bool {
     len_of(attributes).saturating_add(BLOCK_HEADER_LEN) <= len
 }
 
-/// Lays attributes out in `area`, which is all zeros from `first` on and large enough: entries from `first` on,
-/// values from the end.
+/// Lays attributes out in `area`, which is all zeros from `first` on and large enough: entries from `first`
+/// on, values from the end.
 fn lay_out(area: &mut [u8], first: usize, attributes: &[Attribute<'_>], hashed: bool) {
     let (mut next, mut end) = (first, area.len());
     for attribute in attributes {
@@ -363,8 +364,8 @@ fn lay_out(area: &mut [u8], first: usize, attributes: &[Attribute<'_>], hashed: 
     }
 }
 
-/// What follows an inode's fixed fields, `len` bytes, holding these attributes; all zeros where there are none.
-/// `None` where they do not fit.
+/// What follows an inode's fixed fields, `len` bytes, holding these attributes; all zeros if there are none.
+/// `None` if they do not fit.
 #[must_use]
 pub fn inode_area(attributes: &[Attribute<'_>], len: usize) -> Option<Vec<u8>> {
     if !fit_in_inode(attributes, len) {
@@ -448,7 +449,7 @@ pub fn set_block_checksum(block: &mut [u8], number: BlockNumber, seed: Option<u3
 /// The verifier of an attribute block: magic, checksum (with a seed), every attribute.
 ///
 /// # Errors
-/// What is wrong.
+/// The first thing that is wrong, in words.
 pub fn verify_block(block: &[u8], number: BlockNumber, seed: Option<u32>) -> Result<(), Problem> {
     let Some(header) = header(block) else { return Err("no room for a header".into()) };
     if header.h_magic != MAGIC {

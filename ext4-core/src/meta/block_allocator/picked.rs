@@ -1,24 +1,26 @@
-//! Blocks picked in memory: nobody else gets them, and nothing on the device knows of it.
+//! Blocks picked in memory (the kernel's in-memory preallocation): no other allocation gets them, and nothing
+//! on the device knows of it.
 //!
-//! For data that is written before anything points to it: blocks are picked, the data goes to them, and only then one
-//! handle marks them as in use and maps them. A crash before its commit leaves nothing: the blocks are free on the
-//! device, whatever was written to them.
+//! For data that is written before anything points to it: blocks are picked, the data goes to them, and only
+//! then one handle marks them as in use and maps them. A crash before its commit leaves nothing: the blocks
+//! are free on the device, whatever was written to them.
 //!
 //! ```text
-//!   promised ── pick ──► picked ─┬─ use_picked (under a handle) ──► in use, the promise is consumed
-//!                                └─ return_picked ────────────────► promised, allocatable
+//!   reserved ── pick ──► picked ─┬─ use_picked (under a handle) ──► in use, no longer reserved
+//!                                └─ return_picked ────────────────► reserved, allocatable
 //! ```
 //!
 //! Invariants:
-//! - What is picked was allocatable: free in the bitmap, and free in every state that a crash can leave. Were a block
-//!   picked that a transaction freed which has not committed, the data would lie on the old owner's.
-//! - A picked block is set in its group's `allocatable`, not in the bitmap, and the group's bitmap stays in memory.
-//! - Whoever picks holds a promise for each block ([`SuperblockInfo::reserve_blocks`]), and keeps it: so for statfs, and
-//!   for everybody who asks for space, picked blocks are promised ones.
+//! - What is picked was allocatable: free in the bitmap, and free in every state that a crash can leave. Were
+//!   a block picked that a transaction freed which has not committed, the data would lie on the old owner's.
+//! - A picked block is set in its group's `allocatable`, not in the bitmap, and the group's bitmap stays in
+//!   memory.
+//! - The caller that picks has reserved each block ([`SuperblockInfo::reserve_blocks`]) and keeps it
+//!   reserved: statfs, and every other request for space, see picked blocks as reserved ones.
 //! - Each pick is ended once, by using or by returning it.
 //!
-//! With bigalloc whole clusters are picked, for a file that has no cluster there yet: what is picked, used and returned is
-//! counted in clusters then, and named by its first block.
+//! With bigalloc whole clusters are picked, for a file that has no cluster there yet: what is picked, used
+//! and returned is counted in clusters then, and named by its first block.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -27,15 +29,17 @@ use super::{AllocationRequest, MOST_BLOCKS, Taking, bit_of_block, raise_longest_
 use crate::error::{Error, Result};
 use crate::format::bitmap;
 use crate::format::group_descriptor::GroupFlags;
-use crate::meta::superblock_info::group::GroupState;
+use crate::meta::superblock_info::group::{BitmapOf, GroupState, gone};
 use crate::meta::{SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, GroupNumber};
 
-/// Picks one contiguous run of 1 to `request.len` promised blocks, the longest near the goal, every one of them below
-/// `below`. The run lies within one block group.
+/// Picks one contiguous run of 1 to `request.len` reserved blocks, the longest near the goal, every one of
+/// them below `below`. The run lies within one block group.
 ///
 /// # Errors
-/// `ENOSPC`; unsupported with bigalloc; the device's.
+/// - `ENOSPC` if there is no free space.
+/// - Unsupported with bigalloc.
+/// - Those of the device.
 pub async fn pick_blocks(
     info: &SuperblockInfo,
     request: &AllocationRequest,
@@ -47,11 +51,12 @@ pub async fn pick_blocks(
     pick_clusters(info, request, below).await
 }
 
-/// As [`pick_blocks`]; with bigalloc a run of `request.len` promised clusters: the first one's first block, and how many
-/// clusters.
+/// As [`pick_blocks`]; with bigalloc a run of `request.len` reserved clusters: the first one's first block,
+/// and how many clusters.
 ///
 /// # Errors
-/// `ENOSPC`; the device's.
+/// - `ENOSPC` if there is no free space.
+/// - Those of the device.
 pub async fn pick_clusters(
     info: &SuperblockInfo,
     request: &AllocationRequest,
@@ -68,7 +73,7 @@ pub(super) fn keep(
     state: &mut GroupState,
     run: Range<u32>,
 ) -> Result<()> {
-    let map = state.blocks.as_mut().ok_or_else(|| gone(number))?;
+    let map = state.blocks.as_mut().ok_or_else(|| gone(number, BitmapOf::Blocks))?;
     let len = run.end - run.start;
     if map.allocatable.is_none() {
         map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
@@ -81,11 +86,13 @@ pub(super) fn keep(
     Ok(())
 }
 
-/// Marks `len` picked blocks (clusters with bigalloc) as in use. Consumes their promises. Does not touch any inode. Needs
-/// two credits for each block group that the run touches.
+/// Marks `len` picked blocks (clusters with bigalloc) as in use. They stop being reserved. Does not touch any
+/// inode. Needs two credits for each block group that the run touches.
 ///
 /// # Errors
-/// Those of the device and of the transaction; then some may be marked, and the transaction is not to be committed.
+/// - Those of the device and of the transaction.
+///
+/// Then some may be marked, and the transaction is not to be committed.
 pub async fn use_picked(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -93,22 +100,21 @@ pub async fn use_picked(
     len: u32,
 ) -> Result<()> {
     for (number, run) in pieces(info, first, len)? {
-        let group = info.group(number)?;
         let place = info.descriptor_buffer(number).await?;
-        let mut state = info.lock_blocks(number).await?.ok_or_else(|| gone(number))?;
+        let mut state = info
+            .lock_bitmap(number, BitmapOf::Blocks)
+            .await?
+            .ok_or_else(|| gone(number, BitmapOf::Blocks))?;
         let state = &mut *state;
-        let map = state.blocks.as_mut().ok_or_else(|| gone(number))?;
-        let covered = info.block_bitmap_bytes();
         let len = run.end - run.start;
-        let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+        state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |bytes| {
             debug_assert!(bitmap::is_clear_range(bytes, run.clone()), "a picked block is in use");
             bitmap::set_range(bytes, run);
-            info.context.bitmap(&bytes[..covered])
         })?;
+        let map = state.blocks.as_mut().ok_or_else(|| gone(number, BitmapOf::Blocks))?;
         debug_assert!(len <= map.picked, "{len} of {} picked blocks used", map.picked);
         map.picked = map.picked.saturating_sub(len);
         map.forget_allocatable();
-        state.descriptor.block_bitmap_csum = checksum;
         state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
         state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
         info.space.allocated(u64::from(len));
@@ -117,7 +123,8 @@ pub async fn use_picked(
     Ok(())
 }
 
-/// Gives `len` picked blocks (clusters with bigalloc) back; their promises stay with the caller. Takes the group lock only.
+/// Gives `len` picked blocks (clusters with bigalloc) back; they stay reserved for the caller. Takes the
+/// group lock only.
 pub fn return_picked(info: &SuperblockInfo, first: BlockNumber, len: u32) {
     let Ok(pieces) = pieces(info, first, len) else { return };
     for (number, run) in pieces {
@@ -137,10 +144,6 @@ pub fn return_picked(info: &SuperblockInfo, first: BlockNumber, len: u32) {
         group.longest_run.store(u32::MAX, Ordering::Relaxed);
         raise_longest_run(&info.longest_run);
     }
-}
-
-fn gone(number: GroupNumber) -> Error {
-    Error::corrupt(format!("group {number}"), "its block bitmap is gone")
 }
 
 /// The run, group by group: bits of the group's bitmap.

@@ -1,10 +1,11 @@
-//! Mapping blocks of a file without extents, and the blocks of pointers on the way.
+//! Indirect mapping (`ext4_ind_map_blocks`): mapping blocks of a file without extents, and the blocks of
+//! pointers on the way.
 //!
 //! Invariants:
-//! - Blocks of pointers that are missing are allocated all before anything points to them, and filled from the bottom up;
-//!   running out of space on the way gives back what was allocated and changes nothing. All of it happens under one
-//!   handle, so that a crash shows the way whole or not at all.
-//! - A pointer is set only where there was none.
+//! - Blocks of pointers that are missing are allocated all before anything points to them, and filled from
+//!   the bottom up; running out of space on the way gives back what was allocated and changes nothing. All of
+//!   it happens under one handle, so that a crash shows the way whole or not at all.
+//! - A pointer is set only if it was 0.
 //! - A pointer has 32 bits: no block that one names lies past them.
 
 use super::{Pointers, before_in_array, read_pointers, refuse_inline_data};
@@ -16,21 +17,22 @@ use crate::format::indirect::{
 use crate::format::inode::Inode;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
 use crate::meta::extent_tree::{self, MappingState};
-use crate::meta::{Buffer, SuperblockInfo, Transaction};
+use crate::meta::{BlockKind, Buffer, SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, LogicalBlock};
 
 /// What pointers can name is below this block.
 pub const ADDRESSABLE: BlockNumber = BlockNumber(1 << 32);
 
-/// Maps blocks at `logical` to `physical`: as many of `len` as have their pointers in one array. They are a hole. Adds
-/// them, and what blocks of pointers take, to `inode.sectors`. Returns how many were mapped; the caller asks again for
-/// the rest.
+/// Maps blocks at `logical` to `physical`: as many of `len` as have their pointers in one array. They are a
+/// hole. Adds them, and what blocks of pointers take, to `inode.sectors`. Returns how many were mapped; the
+/// caller asks again for the rest.
 ///
 /// Needs at most [`crate::meta::credits::POINTERS`] credits.
 ///
 /// # Errors
-/// `EFBIG` past what pointers reach; `ENOSPC` where a block of pointers is needed and there is none, or the data lies past
-/// 32 bits; corrupt where something is mapped there already: nothing was changed.
+/// - `EFBIG` past what pointers reach.
+/// - `ENOSPC` if a block of pointers is needed and there is none, or the data lies past 32 bits.
+/// - Corrupt if something is mapped there already: nothing was changed.
 pub async fn insert(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -53,8 +55,8 @@ pub async fn insert(
     Ok(count)
 }
 
-/// Allocates the blocks of pointers on the way to `logical`, so that mapping it needs no further block. Returns for how
-/// many blocks from there on that holds.
+/// Allocates the blocks of pointers on the way to `logical`, so that mapping it needs no further block.
+/// Returns for how many blocks from there on that holds.
 ///
 /// Needs at most [`crate::meta::credits::POINTERS`] credits.
 ///
@@ -72,7 +74,8 @@ pub async fn prepare(
     Ok(room)
 }
 
-/// Where block allocation for `logical` of any inode should start looking; see [`extent_tree::allocation_goal`].
+/// Where block allocation for `logical` of any inode should start looking; see
+/// [`extent_tree::allocation_goal`].
 ///
 /// # Errors
 /// As [`super::lookup`].
@@ -107,8 +110,9 @@ pub async fn allocation_goal(
     Ok(node.buffer.as_ref().and_then(|buffer| inside(buffer.block().offset(1))))
 }
 
-/// How many blocks a file without extents can have: what pointers reach, and without the feature `huge_file` what
-/// i_blocks can count (32 bits of sectors, the blocks of pointers among them). Source: kernel, `ext4_max_bitmap_size`.
+/// How many blocks a file without extents can have: what pointers reach, and without the feature `huge_file`
+/// what i_blocks can count (32 bits of sectors, the blocks of pointers among them). Source: kernel,
+/// `ext4_max_bitmap_size`.
 #[must_use]
 pub fn max_blocks(info: &SuperblockInfo) -> u64 {
     let block_size = info.block_size();
@@ -116,7 +120,8 @@ pub fn max_blocks(info: &SuperblockInfo) -> u64 {
     if info.features().ro_compat.contains(RoCompat::HUGE_FILE) {
         return reach;
     }
-    // As many blocks of pointers as that many blocks of data would take; the kernel does not count closer either.
+    // As many blocks of pointers as that many blocks of data would take; the kernel does not count closer
+    // either.
     let limit = u64::from(u32::MAX) / block_size.sectors();
     reach.min(limit.saturating_sub(table_blocks(block_size, limit)))
 }
@@ -191,7 +196,7 @@ impl Way {
         let (mut child, mut run) = (first, count);
         for (block, depth) in new.iter().zip((level + 1..=path.levels).rev()) {
             let at = path.pointers[depth];
-            let buffer = info.cache.create(transaction, *block)?;
+            let buffer = info.cache.create(transaction, *block, BlockKind::Indirect(inode.number))?;
             buffer.modify(transaction, |bytes| set_pointers(bytes, at, child, run))?;
             (child, run) = (*block, 1);
         }

@@ -1,18 +1,19 @@
-//! From a logical block of a directory to its verified buffer, and new blocks at its end.
+//! Directory blocks (`ext4_read_dirblock`, `ext4_append`): from a logical block to its verified buffer, and
+//! new blocks at the end.
 //!
-//! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled before
-//! the function that appended it returns to the caller of this room.
+//! Invariant: a directory's blocks reach from 0 to its size without a gap; a block that is appended is filled
+//! before the function that appended it returns to the caller of this room.
 
 use super::Directory;
 use crate::error::{Errno, Error, Result};
+use crate::format::directory::Problem;
 use crate::format::directory::index::IndexKind;
-use crate::format::directory::{Layout, Problem};
 use crate::format::features::Incompat;
 use crate::format::inode::Inode;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks, free_blocks};
 use crate::meta::extent_tree::{self, MappingState};
-use crate::meta::{BlockKind, Buffer, Transaction, block_map};
-use crate::types::{BlockNumber, LogicalBlock};
+use crate::meta::{BlockKind, Buffer, Transaction, Verifier, block_map};
+use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 
 /// What a block is read as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,27 +44,28 @@ impl Directory<'_> {
         Error::corrupt(format!("directory {}: block {}", inode.number, buffer.block()), problem)
     }
 
-    fn verify(
-        layout: &Layout,
-        indexed: bool,
-        logical: u32,
-        expect: Expect,
-        block: &[u8],
-    ) -> Result<(), Problem> {
-        let checksums = layout.checksum_seed.is_some();
+    /// The kind of a block of entries.
+    pub(super) fn leaf_kind(&self) -> BlockKind {
+        BlockKind::DirectoryLeaf(self.layout)
+    }
+
+    /// The kind of the root or of a node of the index.
+    pub(super) fn index_kind(&self, kind: IndexKind) -> BlockKind {
+        BlockKind::DirectoryIndex(self.layout, kind)
+    }
+
+    /// What block `logical`, with content `block`, is to be verified as.
+    fn kind_of(&self, logical: u32, expect: Expect, block: &[u8]) -> BlockKind {
+        let checksums = self.layout.checksum_seed.is_some();
         match expect {
-            Expect::Leaf => layout.verify_leaf(block),
-            // Without checksums a root that is none makes the directory a linear one; see `root_info`.
-            Expect::Root if checksums => layout.verify_index(block, IndexKind::Root),
-            Expect::Root => layout.check_len(block),
-            Expect::Node => layout.verify_index(block, IndexKind::Node),
-            Expect::Any if checksums && indexed && logical == 0 => {
-                layout.verify_index(block, IndexKind::Root)
+            Expect::Leaf => self.leaf_kind(),
+            Expect::Root => self.index_kind(IndexKind::Root),
+            Expect::Node => self.index_kind(IndexKind::Node),
+            Expect::Any if checksums && self.indexed && logical == 0 => self.index_kind(IndexKind::Root),
+            Expect::Any if checksums && self.indexed && self.layout.looks_like_node(block) => {
+                self.index_kind(IndexKind::Node)
             }
-            Expect::Any if checksums && indexed && layout.looks_like_node(block) => {
-                layout.verify_index(block, IndexKind::Node)
-            }
-            Expect::Any => layout.verify_leaf(block),
+            Expect::Any => self.leaf_kind(),
         }
     }
 
@@ -75,20 +77,9 @@ impl Directory<'_> {
         physical: BlockNumber,
         expect: Expect,
     ) -> Result<Buffer> {
-        let kind = match expect {
-            Expect::Leaf | Expect::Any => BlockKind::Directory,
-            Expect::Root | Expect::Node => BlockKind::DirectoryIndex,
-        };
-        let (layout, indexed, number) = (self.layout, self.indexed, inode.number);
-        self.info
-            .cache
-            .read(physical, kind, |block| {
-                Self::verify(&layout, indexed, logical, expect, block).map_err(|problem| {
-                    let what = format!("directory {number}: logical block {logical} at block {physical}");
-                    Error::corrupt(what, problem)
-                })
-            })
-            .await
+        let fetched = self.info.cache.fetch(physical).await?;
+        let kind = fetched.read(|block| self.kind_of(logical, expect, block));
+        fetched.verify(&DirectoryVerifier { kind, inode: inode.number, logical })
     }
 
     /// Reads block `logical`, which must be there.
@@ -106,11 +97,12 @@ impl Directory<'_> {
         }
     }
 
-    /// Adds a block to the end of the directory; it holds zeros.
+    /// Adds a block of `kind` to the end of the directory; it holds zeros.
     pub(super) async fn append(
         &self,
         transaction: &dyn Transaction,
         inode: &mut Inode,
+        kind: BlockKind,
     ) -> Result<(u32, Buffer)> {
         let logical = self.blocks(inode);
         let size = (u64::from(logical) + 1) << self.layout.block_size.bits();
@@ -144,7 +136,7 @@ impl Directory<'_> {
             }
             physical
         };
-        let buffer = self.info.cache.create(transaction, physical)?;
+        let buffer = self.info.cache.create(transaction, physical, kind)?;
         inode.size = size;
         Ok((logical, buffer))
     }
@@ -171,11 +163,36 @@ impl Directory<'_> {
         entries: &[(&[u8], u32, u8)],
     ) -> Result<()> {
         buffer
-            .modify(transaction, |block| {
-                self.layout.fill_leaf(block, entries.iter().copied())?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.fill_leaf(block, entries.iter().copied()))?
             .map_err(|problem: Problem| Error::corrupt(format!("block {}", buffer.block()), problem))
+    }
+}
+
+/// The verifier of a block of a directory.
+struct DirectoryVerifier {
+    kind: BlockKind,
+    inode: InodeNumber,
+    logical: u32,
+}
+
+impl Verifier for DirectoryVerifier {
+    fn kind(&self) -> BlockKind {
+        self.kind
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let verdict = match self.kind {
+            // Without checksums a root that is none makes the directory a linear one; see `Directory::probe`.
+            BlockKind::DirectoryIndex(layout, IndexKind::Root) if layout.checksum_seed.is_none() => {
+                layout.check_len(bytes)
+            }
+            BlockKind::DirectoryIndex(layout, kind) => layout.verify_index(bytes, kind),
+            BlockKind::DirectoryLeaf(layout) => layout.verify_leaf(bytes),
+            _ => Err("is no block of a directory".into()),
+        };
+        verdict.map_err(|problem| {
+            let what = format!("directory {}: logical block {} at block {block}", self.inode, self.logical);
+            Error::corrupt(what, problem)
+        })
     }
 }

@@ -1,11 +1,11 @@
-//! From a name's hash to its leaf, through the index.
+//! The htree (`dx_probe`): from a name's hash to its leaf, through the index.
 //!
 //! ```text
-//!   root (block 0) ──► node ──► leaf ─ ─► next leaf, where the next key's lowest bit says the hash goes on there
+//!   root (block 0) ──► node ──► leaf ─ ─► next leaf, if the next key's lowest bit is set
 //! ```
 //!
-//! Invariant: a walk down meets no block twice, and a walk along leaves with one hash ends after as many as the
-//! directory has blocks. Were this wrong, one damaged block number would keep a lookup busy for ever.
+//! Invariant: a walk down meets no block twice, and a walk along leaves with one hash ends after as many as
+//! the directory has blocks. Were this wrong, one damaged block number would keep a lookup busy for ever.
 
 use super::blocks::Expect;
 use super::{Directory, Located};
@@ -98,7 +98,7 @@ impl Directory<'_> {
         Ok(key.block)
     }
 
-    /// Goes on to the next leaf where names with the same hash may lie there; `false` where not.
+    /// Goes on to the next leaf if names with the same hash may lie there; `false` if not.
     async fn next_leaf(&self, inode: &Inode, path: &mut Path) -> Result<bool> {
         let depth = path.frames.len();
         let (mut popped, key) = loop {
@@ -139,7 +139,7 @@ impl Directory<'_> {
                 .read(|block| self.layout.find(block, name))
                 .map_err(|problem| self.corrupt_block(inode, &buffer, problem))?;
             if let Some(found) = found {
-                return Ok(Probe::Done(Some(Located { buffer, found, in_root: false })));
+                return Ok(Probe::Done(Some(Located { buffer, found })));
             }
             if !self.next_leaf(inode, &mut path).await? {
                 return Ok(Probe::Done(None));

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!   i_block       [parent: 4 bytes][entries: 56 bytes]
-//!   system.data   [entries, where there is a value]
+//!   system.data   [entries, if there is a value]
 //! ```
 //!
-//! `.` is not stored and `..` is a number. Each part is a chain of entries that reaches exactly to its end, as in a block,
-//! without a tail: the inode's checksum covers it. The size of the directory is that of both parts.
+//! `.` is not stored and `..` is a number. Each part is a chain of entries that reaches exactly to its end,
+//! as in a block, without a tail: the inode's checksum covers it. The size of the directory is that of both
+//! parts.
 //!
-//! Positions of listing are those that the entries have once they lie in a block, behind `.` and `..`. Moving to a block
-//! copies both parts as they are, so that a position stays valid over it.
+//! Positions of listing are those that the entries have once they lie in a block, behind `.` and `..`. Moving
+//! to a block copies both parts as they are, so that a position stays valid over it.
 //!
 //! Invariant: a change is made to a copy and stored whole, or not at all.
 //!
@@ -57,7 +58,8 @@ impl Content {
     }
 }
 
-/// Makes a new inode an empty directory that lies in it. False where it cannot: without the feature, or no room.
+/// Returns true if it made a new inode an empty directory that lies in it; false without the feature or
+/// without room.
 pub(super) fn initialize(info: &SuperblockInfo, directory: &mut Inode, parent: InodeNumber) -> Result<bool> {
     if !inline_data::may_become_inline(info, directory) {
         return Ok(false);
@@ -127,8 +129,8 @@ impl Directory<'_> {
             .map(|(_, found)| FoundInline { inode: InodeNumber(found.inode), file_type: found.file_type }))
     }
 
-    /// Adds a name where it has room, the room of the inode that the second part does not use yet included. False where
-    /// it has none.
+    /// Adds a name if it has room, the room of the inode that the second part does not use yet included.
+    /// False if it has none.
     pub(super) fn add_inline(&self, inode: &mut Inode, entry: &NewEntry<'_>) -> Result<bool> {
         let mut content = self.content(inode)?;
         let exists = || {
@@ -256,7 +258,7 @@ impl Directory<'_> {
         }
     }
 
-    /// True where no name is stored.
+    /// Returns true if no name is stored.
     pub(super) fn is_empty_inline(&self, inode: &Inode) -> Result<bool> {
         let content = self.content(inode)?;
         for part in content.parts() {
@@ -283,7 +285,7 @@ impl Directory<'_> {
         let numbers = (inode.number.0, content.parent());
         inline_data::clear(self.info, inode)?;
         inode.size = 0;
-        let (_, buffer) = match self.append(transaction, inode).await {
+        let (_, buffer) = match self.append(transaction, inode, self.leaf_kind()).await {
             Ok(appended) => appended,
             Err(error) => {
                 *inode = before;
@@ -291,11 +293,7 @@ impl Directory<'_> {
             }
         };
         buffer
-            .modify(transaction, |block| {
-                self.layout.fill_from_areas(block, numbers, &content.parts())?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.fill_from_areas(block, numbers, &content.parts()))?
             .map_err(|problem: Problem| self.corrupt_inline(&before, problem))
     }
 }

@@ -1,6 +1,7 @@
-//! Directories without an index: block by block, name by name.
+//! Linear directories, those without an index: block by block, name by name.
 //!
-//! A hole in such a directory is passed over, as the kernel does; the walk costs one mapping for each run of blocks.
+//! A hole in such a directory is passed over, as the kernel does; the walk costs one mapping for each run of
+//! blocks.
 
 use std::ops::ControlFlow;
 
@@ -46,8 +47,8 @@ impl Directory<'_> {
         Ok(None)
     }
 
-    /// How to walk over the entries of block `logical`, whatever it is: those of an index root lie as if there were
-    /// no checksum tail, since the index covers it. `None` for a node, which has none.
+    /// How to walk over the entries of block `logical`, whatever it is: those of an index root lie as if
+    /// there were no checksum tail, since the index covers it. `None` for a node, which has none.
     pub(super) fn entries_layout(&self, logical: u32, block: &[u8]) -> Option<Layout> {
         if self.indexed && self.layout.checksum_seed.is_some() {
             if logical == 0 {
@@ -66,8 +67,7 @@ impl Directory<'_> {
             None => Ok(None),
         });
         let found = found.map_err(|problem| self.corrupt_block(inode, buffer, problem))?;
-        let in_root = self.indexed && logical == 0 && self.layout.checksum_seed.is_some();
-        Ok(found.map(|found| Located { buffer: buffer.clone(), found, in_root }))
+        Ok(found.map(|found| Located { buffer: buffer.clone(), found }))
     }
 
     /// Finds a name by looking at every block.
@@ -90,8 +90,8 @@ impl Directory<'_> {
         self.find_in(inode, 0, &buffer, name)
     }
 
-    /// Adds a name to the first block with room for it; else makes the directory hashed where it has one block and
-    /// `may_index`; else to a new block.
+    /// Adds a name to the first block with room for it; else makes the directory hashed if it has one block
+    /// and `may_index`; else to a new block.
     pub(super) async fn add_linear(
         &self,
         transaction: &dyn Transaction,
@@ -114,14 +114,14 @@ impl Directory<'_> {
             0 => Err(self.corrupt(inode, 0, "the directory has no blocks".into())),
             1 if may_index => self.make_indexed(transaction, inode, entry).await,
             _ => {
-                let (_, buffer) = self.append(transaction, inode).await?;
+                let (_, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
                 let kind = entry.file_type.directory_byte();
                 self.write_leaf(transaction, &buffer, &[(entry.name, entry.inode, kind)])
             }
         }
     }
 
-    /// Where in a leaf a name has room; `EEXIST` where it is seen on the way.
+    /// Where in a leaf a name has room; `EEXIST` if it is seen on the way.
     pub(super) fn space_in(&self, inode: &Inode, buffer: &Buffer, name: &[u8]) -> Result<Space> {
         let space = buffer
             .read(|block| self.layout.find_space(block, name))
@@ -144,9 +144,7 @@ impl Directory<'_> {
     ) -> Result<()> {
         buffer
             .modify(transaction, |block| {
-                self.layout.insert(block, offset, entry.name, entry.inode, entry.file_type)?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
+                self.layout.insert(block, offset, entry.name, entry.inode, entry.file_type)
             })?
             .map_err(|problem| self.corrupt_block(inode, buffer, problem))
     }

@@ -9,16 +9,17 @@
 //! | `split` | making a hashed directory of a linear one, splitting leaves and nodes |
 //! | `read` | listing |
 //!
-//! Names are compared byte by byte. The caller holds the lock of the directory (the kernel's `i_rwsem`): for reading
-//! in [`lookup`], [`read`] and [`is_empty`], for writing in the others.
+//! Names are compared byte by byte. The caller holds the lock of the directory (the kernel's `i_rwsem`): for
+//! reading in [`lookup`], [`read`] and [`is_empty`], for writing in the others.
 //!
-//! Invariant: whatever a function has changed when it returns, with success or with an error such as `ENOSPC`, is a
-//! consistent directory, provided the caller logs the inode in the same transaction *in both cases*. (A directory that
-//! was made hashed before the device was full has its INDEX flag only in the inode.)
+//! Invariant: whatever a function has changed when it returns, with success or with an error such as
+//! `ENOSPC`, is a consistent directory, provided the caller logs the inode in the same transaction *in both
+//! cases*. (A directory that was made hashed before the device was full has its INDEX flag only in the
+//! inode.)
 //!
-//! Invariant: an entry never moves to a lower position within its block, and to another block only towards the end of
-//! the directory. Were this wrong, whoever lists a directory in steps while others add to it could miss a name that
-//! was there all the time.
+//! Invariant: an entry never moves to a lower position within its block, and to another block only towards
+//! the end of the directory. Were this wrong, a reader that lists a directory in steps while others add to it
+//! could miss a name that was there all the time.
 
 mod blocks;
 mod htree;
@@ -32,7 +33,6 @@ pub use read::{DirectoryEntry, is_empty, read};
 use super::inline_data::is_inline;
 use super::{Buffer, SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
-use crate::format::directory::index::IndexKind;
 use crate::format::directory::leaf::Found;
 use crate::format::directory::{Layout, MAX_NAME_LEN};
 use crate::format::features::{Compat, Incompat};
@@ -46,7 +46,7 @@ use crate::types::InodeNumber;
 struct Directory<'a> {
     info: &'a SuperblockInfo,
     layout: Layout,
-    /// It has an index that this file system uses.
+    /// True if the directory has an index that this file system uses.
     indexed: bool,
 }
 
@@ -78,8 +78,6 @@ impl<'a> Directory<'a> {
 struct Located {
     buffer: Buffer,
     found: Found,
-    /// The block is the root of an index: `.` or `..` of a hashed directory.
-    in_root: bool,
 }
 
 fn check_name(name: &[u8]) -> Result<()> {
@@ -97,12 +95,13 @@ fn no_entry(inode: &Inode, name: &[u8]) -> Error {
     Error::posix(Errno::ENOENT, format!("{name:?} in directory {}", inode.number))
 }
 
-/// Makes `directory`, a new inode with no blocks, a directory with `.` and `..`: one block, or none where it can lie in
-/// its inode (`inline_data`). Makes it extent-mapped
-/// first where the file system has extents. Changes size, sectors, flags and i_block, not links.
+/// Makes `directory`, a new inode with no blocks, a directory with `.` and `..`: one block, or none if it can
+/// lie in its inode (`inline_data`). Makes it extent-mapped first if the file system has extents. Changes
+/// size, sectors, flags and i_block, not links.
 ///
 /// # Errors
-/// `ENOSPC`; those of the device and the transaction.
+/// - `ENOSPC` if there is no free space.
+/// - Those of the device and of the transaction.
 pub async fn initialize(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -115,7 +114,8 @@ pub async fn initialize(
     initialize_in_block(info, transaction, directory, parent).await
 }
 
-/// As [`initialize`], always with a block: the kernel takes a root directory without blocks for a corrupt one.
+/// As [`initialize`], always with a block: the kernel takes a root directory without blocks for a corrupt
+/// one.
 ///
 /// # Errors
 /// As [`initialize`].
@@ -131,17 +131,18 @@ pub async fn initialize_in_block(
     }
     let this = Directory::new(info, directory)?;
     let number = directory.number.0;
-    let (_, buffer) = this.append(transaction, directory).await?;
+    let (_, buffer) = this.append(transaction, directory, this.leaf_kind()).await?;
     let kind = FileType::Directory.directory_byte();
     let entries = [(b".".as_slice(), number, kind), (b"..".as_slice(), parent.0, kind)];
     this.write_leaf(transaction, &buffer, &entries)
 }
 
-/// Adds an empty block at the end of a directory that has no index: what `lost+found` is given beforehand, so that a
-/// checker can put names there without allocating.
+/// Adds an empty block at the end of a directory that has no index: what `lost+found` is given beforehand, so
+/// that a checker can put names there without allocating.
 ///
 /// # Errors
-/// `ENOSPC`, `EINVAL` where the directory is hashed; those of the device and the transaction.
+/// - `ENOSPC`, `EINVAL` if the directory is hashed.
+/// - Those of the device and of the transaction.
 pub async fn preallocate_block(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -154,14 +155,16 @@ pub async fn preallocate_block(
     if directory.flags.contains(InodeFlags::INDEX) {
         return Err(Error::posix(Errno::EINVAL, format!("directory {} is hashed", directory.number)));
     }
-    let (_, buffer) = this.append(transaction, directory).await?;
+    let (_, buffer) = this.append(transaction, directory, this.leaf_kind()).await?;
     this.write_leaf(transaction, &buffer, &[])
 }
 
 /// Finds a name. O(log n) in a hashed directory.
 ///
 /// # Errors
-/// `ENAMETOOLONG`, `EINVAL` for what is no name; corrupt; those of the device.
+/// - `ENAMETOOLONG`, `EINVAL` for what is no name.
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device.
 pub async fn lookup(
     info: &SuperblockInfo,
     directory: &Inode,
@@ -176,13 +179,16 @@ pub async fn lookup(
     Ok(located.map(|located| (InodeNumber(located.found.inode), located.found.file_type)))
 }
 
-/// Adds a name that is not there. A linear directory that outgrows one block becomes hashed (`dir_index`). May grow
-/// the directory: changes size, sectors, flags, i_block of `directory`, not its times or links. The caller logs the
-/// inode, *also when an error is returned*.
+/// Adds a name that is not there. A linear directory that outgrows one block becomes hashed (`dir_index`).
+/// May grow the directory: changes size, sectors, flags, i_block of `directory`, not its times or links. The
+/// caller logs the inode, *also when an error is returned*.
 ///
 /// # Errors
-/// `ENAMETOOLONG`, `EINVAL` for what is no name; `ENOSPC`, also where the index is full; `EEXIST` where the name is
-/// found in passing (the caller looks it up first); corrupt; those of the device and the transaction.
+/// - `ENAMETOOLONG`, `EINVAL` for what is no name.
+/// - `ENOSPC`, also if the index is full.
+/// - `EEXIST` if the name is found in passing (the caller looks it up first).
+/// - Corrupt if what is read contradicts itself.
+/// - Those of the device and of the transaction.
 pub async fn add(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -203,7 +209,7 @@ pub async fn add(
     let may_index = if this.indexed {
         match this.add_hashed(transaction, directory, &entry).await? {
             htree::Probe::Done(()) => return Ok(()),
-            // The kernel, too, gives up an index it cannot use, where no checksum says that it was meant so.
+            // The kernel, too, gives up an index it cannot use, if no checksum says that it was meant so.
             htree::Probe::Unusable(problem) if this.layout.checksum_seed.is_some() => {
                 return Err(this.corrupt(directory, 0, problem));
             }
@@ -222,11 +228,14 @@ pub async fn add(
     this.add_linear(transaction, directory, &entry, may_index).await
 }
 
-/// Removes a name and says which inode it named. The directory does not shrink. The caller logs the inode: an inline
-/// directory's names lie in it.
+/// Removes a name and says which inode it named. The directory does not shrink. The caller logs the inode: an
+/// inline directory's names lie in it.
 ///
 /// # Errors
-/// `ENOENT` where it is not there; `EINVAL` for `.` and `..`; as [`lookup`]; those of the transaction.
+/// - `ENOENT` if it is not there.
+/// - `EINVAL` for `.` and `..`.
+/// - As [`lookup`].
+/// - Those of the transaction.
 pub async fn remove(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -244,20 +253,18 @@ pub async fn remove(
     let located = this.locate(directory, name).await?.ok_or_else(|| no_entry(directory, name))?;
     located
         .buffer
-        .modify(transaction, |block| {
-            this.layout.remove(block, &located.found)?;
-            this.layout.set_leaf_checksum(block);
-            Ok(())
-        })?
+        .modify(transaction, |block| this.layout.remove(block, &located.found))?
         .map_err(|problem| this.corrupt_block(directory, &located.buffer, problem))?;
     Ok(InodeNumber(located.found.inode))
 }
 
-/// Makes an existing name (also `..`) point to another inode. The caller logs the directory's inode as well: the names of
-/// an inline one lie in it.
+/// Makes an existing name (also `..`) point to another inode. The caller logs the directory's inode as well:
+/// the names of an inline one lie in it.
 ///
 /// # Errors
-/// `ENOENT` where it is not there; as [`lookup`]; those of the transaction.
+/// - `ENOENT` if it is not there.
+/// - As [`lookup`].
+/// - Those of the transaction.
 pub async fn replace(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -274,11 +281,6 @@ pub async fn replace(
     let located = this.locate(directory, name).await?.ok_or_else(|| no_entry(directory, name))?;
     located.buffer.modify(transaction, |block| {
         this.layout.set_inode(block, located.found.offset, inode.0, file_type);
-        if located.in_root {
-            this.layout.set_index_checksum(block, IndexKind::Root);
-        } else {
-            this.layout.set_leaf_checksum(block);
-        }
     })
 }
 
@@ -290,7 +292,7 @@ struct NewEntry<'a> {
 }
 
 impl Directory<'_> {
-    /// Where `name` lies, through the index where there is one.
+    /// Where `name` lies, through the index if there is one.
     async fn locate(&self, inode: &Inode, name: &[u8]) -> Result<Option<Located>> {
         if matches!(name, b"." | b"..") {
             return self.locate_in_first_block(inode, name).await;

@@ -1,11 +1,11 @@
-//! Listing a directory, in the order of its blocks.
+//! readdir: listing a directory, in the order of its blocks.
 //!
-//! A position is the byte of the directory behind the last entry that was returned. Nothing remembers who is listing:
-//! a position is looked up again each time, at the first entry that starts there or later.
+//! A position is the byte of the directory behind the last entry that was returned. Nothing remembers that a
+//! reader is listing: a position is looked up again each time, at the first entry that starts there or later.
 //!
-//! In a linear directory an entry never moves, so that one that is there all the time is returned exactly once. In a
-//! hashed one, entries move to higher positions only (see the invariant of this room), so that it is returned at least
-//! once, and again where its leaf was split behind the reader.
+//! In a linear directory an entry never moves, so that one that is there all the time is returned exactly
+//! once. In a hashed one, entries move to higher positions only (see the invariant of this room), so that it
+//! is returned at least once, and again if its leaf was split behind the reader.
 
 use std::ops::ControlFlow;
 
@@ -24,18 +24,21 @@ pub struct DirectoryEntry {
     pub name: Vec<u8>,
     /// The inode.
     pub inode: InodeNumber,
-    /// Its type, where the entry tells.
+    /// Its type, if the entry tells.
     pub file_type: Option<FileType>,
     /// Where to go on after this entry: pass to [`read`].
     pub next: u64,
 }
 
-/// Up to `max` entries from `position` on (0: the start), `.` and `..` included, in the order of the blocks; none at
-/// the end. A position stays valid while entries are added and removed: an entry that is there all the time is
-/// returned exactly once in a linear directory, at least once in a hashed one.
+/// Up to `max` entries from `position` on (0: the start), `.` and `..` included, in the order of the blocks;
+/// none at the end. A position stays valid while entries are added and removed: an entry that is there all
+/// the time is returned exactly once in a linear directory, at least once in a hashed one.
 ///
 /// # Errors
-/// Corrupt, also for a name that cannot be one; those of the device. Entries before the damage are returned first.
+/// - Corrupt, also for a name that cannot be one.
+/// - Those of the device.
+///
+/// Entries before the damage are returned first.
 pub async fn read(
     info: &SuperblockInfo,
     directory: &Inode,
@@ -80,10 +83,11 @@ pub async fn read(
     }
 }
 
-/// True when there is nothing but `.` and `..`.
+/// Returns true if there is nothing but `.` and `..`.
 ///
 /// # Errors
-/// Corrupt, also where one of the two is missing; those of the device.
+/// - Corrupt, also if one of the two is missing.
+/// - Those of the device.
 pub async fn is_empty(info: &SuperblockInfo, directory: &Inode) -> Result<bool> {
     let this = Directory::new(info, directory)?;
     if is_inline(directory) {

@@ -1,11 +1,12 @@
-//! Growing a hashed directory: from a linear one, leaf by leaf, node by node, level by level.
+//! Growing an htree (`make_indexed_dir`, `do_split`): from a linear directory, leaf by leaf, node by node,
+//! level by level.
 //!
-//! A full leaf gives the upper half of its hashes to a new block at the end of the directory; what stays is packed
-//! towards the end of the leaf, so that whoever is listing the block still has all of it ahead. A full index block
-//! does the same; a full root hands all its keys to a new node and has one level more.
+//! A full leaf gives the upper half of its hashes to a new block at the end of the directory; what stays is
+//! packed towards the end of the leaf, so that a reader that is listing the block still has all of it ahead.
+//! A full index block does the same; a full root hands all its keys to a new node and has one level more.
 //!
-//! Every step allocates first and changes then, and leaves a directory that is whole: running out of space in the
-//! middle costs at most a split that was not needed.
+//! Every step allocates first and changes then, and leaves a directory that is whole: running out of space in
+//! the middle costs at most a split that was not needed.
 
 use super::blocks::Expect;
 use super::htree::{Frame, Path, Probe};
@@ -18,7 +19,8 @@ use crate::format::hash::{HashVersion, Hasher};
 use crate::format::inode::{Inode, InodeFlags};
 use crate::meta::{Buffer, Transaction};
 
-/// How often an addition may find something else to split: each level of the index twice and the leaf a few times.
+/// How often an addition may find something else to split: each level of the index twice and the leaf a few
+/// times.
 const MAX_SPLITS: u32 = 12;
 
 impl Directory<'_> {
@@ -33,20 +35,19 @@ impl Directory<'_> {
         let parent = first
             .read(|block| self.layout.check_first_leaf(block, inode.number.0))
             .map_err(|problem| self.corrupt_block(inode, &first, problem))?;
-        // As the superblock has it: whether bytes are signed is said there alone, e2fsck knows no other numbers here.
+        // As the superblock has it: whether bytes are signed is said there alone, e2fsck knows no other
+        // numbers here.
         let version = HashVersion::from_byte(self.info.fixed.def_hash_version)
             .ok_or_else(|| Error::Unsupported("the superblock's default directory hash".into()))?;
-        let (leaf, buffer) = self.append(transaction, inode).await?;
+        let (leaf, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
         let image = first.image();
         let names = used_entries(&self.layout, &image).map_err(|problem| self.corrupt(inode, 0, problem))?;
         // The first two are `.` and `..`.
         let rest = names.iter().skip(2).map(content);
         self.fill(transaction, inode, &buffer, |block| self.layout.fill_leaf(block, rest))?;
         first
-            .modify(transaction, |block| {
-                self.layout.make_root(block, inode.number.0, parent, version, leaf)?;
-                self.layout.set_index_checksum(block, IndexKind::Root);
-                Ok(())
+            .modify_as(transaction, self.index_kind(IndexKind::Root), |block| {
+                self.layout.make_root(block, inode.number.0, parent, version, leaf)
             })?
             .map_err(|problem| self.corrupt(inode, 0, problem))?;
         inode.flags.insert(InodeFlags::INDEX);
@@ -86,14 +87,14 @@ impl Directory<'_> {
             >= self.layout.index_limit(frame.kind)
     }
 
-    /// Makes room for one more key above the leaf, one step; `false` where there is room already.
+    /// Makes room for one more key above the leaf, one step; `false` if there is room already.
     async fn split_index(
         &self,
         transaction: &dyn Transaction,
         inode: &mut Inode,
         path: &Path,
     ) -> Result<bool> {
-        // The lowest full block under one that is not full is split; where all are full, the root goes deeper.
+        // The lowest full block under one that is not full is split; if all are full, the root goes deeper.
         let full = path.frames.iter().rev().take_while(|frame| self.is_full(frame)).count();
         let Some(top) = path.frames.len().checked_sub(full) else { return Ok(false) };
         let Some(frame) = path.frames.get(top) else { return Ok(false) };
@@ -112,7 +113,7 @@ impl Directory<'_> {
         frame: &Frame,
         parent: &Frame,
     ) -> Result<()> {
-        let (logical, buffer) = self.append(transaction, inode).await?;
+        let (logical, buffer) = self.append(transaction, inode, self.index_kind(IndexKind::Node)).await?;
         let keys: Vec<Key> = frame.buffer.read(|block| self.layout.index_keys(block, frame.kind).collect());
         let (lower, upper) = keys.split_at(keys.len() / 2);
         let Some(first) = upper.first() else {
@@ -136,7 +137,7 @@ impl Directory<'_> {
             let context = format!("the index of directory {}", inode.number);
             return Err(Error::posix(Errno::ENOSPC, context));
         }
-        let (logical, buffer) = self.append(transaction, inode).await?;
+        let (logical, buffer) = self.append(transaction, inode, self.index_kind(IndexKind::Node)).await?;
         let keys: Vec<Key> = root.buffer.read(|block| self.layout.index_keys(block, root.kind).collect());
         self.write_node(transaction, inode, &buffer, &keys)?;
         let levels = u8::try_from(levels).unwrap_or(u8::MAX);
@@ -144,7 +145,6 @@ impl Directory<'_> {
             .modify(transaction, |block| {
                 self.layout.set_index_keys(block, IndexKind::Root, &[Key { hash: 0, block: logical }])?;
                 self.layout.set_levels(block, levels);
-                self.layout.set_index_checksum(block, IndexKind::Root);
                 Ok(())
             })?
             .map_err(|problem| self.corrupt(inode, 0, problem))
@@ -158,11 +158,7 @@ impl Directory<'_> {
         keys: &[Key],
     ) -> Result<()> {
         buffer
-            .modify(transaction, |block| {
-                self.layout.make_node(block, keys)?;
-                self.layout.set_index_checksum(block, IndexKind::Node);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.make_node(block, keys))?
             .map_err(|problem| self.corrupt_block(inode, buffer, problem))
     }
 
@@ -175,22 +171,14 @@ impl Directory<'_> {
     ) -> Result<()> {
         frame
             .buffer
-            .modify(transaction, |block| {
-                self.layout.set_index_keys(block, frame.kind, keys)?;
-                self.layout.set_index_checksum(block, frame.kind);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.set_index_keys(block, frame.kind, keys))?
             .map_err(|problem| self.corrupt(inode, frame.logical, problem))
     }
 
     fn add_key(&self, transaction: &dyn Transaction, inode: &Inode, frame: &Frame, key: Key) -> Result<()> {
         frame
             .buffer
-            .modify(transaction, |block| {
-                self.layout.insert_index_key(block, frame.kind, frame.at, key)?;
-                self.layout.set_index_checksum(block, frame.kind);
-                Ok(())
-            })?
+            .modify(transaction, |block| self.layout.insert_index_key(block, frame.kind, frame.at, key))?
             .map_err(|problem| self.corrupt(inode, frame.logical, problem))
     }
 
@@ -209,7 +197,7 @@ impl Directory<'_> {
         let Some(split) = Split::choose(&self.layout, &path.hasher, &names) else {
             return Err(self.corrupt(inode, path.leaf, "full with fewer than two names".into()));
         };
-        let (logical, buffer) = self.append(transaction, inode).await?;
+        let (logical, buffer) = self.append(transaction, inode, self.leaf_kind()).await?;
         let side = |upper: bool| {
             names
                 .iter()
@@ -229,13 +217,7 @@ impl Directory<'_> {
         buffer: &Buffer,
         f: impl FnOnce(&mut [u8]) -> Result<(), Problem>,
     ) -> Result<()> {
-        buffer
-            .modify(transaction, |block| {
-                f(block)?;
-                self.layout.set_leaf_checksum(block);
-                Ok(())
-            })?
-            .map_err(|problem| self.corrupt_block(inode, buffer, problem))
+        buffer.modify(transaction, f)?.map_err(|problem| self.corrupt_block(inode, buffer, problem))
     }
 }
 
@@ -249,15 +231,15 @@ fn used_entries<'b>(layout: &Layout, block: &'b [u8]) -> Result<Vec<Entry<'b>>, 
 
 /// Which names of a full leaf go to a new one.
 struct Split {
-    /// The new leaf's key: the least hash that goes, with the lowest bit set where a name with this hash stays.
+    /// The new leaf's key: the least hash that goes, with the lowest bit set if a name with this hash stays.
     hash: u32,
     /// For each name, in the order of the leaf.
     goes: Vec<bool>,
 }
 
 impl Split {
-    /// Half the bytes go, and neither side holds more than half a block where names are so long that this is
-    /// possible; where that makes no cut, half the names go (the rule of the kernel's `do_split`).
+    /// Half the bytes go, and neither side holds more than half a block if names are so long that this is
+    /// possible; if that makes no cut, half the names go (the rule of the kernel's `do_split`).
     fn choose(layout: &Layout, hasher: &Hasher, names: &[Entry<'_>]) -> Option<Self> {
         let mut order: Vec<(u32, usize)> =
             names.iter().enumerate().map(|(at, entry)| (hasher.hash(entry.name).major, at)).collect();

@@ -6,14 +6,15 @@
 //!   cluster on the device   | 40 41 42 43 | 44 45 46 47 | 48 49 50 51 |
 //! ```
 //!
-//! A cluster of the file has one cluster on the device, with every block at its own place in it. Blocks 0 and 1 above are
-//! a hole although their cluster is in use; what is written there later goes to 40 and 41, without an allocation.
+//! A cluster of the file has one cluster on the device, with every block at its own place in it. Blocks 0 and
+//! 1 above are a hole although their cluster is in use; what is written there later goes to 40 and 41,
+//! without an allocation.
 //!
 //! Invariants:
-//! - Where a block of a cluster is mapped, further blocks of it are mapped to the same cluster on the device. Were they
-//!   not, the second cluster would be lost as soon as the first extent is looked at alone.
-//! - A cluster is freed by whoever unmaps its last block. That is read from the tree each time, never carried from one
-//!   step of a truncation to the next: a crash between two steps cannot lose it.
+//! - If a block of a cluster is mapped, further blocks of it are mapped to the same cluster on the device.
+//!   Were they not, the second cluster would be lost as soon as the first extent is looked at alone.
+//! - A cluster is freed by the operation that unmaps its last block. That is read from the tree each time,
+//!   never carried from one step of a truncation to the next: a crash between two steps cannot lose it.
 //!
 //! On file systems without bigalloc nothing here looks at the tree.
 
@@ -34,16 +35,19 @@ pub struct Allocated {
     pub physical: BlockNumber,
     /// How many.
     pub len: u32,
-    /// How many clusters were allocated for them (blocks without bigalloc); 0 where the file has the cluster already.
+    /// How many clusters were allocated for them (blocks without bigalloc); 0 if the file has the cluster
+    /// already.
     pub clusters: u32,
 }
 
-/// Allocates blocks for 1 to `request.len` blocks of `inode` from `logical` on, which are a hole. With bigalloc, what
-/// shares a cluster with mapped blocks gets its place in that cluster, whatever `request` says, and for the rest
-/// [`allocation_goal`] stands in for a goal that is `None`. Map them with [`super::insert`], or [`give_back`] them.
+/// Allocates blocks for 1 to `request.len` blocks of `inode` from `logical` on, which are a hole. With
+/// bigalloc, what shares a cluster with mapped blocks gets its place in that cluster, whatever `request`
+/// says, and for the rest [`allocation_goal`] stands in for a goal that is `None`. Map them with
+/// [`super::insert`], or [`give_back`] them.
 ///
 /// # Errors
-/// As [`allocate_blocks`]; corrupt where the tree is damaged or `logical` is mapped.
+/// - As [`allocate_blocks`].
+/// - Corrupt if the tree is damaged or `logical` is mapped.
 pub async fn allocate(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -115,7 +119,8 @@ pub async fn give_back(
     free_blocks(info, transaction, allocated.physical, u64::from(allocated.len), metadata).await
 }
 
-/// Whether a block of the cluster of the file that holds `logical` is mapped. Without bigalloc: that block.
+/// Returns true if a block of the cluster of the file that holds `logical` is mapped. Without bigalloc: that
+/// block.
 ///
 /// # Errors
 /// As [`super::lookup`].
@@ -132,7 +137,8 @@ fn touched(info: &SuperblockInfo, extent: &Extent) -> Range<u64> {
     extent.physical.0 >> bits..(extent.physical.0 + u64::from(extent.len)).div_ceil(1 << bits)
 }
 
-/// What of the file's clusters at the two ends of `range` is mapped outside of it: the clusters on the device.
+/// What of the file's clusters at the two ends of `range` is mapped outside of it: the clusters on the
+/// device.
 async fn kept_at_ends(
     info: &SuperblockInfo,
     inode: &Inode,
@@ -166,8 +172,8 @@ pub(super) async fn added_sectors(info: &SuperblockInfo, inode: &Inode, extent: 
     Ok(new.iter().map(|run| run.end - run.start).sum::<u64>() * info.cluster_sectors())
 }
 
-/// Which clusters nobody uses when `parts`, from the back of the file to its front and with nothing mapped between them,
-/// are unmapped; as runs of blocks. Called before that.
+/// Which clusters are out of use when `parts`, from the back of the file to its front and with nothing mapped
+/// between them, are unmapped; as runs of blocks. Called before that.
 pub(super) async fn unused_without(
     info: &SuperblockInfo,
     inode: &Inode,

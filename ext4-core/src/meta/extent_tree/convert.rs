@@ -1,4 +1,5 @@
-//! Unwritten extents become written when their data is on the device, and written ones unwritten when a range is zeroed.
+//! Unwritten extents become written when their data is on the device, and written ones unwritten when a range
+//! is zeroed.
 //!
 //! ```text
 //!   before   [ unwritten                    ]        [ written ][ unwritten           ]
@@ -23,15 +24,17 @@ pub enum Conversion {
     ToUnwritten,
 }
 
-/// Makes the unwritten blocks among `logical..logical + len` written; splits and merges. Holes are left alone;
-/// written ones are fine.
+/// Makes the unwritten blocks among `logical..logical + len` written; splits and merges. Holes are left
+/// alone; written ones are fine.
 ///
-/// [`crate::meta::credits::EXTENT`] credits are enough for a range that is one piece on the device: it lies in few
-/// extents, of which only the two at its ends can need a split. For other ranges there is [`convert_step`].
+/// [`crate::meta::credits::EXTENT`] credits are enough for a range that is one piece on the device: it lies
+/// in few extents, of which only the two at its ends can need a split. For other ranges there is
+/// [`convert_step`].
 ///
 /// # Errors
-/// `ENOSPC` where a split needs a node and there is no block for it: that extent, and those behind it, are as they
-/// were; those before it are converted, and the inode must be logged as after a success. `ENOSPC` too where the range has so many pieces that the transaction has no room for them.
+/// - `ENOSPC` if a split needs a node and there is no block for it: that extent, and those behind it, are as
+///   they were. Those before it are converted, and the inode must be logged as after a success.
+/// - `ENOSPC` too if the range has so many pieces that the transaction has no room for them.
 pub async fn convert_to_written(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -73,8 +76,8 @@ async fn convert(
     }
 }
 
-/// Converts blocks of `logical..logical + len` from the front on, as far as the transaction's credits reach: a call
-/// with the same range goes on where this one stopped.
+/// Converts blocks of `logical..logical + len` from the front on, as far as the transaction's credits reach:
+/// a call with the same range goes on where this one stopped.
 ///
 /// # Errors
 /// As [`convert_to_written`], but for the room in the transaction.
@@ -130,8 +133,8 @@ struct Replacement {
 }
 
 impl Replacement {
-    /// `part` of `extent`, the leaf's number `at`, changes its state. What is left of the extent stays; the part joins
-    /// the neighbours that it can.
+    /// `part` of `extent`, the leaf's number `at`, changes its state. What is left of the extent stays; the
+    /// part joins the neighbours that it can.
     fn new(edit: &Edit<'_>, at: usize, extent: &Extent, part: &Extent, unwritten: bool) -> Result<Self> {
         let left = extent.part(extent.logical, part.logical);
         let right = extent.part(part.end(), extent.end());

@@ -1,24 +1,25 @@
-//! The one primitive under every change of a tree: replace some extents of a leaf by others. Where they do not fit,
-//! nodes are split from the leaf up to the first that has room, or the root moves down into a block and the tree
-//! becomes one level deeper.
+//! Changes of an extent tree, all by one primitive: replace some extents of a leaf by others. If they do not
+//! fit, nodes are split from the leaf up to the first that has room, or the root moves down into a block and
+//! the tree becomes one level deeper.
 //!
-//! Invariant: all blocks that a change needs are allocated first ([`Edit::allocate`]); what follows does not wait. An
-//! allocation that fails gives back what it got.
+//! Invariant: all blocks that a change needs are allocated first ([`Edit::allocate`]); what follows does not
+//! wait. An allocation that fails gives back what it got.
 //!
-//! Splitting: a leaf that is appended to stays full and the new one starts with what is new, so that a file written from
-//! front to back has full leaves; any other is cut in the middle.
+//! Splitting: a leaf that is appended to stays full and the new one starts with what is new, so that a file
+//! written from front to back has full leaves; any other is cut in the middle.
 //!
-//! Credits of one replacement in a tree of depth d: d + 1 nodes that change, and for each of up to d + 1 new nodes the
-//! node, and bitmap and descriptor of its group: 4 (d + 1) in all, plus the inode ([`replace_credits`]).
+//! Credits of one replacement in a tree of depth d: d + 1 nodes that change, and for each of up to d + 1 new
+//! nodes the node, and bitmap and descriptor of its group: 4 (d + 1) in all, plus the inode
+//! ([`replace_credits`]).
 
 use super::path::{self, Level};
 use crate::error::{Errno, Error, Result};
 use crate::format::extent::{
     Entry, Extent, IndexEntry, MAX_DEPTH, Node, NodeMut, NodeRange, ROOT_ENTRIES, block_entries,
 };
-use crate::format::inode::{Inode, inode_seed};
+use crate::format::inode::Inode;
 use crate::meta::block_allocator::{self, AllocationRequest};
-use crate::meta::{SuperblockInfo, Transaction};
+use crate::meta::{BlockKind, SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, LogicalBlock};
 
 /// The fewest entries a node must have room for before it is split: one extent becomes up to four.
@@ -31,7 +32,6 @@ pub(super) struct Edit<'a> {
     pub inode: &'a mut Inode,
     /// From the root to the leaf; never empty.
     pub levels: Vec<Level>,
-    seed: Option<u32>,
 }
 
 /// What one [`Edit::replace`] may cost in a tree of `depth` levels below the root.
@@ -39,7 +39,7 @@ pub(super) fn replace_credits(depth: usize) -> u32 {
     u32::try_from(depth).unwrap_or(u32::from(MAX_DEPTH)).min(u32::from(MAX_DEPTH)) * 4 + 4 + 1
 }
 
-/// True where `transaction` has `credits` left, or could get more.
+/// Returns true if `transaction` has `credits` left, or could get more.
 pub(super) fn has_credits(transaction: &dyn Transaction, credits: u32) -> Result<bool> {
     Ok(transaction.credits() >= credits || transaction.extend(credits)?)
 }
@@ -53,11 +53,7 @@ impl<'a> Edit<'a> {
         logical: LogicalBlock,
     ) -> Result<Self> {
         let levels = path::find(info, inode, logical).await?;
-        let seed = info
-            .features()
-            .metadata_csum()
-            .then(|| inode_seed(info.checksum_seed(), inode.number, inode.generation));
-        Ok(Self { info, transaction, inode, levels, seed })
+        Ok(Self { info, transaction, inode, levels })
     }
 
     /// Levels below the root.
@@ -80,27 +76,21 @@ impl<'a> Edit<'a> {
         self.info.cluster_sectors() * nodes as u64
     }
 
-    /// Changes the node of `level`, checksum and all.
+    /// Changes the node of `level`.
     fn modify(&mut self, level: usize, f: impl FnOnce(&mut NodeMut<'_>)) -> Result<()> {
-        let seed = self.seed;
         match &self.levels[level].buffer {
             None => f(&mut NodeMut::new(&mut self.inode.i_block)),
-            Some(buffer) => buffer.modify(self.transaction, |bytes| {
-                let mut node = NodeMut::new(bytes);
-                f(&mut node);
-                if let Some(seed) = seed {
-                    node.set_checksum(seed);
-                }
-            })?,
+            Some(buffer) => buffer.modify(self.transaction, |bytes| f(&mut NodeMut::new(bytes)))?,
         }
         Ok(())
     }
 
-    /// Replaces extents `at..at + removed` of the leaf by `new`, which keep its order. The leaf must not end up empty:
-    /// for that there is [`Edit::drop_leaf`]. Stands at the leaf that holds the first of `new` afterwards.
+    /// Replaces extents `at..at + removed` of the leaf by `new`, which keep its order. The leaf must not end
+    /// up empty: for that there is [`Edit::drop_leaf`]. Stands at the leaf that holds the first of `new`
+    /// afterwards.
     ///
     /// # Errors
-    /// `ENOSPC` where a node is needed and there is no block for it: nothing was changed.
+    /// `ENOSPC` if a node is needed and there is no block for it: nothing was changed.
     pub async fn replace(&mut self, at: usize, removed: usize, new: &[Extent]) -> Result<()> {
         let depth = self.depth();
         self.levels[depth].at = at;
@@ -200,15 +190,13 @@ impl<'a> Edit<'a> {
 
     /// A new node in `block` with `entries`.
     fn create(&self, block: BlockNumber, depth: u16, entries: &[Entry]) -> Result<crate::meta::Buffer> {
-        let buffer = self.info.cache.create(self.transaction, block)?;
+        let kind = BlockKind::ExtentNode(self.info.owner(self.inode));
+        let buffer = self.info.cache.create(self.transaction, block, kind)?;
         let max = block_entries(self.info.block_size().len());
         buffer.modify(self.transaction, |bytes| {
             let mut node = NodeMut::new(bytes);
             node.initialize(depth, max);
             node.replace(0, 0, entries);
-            if let Some(seed) = self.seed {
-                node.set_checksum(seed);
-            }
         })?;
         Ok(buffer)
     }
@@ -232,8 +220,8 @@ impl<'a> Edit<'a> {
         Ok(())
     }
 
-    /// Moves the upper part of the node of `level`, which is full, into `block`, and stands at the half in which the
-    /// change goes on. Its parent has room.
+    /// Moves the upper part of the node of `level`, which is full, into `block`, and stands at the half in
+    /// which the change goes on. Its parent has room.
     fn split(&mut self, level: usize, block: BlockNumber, removed: usize, new: &[Extent]) -> Result<()> {
         let is_leaf = level == self.depth();
         let Level { at, count, .. } = self.levels[level];
@@ -270,8 +258,8 @@ impl<'a> Edit<'a> {
         Ok(())
     }
 
-    /// Takes the leaf, of which every extent is gone, out of the tree, and the nodes above that become empty; an empty
-    /// tree has depth 0. Gives the blocks that are to be freed.
+    /// Takes the leaf, of which every extent is gone, out of the tree, and the nodes above that become empty;
+    /// an empty tree has depth 0. Gives the blocks that are to be freed.
     pub fn drop_leaf(&mut self) -> Result<Vec<BlockNumber>> {
         let mut freed = Vec::new();
         let mut level = self.depth();
@@ -306,8 +294,8 @@ fn first_logical(node: Node<'_>) -> Option<LogicalBlock> {
     node.entries().first().map(crate::format::extent::entry_logical)
 }
 
-/// Pulls the root's only child up into the root while it fits there. It saves a block, and is left undone where that
-/// would need credits that are not there.
+/// Pulls the root's only child up into the root while it fits there. It saves a block, and is left undone if
+/// that would need credits that are not there.
 pub(super) async fn collapse(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

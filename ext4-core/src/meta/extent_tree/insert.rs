@@ -1,4 +1,4 @@
-//! Mapping blocks that were a hole.
+//! Extent insertion (`ext4_ext_insert_extent`): mapping blocks that were a hole.
 
 use super::edit::Edit;
 use super::{check_range, cluster};
@@ -8,14 +8,15 @@ use crate::format::inode::Inode;
 use crate::meta::{SuperblockInfo, Transaction};
 use crate::types::{BlockNumber, LogicalBlock};
 
-/// Maps `len` blocks at `logical`, which are a hole, to `physical`. Merges with neighbours, allocates and splits nodes.
-/// Adds what nodes take, and `len` blocks (with bigalloc the clusters that the file did not have), to `inode.sectors`. `len` at most 32,768 (32,767 unwritten).
+/// Maps `len` blocks at `logical`, which are a hole, to `physical`. Merges with neighbours, allocates and
+/// splits nodes. Adds what nodes take, and `len` blocks (with bigalloc the clusters that the file did not
+/// have), to `inode.sectors`. `len` at most 32,768 (32,767 unwritten).
 ///
 /// Needs at most [`crate::meta::credits::EXTENT`] credits.
 ///
 /// # Errors
-/// `ENOSPC` where a node is needed and there is no block for it, `EINVAL` for a wrong length, corrupt where something is
-/// mapped there already: the tree is as it was.
+/// `ENOSPC` if a node is needed and there is no block for it, `EINVAL` for a wrong length, corrupt if
+/// something is mapped there already: the tree is as it was.
 pub async fn insert(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

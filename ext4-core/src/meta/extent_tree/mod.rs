@@ -11,23 +11,24 @@
 //! | file | what |
 //! |---|---|
 //! | `path` | the way from the root to the leaf of a logical block, each node verified |
-//! | `edit` | the one primitive under every change: replace some extents of a leaf by others; splits, growth, keys |
+//! | `edit` | the primitive of every change: replace some extents of a leaf by others; splits, growth |
 //! | `insert`, `convert`, `remove` | what replaces what |
 //! | `shift` | extents move along the file |
-//! | `cluster` | blocks for a hole; with bigalloc, who else uses a cluster |
+//! | `cluster` | blocks for a hole; with bigalloc, what else uses a cluster |
 //!
 //! Invariants:
-//! - Depth falls by one at each level and the logical ranges of children nest in that of their parent; it is checked on
-//!   every visit, so a damaged tree ends a walk with an error and never with a loop.
-//! - A node's first entry and its parent's key are the same number (the kernel refuses a tree where they differ).
-//! - Blocks for new nodes are allocated before anything is changed; from there on a change does not wait and takes no
-//!   memory from the device. So `ENOSPC` leaves the tree as it was.
-//! - A leaf stops naming blocks before the blocks are freed. Were it the other way round, an error between the two
-//!   would leave blocks that belong to a file and may be given to another.
+//! - Depth falls by one at each level and the logical ranges of children nest in that of their parent; it is
+//!   checked on every visit, so a damaged tree ends a walk with an error and never with a loop.
+//! - A node's first entry and its parent's key are the same number (the kernel refuses a tree in which they
+//!   differ).
+//! - Blocks for new nodes are allocated before anything is changed; from there on a change does not wait and
+//!   takes no memory from the device. So `ENOSPC` leaves the tree as it was.
+//! - A leaf stops naming blocks before the blocks are freed. Were it the other way round, an error between
+//!   the two would leave blocks that belong to a file and may be given to another.
 //!
-//! Locks: the caller holds the inode's `i_data_sem` (for writing to change something). Nothing here restarts a
-//! transaction: that waits for a commit, which waits for other handles, which may wait for this very lock. Where
-//! credits run out the caller is told.
+//! Locks: the caller holds the inode's `i_data_sem` (for writing to change something). Nothing here restarts
+//! a transaction: that waits for a commit, which waits for other handles, which may wait for this very lock.
+//! If credits run out the caller is told.
 
 mod cluster;
 mod convert;
@@ -77,7 +78,8 @@ pub struct Mapping {
 pub enum Removal {
     /// Nothing is mapped in the range any more.
     Done,
-    /// The transaction's credits ran low: log the inode, restart the transaction, call again with the same range.
+    /// The transaction's credits ran low: log the inode, go on in another handle, call again with the same
+    /// range.
     More,
 }
 
@@ -90,7 +92,9 @@ pub fn initialize(inode: &mut Inode) {
 /// What lies at `logical` of an extent-mapped inode. The answer starts at `logical` exactly.
 ///
 /// # Errors
-/// Corrupt where a node on the way is damaged; `EFBIG` past the last logical block; the device's.
+/// - Corrupt if a node on the way is damaged.
+/// - `EFBIG` past the last logical block.
+/// - Those of the device.
 pub async fn lookup(info: &SuperblockInfo, inode: &Inode, logical: LogicalBlock) -> Result<Mapping> {
     let place = path::locate(info, inode, logical).await?;
     if let Some(extent) = place.before.filter(|extent| extent.end() > logical) {
@@ -109,8 +113,8 @@ fn mapping(extent: &Extent, logical: LogicalBlock) -> Mapping {
     Mapping { logical, len: extent.len.saturating_sub(skipped), state }
 }
 
-/// The first extent that ends behind `from`: covers it, or else is the next one. `None` behind the last extent. A walk
-/// over a file asks again with [`Extent::end`].
+/// The first extent that ends behind `from`: covers it, or else is the next one. `None` behind the last
+/// extent. A walk over a file asks again with [`Extent::end`].
 ///
 /// # Errors
 /// As [`lookup`].
@@ -127,9 +131,9 @@ pub async fn next_extent(info: &SuperblockInfo, inode: &Inode, from: LogicalBloc
     Ok(None)
 }
 
-/// Where block allocation for `logical` should start looking: as far behind the extent before it as `logical` is in the
-/// file, so that a file that is filled out of order ends up in order; or in front of the one after it. `None` for an
-/// empty file.
+/// Where block allocation for `logical` should start looking: as far behind the extent before it as `logical`
+/// is in the file, so that a file that is filled out of order ends up in order; or in front of the one after
+/// it. `None` for an empty file.
 ///
 /// # Errors
 /// As [`lookup`].
@@ -160,7 +164,8 @@ pub async fn node_blocks(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<Blo
     path::node_blocks(info, inode).await
 }
 
-/// Blocks of directories and symlinks are metadata: they went through the journal, so their release must be revoked.
+/// Blocks of directories and symlinks are metadata: they went through the journal, so their release must be
+/// revoked.
 pub(super) fn holds_metadata(inode: &Inode) -> bool {
     matches!(inode.file_type(), Some(FileType::Directory | FileType::Symlink))
         || inode.flags.intersects(InodeFlags::EA_INODE | InodeFlags::JOURNAL_DATA)

@@ -1,21 +1,23 @@
-//! The way from the root to the leaf of a logical block.
+//! Paths in an extent tree (`ext4_find_extent`): from the root to the leaf of a logical block.
 //!
-//! Invariant: every node is verified when it is read (magic, checksum, order, ranges on the device), and its depth and
-//! place are checked again on each visit, because a damaged tree may reach a good node of another file.
+//! Invariant: every node is verified when it is read (magic, checksum, order, ranges on the device), and its
+//! depth and place are checked again on each visit, because a damaged tree may reach a good node of another
+//! file.
 
 use crate::error::{Error, Result};
 use crate::format::extent::{
     Extent, IndexEntry, MAX_DEPTH, Node, NodeRange, ROOT_ENTRIES, block_entries, checksums,
 };
-use crate::format::inode::{Inode, inode_seed};
-use crate::meta::{BlockKind, Buffer, SuperblockInfo};
+use crate::format::inode::Inode;
+use crate::meta::{BlockKind, Buffer, Owner, SuperblockInfo, Verifier};
 use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 
 /// One node on the way.
 pub(super) struct Level {
     /// The node's block; `None` for the root.
     pub buffer: Option<Buffer>,
-    /// Above the leaf: the entry taken. In the leaf: how many extents start at or before the block looked for.
+    /// Above the leaf: the entry taken. In the leaf: how many extents start at or before the block looked
+    /// for.
     pub at: usize,
     /// How many entries the node has.
     pub count: usize,
@@ -83,16 +85,34 @@ pub(super) async fn read_node(
     depth: u16,
     range: &NodeRange,
 ) -> Result<Buffer> {
-    let number = inode.number;
-    let verify = |bytes: &[u8]| {
-        let fail = |problem: String| damaged(number, Some(block), problem);
+    let buffer =
+        info.cache.read(block, &NodeVerifier { info, owner: info.owner(inode), depth, range }).await?;
+    look(inode, Some(&buffer), |node| node.verify_place(depth, range))?
+        .map_err(|problem| damaged(inode.number, Some(block), problem))?;
+    Ok(buffer)
+}
+
+/// The verifier of a node in a block: everything that the node, its parent and its inode say of it.
+struct NodeVerifier<'a> {
+    info: &'a SuperblockInfo,
+    owner: Owner,
+    depth: u16,
+    range: &'a NodeRange,
+}
+
+impl Verifier for NodeVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::ExtentNode(self.owner)
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let fail = |problem: String| damaged(self.owner.inode, Some(block), problem);
         let node = Node::new(bytes).ok_or_else(|| fail("no room for a header".to_owned()))?;
-        node.verify(block_entries(bytes.len()), depth, range, |first, count| {
-            info.is_data_range(first, count)
+        node.verify(block_entries(bytes.len()), self.depth, self.range, |first, count| {
+            self.info.is_data_range(first, count)
         })
         .map_err(fail)?;
-        if info.features().metadata_csum() {
-            let seed = inode_seed(info.checksum_seed(), number, inode.generation);
+        if let Some(seed) = self.owner.checksum_seed() {
             let (found, expected) =
                 checksums(bytes, seed).ok_or_else(|| fail("no room for a checksum".to_owned()))?;
             if found != expected {
@@ -100,11 +120,7 @@ pub(super) async fn read_node(
             }
         }
         Ok(())
-    };
-    let buffer = info.cache.read(block, BlockKind::ExtentNode, verify).await?;
-    look(inode, Some(&buffer), |node| node.verify_place(depth, range))?
-        .map_err(|problem| damaged(number, Some(block), problem))?;
-    Ok(buffer)
+    }
 }
 
 /// Walks from the root to the leaf of `logical` and shows each node to `visit`.
@@ -170,8 +186,8 @@ pub(super) async fn locate(info: &SuperblockInfo, inode: &Inode, logical: Logica
 
 /// The node blocks of the tree, level by level.
 ///
-/// Bounded by the tree itself: within a level the keys of the nodes rise, and a node starts at its key, so that no node
-/// is met twice.
+/// Bounded by the tree itself: within a level the keys of the nodes rise, and a node starts at its key, so
+/// that no node is met twice.
 pub(super) async fn node_blocks(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<BlockNumber>> {
     let mut depth = root_depth(info, inode)?;
     let mut blocks = Vec::new();

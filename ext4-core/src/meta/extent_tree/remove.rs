@@ -1,7 +1,8 @@
-//! Unmapping and freeing blocks, from the end of a range to its start.
+//! Extent removal (`ext4_ext_remove_space`): unmapping and freeing blocks, from the end of a range to its
+//! start.
 //!
-//! Invariant: whenever a step ends the tree is whole, and what is left of the range is its front: an interrupted
-//! truncation is resumed by asking for the same range again.
+//! Invariant: whenever a step ends the tree is whole, and what is left of the range is its front: an
+//! interrupted truncation is resumed by asking for the same range again.
 
 use super::edit::{Edit, collapse, has_credits, replace_credits};
 use super::{Removal, cluster, holds_metadata};
@@ -11,14 +12,17 @@ use crate::format::inode::Inode;
 use crate::meta::{SuperblockInfo, Transaction, block_allocator, inode_table};
 use crate::types::{BlockNumber, GroupNumber, LogicalBlock};
 
-/// Unmaps the blocks of `first..=last` and frees them, with bigalloc the clusters of which nothing is mapped any more, from the end of the range towards its start, so that an interrupted
-/// truncation can be resumed. Frees emptied nodes. Takes what it freed off `inode.sectors`.
+/// Unmaps the blocks of `first..=last` and frees them, with bigalloc the clusters of which nothing is mapped
+/// any more, from the end of the range towards its start, so that an interrupted truncation can be resumed.
+/// Frees emptied nodes. Takes what it freed off `inode.sectors`.
 ///
-/// Works with [`crate::meta::credits::FREE_STEP`] credits and asks for more as long as the transaction has room.
+/// Works with [`crate::meta::credits::FREE_STEP`] credits and asks for more as long as the transaction has
+/// room.
 ///
 /// # Errors
-/// Where something was changed before, the inode has been logged: blocks that it no longer names may be free already.
-/// `ENOSPC` where a hole in the middle of an extent needs a node and there is no block for it; corrupt; the device's.
+/// If something was changed before, the inode has been logged: blocks that it no longer names may be free
+/// already. `ENOSPC` if a hole in the middle of an extent needs a node and there is no block for it; corrupt;
+/// the device's.
 pub async fn remove(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -118,8 +122,8 @@ async fn step(edit: &mut Edit<'_>, first: LogicalBlock, end: LogicalBlock) -> Re
     Ok(Step::Freed)
 }
 
-/// The nodes on the way, which change or are freed (their groups' bitmaps and descriptors), the inode, bitmap and
-/// descriptor of each group of data; for a hole in the middle of an extent, a split.
+/// The nodes on the way, which change or are freed (their groups' bitmaps and descriptors), the inode, bitmap
+/// and descriptor of each group of data; for a hole in the middle of an extent, a split.
 fn credits(edit: &Edit<'_>, groups: &Groups, splits: bool) -> u32 {
     let depth = u32::try_from(edit.depth()).unwrap_or(u32::MAX);
     let nodes = depth.saturating_mul(3).saturating_add(1);
@@ -161,8 +165,8 @@ async fn free(edit: &mut Edit<'_>, parts: &[Extent]) -> Result<()> {
     Ok(())
 }
 
-/// Frees what `parts`, which are unmapped now, leave `unused`. All of their blocks are forgotten: the rest of a cluster may
-/// be freed by a later step, which does not know of them.
+/// Frees what `parts`, which are unmapped now, leave `unused`. All of their blocks are forgotten: the rest of
+/// a cluster may be freed by a later step, which does not know of them.
 async fn free_clusters(edit: &mut Edit<'_>, parts: &[Extent], unused: &[(BlockNumber, u64)]) -> Result<()> {
     if holds_metadata(edit.inode) {
         for part in parts {

@@ -1,14 +1,16 @@
-//! Moving extents along the file: towards its start over a range that was taken out (collapse), towards its end to make
-//! room (insert). Only the logical blocks of extents change; no block is allocated but for the one split.
+//! Collapse range and insert range move extents along the file: towards its start over a range that was taken
+//! out (collapse), towards its end to make room (insert). Only the logical blocks of extents change; no block
+//! is allocated but for the one split.
 //!
 //! ```text
-//!   left    [ a ][ hole ][ b ][ c ]  →  [ a ][ b ][ hole ][ c ]  →  [ a ][ b ][ c ]      from the front to the back
-//!   right   [ a ][ b ][ c ]          →  [ a ][ b ][ hole ][ c ]  →  [ a ][ hole ][ b ][ c ]   from the back to the front
+//!   left    [ a ][ hole ][ b ][ c ]  →  [ a ][ b ][ hole ][ c ]  →  [ a ][ b ][ c ]  front to back
+//!   right   [ a ][ b ][ c ]          →  [ a ][ b ][ hole ][ c ]  →  [ a ][ hole ][ b ][ c ]  back to front
 //! ```
 //!
-//! Invariant: a step moves all extents of one leaf, in one change of that leaf and of the keys above it, into a hole
-//! that is as long as the way they go. So after every step the tree is whole, and a transaction may end there: what a
-//! crash shows then is a file with the hole somewhere between its place before and its place afterwards.
+//! Invariant: a step moves all extents of one leaf, in one change of that leaf and of the keys above it, into
+//! a hole that is as long as the way they go. So after every step the tree is whole, and a transaction may
+//! end there: what a crash shows then is a file with the hole somewhere between its place before and its
+//! place afterwards.
 
 use super::edit::{Edit, has_credits};
 use super::path;
@@ -27,15 +29,17 @@ pub enum Shift {
     More(LogicalBlock),
 }
 
-/// Moves every extent that starts at `from` or behind it `by` blocks towards the start of the file. The `by` blocks in
-/// front of `from` are a hole. Goes on, after [`Shift::More`], with the block it names as `from`.
+/// Moves every extent that starts at `from` or behind it `by` blocks towards the start of the file. The `by`
+/// blocks in front of `from` are a hole. Goes on, after [`Shift::More`], with the block it names as `from`.
 ///
-/// Changes one leaf and the nodes above it per step: works with [`crate::meta::credits::EXTENT`] credits and asks for
-/// more as long as the transaction has room.
+/// Changes one leaf and the nodes above it per step: works with [`crate::meta::credits::EXTENT`] credits and
+/// asks for more as long as the transaction has room.
 ///
 /// # Errors
-/// `EINVAL` where something is mapped in front of `from`, corrupt where the tree is damaged; those of the device. The
-/// tree is whole then.
+/// - `EINVAL` if something is mapped in front of `from`, corrupt if the tree is damaged.
+/// - Those of the device.
+///
+/// The tree is whole then.
 pub async fn shift_left(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -66,7 +70,7 @@ pub async fn shift_left(
             if before.zip(moved.first()).is_some_and(|(before, first)| before.end() > first.logical) {
                 return Err(occupied(&edit, from));
             }
-            // Where the way was cut open once and is closed again, two extents become one.
+            // If the way was cut open once and is closed again, two extents become one.
             match before.zip(moved.first()).and_then(|(before, first)| before.merged(first)) {
                 Some(merged) => {
                     moved[0] = merged;
@@ -81,12 +85,13 @@ pub async fn shift_left(
     Ok(Shift::Done)
 }
 
-/// Cuts the extent that reaches over `at` in two, so that [`shift_right`] can begin there. Nothing where none does.
+/// Cuts the extent that reaches over `at` in two, so that [`shift_right`] can begin there. Nothing if none
+/// does.
 ///
 /// [`crate::meta::credits::EXTENT`] credits are enough.
 ///
 /// # Errors
-/// `ENOSPC` where a node is needed and there is no block for it: nothing was changed. Those of the device.
+/// `ENOSPC` if a node is needed and there is no block for it: nothing was changed. Those of the device.
 pub async fn split_at(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -103,15 +108,17 @@ pub async fn split_at(
     Ok(())
 }
 
-/// Moves every extent that starts at `start` or behind it, and before `limit`, `by` blocks towards the end of the file,
-/// the last ones first. No extent reaches over `start` ([`split_at`]). Begins with the end of all files as `limit`, and
-/// goes on, after [`Shift::More`], with the block it names.
+/// Moves every extent that starts at `start` or behind it, and before `limit`, `by` blocks towards the end of
+/// the file, the last ones first. No extent reaches over `start` ([`split_at`]). Begins with the end of all
+/// files as `limit`, and goes on, after [`Shift::More`], with the block it names.
 ///
 /// Credits as for [`shift_left`].
 ///
 /// # Errors
-/// `EFBIG` where an extent would lie past the last block a file can have, corrupt where the tree is damaged; those of
-/// the device. The tree is whole then.
+/// - `EFBIG` if an extent would lie past the last block a file can have, corrupt if the tree is damaged.
+/// - Those of the device.
+///
+/// The tree is whole then.
 pub async fn shift_right(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,

@@ -1,20 +1,20 @@
-//! The inodes a new file system has: the reserved ones, the root directory, lost+found, the resize inode, the journal,
-//! the orphan file.
+//! The inodes a new file system has: the reserved ones, the root directory, lost+found, the resize inode, the
+//! journal, the orphan file.
 
 use std::ops::Range;
 
+use super::maker::Maker;
 use super::plan::Plan;
-use super::write::Maker;
 use super::{JournalSuperblock, MkfsOptions};
-use crate::checksum::crc32c;
 use crate::error::{Errno, Error, Result};
 use crate::format::features::Compat;
 use crate::format::inode::{FileType, Inode};
+use crate::format::orphan_file;
 use crate::format::superblock::Superblock;
 use crate::meta::block_allocator::{AllocationRequest, allocate_blocks};
 use crate::meta::inline_data::is_inline;
 use crate::meta::inode_allocator::allocate_inode;
-use crate::meta::{directory, inode_table, journal_inode};
+use crate::meta::{BlockKind, directory, inode_table, journal_inode};
 use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
 
 /// Bytes that lost+found is given beforehand. Source: mke2fs, `create_lost_and_found`.
@@ -25,10 +25,6 @@ const MOST_LOST_AND_FOUND_BLOCKS: u64 = 12;
 const DOUBLE_INDIRECT: Range<usize> = 13 * 4..14 * 4;
 /// The direct pointers of an inode.
 const DIRECT_POINTERS: u64 = 12;
-/// The magic at the end of an orphan file's blocks. Source: kernel documentation, "Orphan file".
-const ORPHAN_BLOCK_MAGIC: u32 = 0x0b10_ca04;
-/// Magic and checksum at the end of an orphan file's blocks.
-const ORPHAN_TAIL: usize = 8;
 
 /// Blocks of extent nodes that mapping journal and orphan file may take, generously.
 const EXTENT_NODES: u64 = 2;
@@ -153,6 +149,7 @@ impl Maker<'_> {
                 .map(u32::to_le_bytes)
                 .map_err(|_| Error::posix(Errno::EINVAL, "the resize inode cannot hold 64-bit block numbers"))
         };
+        let kind = BlockKind::Indirect(InodeNumber::RESIZE);
         let mut double_content = vec![0; info.block_size().len()];
         for at in table..table + reserved {
             let slot = (at % pointers) as usize * 4;
@@ -161,10 +158,10 @@ impl Maker<'_> {
             for group in &backups {
                 copies.extend(pointer(info.group_first_block(*group).0 + 1 + at)?);
             }
-            let buffer = info.cache.create(transaction, BlockNumber(first + at))?;
+            let buffer = info.cache.create(transaction, BlockNumber(first + at), kind)?;
             buffer.modify(transaction, |bytes| bytes[..copies.len()].copy_from_slice(&copies))?;
         }
-        let buffer = info.cache.create(transaction, double)?;
+        let buffer = info.cache.create(transaction, double, kind)?;
         buffer.modify(transaction, |bytes| bytes.copy_from_slice(&double_content))?;
         let mut inode = self.new_inode(InodeNumber::RESIZE, FileType::Regular, 0o600);
         inode.links_count = 1;
@@ -193,18 +190,11 @@ impl Maker<'_> {
         let mut inode = self.new_inode(number, FileType::Regular, 0o600);
         let runs =
             journal_inode::fill(info, transaction, &mut inode, self.plan.orphan_file_blocks, None).await?;
-        let seed = inode.checksum_seed(info.checksum_seed());
+        let kind = BlockKind::OrphanFile { seed: info.owner(&inode).checksum_seed() };
         for (first, len) in runs {
             for block in (0..u64::from(len)).map(|at| first.offset(at)) {
-                let buffer = info.cache.create(transaction, block)?;
-                buffer.modify(transaction, |bytes| {
-                    let tail = bytes.len() - ORPHAN_TAIL;
-                    bytes[tail..tail + 4].copy_from_slice(&ORPHAN_BLOCK_MAGIC.to_le_bytes());
-                    if info.features().metadata_csum() {
-                        let sum = crc32c(crc32c(seed, &block.0.to_le_bytes()), &bytes[..tail]);
-                        bytes[tail + 4..].copy_from_slice(&sum.to_le_bytes());
-                    }
-                })?;
+                let buffer = info.cache.create(transaction, block, kind)?;
+                buffer.modify(transaction, orphan_file::fill_empty)?;
             }
         }
         self.write_inode(&inode).await?;

@@ -1,13 +1,15 @@
-//! Where bitmaps and inode tables lie.
+//! The layout that mkfs gives: where bitmaps and inode tables lie.
 //!
 //! ```text
-//!   flex group:  │ super gdt reserved │ block bitmaps │ inode bitmaps │ inode tables │ data … │ next groups …
+//!   flex group:  │ super gdt reserved │ block bitmaps │ inode bitmaps │ inode tables │ data … │ next …
 //! ```
 //!
-//! With flex_bg the metadata of 16 groups lies together from the first group's start on, passing by the superblock
-//! copies of the groups it reaches into; without, each group has its own behind its superblock copy.
+//! With flex_bg the metadata of 16 groups lies together from the first group's start on, passing by the
+//! superblock copies of the groups it reaches into; without, each group has its own behind its superblock
+//! copy.
 //!
-//! With bigalloc they are packed all the same, several to a cluster: a cluster is in use where one of its blocks is.
+//! With bigalloc they are packed all the same, several to a cluster: a cluster is in use if one of its blocks
+//! is.
 
 use std::ops::Range;
 
@@ -110,7 +112,7 @@ impl Layout {
                 }
             }
         }
-        // Group 0 is used at once; the last one's bitmap has padding that nobody else writes.
+        // Group 0 is used at once; the last one's bitmap has padding that nothing else writes.
         initialised[0] = true;
         if let Some(last) = initialised.last_mut() {
             *last = true;
@@ -159,7 +161,7 @@ fn covered(ranges: &mut [Range<u64>]) -> u64 {
     count
 }
 
-/// Places the metadata of `groups` one behind the other; `None` where it does not fit.
+/// Places the metadata of `groups` one behind the other; `None` if it does not fit.
 fn place_packed(
     superblock: &Superblock,
     groups: Range<u32>,

@@ -4,20 +4,24 @@
 //! |---|---|
 //! | `plan` | from a device's size and the options to the superblock's counts: mke2fs's arithmetic |
 //! | `layout` | from the superblock to the places of bitmaps and inode tables, packed by flex groups |
-//! | `write` | writing it all: tables, bitmaps, descriptors, backups, and last the superblock |
+//! | `write` | the order: old superblock away, tables, descriptors, the maker's parts, new superblock |
+//! | `maker` | the file system being made: its groups, and the copies of superblock and descriptors |
 //! | `inodes` | the inodes a new file system has: root, lost+found, journal, resize inode, orphan file |
 //!
 //! Invariants:
-//! - The old primary superblock is destroyed first and the new one is written last, after a flush. A crash in between
-//!   leaves a device that nobody takes for a file system, instead of one whose half has no content.
-//! - The same options, environment and device size give the same bytes, wherever the device's content was zeros.
-//! - Only what must be written is: no bitmap of an uninitialised group, no inode table that `itable_unused` covers
-//!   (unless the device makes zeros for nothing).
+//! - The old primary superblock is destroyed first and the new one is written last, after a flush. A crash in
+//!   between leaves a device that no program takes for a file system, instead of one whose half has no
+//!   content.
+//! - The same options, environment and device size give the same bytes, wherever the device's content was
+//!   zeros.
+//! - Only what must be written is: no bitmap of an uninitialised group, no inode table that `itable_unused`
+//!   covers (unless the device makes zeros for nothing).
 //!
 //! Source of the arithmetic: e2fsprogs 1.47.0 (`ext2fs_initialize`, `mke2fs`, `mke2fs.conf`).
 
 mod inodes;
 mod layout;
+mod maker;
 mod plan;
 mod write;
 
@@ -46,9 +50,10 @@ pub struct MkfsOptions {
     pub bytes_per_inode: Option<u64>,
     /// Exact number of inodes.
     pub inodes_count: Option<u32>,
-    /// Features: has_journal, ext_attr, resize_inode, dir_index, fast_commit, orphan_file, filetype, extents, 64bit, flex_bg,
-    /// metadata_csum, metadata_csum_seed, sparse_super, large_file, huge_file, dir_nlink, extra_isize (and uninit_bg,
-    /// meta_bg, inline_data, bigalloc). `extents` cannot be left out. `None`: [`default_features`].
+    /// Features: has_journal, ext_attr, resize_inode, dir_index, fast_commit, orphan_file, filetype, extents,
+    /// 64bit, flex_bg, metadata_csum, metadata_csum_seed, sparse_super, large_file, huge_file, dir_nlink,
+    /// extra_isize (and uninit_bg, meta_bg, inline_data, bigalloc). `extents` cannot be left out. `None`:
+    /// [`default_features`].
     pub features: Option<Features>,
     /// Journal size in blocks; with `fast_commit` its area comes on top.
     pub journal_blocks: Option<u32>,
@@ -64,13 +69,13 @@ pub struct MkfsOptions {
     pub last_mounted: Vec<u8>,
     /// Owner of the root directory.
     pub root_owner: (u32, u32),
-    /// Leave out lost+found.
+    /// True to leave out lost+found.
     pub no_lost_and_found: bool,
 }
 
 impl MkfsOptions {
-    /// Blocks in one cluster, with blocks of `block_size`: 1 without bigalloc. At least 1, also where the options are not
-    /// good.
+    /// Blocks in one cluster, with blocks of `block_size`: 1 without bigalloc. At least 1, also if the
+    /// options are not good.
     #[must_use]
     pub fn cluster_blocks(&self, block_size: BlockSize) -> u64 {
         let bigalloc = |features: Features| features.ro_compat.contains(RoCompat::BIGALLOC);
@@ -82,8 +87,8 @@ impl MkfsOptions {
     }
 }
 
-/// Gives the image of a journal superblock for a log of so many blocks: (block size, blocks, those of them that are for
-/// fast commits, file system UUID).
+/// Gives the image of a journal superblock for a log of so many blocks: (block size, blocks, those of them
+/// that are for fast commits, file system UUID).
 pub type JournalSuperblock<'a> = &'a (dyn Fn(BlockSize, u32, u32, [u8; 16]) -> Vec<u8> + Sync);
 
 /// The features that mke2fs 1.47 gives an ext4 file system.
@@ -104,8 +109,9 @@ pub fn default_features() -> Features {
 /// Makes a file system on `device`; flushes at the end. The first blocks of the device become valid last.
 ///
 /// # Errors
-/// `EINVAL` for options that contradict each other, `ENOSPC` for a device that is too small, unsupported features by
-/// name; the device's.
+/// - `EINVAL` for options that contradict each other, `ENOSPC` for a device that is too small, unsupported
+///   features by name.
+/// - Those of the device.
 pub async fn mkfs(
     device: Arc<dyn BlockDevice>,
     options: &MkfsOptions,

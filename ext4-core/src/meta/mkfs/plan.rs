@@ -250,7 +250,8 @@ fn cluster_size(options: &MkfsOptions, block_size: BlockSize, features: Features
     Ok(size)
 }
 
-/// As many blocks in a group as its bitmap has bits; clusters with bigalloc. Source: e2fsprogs, `ext2fs_initialize`.
+/// As many blocks in a group as its bitmap has bits; clusters with bigalloc. Source: e2fsprogs,
+/// `ext2fs_initialize`.
 fn size_groups(superblock: &mut Superblock) {
     let bits = superblock.block_size.bytes() * 8;
     superblock.blocks_per_group = bits;
@@ -297,8 +298,8 @@ fn wanted_inodes(
     Ok(u32::try_from(wanted).unwrap_or(u32::MAX))
 }
 
-/// Fills in groups and inodes per group, the reserved descriptor blocks, and the block count without a last group that
-/// is too small. Source: e2fsprogs, `ext2fs_initialize`.
+/// Fills in groups and inodes per group, the reserved descriptor blocks, and the block count without a last
+/// group that is too small. Source: e2fsprogs, `ext2fs_initialize`.
 fn count_groups(superblock: &mut Superblock, wanted_inodes: u32) -> Result<()> {
     let small = || Error::posix(Errno::ENOSPC, "the device is too small for a file system");
     let many = || invalid("too many inodes for the size");
@@ -320,7 +321,8 @@ fn count_groups(superblock: &mut Superblock, wanted_inodes: u32) -> Result<()> {
             .map_err(|_| invalid("too many block groups"))?;
         let per_group = wanted_inodes.div_ceil(groups);
         if per_group > bits {
-            // More than a bitmap's worth of inodes in each group: make the groups smaller, so that there are more.
+            // More than a bitmap's worth of inodes in each group: make the groups smaller, so that there are
+            // more.
             if bigalloc || superblock.blocks_per_group < 256 {
                 return Err(many());
             }
@@ -360,7 +362,8 @@ fn count_groups(superblock: &mut Superblock, wanted_inodes: u32) -> Result<()> {
     }
 }
 
-/// Sets `inodes_per_group` to at least `per_group`, so that the table's blocks are full and the bitmap's bytes are.
+/// Sets `inodes_per_group` to at least `per_group`, so that the table's blocks are full and the bitmap's
+/// bytes are.
 fn set_inodes(superblock: &mut Superblock, groups: u32, per_group: u32) -> Result<()> {
     let per_block = superblock.inodes_per_block();
     // The descriptors' counts have 16 bits in the smallest format: EXT2_MAX_INODES_PER_GROUP.

@@ -1,9 +1,10 @@
-//! The orphan file in memory: its blocks, which slots are taken, and who is in which.
+//! The orphan file in memory: its blocks, which slots are taken, and which inode is in which.
 //!
-//! The buffers are held as long as the file system is mounted, so adding and removing an orphan waits for nothing.
+//! The buffers are held as long as the file system is mounted, so adding and removing an orphan waits for
+//! nothing.
 //!
-//! Invariant: a slot that memory calls free is 0 in the block; it is taken in memory before the block changes and given
-//! back after it, so no two inodes are ever written to one slot.
+//! Invariant: a slot that memory calls free is 0 in the block; it is taken in memory before the block changes
+//! and given back after it, so no two inodes are ever written to one slot.
 
 use std::collections::hash_map::Entry;
 
@@ -16,8 +17,8 @@ use crate::format::features::Compat;
 use crate::format::orphan_file;
 use crate::format::superblock::Superblock;
 use crate::meta::extent_tree::MappingState;
-use crate::meta::{BlockKind, Buffer, SuperblockInfo, Transaction, block_map, inode_table};
-use crate::types::{InodeNumber, LogicalBlock};
+use crate::meta::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier, block_map, inode_table};
+use crate::types::{BlockNumber, InodeNumber, LogicalBlock};
 
 /// The largest orphan file: mke2fs makes at most 512 blocks.
 const MAX_BLOCKS: u64 = 1 << 16;
@@ -62,12 +63,11 @@ impl State {
 #[derive(Debug)]
 pub(super) struct OrphanFile {
     blocks: Vec<Buffer>,
-    seed: Option<u32>,
     state: Mutex<State>,
 }
 
 impl OrphanFile {
-    /// Reads the file; `None` where the file system has none.
+    /// Reads the file; `None` if the file system has none.
     pub async fn load(info: &SuperblockInfo, superblock: &Superblock) -> Result<Option<Self>> {
         if !info.features().compat.contains(Compat::ORPHAN_FILE) {
             return Ok(None);
@@ -79,7 +79,7 @@ impl OrphanFile {
         if inode.links_count == 0 || count == 0 || count > MAX_BLOCKS {
             return Err(Error::corrupt(what(), format!("{} bytes, {} links", inode.size, inode.links_count)));
         }
-        let seed = info.features().metadata_csum().then(|| inode.checksum_seed(info.checksum_seed()));
+        let seed = info.owner(&inode).checksum_seed();
         let mut blocks = Vec::new();
         let mut logical = 0;
         while u64::from(logical) < count {
@@ -90,19 +90,15 @@ impl OrphanFile {
             let len = u64::from(run.len).min(count - u64::from(logical));
             info.cache.prefetch(first, u32::try_from(len).unwrap_or(0));
             for block in (0..len).map(|i| first.offset(i)) {
-                let verify = |bytes: &[u8]| {
-                    orphan_file::verify(bytes, block, seed)
-                        .map_err(|problem| Error::corrupt(format!("block {block}: orphan file"), problem))
-                };
-                blocks.push(info.cache.read(block, BlockKind::OrphanFile, verify).await?);
+                blocks.push(info.cache.read(block, &OrphansVerifier { seed }).await?);
             }
             logical += u32::try_from(len).unwrap_or(u32::MAX);
         }
         let state = Mutex::new(scan(info, &blocks));
-        Ok(Some(Self { blocks, seed, state }))
+        Ok(Some(Self { blocks, state }))
     }
 
-    /// Who is in the file, in its order.
+    /// The inodes in the file, in its order.
     pub fn inodes(&self) -> Vec<InodeNumber> {
         let state = self.state.lock();
         let mut slots: Vec<(Slot, InodeNumber)> =
@@ -111,19 +107,19 @@ impl OrphanFile {
         slots.into_iter().map(|(_, inode)| inode).collect()
     }
 
-    /// True where every slot is free.
+    /// Returns true if every slot is free.
     pub fn is_empty(&self) -> bool {
         let per_block =
             self.blocks.first().map_or(0, |block| block.read(|bytes| orphan_file::slots(bytes).count()));
         self.state.lock().free.iter().all(|free| *free == per_block)
     }
 
-    /// True where `inode` is in the file.
+    /// Returns true if `inode` is in the file.
     pub fn contains(&self, inode: InodeNumber) -> bool {
         self.state.lock().slots.contains_key(&inode)
     }
 
-    /// Adds `inode`, which is not there; `false` where the file is full.
+    /// Returns true if it added `inode`, which is not there; false if the file is full.
     pub fn add(&self, transaction: &dyn Transaction, inode: InodeNumber) -> Result<bool> {
         let Some(slot) = self.state.lock().take() else { return Ok(false) };
         if let Err(error) = self.write(transaction, slot, inode.0) {
@@ -134,7 +130,7 @@ impl OrphanFile {
         Ok(true)
     }
 
-    /// Takes `inode` out; no-op where it is not there.
+    /// Takes `inode` out; no-op if it is not there.
     pub fn remove(&self, transaction: &dyn Transaction, inode: InodeNumber) -> Result<()> {
         loop {
             let slot = {
@@ -154,16 +150,28 @@ impl OrphanFile {
     }
 
     fn write(&self, transaction: &dyn Transaction, (block, slot): Slot, inode: u32) -> Result<()> {
-        let buffer = &self.blocks[block];
-        buffer.modify(transaction, |bytes| {
-            orphan_file::set_slot(bytes, slot, inode);
-            orphan_file::set_checksum(bytes, buffer.block(), self.seed);
-        })
+        self.blocks[block].modify(transaction, |bytes| orphan_file::set_slot(bytes, slot, inode))
     }
 }
 
-/// Which slots are taken. A number that can be no orphan keeps its slot, as in the kernel: only a checker knows what it
-/// meant.
+/// The verifier of a block of the orphan file.
+struct OrphansVerifier {
+    seed: Option<u32>,
+}
+
+impl Verifier for OrphansVerifier {
+    fn kind(&self) -> BlockKind {
+        BlockKind::OrphanFile { seed: self.seed }
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        orphan_file::verify(bytes, block, self.seed)
+            .map_err(|problem| Error::corrupt(format!("block {block}: orphan file"), problem))
+    }
+}
+
+/// Which slots are taken. A number that can be no orphan keeps its slot, as in the kernel: only a checker
+/// knows what it meant.
 fn scan(info: &SuperblockInfo, blocks: &[Buffer]) -> State {
     let per_block = orphan_file::slots_per_block(info.block_size());
     let mut state =

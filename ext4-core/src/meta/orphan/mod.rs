@@ -1,28 +1,29 @@
-//! Orphans: inodes that were unlinked while open or are being truncated. A crash leaves them behind; the next mount
-//! deletes those without links and cuts the others to their size.
+//! Orphans: inodes that were unlinked while open or are being truncated. A crash leaves them behind; the next
+//! mount deletes those without links and cuts the others to their size.
 //!
-//! They are kept in one of two places: in the orphan file (feature `orphan_file`), or, where there is none or it is full,
-//! on a list: the superblock names its head, each inode's `dtime` the next.
+//! They are kept in one of two places: in the orphan file (feature `orphan_file`), or, if there is none or it
+//! is full, on a list: the superblock names its head, each inode's `dtime` the next.
 //!
 //! ```text
 //!   superblock.last_orphan ─► inode 30: dtime 12 ─► inode 12: dtime 25 ─► inode 25: dtime 0
 //! ```
 //!
-//! Whoever takes inode 12 off has to change inode 30, of which somebody above holds a copy in memory and may log it at
-//! any moment, with the `dtime` it had. So the copies do not decide: **as long as an inode is on the list, its `dtime` on
-//! the device is what [`OrphanLinks`] says**; [`super::inode_table::write_inode`] asks it under the lock of the buffer
-//! and overrides the copy's. Callers need not know. [`Orphans::add`] and [`Orphans::remove`] set the `dtime` of the inode
-//! they are given as well, so that the copy is right when it leaves the list.
+//! An operation that takes inode 12 off has to change inode 30, of which another task may hold a copy in
+//! memory and log it at any moment, with the `dtime` it had. So the copies do not decide: **as long as an
+//! inode is on the list, its `dtime` on the device is what [`OrphanLinks`] says**;
+//! [`super::inode_table::write_inode`] asks it under the lock of the buffer and overrides the copy's. Callers
+//! need not know. [`Orphans::add`] and [`Orphans::remove`] set the `dtime` of the inode they are given as
+//! well, so that the copy is right when it leaves the list.
 //!
-//! Invariant: a link changes in [`OrphanLinks`] before the slot on the device changes, so a writer that comes between
-//! writes the new link, and one that came before is written over. Were it otherwise, a stale copy could bring a removed
-//! inode back onto the list, and after a crash a file in use would be deleted.
+//! Invariant: a link changes in [`OrphanLinks`] before the slot on the device changes, so a writer that comes
+//! between writes the new link, and one that came before is written over. Were it otherwise, a stale copy
+//! could bring a removed inode back onto the list, and after a crash a file in use would be deleted.
 //!
-//! Invariant: `ORPHAN_PRESENT` is set in the superblock no later than in the transaction of the first entry in the file;
-//! without it a kernel does not look into the file.
+//! Invariant: `ORPHAN_PRESENT` is set in the superblock no later than in the transaction of the first entry
+//! in the file; without it a kernel does not look into the file.
 //!
-//! Locks: the list's is taken inside a handle and the inode's own lock, and covers superblock and inode table; the file's
-//! covers memory only.
+//! Locks: the list's is taken inside a handle and the inode's own lock, and covers superblock and inode
+//! table; the file's covers memory only.
 
 mod file;
 
@@ -45,7 +46,8 @@ pub struct OrphanLinks {
 }
 
 impl OrphanLinks {
-    /// What the `dtime` of `inode` is on the device; `None` where it is not on the list, so that its copy decides.
+    /// What the `dtime` of `inode` is on the device; `None` if it is not on the list, so that its copy
+    /// decides.
     #[must_use]
     pub fn dtime(&self, inode: InodeNumber) -> Option<u32> {
         let next = self.next.read();
@@ -74,7 +76,7 @@ impl SuperblockInfo {
 #[derive(Debug, Default)]
 struct List {
     head: Option<InodeNumber>,
-    /// Who points to an inode; the head is not in it.
+    /// For each inode the one that points to it; the head is not in it.
     previous: FxHashMap<InodeNumber, InodeNumber>,
 }
 
@@ -92,11 +94,12 @@ pub struct Orphans {
 }
 
 impl Orphans {
-    /// Reads the list and the orphan file. [`Orphans::pending`] says what a crash left behind. A list that leads to what
-    /// can be no orphan ends there, as in the kernel; see [`Orphans::mend`].
+    /// Reads the list and the orphan file. [`Orphans::pending`] says what a crash left behind. A list that
+    /// leads to what can be no orphan ends there, as in the kernel; see [`Orphans::mend`].
     ///
     /// # Errors
-    /// Corrupt where a block of the orphan file is damaged; those of the device.
+    /// - Corrupt if a block of the orphan file is damaged.
+    /// - Those of the device.
     pub async fn load(info: &SuperblockInfo) -> Result<Self> {
         let superblock = info.superblock();
         let (order, damaged) = walk(info, superblock.last_orphan).await?;
@@ -124,19 +127,21 @@ impl Orphans {
         })
     }
 
-    /// The inodes a crash left behind: to be deleted where they have no links, truncated to their size otherwise.
+    /// The inodes a crash left behind: to be deleted if they have no links, truncated to their size
+    /// otherwise.
     #[must_use]
     pub fn pending(&self) -> Vec<InodeNumber> {
         self.pending.clone()
     }
 
-    /// True where the list on the device leads to what can be no orphan, until [`Orphans::mend`].
+    /// Returns true if the list on the device leads to what can be no orphan, until [`Orphans::mend`].
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Acquire)
     }
 
-    /// Ends a damaged list on the device where it ends in memory. For a mount that may write; no-op otherwise.
+    /// Ends a damaged list on the device where it ends in memory. For a mount that may write; no-op
+    /// otherwise.
     ///
     /// # Errors
     /// Those of the device and the transaction.
@@ -158,13 +163,14 @@ impl Orphans {
         Ok(())
     }
 
-    /// True where no inode is in the orphan file, so that `ORPHAN_PRESENT` may be cleared at a clean unmount.
+    /// Returns true if no inode is in the orphan file, so that `ORPHAN_PRESENT` may be cleared at a clean
+    /// unmount.
     #[must_use]
     pub fn file_is_empty(&self) -> bool {
         self.file.as_ref().is_none_or(OrphanFile::is_empty)
     }
 
-    /// Adds `inode` (no-op where it is on already). May change `inode.dtime`; the caller logs the inode.
+    /// Adds `inode` (no-op if it is on already). May change `inode.dtime`; the caller logs the inode.
     ///
     /// # Errors
     /// Those of the transaction.
@@ -198,7 +204,7 @@ impl Orphans {
         Ok(())
     }
 
-    /// Takes `inode` off (no-op where it is not on). May change `inode.dtime`; the caller logs the inode.
+    /// Takes `inode` off (no-op if it is not on). May change `inode.dtime`; the caller logs the inode.
     ///
     /// # Errors
     /// Those of the device and the transaction.
@@ -246,7 +252,7 @@ impl Orphans {
         Ok(())
     }
 
-    /// Sets `ORPHAN_PRESENT` where whoever mounted has not.
+    /// Sets `ORPHAN_PRESENT` if the mount has not.
     async fn announce(&self, info: &SuperblockInfo, transaction: &dyn Transaction) -> Result<()> {
         if self.present.load(Ordering::Acquire) {
             return Ok(());
@@ -266,7 +272,7 @@ async fn set_head(info: &SuperblockInfo, transaction: &dyn Transaction, head: u3
     info.modify_superblock(transaction, &mut |superblock| superblock.last_orphan = head).await
 }
 
-/// True for the number of an inode that can be an orphan.
+/// Returns true for the number of an inode that can be an orphan.
 fn can_be_orphan(info: &SuperblockInfo, number: u32) -> bool {
     number >= info.fixed.first_ino && number <= info.inodes_count()
 }

@@ -1,5 +1,5 @@
-//! One block group in memory: its descriptor, its bitmaps once somebody needed them, and hints that let a search pass
-//! it by without a lock.
+//! One block group in memory: its descriptor, its bitmaps once they were needed, and hints that let a search
+//! pass it by without a lock.
 //!
 //! ```text
 //!   Group ── places (fixed) ── hints (atomics) ── returned (freed blocks whose transaction committed)
@@ -7,15 +7,17 @@
 //! ```
 //!
 //! Invariants:
-//! - The descriptor in memory, the one in its buffer and the bitmap in its buffer agree whenever the state's lock is
-//!   free: they change together, in one transaction, under the lock.
-//! - `allocatable` (the bitmap plus what was freed in transactions that have not committed, and what was picked for data
-//!   on its way) has every bit that the bitmap has. An allocation looks at it, never at the bitmap alone. Were a block handed out again before the
-//!   transaction that freed it committed, a crash would leave the old file with the new file's data.
+//! - The descriptor in memory, the one in its buffer and the bitmap in its buffer agree whenever the state's
+//!   lock is free: they change together, in one transaction, under the lock.
+//! - `allocatable` (the bitmap plus what was freed in transactions that have not committed, and what was
+//!   picked for data on its way) has every bit that the bitmap has. An allocation looks at it, never at the
+//!   bitmap alone. Were a block handed out again before the transaction that freed it committed, a crash
+//!   would leave the old file with the new file's data.
 //! - A bitmap that contradicts its checksum, its free count or the system zones is never allocated from.
 //!
-//! Locks: a group's state is the "group lock" of the lock order. It is synchronous and never held across an await:
-//! buffers are fetched first. Under it only buffers are modified; `returned` is innermost, taken by commit callbacks.
+//! Locks: a group's state is the "group lock" of the lock order. It is synchronous and never held across an
+//! await: buffers are fetched first. Under it only buffers are modified; `returned` is innermost, taken by
+//! commit callbacks.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,7 +28,7 @@ use super::SuperblockInfo;
 use crate::error::{Error, Result};
 use crate::format::bitmap;
 use crate::format::group_descriptor::{GroupDescriptor, GroupFlags};
-use crate::meta::{BlockKind, Buffer, Transaction};
+use crate::meta::{BlockKind, Buffer, Transaction, Verifier};
 use crate::types::{BlockNumber, GroupNumber};
 
 /// See the module.
@@ -35,11 +37,11 @@ pub(crate) struct Group {
     pub block_bitmap: BlockNumber,
     pub inode_bitmap: BlockNumber,
     pub inode_table: BlockNumber,
-    /// The descriptor was not to be believed: nothing of the group may be used.
+    /// True if the descriptor was bad: nothing of the group may be used.
     pub bad_descriptor: bool,
-    /// The block bitmap was not to be believed.
+    /// True if the block bitmap was bad.
     pub bad_blocks: AtomicBool,
-    /// The inode bitmap was not to be believed.
+    /// True if the inode bitmap was bad.
     pub bad_inodes: AtomicBool,
     /// Blocks that can be allocated.
     pub free_blocks: AtomicU32,
@@ -77,18 +79,19 @@ impl Bitmap {
         }
     }
 
-    /// Changes the bitmap; one that was never written becomes a block of the transaction.
-    pub fn modify<R>(
+    /// Changes the bitmap, which lies in `block`; one that was never written becomes a block of the
+    /// transaction.
+    fn modify<R>(
         &mut self,
         info: &SuperblockInfo,
         transaction: &dyn Transaction,
-        block: BlockNumber,
+        (block, kind): (BlockNumber, BlockKind),
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<R> {
         match self {
             Self::Buffer(buffer) => buffer.modify(transaction, f),
             Self::Uninitialised(bytes) => {
-                let buffer = info.cache.create(transaction, block)?;
+                let buffer = info.cache.create(transaction, block, kind)?;
                 let result = buffer.modify(transaction, |to| {
                     to.copy_from_slice(bytes);
                     f(to)
@@ -100,11 +103,37 @@ impl Bitmap {
     }
 }
 
+/// One of a group's two bitmaps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BitmapOf {
+    /// The block bitmap.
+    Blocks,
+    /// The inode bitmap.
+    Inodes,
+}
+
+impl BitmapOf {
+    /// The flag of a group descriptor that says that the bitmap was never written.
+    fn uninitialised(self) -> GroupFlags {
+        match self {
+            Self::Blocks => GroupFlags::BLOCK_UNINIT,
+            Self::Inodes => GroupFlags::INODE_UNINIT,
+        }
+    }
+
+    fn kind(self, group: GroupNumber) -> BlockKind {
+        match self {
+            Self::Blocks => BlockKind::BlockBitmap(group),
+            Self::Inodes => BlockKind::InodeBitmap(group),
+        }
+    }
+}
+
 /// The block bitmap of a group.
 #[derive(Debug)]
 pub(crate) struct BlockMap {
     pub bitmap: Bitmap,
-    /// The bitmap plus freed blocks that wait for their commit, and picked ones; `None` where there are none.
+    /// The bitmap plus freed blocks that wait for their commit, and picked ones; `None` if there are none.
     pub allocatable: Option<Box<[u8]>>,
     /// How many blocks wait.
     pub pending: u32,
@@ -121,7 +150,7 @@ impl BlockMap {
         }
     }
 
-    /// Lets go of `allocatable` where it says what the bitmap says.
+    /// Lets go of `allocatable` if it says what the bitmap says.
     pub fn forget_allocatable(&mut self) {
         if self.pending == 0 && self.picked == 0 {
             self.allocatable = None;
@@ -156,11 +185,27 @@ impl Group {
         }
     }
 
-    /// True where a run of `len` blocks may be there.
+    /// Returns true if a run of `len` blocks may be there.
     pub fn may_have_run(&self, len: u32) -> bool {
         self.free_blocks.load(Ordering::Relaxed) >= len
             && self.longest_run.load(Ordering::Relaxed) >= len
             && !self.bad_blocks.load(Ordering::Relaxed)
+    }
+
+    /// The block of one of the bitmaps.
+    fn bitmap_block(&self, which: BitmapOf) -> BlockNumber {
+        match which {
+            BitmapOf::Blocks => self.block_bitmap,
+            BitmapOf::Inodes => self.inode_bitmap,
+        }
+    }
+
+    /// Set once one of the bitmaps was found to be wrong.
+    fn bad(&self, which: BitmapOf) -> &AtomicBool {
+        match which {
+            BitmapOf::Blocks => &self.bad_blocks,
+            BitmapOf::Inodes => &self.bad_inodes,
+        }
     }
 
     /// A copy of the descriptor.
@@ -192,6 +237,180 @@ impl Group {
     }
 }
 
+impl GroupState {
+    /// Returns true if the bitmap is in memory.
+    fn holds(&self, which: BitmapOf) -> bool {
+        match which {
+            BitmapOf::Blocks => self.blocks.is_some(),
+            BitmapOf::Inodes => self.inodes.is_some(),
+        }
+    }
+
+    fn put(&mut self, which: BitmapOf, bitmap: Bitmap) {
+        match which {
+            BitmapOf::Blocks => {
+                self.blocks = Some(BlockMap { bitmap, allocatable: None, pending: 0, picked: 0 });
+            }
+            BitmapOf::Inodes => self.inodes = Some(InodeMap { bitmap, first_free: 0 }),
+        }
+    }
+
+    /// Changes one of the bitmaps of group `number`, which is in memory, and seals it: its checksum goes into
+    /// the descriptor here, which the caller writes in the same transaction
+    /// ([`SuperblockInfo::write_descriptor`]).
+    ///
+    /// # Errors
+    /// - Corrupt if the bitmap is not in memory.
+    /// - Those of the transaction.
+    ///
+    /// Nothing was changed then.
+    pub fn modify_bitmap<R>(
+        &mut self,
+        info: &SuperblockInfo,
+        transaction: &dyn Transaction,
+        number: GroupNumber,
+        which: BitmapOf,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R> {
+        let place = (info.group(number)?.bitmap_block(which), which.kind(number));
+        let bitmap = match which {
+            BitmapOf::Blocks => self.blocks.as_mut().map(|map| &mut map.bitmap),
+            BitmapOf::Inodes => self.inodes.as_mut().map(|map| &mut map.bitmap),
+        };
+        let bitmap = bitmap.ok_or_else(|| gone(number, which))?;
+        let (result, checksum) = bitmap.modify(info, transaction, place, |bytes| {
+            let result = f(bytes);
+            (result, info.bitmap_checksum(which, bytes))
+        })?;
+        match which {
+            BitmapOf::Blocks => self.descriptor.block_bitmap_csum = checksum,
+            BitmapOf::Inodes => self.descriptor.inode_bitmap_csum = checksum,
+        }
+        Ok(result)
+    }
+}
+
+/// The error of an operation that finds a bitmap out of memory which it has locked.
+pub(crate) fn gone(number: GroupNumber, which: BitmapOf) -> Error {
+    let name = match which {
+        BitmapOf::Blocks => "block",
+        BitmapOf::Inodes => "inode",
+    };
+    Error::corrupt(format!("group {number}"), format!("its {name} bitmap is gone"))
+}
+
+/// The verifier of a bitmap: against its group's descriptor, which holds its checksum and count, so under the
+/// group lock; and against the fixed metadata of the file system.
+struct BitmapVerifier<'a> {
+    info: &'a SuperblockInfo,
+    number: GroupNumber,
+    which: BitmapOf,
+    descriptor: &'a GroupDescriptor,
+}
+
+impl BitmapVerifier<'_> {
+    fn corrupt(&self, problem: String) -> Error {
+        let (name, block) = match self.which {
+            BitmapOf::Blocks => ("block", self.descriptor.block_bitmap),
+            BitmapOf::Inodes => ("inode", self.descriptor.inode_bitmap),
+        };
+        Error::corrupt(format!("block {block}: {name} bitmap of group {}", self.number), problem)
+    }
+
+    /// Checks what also holds of a bitmap that was never written: the count, and that fixed metadata is in
+    /// use.
+    fn verify_content(&self, bytes: &[u8]) -> Result<()> {
+        let (info, descriptor) = (self.info, self.descriptor);
+        let (bits, counted) = match self.which {
+            BitmapOf::Blocks => (info.block_bits(self.number), descriptor.free_blocks_count),
+            BitmapOf::Inodes => (info.fixed.inodes_per_group, descriptor.free_inodes_count),
+        };
+        let free = bitmap::count_clear(bytes, bits);
+        if free != counted {
+            return Err(self.corrupt(format!("{free} bits are clear, the descriptor says {counted}")));
+        }
+        if self.which == BitmapOf::Inodes {
+            return Ok(());
+        }
+        let first = info.fixed.group_first_block(self.number).0;
+        let end = first + u64::from(info.fixed.group_blocks(self.number));
+        let cluster_bits = info.fixed.cluster_bits();
+        for zone in info.zones.overlapping(first..end) {
+            let from = (zone.start.max(first) - first) >> cluster_bits;
+            let to = ((zone.end.min(end) - 1 - first) >> cluster_bits) + 1;
+            // The numbers fit: they are within the group.
+            if !bitmap::is_set_range(bytes, from as u32..to as u32) {
+                return Err(self.corrupt(format!("fixed metadata at block {} is free", zone.start)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Verifier for BitmapVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        self.which.kind(self.number)
+    }
+
+    fn verify(&self, _block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        if self.info.features().metadata_csum() {
+            let found = match self.which {
+                BitmapOf::Blocks => self.descriptor.block_bitmap_csum,
+                BitmapOf::Inodes => self.descriptor.inode_bitmap_csum,
+            };
+            let computed = self.info.bitmap_checksum(self.which, bytes);
+            if computed != found {
+                return Err(self.corrupt(format!("checksum {found:#010x} is not {computed:#010x}")));
+            }
+        }
+        self.verify_content(bytes)
+    }
+}
+
+/// The verifier of block `index` of the descriptor table: each descriptor has a right checksum and names the
+/// places that it named when the file system was opened. Descriptors that were bad then stay out of it: their
+/// groups are out of use, the others are not.
+struct DescriptorsVerifier<'a> {
+    info: &'a SuperblockInfo,
+    index: u32,
+}
+
+impl Verifier for DescriptorsVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::GroupDescriptors {
+            first: GroupNumber(self.index.saturating_mul(self.info.fixed.descriptors_per_block())),
+        }
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let info = self.info;
+        let per_block = info.fixed.descriptors_per_block();
+        let first = self.index.saturating_mul(per_block);
+        let descriptors = bytes.chunks_exact(usize::from(info.fixed.desc_size));
+        for (number, bytes) in (first..info.groups_count()).take(per_block as usize).zip(descriptors) {
+            let number = GroupNumber(number);
+            let group = info.group(number)?;
+            if group.bad_descriptor {
+                continue;
+            }
+            let found = GroupDescriptor::parse(&info.context, number, bytes)?;
+            for (name, found, known) in [
+                ("block bitmap", found.block_bitmap, group.block_bitmap),
+                ("inode bitmap", found.inode_bitmap, group.inode_bitmap),
+                ("inode table", found.inode_table, group.inode_table),
+            ] {
+                if found != known {
+                    return Err(Error::corrupt(
+                        format!("block {block}: descriptor of group {number}"),
+                        format!("{name} at {found} was at {known}"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl SuperblockInfo {
     pub(crate) fn group(&self, group: GroupNumber) -> Result<&Group> {
         self.groups
@@ -205,17 +424,17 @@ impl SuperblockInfo {
         self.fixed.group_blocks(group).div_ceil(1 << bits)
     }
 
-    /// The bytes of a block bitmap that its checksum covers.
-    pub(crate) fn block_bitmap_bytes(&self) -> usize {
-        (self.fixed.block_bitmap_bits() / 8) as usize
+    /// The checksum of a bitmap, as the group's descriptor holds it; 0 without metadata_csum.
+    fn bitmap_checksum(&self, which: BitmapOf, bytes: &[u8]) -> u32 {
+        let bits = match which {
+            BitmapOf::Blocks => self.fixed.block_bitmap_bits(),
+            BitmapOf::Inodes => self.fixed.inodes_per_group,
+        };
+        self.context.bitmap(&bytes[..(bits / 8) as usize])
     }
 
-    /// The bytes of an inode bitmap that its checksum covers.
-    pub(crate) fn inode_bitmap_bytes(&self) -> usize {
-        (self.fixed.inodes_per_group / 8) as usize
-    }
-
-    /// The block bitmap of a group in which only fixed metadata is in use; what is past the group's blocks is set.
+    /// The block bitmap of a group in which only fixed metadata is in use; what is past the group's blocks is
+    /// set.
     pub(crate) fn fresh_block_bitmap(&self, group: GroupNumber) -> Box<[u8]> {
         let mut bytes = vec![0; self.block_size().len()].into_boxed_slice();
         let first = self.fixed.group_first_block(group).0;
@@ -238,94 +457,80 @@ impl SuperblockInfo {
         bytes
     }
 
-    /// The group lock with the block bitmap there; `None` where the bitmap is bad.
-    pub(crate) async fn lock_blocks(
+    /// The content of a bitmap that was never written.
+    fn fresh_bitmap(&self, number: GroupNumber, which: BitmapOf) -> Box<[u8]> {
+        match which {
+            BitmapOf::Blocks => self.fresh_block_bitmap(number),
+            BitmapOf::Inodes => self.fresh_inode_bitmap(),
+        }
+    }
+
+    /// The group lock with one of the bitmaps in memory; `None` if the bitmap is bad, or cannot be read.
+    ///
+    /// The descriptor is there first: it says whether there is a bitmap to be read. The bitmap is verified
+    /// under the lock, against the descriptor of that moment: the two change together, so a bitmap that the
+    /// running transaction has changed passes as one from the device does.
+    ///
+    /// # Errors
+    /// Corrupt if there is no such group.
+    pub(crate) async fn lock_bitmap(
         &self,
         number: GroupNumber,
+        which: BitmapOf,
     ) -> Result<Option<MutexGuard<'_, GroupState>>> {
         let group = self.group(number)?;
         loop {
             {
                 let state = group.lock();
-                if group.bad_blocks.load(Ordering::Relaxed) {
+                if group.bad(which).load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                if state.blocks.is_some() {
+                if state.holds(which) {
                     return Ok(Some(state));
                 }
             }
-            let uninitialised = group.descriptor().flags.contains(GroupFlags::BLOCK_UNINIT);
-            let found = if uninitialised {
-                Bitmap::Uninitialised(self.fresh_block_bitmap(number))
-            } else {
-                // The checksum is in the descriptor, which changes with the bitmap: it is compared under the lock.
-                match self.cache.read(group.block_bitmap, BlockKind::BlockBitmap, |_| Ok(())).await {
-                    Ok(buffer) => Bitmap::Buffer(buffer),
+            let uninitialised = group.descriptor().flags.contains(which.uninitialised());
+            let fetched = match uninitialised {
+                true => None,
+                false => match self.cache.fetch(group.bitmap_block(which)).await {
+                    Ok(fetched) => Some(fetched),
                     Err(error) => {
-                        self.give_up_blocks(number, &error);
+                        self.give_up(number, which, &error);
                         return Ok(None);
                     }
-                }
+                },
             };
             let mut state = group.lock();
-            if state.blocks.is_some()
-                || state.descriptor.flags.contains(GroupFlags::BLOCK_UNINIT) != uninitialised
-            {
+            if state.holds(which) || state.descriptor.flags.contains(which.uninitialised()) != uninitialised {
                 continue;
             }
-            if let Err(error) = self.check_block_bitmap(number, &state.descriptor, &found) {
-                drop(state);
-                self.give_up_blocks(number, &error);
-                return Ok(None);
+            let verifier = BitmapVerifier { info: self, number, which, descriptor: &state.descriptor };
+            let verified = match fetched {
+                Some(fetched) => fetched.verify(&verifier).map(Bitmap::Buffer),
+                None => {
+                    let bytes = self.fresh_bitmap(number, which);
+                    verifier.verify_content(&bytes).map(|()| Bitmap::Uninitialised(bytes))
+                }
+            };
+            match verified {
+                Ok(bitmap) => state.put(which, bitmap),
+                Err(error) => {
+                    drop(state);
+                    self.give_up(number, which, &error);
+                    return Ok(None);
+                }
             }
-            state.blocks = Some(BlockMap { bitmap: found, allocatable: None, pending: 0, picked: 0 });
             drop(state);
             self.loaded(number);
         }
     }
 
-    fn check_block_bitmap(
-        &self,
-        number: GroupNumber,
-        descriptor: &GroupDescriptor,
-        found: &Bitmap,
-    ) -> Result<()> {
-        let what = || format!("block {}: block bitmap of group {number}", descriptor.block_bitmap);
-        let bits = self.block_bits(number);
-        let covered = self.block_bitmap_bytes();
-        found.read(|bytes| {
-            if matches!(found, Bitmap::Buffer(_)) && self.features().metadata_csum() {
-                let computed = self.context.bitmap(&bytes[..covered]);
-                if computed != descriptor.block_bitmap_csum {
-                    return Err(Error::corrupt(
-                        what(),
-                        format!("checksum {:#010x} is not {computed:#010x}", descriptor.block_bitmap_csum),
-                    ));
-                }
-            }
-            let free = bitmap::count_clear(bytes, bits);
-            if free != descriptor.free_blocks_count {
-                return Err(Error::corrupt(
-                    what(),
-                    format!("{free} bits are clear, the descriptor says {}", descriptor.free_blocks_count),
-                ));
-            }
-            let first = self.fixed.group_first_block(number).0;
-            let end = first + u64::from(self.fixed.group_blocks(number));
-            let cluster_bits = self.fixed.cluster_bits();
-            for zone in self.zones.overlapping(first..end) {
-                let from = (zone.start.max(first) - first) >> cluster_bits;
-                let to = ((zone.end.min(end) - 1 - first) >> cluster_bits) + 1;
-                // The numbers fit: they are within the group.
-                if !bitmap::is_set_range(bytes, from as u32..to as u32) {
-                    return Err(Error::corrupt(
-                        what(),
-                        format!("fixed metadata at block {} is free", zone.start),
-                    ));
-                }
-            }
-            Ok(())
-        })
+    /// Takes a group with a bad bitmap out of use, as far as that bitmap goes.
+    fn give_up(&self, number: GroupNumber, which: BitmapOf, error: &Error) {
+        match which {
+            BitmapOf::Blocks => self.give_up_blocks(number, error),
+            BitmapOf::Inodes => self.give_up_inodes(number, error),
+        }
     }
 
     fn give_up_blocks(&self, number: GroupNumber, error: &Error) {
@@ -335,80 +540,6 @@ impl SuperblockInfo {
             self.space.lost(u64::from(group.free_blocks.swap(0, Ordering::Relaxed)));
             self.bad_groups.lock().push((number, error.clone()));
         }
-    }
-
-    /// The group lock with the inode bitmap there; `None` where the bitmap is bad.
-    pub(crate) async fn lock_inodes(
-        &self,
-        number: GroupNumber,
-    ) -> Result<Option<MutexGuard<'_, GroupState>>> {
-        let group = self.group(number)?;
-        loop {
-            {
-                let state = group.lock();
-                if group.bad_inodes.load(Ordering::Relaxed) {
-                    return Ok(None);
-                }
-                if state.inodes.is_some() {
-                    return Ok(Some(state));
-                }
-            }
-            let uninitialised = group.descriptor().flags.contains(GroupFlags::INODE_UNINIT);
-            let found = if uninitialised {
-                Bitmap::Uninitialised(self.fresh_inode_bitmap())
-            } else {
-                match self.cache.read(group.inode_bitmap, BlockKind::InodeBitmap, |_| Ok(())).await {
-                    Ok(buffer) => Bitmap::Buffer(buffer),
-                    Err(error) => {
-                        self.give_up_inodes(number, &error);
-                        return Ok(None);
-                    }
-                }
-            };
-            let mut state = group.lock();
-            if state.inodes.is_some()
-                || state.descriptor.flags.contains(GroupFlags::INODE_UNINIT) != uninitialised
-            {
-                continue;
-            }
-            if let Err(error) = self.check_inode_bitmap(number, &state.descriptor, &found) {
-                drop(state);
-                self.give_up_inodes(number, &error);
-                return Ok(None);
-            }
-            state.inodes = Some(InodeMap { bitmap: found, first_free: 0 });
-            drop(state);
-            self.loaded(number);
-        }
-    }
-
-    fn check_inode_bitmap(
-        &self,
-        number: GroupNumber,
-        descriptor: &GroupDescriptor,
-        found: &Bitmap,
-    ) -> Result<()> {
-        let what = || format!("block {}: inode bitmap of group {number}", descriptor.inode_bitmap);
-        let covered = self.inode_bitmap_bytes();
-        found.read(|bytes| {
-            if matches!(found, Bitmap::Buffer(_)) && self.features().metadata_csum() {
-                let computed = self.context.bitmap(&bytes[..covered]);
-                if computed != descriptor.inode_bitmap_csum {
-                    return Err(Error::corrupt(
-                        what(),
-                        format!("checksum {:#010x} is not {computed:#010x}", descriptor.inode_bitmap_csum),
-                    ));
-                }
-            }
-            let free = bitmap::count_clear(bytes, self.fixed.inodes_per_group);
-            if free != descriptor.free_inodes_count {
-                return Err(Error::corrupt(
-                    what(),
-                    format!("{free} bits are clear, the descriptor says {}", descriptor.free_inodes_count),
-                ));
-            }
-            Ok(())
-        })
     }
 
     fn give_up_inodes(&self, number: GroupNumber, error: &Error) {
@@ -424,8 +555,8 @@ impl SuperblockInfo {
         }
     }
 
-    /// Remembers that a group's bitmaps are in memory; lets go of those of the group that came first where there are
-    /// too many.
+    /// Remembers that a group's bitmaps are in memory; lets go of those of the group that came first if there
+    /// are too many.
     fn loaded(&self, number: GroupNumber) {
         let mut loaded = self.loaded.lock();
         loaded.push_back(number);
@@ -459,7 +590,7 @@ impl SuperblockInfo {
         let buffer = cell
             .get_or_try_init(|| async {
                 let block = self.fixed.descriptor_block(index);
-                self.cache.read(block, BlockKind::GroupDescriptors, |_| Ok(())).await
+                self.cache.read(block, &DescriptorsVerifier { info: self, index }).await
             })
             .await?;
         Ok((buffer.clone(), offset))

@@ -1,4 +1,5 @@
-//! Opening: superblock, then every group descriptor, then the system zones they make.
+//! Opening a file system, as `ext4_fill_super` does: superblock, then every group descriptor, then the system
+//! zones they make.
 
 use std::ops::Range;
 
@@ -6,11 +7,11 @@ use super::*;
 use crate::device::AlignedBuffer;
 use crate::error::Errno;
 use crate::format::features::{Compat, Incompat};
-use crate::meta::BlockKind;
 use crate::meta::orphan::OrphanLinks;
+use crate::meta::{BlockKind, Verifier};
 
-/// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed. Fewer where
-/// the cache is small: it cannot evict what is held, so that must stay a small part of it.
+/// The most groups that keep their bitmaps in memory at a time; more are read again when they are needed.
+/// Fewer if the cache is small: it cannot evict what is held, so that must stay a small part of it.
 const MOST_LOADED: usize = 4096;
 
 /// How much of the descriptor table is read at a time.
@@ -20,11 +21,14 @@ impl SuperblockInfo {
     /// Reads and verifies superblock and group descriptors. Refuses unknown incompat features by name; with
     /// `read_only` false also unknown ro_compat ones. Does not look at the journal.
     ///
-    /// A descriptor that is wrong refuses the file system, unless it is opened read-only or its journal has to be
-    /// replayed first (which may put it right): then only that group is out of use. After a replay load it again.
+    /// A descriptor that is wrong refuses the file system, unless it is opened read-only or its journal has
+    /// to be replayed first (which may put it right): then only that group is out of use. After a replay load
+    /// it again.
     ///
     /// # Errors
-    /// Unsupported, with the features' names; corrupt; the device's.
+    /// - Unsupported, with the features' names.
+    /// - Corrupt if what is read contradicts itself.
+    /// - Those of the device.
     pub async fn load(
         device: Arc<dyn BlockDevice>,
         cache_capacity: usize,
@@ -63,15 +67,28 @@ impl SuperblockInfo {
                 Err(error) => return Err(error),
             }
         }
-        let info = Self::assemble(cache, environment, superblock, &descriptors, bad, cache_capacity, lenient)
-            .await?;
+        let superblock_buffer =
+            cache.read(superblock.superblock_block(), &SuperblockVerifier(&superblock)).await?;
+        let info = Self::assemble(
+            cache,
+            environment,
+            superblock,
+            superblock_buffer,
+            &descriptors,
+            bad,
+            cache_capacity,
+            lenient,
+        )?;
         Ok(Arc::new(info))
     }
 
     /// Reads the primary superblock of a device, verified.
     ///
     /// # Errors
-    /// Corrupt, unsupported; the device's.
+    /// - Corrupt if it is no ext superblock, its checksum is wrong or its geometry contradicts itself or the
+    ///   device.
+    /// - Unsupported, with the name of the feature, if the geometry cannot be understood without it.
+    /// - Those of the device.
     pub async fn read_superblock(device: &dyn BlockDevice) -> Result<Superblock> {
         let geometry = device.geometry();
         let end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64;
@@ -86,10 +103,19 @@ impl SuperblockInfo {
     }
 
     /// Puts the parts together. `None` among the descriptors: a bad one. `lenient`: structures may overlap.
-    pub(crate) async fn assemble(
+    ///
+    /// # Errors
+    /// - Corrupt if two structures of fixed metadata overlap, unless `lenient`.
+    /// - `ENOMEM` if the host has no memory.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one value, each named where they are put together"
+    )]
+    pub(crate) fn assemble(
         cache: Arc<BufferCache>,
         environment: Arc<dyn Environment>,
         superblock: Superblock,
+        superblock_buffer: Buffer,
         descriptors: &[Option<GroupDescriptor>],
         bad: Vec<(GroupNumber, Error)>,
         cache_capacity: usize,
@@ -121,8 +147,6 @@ impl SuperblockInfo {
             }
             tracing::warn!(%error, "the file system can only be read");
         }
-        let superblock_buffer =
-            cache.read(superblock.superblock_block(), BlockKind::Superblock, |_| Ok(())).await?;
         let table_blocks = usize::try_from(superblock.descriptor_blocks())
             .map_err(|_| Error::posix(Errno::ENOMEM, "group descriptors"))?;
         Ok(Self {
@@ -152,6 +176,28 @@ impl SuperblockInfo {
             freed_blocks: std::sync::OnceLock::new(),
             fixed: superblock,
         })
+    }
+}
+
+/// The verifier of the block of the primary superblock, which has been read before: it is good, and of the
+/// same file system still.
+struct SuperblockVerifier<'a>(&'a Superblock);
+
+impl Verifier for SuperblockVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::Superblock
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let offset = superblock_offset(self.0.block_size);
+        let found = Superblock::parse(bytes.get(offset..offset + SUPERBLOCK_SIZE).unwrap_or_default())?;
+        if found.uuid != self.0.uuid {
+            return Err(Error::corrupt(
+                format!("block {block}: superblock"),
+                "has become another file system's",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -220,8 +266,8 @@ async fn read_descriptor_table(cache: &BufferCache, superblock: &Superblock) -> 
     })
 }
 
-/// Checks that what a descriptor points to lies in the file system, and without flex_bg in its group, and that its
-/// counts are possible.
+/// Checks that what a descriptor points to lies in the file system, and without flex_bg in its group, and
+/// that its counts are possible.
 fn check_places(superblock: &Superblock, number: GroupNumber, descriptor: &GroupDescriptor) -> Result<()> {
     let flexible = superblock.features.incompat.contains(Incompat::FLEX_BG);
     let first = superblock.group_first_block(number).0;

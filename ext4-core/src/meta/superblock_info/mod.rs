@@ -2,13 +2,14 @@
 //! `ext4_sb_info`).
 //!
 //! Invariants:
-//! - What is in [`SuperblockInfo`] without a lock does not change while the file system is open: geometry, features
-//!   (but for `RECOVER` and `ORPHAN_PRESENT`), places of bitmaps and tables.
-//! - The superblock in memory and the one in its buffer agree whenever its lock is free, but for the free counts:
-//!   those live in the counters here and reach the superblock whenever it is written. After a crash they are taken from
-//!   the group descriptors, as the kernel does.
+//! - What is in [`SuperblockInfo`] without a lock does not change while the file system is open: geometry,
+//!   features (but for `RECOVER` and `ORPHAN_PRESENT`), places of bitmaps and tables.
+//! - The superblock in memory and the one in its buffer agree whenever its lock is free, but for the free
+//!   counts: those live in the counters here and reach the superblock whenever it is written. After a crash
+//!   they are taken from the group descriptors, as the kernel does.
 //!
-//! Locks: the superblock's, then the buffer's; a group's state (see `group.rs`); the books of free blocks, innermost.
+//! Locks: the superblock's, then the buffer's; a group's state (see `group.rs`); the books of free blocks,
+//! innermost.
 
 pub(crate) mod group;
 mod load;
@@ -24,12 +25,13 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::orphan::OrphanLinks;
-use super::{Buffer, BufferCache, DirectTransaction, FreedBlocks, Transaction};
+use super::{Buffer, BufferCache, DirectTransaction, FreedBlocks, Owner, Transaction};
 use crate::device::BlockDevice;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::format::features::Features;
 use crate::format::group_descriptor::{ChecksumContext, GroupDescriptor};
+use crate::format::inode::Inode;
 use crate::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 use crate::types::{BlockNumber, BlockSize, GroupNumber, InodeNumber};
 use group::Group;
@@ -56,7 +58,8 @@ pub struct SuperblockInfo {
     pub cache: Arc<BufferCache>,
     /// Time and randomness.
     pub environment: Arc<dyn Environment>,
-    /// The superblock as it was when the file system was opened: its geometry holds as long as this value lives.
+    /// The superblock as it was when the file system was opened: its geometry holds as long as this value
+    /// lives.
     pub(crate) fixed: Superblock,
     seed: u32,
     pub(crate) context: ChecksumContext,
@@ -100,8 +103,8 @@ impl SuperblockInfo {
         self.cache.block_size()
     }
 
-    /// The feature masks. They do not change while the file system is open, but for `RECOVER` and `ORPHAN_PRESENT`,
-    /// for which ask [`SuperblockInfo::superblock`].
+    /// The feature masks. They do not change while the file system is open, but for `RECOVER` and
+    /// `ORPHAN_PRESENT`, for which ask [`SuperblockInfo::superblock`].
     pub fn features(&self) -> Features {
         self.fixed.features
     }
@@ -109,6 +112,16 @@ impl SuperblockInfo {
     /// The seed of all metadata checksums: crc32c of the UUID, or s_checksum_seed.
     pub fn checksum_seed(&self) -> u32 {
         self.seed
+    }
+
+    /// As [`SuperblockInfo::checksum_seed`]; `None` without metadata_csum.
+    pub fn metadata_seed(&self) -> Option<u32> {
+        self.features().metadata_csum().then_some(self.seed)
+    }
+
+    /// `inode` as the owner of metadata blocks.
+    pub fn owner(&self, inode: &Inode) -> Owner {
+        Owner::new(inode, self.metadata_seed())
     }
 
     /// Bytes of one inode on the device.
@@ -144,7 +157,7 @@ impl SuperblockInfo {
     /// A copy of a group's descriptor as it is now.
     ///
     /// # Errors
-    /// Corrupt where there is no such group.
+    /// Corrupt if there is no such group.
     pub fn group_descriptor(&self, group: GroupNumber) -> Result<GroupDescriptor> {
         Ok(self.group(group)?.descriptor())
     }
@@ -170,7 +183,7 @@ impl SuperblockInfo {
     /// The block and the byte in it where `inode` lies.
     ///
     /// # Errors
-    /// Corrupt where the number is 0 or past the last inode, or its group's descriptor is bad.
+    /// Corrupt if the number is 0 or past the last inode, or its group's descriptor is bad.
     pub async fn inode_location(&self, inode: InodeNumber) -> Result<(BlockNumber, usize)> {
         let (number, index) = self.fixed.group_of_inode(inode).ok_or_else(|| {
             Error::corrupt(format!("inode {inode}"), format!("is not within 1 to {}", self.inodes_count()))
@@ -184,9 +197,9 @@ impl SuperblockInfo {
         Ok((block, (index % per_block) as usize * usize::from(self.fixed.inode_size)))
     }
 
-    /// True when `count` blocks from `first` lie in the file system and are no part of its fixed metadata
-    /// (superblocks, descriptors, bitmaps, inode tables): what a file's mapping may point to
-    /// (the kernel's `ext4_inode_block_valid`). False for no blocks.
+    /// Returns true if `count` blocks from `first` lie in the file system and are no part of its fixed
+    /// metadata (superblocks, descriptors, bitmaps, inode tables): what a file's mapping may point to (the
+    /// kernel's `ext4_inode_block_valid`). False for no blocks.
     pub fn is_data_range(&self, first: BlockNumber, count: u64) -> bool {
         let Some(end) = first.0.checked_add(count) else { return false };
         first.0 > u64::from(self.fixed.first_data_block)
@@ -195,13 +208,13 @@ impl SuperblockInfo {
             && self.zones.overlapping(first.0..end).next().is_none()
     }
 
-    /// True where a group begins with a copy of the superblock.
+    /// Returns true if a group begins with a copy of the superblock.
     pub fn has_super(&self, group: GroupNumber) -> bool {
         self.fixed.has_super(group)
     }
 
-    /// The superblock as it was when the file system was opened: for what does not change (sizes, hash seed, UUID …),
-    /// without a copy or a lock.
+    /// The superblock as it was when the file system was opened: for what does not change (sizes, hash seed,
+    /// UUID …), without a copy or a lock.
     pub fn opened_superblock(&self) -> &Superblock {
         &self.fixed
     }
@@ -218,8 +231,8 @@ impl SuperblockInfo {
         superblock.free_inodes_count = self.free_inodes_count();
     }
 
-    /// Changes the superblock as part of `transaction`. The free counts that `change` sees, and that are written, are
-    /// those of now; `wtime` becomes the time of now. Root's share follows `r_blocks_count`.
+    /// Changes the superblock as part of `transaction`. The free counts that `change` sees, and that are
+    /// written, are those of now; `wtime` becomes the time of now. Root's share follows `r_blocks_count`.
     ///
     /// # Errors
     /// Those of the transaction.
@@ -241,12 +254,13 @@ impl SuperblockInfo {
         Ok(())
     }
 
-    /// Changes the superblock past any journal and writes it at once, durably: what has to be on the device before the
-    /// first transaction (`RECOVER`), after the last one, or when the journal has stopped (errors). Also what other
-    /// operations changed in the superblock goes out, and without a journal every dirty block.
+    /// Changes the superblock past any journal and writes it at once, durably: what has to be on the device
+    /// before the first transaction (`RECOVER`), after the last one, or when the journal has stopped
+    /// (errors). Also what other operations changed in the superblock goes out, and without a journal every
+    /// dirty block.
     ///
     /// # Errors
-    /// The device's.
+    /// Those of the device.
     pub async fn write_superblock(&self, change: &mut (dyn FnMut(&mut Superblock) + Send)) -> Result<()> {
         let direct = DirectTransaction::new(Arc::clone(&self.cache));
         self.modify_superblock(&direct, change).await?;
@@ -277,41 +291,42 @@ impl SuperblockInfo {
         self.block_size().sectors() << self.cluster_bits()
     }
 
-    /// Promises `count` blocks (clusters with bigalloc) to delayed allocation; `ENOSPC` where they are not there
-    /// (reserved blocks and blocks whose freeing has not committed kept back).
+    /// Reserves `count` blocks (clusters with bigalloc) for delayed allocation. Root's blocks, and blocks
+    /// whose freeing has not committed, are kept back.
     ///
     /// # Errors
     /// `ENOSPC`.
     pub fn reserve_blocks(&self, count: u64) -> Result<()> {
-        self.space.promise(count)
+        self.space.reserve(count)
     }
 
-    /// Promises `count` clusters that were just freed to the delayed blocks which share them, committed or not: who
-    /// allocates them may have to wait for a commit.
+    /// Reserves `count` clusters that were just freed for the delayed blocks which share them, committed or
+    /// not: the writeback that allocates them may have to wait for a commit.
     pub fn reserve_freed_clusters(&self, count: u64) {
-        self.space.promise_freed(count);
+        self.space.reserve_freed(count);
     }
 
-    /// Takes a promise back: `count` in the unit of [`SuperblockInfo::reserve_blocks`].
+    /// Ends a reservation: `count` in the unit of [`SuperblockInfo::reserve_blocks`].
     pub fn release_reserved_blocks(&self, count: u64) {
         if count > 0 {
             self.space.release(count);
         }
     }
 
-    /// Blocks that are free now, and of them those promised: whole clusters with bigalloc.
+    /// Blocks that are free now, and of them those reserved: whole clusters with bigalloc.
     pub fn free_and_reserved_blocks(&self) -> (u64, u64) {
-        let (free, promised, _) = self.space.counts();
-        (free << self.cluster_bits(), promised << self.cluster_bits())
+        let (free, reserved, _) = self.space.counts();
+        (free << self.cluster_bits(), reserved << self.cluster_bits())
     }
 
-    /// Blocks that were freed in transactions which have not committed: they can be allocated after a commit. On
-    /// `ENOSPC` with some of these, commit and try again.
+    /// Blocks that were freed in transactions which have not committed: they can be allocated after a commit.
+    /// On `ENOSPC` with some of these, commit and try again.
     pub fn blocks_awaiting_commit(&self) -> u64 {
         self.space.counts().2 << self.cluster_bits()
     }
 
-    /// Whether the blocks kept for root may be used, as root may in the kernel. They may not at first.
+    /// Allows (or forbids again) the use of the blocks kept for root, which root may use in the kernel. At
+    /// first they may not be used.
     pub fn allow_root_blocks(&self, allow: bool) {
         let kept = if allow { 0 } else { self.current.lock().r_blocks_count };
         self.space.keep_for_root(kept >> self.cluster_bits());

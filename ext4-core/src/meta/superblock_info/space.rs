@@ -1,14 +1,15 @@
-//! The books of free blocks: what is free, what of it waits for a commit, what is promised to delayed allocation.
+//! Free-block counters (`s_freeclusters_counter`, `s_dirtyclusters_counter`), here called the books: what is
+//! free, what of it waits for a commit, what is reserved for delayed allocation.
 //!
 //! ```text
-//!   free (as the bitmaps say) = pending (freed, not committed) + promised + kept back + available
+//!   free (as the bitmaps say) = pending (freed, not committed) + reserved + kept back + available
 //! ```
 //!
 //! Invariants:
-//! - A promise is only given against blocks that can be allocated at once. Were a promise given against blocks
-//!   that wait for a commit, writeback could find none, and data that a write had accepted would be lost.
-//! - What is kept back (root's share, and a margin for the nodes of extent trees, as in the kernel: 2% or 4,096
-//!   blocks) is used by metadata only, so that writeback can always map what was promised.
+//! - Only blocks that can be allocated at once are reserved. Were a reservation made of blocks that wait for
+//!   a commit, writeback could find none, and data that a write had accepted would be lost.
+//! - What is kept back (root's share, and a margin for the nodes of extent trees, as in the kernel: 2% or
+//!   4,096 blocks) is used by metadata only, so that writeback can always map what was reserved.
 //!
 //! Locks: one innermost mutex, held for a few additions.
 
@@ -29,8 +30,8 @@ pub(crate) struct Space {
 struct Books {
     free: u64,
     pending: u64,
-    promised: u64,
-    /// Root's share; 0 for who may use it.
+    reserved: u64,
+    /// Root's share; 0 if it may be used.
     root: u64,
     margin: u64,
 }
@@ -38,7 +39,7 @@ struct Books {
 impl Books {
     fn available(&self, metadata: bool) -> u64 {
         let kept = if metadata { 0 } else { self.root.saturating_add(self.margin) };
-        self.free.saturating_sub(self.pending).saturating_sub(self.promised).saturating_sub(kept)
+        self.free.saturating_sub(self.pending).saturating_sub(self.reserved).saturating_sub(kept)
     }
 }
 
@@ -46,7 +47,7 @@ impl Space {
     /// `free` of `blocks` are free, `root` are kept for root.
     pub fn new(blocks: u64, free: u64, root: u64) -> Self {
         let margin = (blocks / 50).min(MOST_MARGIN);
-        Self { books: Mutex::new(Books { free, pending: 0, promised: 0, root, margin }) }
+        Self { books: Mutex::new(Books { free, pending: 0, reserved: 0, root, margin }) }
     }
 
     /// Changes root's share.
@@ -54,11 +55,11 @@ impl Space {
         self.books.lock().root = blocks;
     }
 
-    /// Promises exactly `count` blocks.
+    /// Reserves exactly `count` blocks.
     ///
     /// # Errors
     /// `ENOSPC`.
-    pub fn promise(&self, count: u64) -> Result<()> {
+    pub fn reserve(&self, count: u64) -> Result<()> {
         let mut books = self.books.lock();
         let available = books.available(false);
         if count > available {
@@ -67,36 +68,36 @@ impl Space {
                 format!("{count} blocks wanted, {available} available of {} free", books.free),
             ));
         }
-        books.promised += count;
+        books.reserved += count;
         Ok(())
     }
 
-    /// Promises up to `count` blocks, as many as there are; `None` for none.
-    pub fn promise_up_to(&self, count: u64, metadata: bool) -> Option<u64> {
+    /// Reserves up to `count` blocks, as many as there are; `None` for none.
+    pub fn reserve_up_to(&self, count: u64, metadata: bool) -> Option<u64> {
         let mut books = self.books.lock();
         let granted = count.min(books.available(metadata));
-        books.promised += granted;
+        books.reserved += granted;
         (granted > 0).then_some(granted)
     }
 
-    /// Promises `count` blocks that were just freed, whether their commit is over or not, and whatever else is left:
-    /// nobody else was counted on them.
-    pub fn promise_freed(&self, count: u64) {
-        self.books.lock().promised += count;
+    /// Reserves `count` blocks that were just freed, whether their commit is over or not, and whatever else
+    /// is left: nothing else was counted on them.
+    pub fn reserve_freed(&self, count: u64) {
+        self.books.lock().reserved += count;
     }
 
-    /// Takes a promise back.
+    /// Ends a reservation.
     pub fn release(&self, count: u64) {
         let mut books = self.books.lock();
-        debug_assert!(count <= books.promised, "{count} released of {} promised", books.promised);
-        books.promised = books.promised.saturating_sub(count);
+        debug_assert!(count <= books.reserved, "{count} released of {} reserved", books.reserved);
+        books.reserved = books.reserved.saturating_sub(count);
     }
 
-    /// `count` promised blocks were allocated.
+    /// `count` reserved blocks were allocated.
     pub fn allocated(&self, count: u64) {
         let mut books = self.books.lock();
-        debug_assert!(count <= books.promised, "{count} allocated of {} promised", books.promised);
-        books.promised = books.promised.saturating_sub(count);
+        debug_assert!(count <= books.reserved, "{count} allocated of {} reserved", books.reserved);
+        books.reserved = books.reserved.saturating_sub(count);
         books.free = books.free.saturating_sub(count);
     }
 
@@ -113,8 +114,8 @@ impl Space {
         books.pending = books.pending.saturating_sub(count);
     }
 
-    /// Keeps up to `count` free blocks from being promised until [`Space::committed`], at most half of those that are
-    /// left for metadata; returns how many.
+    /// Keeps up to `count` free blocks from being reserved until [`Space::committed`], at most half of those
+    /// that are left for metadata; returns how many.
     pub fn withhold_up_to(&self, count: u64) -> u64 {
         let mut books = self.books.lock();
         let granted = count.min(books.available(true).div_ceil(2));
@@ -122,16 +123,16 @@ impl Space {
         granted
     }
 
-    /// `count` free blocks turned out not to be usable, or were taken without a promise.
+    /// `count` free blocks turned out not to be usable, or were taken without a reservation.
     pub fn lost(&self, count: u64) {
         let mut books = self.books.lock();
         books.free = books.free.saturating_sub(count);
     }
 
-    /// (free, promised, pending).
+    /// (free, reserved, pending).
     pub fn counts(&self) -> (u64, u64, u64) {
         let books = self.books.lock();
-        (books.free, books.promised, books.pending)
+        (books.free, books.reserved, books.pending)
     }
 }
 
@@ -140,23 +141,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn promises_leave_the_kept_blocks_alone() {
+    fn reservations_leave_the_kept_blocks_alone() {
         let space = Space::new(1000, 100, 30);
         // 2% of 1,000 are the margin.
-        assert!(space.promise(51).is_err());
-        space.promise(50).unwrap();
-        assert_eq!(space.promise_up_to(1, false), None);
-        assert_eq!(space.promise_up_to(60, true), Some(50));
+        assert!(space.reserve(51).is_err());
+        space.reserve(50).unwrap();
+        assert_eq!(space.reserve_up_to(1, false), None);
+        assert_eq!(space.reserve_up_to(60, true), Some(50));
         space.allocated(50);
         space.release(50);
         assert_eq!(space.counts(), (50, 0, 0));
         space.freed(10);
-        assert_eq!(space.promise_up_to(100, false), None);
+        assert_eq!(space.reserve_up_to(100, false), None);
         space.committed(10);
-        assert_eq!(space.promise_up_to(100, false), Some(10));
+        assert_eq!(space.reserve_up_to(100, false), Some(10));
         space.keep_for_root(0);
-        assert_eq!(space.promise_up_to(100, false), Some(30));
+        assert_eq!(space.reserve_up_to(100, false), Some(30));
         assert_eq!(space.withhold_up_to(100), 10, "half of the margin");
-        assert_eq!(space.promise_up_to(100, true), Some(10));
+        assert_eq!(space.reserve_up_to(100, true), Some(10));
     }
 }

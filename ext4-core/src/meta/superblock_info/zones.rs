@@ -1,8 +1,8 @@
-//! The system zones: where the fixed metadata lies (superblocks, descriptors, bitmaps, inode tables), as sorted ranges
-//! that do not touch each other.
+//! The system zones: where the fixed metadata lies (superblocks, descriptors, bitmaps, inode tables), as
+//! sorted ranges that do not touch each other.
 //!
-//! Invariant: no file's mapping and no free block may lie in a zone. Were this not checked, one wrong pointer in an
-//! extent would let a write to a file overwrite an inode table.
+//! Invariant: no file's mapping and no free block may lie in a zone. Were this not checked, one wrong pointer
+//! in an extent would let a write to a file overwrite an inode table.
 
 use std::ops::Range;
 

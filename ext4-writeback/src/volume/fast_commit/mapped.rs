@@ -3,9 +3,8 @@
 //! The kernel keeps one range from the first block to the last and looks at the extent tree when it commits; that can
 //! need the device. Here what a range is mapped to is known when it changes.
 
-use std::collections::BTreeMap;
-
 use ext4_core::format::extent::Extent;
+use ext4_core::run_map::{RunMap, RunValue};
 use ext4_core::{BlockNumber, InodeNumber, LogicalBlock};
 use ext4_journal::FastCommitTag;
 
@@ -18,7 +17,7 @@ pub(crate) enum Mapped {
     Blocks { physical: BlockNumber, unwritten: bool },
 }
 
-impl Mapped {
+impl RunValue for Mapped {
     /// What lies `count` blocks further on.
     fn advance(self, count: u32) -> Self {
         match self {
@@ -30,9 +29,9 @@ impl Mapped {
     }
 }
 
-/// First block → (block behind the last, what lies there).
+/// What lies at each range.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ranges(BTreeMap<u32, (u32, Mapped)>);
+pub(crate) struct Ranges(RunMap<Mapped>);
 
 impl Ranges {
     /// How many there are.
@@ -42,54 +41,21 @@ impl Ranges {
 
     /// `mapped` lies at blocks `start..end` from now on.
     pub fn set(&mut self, start: u32, end: u32, mapped: Mapped) {
-        if start >= end {
-            return;
-        }
-        self.cut(start);
-        self.cut(end);
-        let inside: Vec<u32> = self.0.range(start..end).map(|(start, _)| *start).collect();
-        for key in inside {
-            self.0.remove(&key);
-        }
-        let (mut start, mut end, mut mapped) = (start, end, mapped);
-        if let Some((before, (before_end, what))) = self.0.range(..start).next_back().map(|(k, v)| (*k, *v))
-            && before_end == start
-            && what.advance(start - before) == mapped
-        {
-            (start, mapped) = (before, what);
-        }
-        if let Some((after_end, what)) = self.0.get(&end).copied()
-            && mapped.advance(end - start) == what
-        {
-            self.0.remove(&end);
-            end = after_end;
-        }
-        self.0.insert(start, (end, mapped));
-    }
-
-    /// No range reaches over `at`.
-    fn cut(&mut self, at: u32) {
-        let Some((start, (end, mapped))) = self.0.range(..at).next_back().map(|(k, v)| (*k, *v)) else {
-            return;
-        };
-        if end > at {
-            self.0.insert(start, (at, mapped));
-            self.0.insert(at, (end, mapped.advance(at - start)));
-        }
+        self.0.set(start..end, mapped);
     }
 
     /// ADD_RANGE and DEL_RANGE for them, in the order of the file, no extent longer than one can be.
     pub fn tags(&self, inode: InodeNumber, tags: &mut Vec<FastCommitTag>) {
-        for (start, (end, mapped)) in &self.0 {
-            let logical = LogicalBlock(*start);
-            let Mapped::Blocks { unwritten, .. } = *mapped else {
-                tags.push(FastCommitTag::DelRange { inode, logical, len: end - start });
+        for run in self.0.iter() {
+            let logical = LogicalBlock(run.start);
+            let Mapped::Blocks { unwritten, .. } = run.value else {
+                tags.push(FastCommitTag::DelRange { inode, logical, len: run.blocks() });
                 continue;
             };
-            let mut at = *start;
-            while at < *end {
-                let len = (end - at).min(Extent::max_len(unwritten));
-                if let Mapped::Blocks { physical, .. } = mapped.advance(at - start) {
+            let mut at = run.start;
+            while at < run.end {
+                let len = (run.end - at).min(Extent::max_len(unwritten));
+                if let Mapped::Blocks { physical, .. } = run.value_at(at) {
                     let extent = Extent { logical: LogicalBlock(at), len, physical, unwritten }.to_entry();
                     tags.push(FastCommitTag::AddRange { inode, extent });
                 }
@@ -101,6 +67,8 @@ impl Ranges {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn blocks(physical: u64, unwritten: bool) -> Mapped {
@@ -128,14 +96,14 @@ mod tests {
             }
             let mut found = BTreeMap::new();
             let mut last: Option<(u32, Mapped)> = None;
-            for (start, (end, mapped)) in &ranges.0 {
-                assert!(start < end, "seed {seed}");
+            for run in ranges.0.iter() {
+                assert!(run.start < run.end, "seed {seed}");
                 if let Some((last_end, next)) = last {
-                    assert!(last_end <= *start, "seed {seed}: overlap");
-                    assert!(last_end < *start || next != *mapped, "seed {seed}: not merged");
+                    assert!(last_end <= run.start, "seed {seed}: overlap");
+                    assert!(last_end < run.start || next != run.value, "seed {seed}: not merged");
                 }
-                last = Some((*end, mapped.advance(end - start)));
-                found.extend((*start..*end).map(|at| (at, mapped.advance(at - start))));
+                last = Some((run.end, run.value.advance(run.blocks())));
+                found.extend((run.start..run.end).map(|at| (at, run.value_at(at))));
             }
             assert_eq!(found, model, "seed {seed}");
         }

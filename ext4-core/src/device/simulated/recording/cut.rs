@@ -1,4 +1,4 @@
-//! The moments of a recording at which the power can go, and what the device may hold then.
+//! Power cuts: the moments of a recording at which the power can go, and what the device may hold then.
 
 use super::{Change, Event, Recording};
 use crate::device::BioFlags;
@@ -47,7 +47,7 @@ impl<'r> Cuts<'r> {
         }
     }
 
-    /// Takes one event in. True where a cut after it differs from one before it.
+    /// Takes one event in. Returns true if a cut after it differs from one before it.
     pub(super) fn step(&mut self) -> bool {
         let place = self.position;
         self.position += 1;
@@ -60,7 +60,7 @@ impl<'r> Cuts<'r> {
             }
             Event::Completed { submitted, success } => {
                 if !success {
-                    // Who knows how far it came: it stays pending.
+                    // How far it came is not known: it stays pending.
                     return false;
                 }
                 let submitted = *submitted;
@@ -177,7 +177,8 @@ impl Cut<'_> {
         self.position
     }
 
-    /// Whether the test had called [`RecordingDevice::mark`](super::RecordingDevice::mark) with `name` before.
+    /// Returns true if the test had called [`RecordingDevice::mark`](super::RecordingDevice::mark) with
+    /// `name` before.
     #[must_use]
     pub fn has_passed(&self, name: &str) -> bool {
         self.marks().any(|mark| mark == name)
@@ -197,19 +198,19 @@ impl Cut<'_> {
         self.pending.iter().filter(|pending| !pending.durable).count()
     }
 
-    /// The image where nothing is lost.
+    /// The image if nothing is lost.
     #[must_use]
     pub fn with_all(&self) -> Image {
         self.build(|change, image| change.apply(image))
     }
 
-    /// The image where everything is lost that may be lost.
+    /// The image if everything is lost that may be lost.
     #[must_use]
     pub fn with_none(&self) -> Image {
         self.build(|_, _| {})
     }
 
-    /// An image where any of what may be lost is lost or torn, as `seed` decides.
+    /// An image in which any of what may be lost is lost or torn, as `seed` decides.
     #[must_use]
     pub fn variant(&self, seed: u64) -> Image {
         let mut random = Random(seed ^ (self.position as u64).rotate_left(32));

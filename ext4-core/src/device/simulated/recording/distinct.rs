@@ -1,7 +1,7 @@
-//! Telling states apart, so that the same one is tested once.
+//! Distinct states after power cuts, told apart so that the same one is tested once.
 //!
-//! A cut's images share nearly all their memory with those of the cut before. So a state's fingerprint is made from
-//! those of its chunks, and a chunk that was seen is not read again.
+//! A cut's images share nearly all their memory with those of the cut before. So a state's fingerprint is
+//! made from those of its chunks, and a chunk that was seen is not read again.
 
 use std::collections::HashSet;
 
@@ -23,12 +23,13 @@ impl DistinctStates {
         Self::default()
     }
 
-    /// A number that is the same for equal content and, but for one chance in 2^64, another for other content.
+    /// A number that is the same for equal content and, but for one chance in 2^64, another for other
+    /// content.
     pub fn fingerprint(&mut self, image: &Image) -> u64 {
         self.fingerprints.of(image)
     }
 
-    /// True the first time that an image with this content is shown.
+    /// Returns true if no image with this content has been shown before.
     pub fn is_new(&mut self, image: &Image) -> bool {
         let fingerprint = self.fingerprint(image);
         let new = self.seen.insert(fingerprint);

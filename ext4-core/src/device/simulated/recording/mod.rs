@@ -10,12 +10,12 @@
 //! ```
 //!
 //! Invariants:
-//! - A write that is durable is in every image of every later cut. A test that fails on an image has found a missing
-//!   flush or a wrong order, never a device that broke its word.
-//! - A write that carried `PREFLUSH` shows, even in part, only in images that hold everything that had completed before
-//!   it was submitted: the device flushes first.
-//! - Where two writes overlap and the earlier one had completed before the later was submitted, the earlier never
-//!   shows over the later.
+//! - A write that is durable is in every image of every later cut. A test that fails on an image has found a
+//!   missing flush or a wrong order, never a device that broke its word.
+//! - A write that carried `PREFLUSH` shows, even in part, only in images that hold everything that had
+//!   completed before it was submitted: the device flushes first.
+//! - If two writes overlap and the earlier one had completed before the later was submitted, the earlier
+//!   never shows over the later.
 //! - Two images with the same bytes are the same state, and a test looks at it once ([`DistinctStates`]).
 
 mod change;
@@ -57,7 +57,8 @@ pub enum Event {
 pub struct Recording {
     base: Image,
     events: Vec<Event>,
-    /// A FUA write was carried out with a flush behind it ([`Geometry::fua_flushes`](crate::device::Geometry::fua_flushes)).
+    /// A FUA write was carried out with a flush behind it
+    /// ([`Geometry::fua_flushes`](crate::device::Geometry::fua_flushes)).
     fua_flushes: bool,
 }
 
@@ -98,7 +99,8 @@ impl Recording {
         self.events.iter().filter(flush).count()
     }
 
-    /// What the device holds when the first `writes` changes, in the order of submission, are done and no other.
+    /// What the device holds when the first `writes` changes, in the order of submission, are done and no
+    /// other.
     #[must_use]
     pub fn prefix(&self, writes: usize) -> Image {
         let mut image = self.base.clone();
@@ -108,8 +110,8 @@ impl Recording {
         image
     }
 
-    /// Every moment at which a power cut makes a difference, in order, the one before the first event included.
-    /// To skip (`nth`, `step_by`) costs no images.
+    /// Every moment at which a power cut makes a difference, in order, the one before the first event
+    /// included. To skip (`nth`, `step_by`) costs no images.
     #[must_use]
     pub fn cuts(&self) -> Cuts<'_> {
         Cuts::new(self)
@@ -139,7 +141,7 @@ impl Recording {
         }
     }
 
-    /// True where the bio submitted at `submitted` had completed well before the event at `before`.
+    /// Returns true if the bio submitted at `submitted` had completed well before the event at `before`.
     fn completed_between(&self, submitted: usize, before: usize) -> bool {
         self.events[submitted..before].contains(&Event::Completed { submitted, success: true })
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ext4_core::Timestamp;
-use ext4_journal::dump::{Checksum, FastCommitBlock, Inspection, LogBlock, LogBlockContent, Part, TagEntry};
+use ext4_journal::{Checksum, FastCommitBlock, Inspection, LogBlock, LogBlockContent, Part, TagEntry};
 use ext4_tools::display::{exact_time, full_time};
 use serde::Serialize;
 use serde_json::json;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ext4_journal::Finding;
-use ext4_journal::dump::Inspection;
+use ext4_journal::Inspection;
 use serde::Serialize;
 
 use crate::context::{Context, naming};

@@ -1,23 +1,24 @@
 //! Block allocation: contiguous runs near a goal.
 //!
-//! A search asks groups in order (the goal's, the rest of its flex group, then all others) for a run of the wanted
-//! length; where none has one, for a quarter of it, and so on down to single blocks. Each group's hints (how much is
-//! free, an upper bound of its longest run) let the search pass it by without a lock; one bound for all groups spares
-//! hopeless rounds.
+//! A search asks groups in order (the goal's, the rest of its flex group, then all others) for a run of the
+//! wanted length; if none has one, for a quarter of it, and so on down to single blocks. Each group's hints
+//! (how much is free, an upper bound of its longest run) let the search pass it by without a lock; one bound
+//! for all groups spares hopeless rounds.
 //!
-//! Where a request has no goal, the flex group's stream says where the last such request ended. So many small files
-//! that are written in turn lie one behind the other, and data and metadata each have a stream of their own.
+//! If a request has no goal, the flex group's stream says where the last such request ended. So many small
+//! files that are written in turn lie one behind the other, and data and metadata each have a stream of their
+//! own.
 //!
 //! Invariants:
-//! - Every block comes out of the books ([`super::superblock_info::space`]) before a bitmap is looked at, so that two
-//!   allocations never promise themselves the same last block.
-//! - A freed block goes back into circulation in the commit callback, never before. Were it handed out earlier, a crash
-//!   would undo the freeing but not the new owner's data.
+//! - Every block comes out of the books ([`super::superblock_info::space`]) before a bitmap is looked at, so
+//!   that two allocations never count on the same last block.
+//! - A freed block goes back into circulation in the commit callback, never before. Were it handed out
+//!   earlier, a crash would undo the freeing but not the new owner's data.
 //! - A block is found by one search, whether it is marked in use at once or only picked (see [`picked`]).
 //!
-//! With bigalloc a bit of a bitmap is a cluster: what is searched, counted and promised here are clusters, and block
-//! numbers become bits, and bits block numbers, at this module's edge. Which blocks of a cluster are in use is known to
-//! the extent tree of the file that has it; no cluster has two owners.
+//! With bigalloc a bit of a bitmap is a cluster: what is searched, counted and reserved here are clusters,
+//! and block numbers become bits, and bits block numbers, at this module's edge. Which blocks of a cluster
+//! are in use is known to the extent tree of the file that has it; no cluster has two owners.
 //!
 //! Locks: one group's at a time; commit callbacks take only the innermost `returned` list.
 
@@ -27,7 +28,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::superblock_info::group::{Group, GroupState};
+use super::superblock_info::group::{BitmapOf, Group, GroupState, gone};
 use super::superblock_info::space::Space;
 use super::{SuperblockInfo, Transaction};
 use crate::error::{Errno, Error, Result};
@@ -42,8 +43,9 @@ const LONG_RUN: u32 = 2_048;
 /// How many bitmaps a search for a run longer than [`LONG_RUN`] looks at.
 const MOST_SEARCHED: u32 = 64;
 
-/// Who appends and finds his goal taken begins anew where so many blocks are free, aligned to as many: were he to go on
-/// right behind the other, the two would get in each other's way with every further block.
+/// A writer that appends and finds its goal taken begins anew at a place with so many free blocks, aligned to
+/// as many: were it to go on right behind the other writer, the two would get in each other's way with every
+/// further block.
 const ROOM_TO_GROW: [u32; 2] = [2_048, 256];
 
 /// What an allocation asks for.
@@ -51,14 +53,14 @@ const ROOM_TO_GROW: [u32; 2] = [2_048, 256];
 pub struct AllocationRequest {
     /// Where it would best lie; `None`: near the inode's group.
     pub goal: Option<BlockNumber>,
-    /// For whom (its group is the default goal).
+    /// The inode that gets them; its group is the default goal.
     pub inode: InodeNumber,
     /// How many blocks (clusters with bigalloc) are wanted; at least one.
     pub len: u32,
-    /// The blocks were promised with [`SuperblockInfo::reserve_blocks`]: as many as are allocated are taken from the
-    /// promise.
+    /// True if the blocks were reserved with [`SuperblockInfo::reserve_blocks`]: as many as are allocated
+    /// stop being reserved.
     pub reserved: bool,
-    /// For metadata: may use what is reserved for root and splits.
+    /// True for metadata, which may use what is kept back for root and splits.
     pub metadata: bool,
 }
 
@@ -78,11 +80,12 @@ impl Drop for Claim<'_> {
 
 /// Allocates one contiguous run of 1 to `len` blocks, the longest near the goal. Does not touch any inode.
 ///
-/// With bigalloc it is a run of clusters: the first block of the first one, and how many clusters. Blocks of files come
-/// from [`super::extent_tree::allocate`], which knows what of a cluster a file has already.
+/// With bigalloc it is a run of clusters: the first block of the first one, and how many clusters. Blocks of
+/// files come from [`super::extent_tree::allocate`], which knows what of a cluster a file has already.
 ///
 /// # Errors
-/// `ENOSPC` (see [`SuperblockInfo::blocks_awaiting_commit`]); those of the device and the transaction.
+/// - `ENOSPC` (see [`SuperblockInfo::blocks_awaiting_commit`]).
+/// - Those of the device and of the transaction.
 pub async fn allocate_blocks(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -95,7 +98,7 @@ pub async fn allocate_blocks(
     } else {
         let granted = info
             .space
-            .promise_up_to(u64::from(wanted), request.metadata)
+            .reserve_up_to(u64::from(wanted), request.metadata)
             .ok_or_else(|| Error::posix(Errno::ENOSPC, "allocating blocks"))?;
         claim.left = granted;
         // At most `wanted`.
@@ -121,7 +124,7 @@ struct Goal<'a> {
     group: GroupNumber,
     /// The bit within the group.
     offset: u32,
-    /// The stream to move on, where the request had no goal of its own.
+    /// The stream to move on, if the request had no goal of its own.
     stream: Option<&'a AtomicU64>,
 }
 
@@ -227,8 +230,9 @@ async fn search(
     }
 }
 
-/// Allocates (or picks) in one group: the run at `from` where it is long enough, otherwise the first after it that has `wanted`
-/// blocks, otherwise the longest; `None` where that has fewer than `least`. `grows`: for a file that may go on behind it.
+/// Allocates (or picks) in one group: the run at `from` if it is long enough, otherwise the first after it
+/// that has `wanted` blocks, otherwise the longest; `None` if that has fewer than `least`. `grows`: for a
+/// file that may go on behind it.
 async fn try_group(
     info: &SuperblockInfo,
     taking: Taking<'_>,
@@ -240,7 +244,7 @@ async fn try_group(
 ) -> Result<Option<(BlockNumber, u32)>> {
     let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
-    let Some(mut state) = info.lock_blocks(number).await? else { return Ok(None) };
+    let Some(mut state) = info.lock_bitmap(number, BitmapOf::Blocks).await? else { return Ok(None) };
     // A cluster that the end of the device cuts off is no whole one.
     let end = info.fixed.group_blocks(number) >> info.fixed.cluster_bits();
     let Some(map) = &state.blocks else { return Ok(None) };
@@ -271,7 +275,8 @@ async fn try_group(
     Ok(Some((block_of_bit(info, number, run.start), found)))
 }
 
-/// The first `wanted` blocks of a free, aligned piece of the group with room for more, behind `from` or before it.
+/// The first `wanted` blocks of a free, aligned piece of the group with room for more, behind `from` or
+/// before it.
 fn room_to_grow(bytes: &[u8], from: u32, end: u32, wanted: u32) -> Option<Range<u32>> {
     ROOM_TO_GROW.into_iter().filter(|room| *room > wanted).find_map(|room| {
         // So many hold an aligned piece wherever they begin.
@@ -296,38 +301,34 @@ fn take(
 ) -> Result<()> {
     let group = info.group(number)?;
     let len = run.end - run.start;
-    let covered = info.block_bitmap_bytes();
-    let Some(map) = &mut state.blocks else {
-        return Err(Error::corrupt(format!("group {number}"), "its block bitmap is gone"));
-    };
-    let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+    state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |bytes| {
         debug_assert!(bitmap::is_clear_range(bytes, run.clone()), "an allocatable block is in use");
         bitmap::set_range(bytes, run.clone());
-        info.context.bitmap(&bytes[..covered])
     })?;
+    let map = state.blocks.as_mut().ok_or_else(|| gone(number, BitmapOf::Blocks))?;
     if let Some(allocatable) = &mut map.allocatable {
         bitmap::set_range(allocatable, run);
     }
     group.free_blocks.fetch_sub(len, Ordering::Relaxed);
-    state.descriptor.block_bitmap_csum = checksum;
     state.descriptor.free_blocks_count = state.descriptor.free_blocks_count.saturating_sub(len);
     state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
     info.write_descriptor(transaction, number, &state.descriptor, place)
 }
 
-/// Some group has a longer run than was known. A search that saw nothing of it must not lower the bound again: the upper
-/// half is a generation.
+/// Some group has a longer run than was known. A search that saw nothing of it must not lower the bound
+/// again: the upper half is a generation.
 fn raise_longest_run(longest_run: &AtomicU64) {
     let raise = |bound: u64| Some(((bound >> 32).wrapping_add(1) << 32) | u64::from(u32::MAX));
     let _ = longest_run.fetch_update(Ordering::AcqRel, Ordering::Relaxed, raise);
 }
 
-/// Marks blocks as used that something outside the bitmaps says belong to a file: a replayed fast commit. Gives the runs
-/// among them that were free; with bigalloc in whole clusters, which may be more than was asked for. Without a journal, before anything else runs. Does not touch any inode.
+/// Marks blocks as used that something outside the bitmaps says belong to a file: a replayed fast commit.
+/// Gives the runs among them that were free; with bigalloc in whole clusters, which may be more than was
+/// asked for. Without a journal, before anything else runs. Does not touch any inode.
 ///
 /// # Errors
-/// Corrupt where a block is fixed metadata or outside the file system, or its group's bitmap is bad; those of the device
-/// and the transaction.
+/// - Corrupt if a block is fixed metadata or outside the file system, or its group's bitmap is bad.
+/// - Those of the device and of the transaction.
 pub async fn mark_used(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -349,7 +350,7 @@ pub async fn mark_used(
             return Err(wrong("are outside their group"));
         }
         let place = info.descriptor_buffer(number).await?;
-        let state = info.lock_blocks(number).await?;
+        let state = info.lock_bitmap(number, BitmapOf::Blocks).await?;
         let mut state = state.ok_or_else(|| wrong("are in a group whose block bitmap is bad"))?;
         // At most a group's blocks.
         let end = offset + len as u32;
@@ -370,8 +371,8 @@ pub async fn mark_used(
     Ok(found)
 }
 
-/// The first block of the first cluster that `count` blocks from `first` touch, and how many clusters they touch. The
-/// blocks themselves without bigalloc.
+/// The first block of the first cluster that `count` blocks from `first` touch, and how many clusters they
+/// touch. The blocks themselves without bigalloc.
 fn clusters_of(info: &SuperblockInfo, first: BlockNumber, count: u64) -> (BlockNumber, u64) {
     let bits = info.fixed.cluster_bits();
     let within = first.0 & ((1 << bits) - 1);
@@ -405,10 +406,12 @@ impl Circulation {
     }
 }
 
-/// Whoever wants to do something about freed blocks before they are handed out again: discard them.
+/// What is to happen to freed blocks before they are handed out again: the discards of mount option
+/// `discard`.
 pub trait FreedBlocks: Send + Sync + std::fmt::Debug {
-    /// The transaction that freed `count` blocks from `first` on has committed (whole clusters with bigalloc). They stay out of use until `release` is
-    /// called. Called by whoever commits: it must not block.
+    /// The transaction that freed `count` blocks from `first` on has committed (whole clusters with
+    /// bigalloc). They stay out of use until `release` is called. Called by the commit task: it must not
+    /// block.
     fn freed(&self, first: BlockNumber, count: u64, release: Box<dyn FnOnce() + Send>);
 }
 
@@ -419,13 +422,14 @@ impl SuperblockInfo {
     }
 }
 
-/// Frees `count` blocks. They are handed out again only after the transaction has committed. `metadata`: each is
-/// forgotten and revoked ([`super::BufferCache::forget`]). Does not touch any inode.
+/// Frees `count` blocks. They are handed out again only after the transaction has committed. `metadata`: each
+/// is forgotten and revoked ([`super::BufferCache::forget`]). Does not touch any inode.
 ///
 /// With bigalloc every cluster that the blocks touch is freed: nothing else may use it.
 ///
 /// # Errors
-/// Corrupt where a block was free already or is fixed metadata; those of the device and the transaction.
+/// - Corrupt if a block was free already or is fixed metadata.
+/// - Those of the device and of the transaction.
 pub async fn free_blocks(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -480,13 +484,12 @@ async fn free_in_group(
     number: GroupNumber,
     range: Range<u32>,
 ) -> Result<()> {
-    let group = info.group(number)?;
     let place = info.descriptor_buffer(number).await?;
     let len = range.end - range.start;
     {
         let bad =
             || Error::corrupt(format!("group {number}: block bitmap"), "is bad; nothing is freed in it");
-        let mut state = info.lock_blocks(number).await?.ok_or_else(bad)?;
+        let mut state = info.lock_bitmap(number, BitmapOf::Blocks).await?.ok_or_else(bad)?;
         let state = &mut *state;
         let Some(map) = &mut state.blocks else { return Err(bad()) };
         if let Some(free) = map.bitmap.read(|bytes| bitmap::next_clear(bytes, range.start, range.end)) {
@@ -496,13 +499,11 @@ async fn free_in_group(
         if map.allocatable.is_none() {
             map.allocatable = Some(map.bitmap.read(|bytes| Box::from(bytes)));
         }
-        let covered = info.block_bitmap_bytes();
-        let checksum = map.bitmap.modify(info, transaction, group.block_bitmap, |bytes| {
+        state.modify_bitmap(info, transaction, number, BitmapOf::Blocks, |bytes| {
             bitmap::clear_range(bytes, range.clone());
-            info.context.bitmap(&bytes[..covered])
         })?;
+        let Some(map) = &mut state.blocks else { return Err(bad()) };
         map.pending += len;
-        state.descriptor.block_bitmap_csum = checksum;
         state.descriptor.free_blocks_count += len;
         state.descriptor.flags.remove(GroupFlags::BLOCK_UNINIT);
         info.write_descriptor(transaction, number, &state.descriptor, &place)?;

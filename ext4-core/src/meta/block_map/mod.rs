@@ -1,4 +1,5 @@
-//! What lies at a place of a file, whichever way it is mapped: extents or indirect blocks.
+//! Block mapping (`ext4_map_blocks`): what lies at a place of a file, whether it is mapped by extents or by
+//! indirect blocks.
 //!
 //! | file | what |
 //! |---|---|
@@ -6,8 +7,8 @@
 //! | `insert` | mapping, and where the blocks for it would best lie |
 //!
 //! Invariants:
-//! - Every pointer is checked before it is followed: it must name a block that may belong to a file. A walk takes at
-//!   most three steps down, so a block that points to itself ends as a wrong mapping, not as a loop.
+//! - Every pointer is checked before it is followed: it must name a block that may belong to a file. A walk
+//!   takes at most three steps down, so a block that points to itself ends as a wrong mapping, not as a loop.
 //! - A block of pointers stops naming blocks before they are freed, and is freed once it names none.
 //!
 //! Locks: as [`super::extent_tree`].
@@ -16,7 +17,7 @@ mod insert;
 
 use super::block_allocator;
 use super::extent_tree::{self, Mapping, MappingState, Removal};
-use super::{BlockKind, Buffer, SuperblockInfo, Transaction};
+use super::{BlockKind, Buffer, SuperblockInfo, Transaction, Verifier};
 use crate::error::{Errno, Error, Result};
 use crate::format::indirect::{
     BlockPath, DIRECT, POINTERS, clear_pointers, pointer, pointers_per_block, reach, subtree_span,
@@ -30,8 +31,10 @@ pub use insert::{ADDRESSABLE, allocation_goal, insert, max_blocks, prepare};
 /// neighbouring pointers go on it is one answer.
 ///
 /// # Errors
-/// Corrupt where the mapping is damaged; `EFBIG` past the last logical block; unsupported for data in the inode; the
-/// device's.
+/// - Corrupt if the mapping is damaged.
+/// - `EFBIG` past the last logical block.
+/// - Unsupported for data in the inode.
+/// - Those of the device.
 pub async fn lookup(info: &SuperblockInfo, inode: &Inode, logical: LogicalBlock) -> Result<Mapping> {
     refuse_inline_data(inode)?;
     if inode.uses_extents() {
@@ -65,7 +68,7 @@ pub async fn lookup(info: &SuperblockInfo, inode: &Inode, logical: LogicalBlock)
             return Err(wild_pointer(inode, first));
         }
         let len = node.run(inode, |n, next| next == first.offset(u64::from(n)));
-        // The run is checked as a whole where it can be; a pointer further on that is wrong ends it.
+        // The run is checked as a whole if it can be; a pointer further on that is wrong ends it.
         let len = if info.is_data_range(first, u64::from(len)) { len } else { 1 };
         (MappingState::Written(first), len)
     };
@@ -76,7 +79,9 @@ pub async fn lookup(info: &SuperblockInfo, inode: &Inode, logical: LogicalBlock)
 /// [`extent_tree::remove`].
 ///
 /// # Errors
-/// Corrupt where the mapping is damaged; unsupported for data in the inode; the device's.
+/// - Corrupt if the mapping is damaged.
+/// - Unsupported for data in the inode.
+/// - Those of the device.
 pub async fn remove(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -118,7 +123,8 @@ async fn remove_indirect(
     Ok(Removal::Done)
 }
 
-/// Fails with bigalloc, where every file is mapped by extents (the kernel's `ext4_ind_map_blocks` allocates none either).
+/// Fails with bigalloc, with which every file is mapped by extents (the kernel's `ext4_ind_map_blocks`
+/// allocates none either).
 ///
 /// # Errors
 /// Unsupported.
@@ -177,8 +183,8 @@ struct Pointers {
     buffer: Option<Buffer>,
     /// The pointer the walk takes.
     at: u32,
-    /// How many pointers of the array are of the same kind as this one: those of the block, or in the inode the direct
-    /// ones, or just the one to a subtree.
+    /// How many pointers of the array are of the same kind as this one: those of the block, or in the inode
+    /// the direct ones, or just the one to a subtree.
     end: u32,
 }
 
@@ -193,19 +199,33 @@ async fn read_pointers(info: &SuperblockInfo, inode: &Inode, block: BlockNumber)
     if !info.is_data_range(block, 1) {
         return Err(wild_pointer(inode, block));
     }
-    let verify = |bytes: &[u8]| {
-        let wild = (0..pointers_per_block(info.block_size()))
+    info.cache.read(block, &PointersVerifier { info, inode: inode.number }).await
+}
+
+/// The verifier of a block of pointers: each is zero or names a block that a file may have. Such a block has
+/// no checksum.
+struct PointersVerifier<'a> {
+    info: &'a SuperblockInfo,
+    inode: InodeNumber,
+}
+
+impl Verifier for PointersVerifier<'_> {
+    fn kind(&self) -> BlockKind {
+        BlockKind::Indirect(self.inode)
+    }
+
+    fn verify(&self, block: BlockNumber, bytes: &[u8]) -> Result<()> {
+        let wild = (0..pointers_per_block(self.info.block_size()))
             .map(|at| pointer(bytes, at))
-            .find(|pointer| pointer.0 != 0 && !info.is_data_range(*pointer, 1));
+            .find(|pointer| pointer.0 != 0 && !self.info.is_data_range(*pointer, 1));
         match wild {
             Some(wild) => Err(Error::corrupt(
-                format!("inode {}: block {block} of pointers", inode.number),
+                format!("inode {}: block {block} of pointers", self.inode),
                 format!("points to block {wild}, no place for a file"),
             )),
             None => Ok(()),
         }
-    };
-    info.cache.read(block, BlockKind::Indirect, verify).await
+    }
 }
 
 impl Pointers {
@@ -265,8 +285,8 @@ enum Step {
     NoCredits,
 }
 
-/// Frees what the array of pointers to data that holds `last` maps in `first..=last`, and the blocks of pointers that
-/// become empty by it.
+/// Frees what the array of pointers to data that holds `last` maps in `first..=last`, and the blocks of
+/// pointers that become empty by it.
 async fn remove_before(
     info: &SuperblockInfo,
     transaction: &dyn Transaction,
@@ -310,7 +330,8 @@ async fn remove_before(
         }
         let count = used - start + 1;
         let begin = leaf.get(inode, start);
-        // The array, the inode, bitmap and descriptor of the run's groups; the same for each block of pointers.
+        // The array, the inode, bitmap and descriptor of the run's groups; the same for each block of
+        // pointers.
         let groups = 1 + info.group_of_block(end).0.saturating_sub(info.group_of_block(begin).0);
         let needed = 2 + 2 * groups + 3 * depth;
         if transaction.credits() < needed && !transaction.extend(needed)? {
