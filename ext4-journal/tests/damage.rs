@@ -21,10 +21,7 @@ use common::HIGH;
 use common::raw_log::{Checksums, Content, Form, MAGIC, RawLog, replayed};
 use ext4_core::device::simulated::Image;
 use ext4_journal::{Recovery, RecoveryReport};
-
-fn is_long() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value == "1")
-}
+use ext4_test_support::settings::long_tests;
 
 /// Transactions with revokes, escapes, and blocks written more than once.
 fn contents() -> Vec<Content> {
@@ -196,7 +193,7 @@ async fn flip_everything(form: Form) {
                     } else {
                         8
                     };
-                    if !is_long() && random.u8(..one_of) != 0 {
+                    if !long_tests() && random.u8(..one_of) != 0 {
                         continue;
                     }
                     let mut log = subject.log.clone();
@@ -253,10 +250,11 @@ async fn any_field_of_the_superblock() {
         let subject = Subject::new(form);
         let has_checksum = matches!(form.checksums, Checksums::V2 | Checksums::V3);
         let mut random = fastrand::Rng::with_seed(8);
+        let mut flips = 0;
         for byte in 0..1024 {
             for bit in 0..8 {
                 let has_meaning = matches!(byte, 0..0x60 | 0xfc..0x100);
-                if !is_long() && !has_meaning && random.u8(..20) != 0 {
+                if !long_tests() && !has_meaning && random.u8(..20) != 0 {
                     continue;
                 }
                 let mut log = subject.log.clone();
@@ -271,8 +269,10 @@ async fn any_field_of_the_superblock() {
                 };
                 let what = format!("{form:?}: superblock, byte {byte:#x}, bit {bit}");
                 subject.judge(&log, unnoticed, &what).await;
+                flips += 1;
             }
         }
+        assert!(flips > 8 * 0x64, "{form:?}: {flips}");
         let nasty = [
             0,
             1,

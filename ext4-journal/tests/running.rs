@@ -513,13 +513,18 @@ async fn a_flipped_bit_gives_an_error_or_an_older_state() {
     drop((journal, cache));
     let image = memory.image();
     let mut random = fastrand::Rng::with_seed(9);
+    let (mut replayed, mut refused) = (0, 0);
     for _ in 0..4000 {
         let mut bad = image.clone();
         let at = LOG[0].0 * 1024 + random.u64(0..used as u64 * 1024);
         let mut byte = [0];
         bad.read(at, &mut byte);
         bad.write(at, &[byte[0] ^ (1 << random.u8(0..8))]);
-        let Ok(result) = recovered(bad.clone()).await else { continue };
+        let Ok(result) = recovered(bad.clone()).await else {
+            refused += 1;
+            continue;
+        };
+        replayed += 1;
         let states: Vec<u8> = (0..3).map(|block| block_of(&result, HIGH + block)[0]).collect();
         assert!(states.iter().all(|state| *state == states[0]), "byte {at}: {states:?}");
         for block in (0..64).chain(488..1100).chain(HIGH + 11..DEVICE_BLOCKS) {
@@ -529,4 +534,6 @@ async fn a_flipped_bit_gives_an_error_or_an_older_state() {
             );
         }
     }
+    println!("{replayed} replayed, {refused} refused");
+    assert!(replayed > 100 && refused > 1000, "{replayed} replayed, {refused} refused");
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use ext4_core::device::simulated::Image;
 use tempfile::TempDir;
 
-use crate::tools::{command, run_ok, said};
+use crate::tools::{can_mount, command, run_ok, said};
 
-/// A loop device over a file; detached when dropped. Needs [`can_mount`](crate::tools::can_mount).
+/// A loop device over a file; detached when dropped. Needs [`can_mount`].
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
@@ -41,7 +41,7 @@ impl Drop for LoopDevice {
 }
 
 /// An image that the kernel has mounted as ext4; unmounted when dropped. Needs
-/// [`can_mount`](crate::tools::can_mount).
+/// [`can_mount`].
 #[derive(Debug)]
 pub struct KernelMount {
     // Dropped in this order, after the mount has ended: the device before the file below it.
@@ -59,6 +59,16 @@ impl KernelMount {
     #[track_caller]
     pub fn of_file(path: &Path, options: &str) -> Self {
         Self::new(path.to_path_buf(), tempfile::tempdir().unwrap(), options)
+    }
+
+    /// Lets the kernel mount the image in the file at `path` for reading and writing, or `None` if it
+    /// [cannot](can_mount): the test is to be skipped, which this function says.
+    ///
+    /// # Panics
+    /// If the kernel does not mount it, or if it cannot and `CI` is set.
+    #[track_caller]
+    pub fn if_possible(path: &Path) -> Option<Self> {
+        can_mount().then(|| Self::of_file(path, "rw"))
     }
 
     /// Lets the kernel mount a copy of `image`.

@@ -8,7 +8,6 @@
 //! | `EXT4_KERNEL_CORPUS` | directories, separated by colons, that `make_kernel_corpus.sh` filled |
 
 use std::io::Write;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -61,15 +60,17 @@ pub fn seed_or(default: u64) -> u64 {
     seed
 }
 
-/// The seeds of a test that tries many: the value of `SEED` alone, or `0..long` in the long form, or `0..short`.
+/// The seeds of a test that tries many: the value of `SEED` alone, or those of the `long` form if it is asked for, or those
+/// of the `short` form.
 ///
 /// # Panics
 /// If `SEED` is set and is not a number.
 #[must_use]
-pub fn seeds(short: u64, long: u64) -> Range<u64> {
+pub fn seeds(short: impl IntoIterator<Item = u64>, long: impl IntoIterator<Item = u64>) -> Vec<u64> {
     match given_seed() {
-        Some(seed) => seed..seed + 1,
-        None => 0..if long_tests() { long } else { short },
+        Some(seed) => vec![seed],
+        None if long_tests() => long.into_iter().collect(),
+        None => short.into_iter().collect(),
     }
 }
 

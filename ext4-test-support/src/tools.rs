@@ -122,7 +122,7 @@ pub fn run_if_there(command: &mut Command) -> Option<String> {
 /// # Panics
 /// If mke2fs is not installed or fails.
 #[track_caller]
-pub fn mke2fs<S: AsRef<OsStr>>(path: &Path, arguments: impl IntoIterator<Item = S>) {
+pub fn mke2fs(path: &Path, arguments: &[&str]) {
     succeed(command("mkfs.ext4").args(["-q", "-F"]).args(arguments).arg(path));
 }
 
@@ -132,11 +132,21 @@ pub fn mke2fs<S: AsRef<OsStr>>(path: &Path, arguments: impl IntoIterator<Item = 
 /// If `size` is something else, or mke2fs is not installed or fails.
 #[must_use]
 #[track_caller]
-pub fn mke2fs_image<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>, size: &str) -> Image {
+pub fn mke2fs_image(arguments: &[&str], size: &str) -> Image {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(bytes_of(size)).unwrap();
     mke2fs(file.path(), arguments);
     Image::from_file(file.path()).unwrap()
+}
+
+/// The content of [`mke2fs_image`], or `None` if mke2fs is missing: the test is to be skipped, which this function says.
+///
+/// # Panics
+/// If `size` is no size, if mke2fs fails, or if it is missing and `CI` is set.
+#[must_use]
+#[track_caller]
+pub fn mke2fs_content(size: &str, arguments: &[&str]) -> Option<Vec<u8>> {
+    have(&["mkfs.ext4"]).then(|| mke2fs_image(arguments, size).to_vec())
 }
 
 /// The bytes in a size such as `64M`.
@@ -183,6 +193,12 @@ impl Judged for [u8] {
     }
 }
 
+impl Judged for Vec<u8> {
+    fn in_a_file<T>(&self, judge: impl FnOnce(&Path) -> T) -> T {
+        self.as_slice().in_a_file(judge)
+    }
+}
+
 impl Judged for MemoryDevice {
     fn in_a_file<T>(&self, judge: impl FnOnce(&Path) -> T) -> T {
         self.image().in_a_file(judge)
@@ -211,14 +227,18 @@ pub fn assert_clean(image: &(impl Judged + ?Sized), context: &str) {
     });
 }
 
-/// What debugfs answers to one `request` about `image`: its standard output and, behind it, its standard error.
+/// What debugfs answers to one `request` about `image`: its standard output.
 ///
 /// # Panics
 /// If debugfs is not installed or fails.
 #[must_use]
 #[track_caller]
 pub fn debugfs(image: &(impl Judged + ?Sized), request: &str) -> String {
-    image.in_a_file(|path| run_ok("debugfs", [OsStr::new("-R"), OsStr::new(request), path.as_os_str()]))
+    image.in_a_file(|path| {
+        let output = run("debugfs", [OsStr::new("-R"), OsStr::new(request), path.as_os_str()]);
+        assert!(output.status.success(), "debugfs -R '{request}': {}", said(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    })
 }
 
 /// Lets debugfs change the image in the file at `path` by one `request`; what it said.
@@ -228,6 +248,19 @@ pub fn debugfs(image: &(impl Judged + ?Sized), request: &str) -> String {
 #[track_caller]
 pub fn debugfs_write(path: &Path, request: &str) -> String {
     run_ok("debugfs", [OsStr::new("-w"), OsStr::new("-R"), OsStr::new(request), path.as_os_str()])
+}
+
+/// What debugfs makes of `image` by one `request` that changes it.
+///
+/// # Panics
+/// If debugfs is not installed or fails.
+#[must_use]
+#[track_caller]
+pub fn changed_by_debugfs(image: &Image, request: &str) -> Image {
+    image.in_a_file(|path| {
+        debugfs_write(path, request);
+        Image::from_file(path).unwrap()
+    })
 }
 
 /// The content of a file packed by gzip, bzip2, xz or zstd, as its name says, or of one that is not packed.
@@ -294,7 +327,7 @@ mod tests {
         if !have_e2fsprogs() {
             return;
         }
-        let mut image = mke2fs_image(["-b", "1024"], "8M");
+        let mut image = mke2fs_image(&["-b", "1024"], "8M");
         assert_clean(&image, "fresh from mke2fs");
         // The free counts of the superblock, without its checksum.
         image.write(1024 + 0x0c, &[7; 4]);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ext4_core::device::simulated::{Change, Event, FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::tools::{assert_clean, have, mke2fs_image};
 use ext4_writeback::{Filesystem, MountOptions};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
@@ -78,10 +79,10 @@ async fn check(image: &Image, synced: Option<usize>, complete: Option<usize>, co
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_moment_of_a_crash_nothing_committed_was_discarded() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let base = common::mke2fs(&["-b", "1024", "-N", "64", "-J", "size=1"], "4M");
+    let base = mke2fs_image(&["-b", "1024", "-N", "64", "-J", "size=1"], "4M");
     let device = Arc::new(RecordingDevice::new(base.clone()));
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, discarding()).await.unwrap();
     churn(&filesystem, |moment| device.mark(moment)).await;
@@ -120,10 +121,10 @@ async fn whatever_the_moment_of_a_crash_nothing_committed_was_discarded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn freed_blocks_can_be_used_again_though_the_discard_fails() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let base = common::mke2fs(&["-b", "1024", "-N", "64", "-J", "size=1", "-m", "0"], "4M");
+    let base = mke2fs_image(&["-b", "1024", "-N", "64", "-J", "size=1", "-m", "0"], "4M");
     let memory = Arc::new(MemoryDevice::from_image(base));
     let device = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     device.fail_range(Operation::Discard, 0..4 << 20);
@@ -138,22 +139,22 @@ async fn freed_blocks_can_be_used_again_though_the_discard_fails() {
     }
     filesystem.unmount().await.unwrap();
     assert!(device.faults_met() > 0);
-    common::assert_clean(&memory.image(), "after discards that failed");
+    assert_clean(&memory.image(), "after discards that failed");
 }
 
 #[tokio::test]
 async fn discard_is_refused_without_a_journal_and_left_out_where_the_device_has_none() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-O", "^has_journal"], "16M");
+    let image = mke2fs_image(&["-O", "^has_journal"], "16M");
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     let error = Filesystem::mount(Arc::clone(&device) as _, discarding()).await.unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
     assert!(error.to_string().contains("discard"), "{error}");
     assert!(device.image().to_vec() == image.to_vec());
 
-    let image = common::mke2fs(&[], "16M");
+    let image = mke2fs_image(&[], "16M");
     let inner = MemoryDevice::from_image(image.clone()).with_geometry(|geometry| geometry.discard = false);
     let device = Arc::new(RecordingDevice::around(Arc::new(inner), image));
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, discarding()).await.unwrap();

@@ -53,7 +53,7 @@ impl Subscriber for Counted {
 
 #[test]
 fn what_the_data_path_does_is_told_under_the_kernels_names() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let counted = Counted::default();

@@ -9,6 +9,7 @@ mod model;
 use ext4_core::Timestamp;
 use ext4_core::device::simulated::Image;
 use ext4_core::format::inode::FileType;
+use ext4_test_support::tools::{have, mke2fs_image};
 use ext4_writeback::{
     Credentials, Error, File, Filesystem, MountOptions, NewInode, RenameFlags, SetAttributes, SetMode,
 };
@@ -293,10 +294,10 @@ async fn random_operations(image: Image, seed: u64, data: bool, rounds: usize, j
 }
 
 async fn model_test(arguments: &[&str], data: bool, seed: u64) {
-    if !common::have(&["mkfs.ext4", "e2fsck"]) {
+    if !have(&["mkfs.ext4", "e2fsck"]) {
         return;
     }
-    let image = common::mke2fs(arguments, "64M");
+    let image = mke2fs_image(arguments, "64M");
     random_operations(image, seed, data, 8, !arguments.contains(&"^has_journal")).await;
 }
 

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use ext4_test_support::tools::{debugfs, have};
 use support::{check, ext4, inside, program, run};
 
 /// An image of 64 MiB in a directory that goes with it.
@@ -219,9 +220,9 @@ fn extents_are_those_that_debugfs_sees() {
         assert_eq!(extent["logical"].as_u64().unwrap() * block_size, piece * 65536);
         assert_eq!(extent["length"].as_u64().unwrap() * block_size, 8192);
     }
-    if support::have("debugfs") {
+    if have(&["debugfs"]) {
         for extent in extents {
-            let block = support::debugfs(&image.path, &format!("bmap /file {}", extent["logical"]));
+            let block = debugfs(&image.path, &format!("bmap /file {}", extent["logical"]));
             assert_eq!(block.trim(), extent["physical"].to_string());
         }
     }

@@ -7,8 +7,9 @@ mod support;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use ext4_test_support::settings::long_tests;
 use nix::sys::resource::{UsageWho, getrusage};
-use support::{check, long, program, run};
+use support::{check, program, run};
 
 /// Fills files with noise, 64 MiB each, `total` bytes in all.
 fn noise(root: &std::path::Path, total: u64) {
@@ -28,7 +29,8 @@ fn noise(root: &std::path::Path, total: u64) {
 
 #[test]
 fn packing_stays_within_its_memory() {
-    let (total, cache, limit) = if long() { (4_u64 << 30, "256M", 400) } else { (512 << 20, "32M", 176) };
+    let (total, cache, limit) =
+        if long_tests() { (4_u64 << 30, "256M", 400) } else { (512 << 20, "32M", 176) };
     let work = tempfile::tempdir().unwrap();
     let source = work.path().join("in");
     fs::create_dir(&source).unwrap();

@@ -17,14 +17,13 @@ const VISIBLE_FLAGS: u32 = 0x705b_dfff;
 
 /// From a file that manifest.py wrote.
 pub fn read(path: &Path) -> Manifest {
-    let output = std::process::Command::new("gzip").arg("-dc").arg(path).output().unwrap();
-    assert!(output.status.success(), "{}", path.display());
+    let content = ext4_test_support::tools::unpacked(path);
     let line = |line: &str| {
         let Value::Object(mut facts) = serde_json::from_str(line).unwrap() else { panic!("{line}") };
         let Some(Value::String(path)) = facts.remove("path") else { panic!("{line}") };
         (path, facts)
     };
-    String::from_utf8(output.stdout).unwrap().lines().map(line).collect()
+    String::from_utf8(content).unwrap().lines().map(line).collect()
 }
 
 /// As we show it.

@@ -25,11 +25,12 @@ use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::{DistinctStates, Image};
 use ext4_core::environment::Simulation;
 use ext4_core::format::superblock::Superblock;
+use ext4_test_support::loop_device::LoopDevice;
+use ext4_test_support::tools::{assert_clean, run, run_ok};
 use ext4_writeback::{Filesystem, MountOptions, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use crate::common;
 use crate::tree::{Facts, Tree, of_directory, of_filesystem};
 
 /// What was judged, over all judges.
@@ -44,12 +45,15 @@ pub struct Judged {
     pub torn_superblocks: AtomicUsize,
     /// States with a torn commit block that e2fsck does not count.
     pub torn_commits: AtomicUsize,
+    /// Paths that were found as a sync or an fsync had made them durable.
+    pub durable_paths: AtomicUsize,
 }
 
 /// Recovers images; each judge has files and a loop device of its own.
 pub struct Judge<'a> {
+    // Detached before the file below it goes with the directory.
+    loop_device: Option<LoopDevice>,
     directory: TempDir,
-    loop_device: Option<String>,
     /// The size that the loop device knows of.
     loop_size: u64,
     clean: HashSet<u64>,
@@ -75,8 +79,7 @@ impl<'a> Judge<'a> {
             // Each image sets its own size.
             Image::zeroed(1 << 20).to_file(&judge.path("kernel")).unwrap();
             let file = judge.path("kernel");
-            let name = common::run_ok("losetup", &["-f", "--show", file.to_str().unwrap()]);
-            judge.loop_device = Some(name.trim().to_owned());
+            judge.loop_device = Some(LoopDevice::attach(&file, &[]));
         }
         judge
     }
@@ -128,7 +131,7 @@ impl<'a> Judge<'a> {
         if self.clean.insert(fingerprint) {
             let path = self.path("clean");
             image.to_file(&path).unwrap();
-            common::assert_file_clean(&path, context);
+            assert_clean(&path, context);
             self.judged.checked_clean.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -137,7 +140,7 @@ impl<'a> Judge<'a> {
     fn e2fsck(&self, image: &Image, context: &str) -> (Option<Tree>, Image) {
         let path = self.path("e2fsck");
         image.to_file(&path).unwrap();
-        let output = common::run("e2fsck", &["-fy", path.to_str().unwrap()]);
+        let output = run("e2fsck", ["-fy", path.to_str().unwrap()]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {said}");
         let left = || Image::from_file(&path).unwrap();
@@ -174,11 +177,11 @@ impl<'a> Judge<'a> {
 
     /// Lets the kernel mount `image`; `None` without one.
     fn mount(&mut self, image: &Image) -> Option<nix::Result<()>> {
-        let device = self.loop_device.as_deref()?;
+        let device = self.loop_device.as_ref()?.path();
         // The same file under the device: what the kernel knew of it went when it was unmounted.
         image.to_file(&self.path("kernel")).unwrap();
         if self.loop_size != image.len() {
-            common::run_ok("losetup", &["-c", device]);
+            run_ok("losetup", ["-c".as_ref(), device.as_os_str()]);
             self.loop_size = image.len();
         }
         let point = self.path("mounted");
@@ -205,9 +208,6 @@ impl<'a> Judge<'a> {
 impl Drop for Judge<'_> {
     fn drop(&mut self) {
         let _ = umount2(&self.path("mounted"), MntFlags::MNT_DETACH);
-        if let Some(device) = &self.loop_device {
-            let _ = std::process::Command::new("losetup").args(["-d", device]).status();
-        }
     }
 }
 

@@ -49,7 +49,7 @@ fn allocations() -> u64 {
 
 #[tokio::test]
 async fn cached_writes_and_reads_allocate_nothing_per_block() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // Nobody else runs on this thread meanwhile.

@@ -6,6 +6,9 @@
 //!
 //! A moment leaves several states: nothing of what may be lost is lost, all of it is, and some of it, whole or torn.
 //! Neighbouring moments often leave the same one: that is recovered once, and what was promised is checked at each.
+//!
+//! A recording with hardly a moment in it, a moment without a state, and a file that is in no state fail the test: it would
+//! have seen nothing.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -17,6 +20,8 @@ use ext4_core::format::superblock::Superblock;
 
 /// Decides which moments the short form looks at.
 const SEED: u64 = 1;
+/// How many moments a recording has at least.
+const FEWEST_MOMENTS: usize = 8;
 /// How many states are known again. The same state comes back soon or never.
 const REMEMBERED: usize = 32;
 
@@ -89,12 +94,16 @@ pub async fn judge<T>(
     mut check: impl FnMut(&Cut<'_>, &T),
 ) {
     let began = Instant::now();
+    let count = recording.cuts().count();
+    assert!(count >= FEWEST_MOMENTS, "a recording of {count} moments");
     let (mut moments, mut recovered) = (0, 0);
     let mut distinct = DistinctStates::new();
     let mut known: VecDeque<(u64, T)> = VecDeque::new();
     for cut in chosen_cuts(recording, wanted) {
         moments += 1;
-        for image in states(&cut) {
+        let states = states(&cut);
+        assert!(!states.is_empty(), "event {}: every state has a torn superblock", cut.position());
+        for image in states {
             let fingerprint = distinct.fingerprint(&image);
             let place = match known.iter().position(|(other, _)| *other == fingerprint) {
                 Some(place) => place,
@@ -109,11 +118,12 @@ pub async fn judge<T>(
         }
     }
     println!(
-        "{}: {moments} of {} cuts, {recovered} states in {:.1} s",
+        "{}: {moments} of {count} cuts, {recovered} states in {:.1} s",
         std::thread::current().name().unwrap_or("a test"),
-        recording.cuts().count(),
         began.elapsed().as_secs_f64()
     );
+    let expected = if long_tests() { count } else { wanted.min(count) };
+    assert!(moments >= expected, "{moments} of {count} moments were judged, {expected} were asked for");
 }
 
 /// [`judge`] for the bytes of one file. `check` is told which marks were passed, and what the file holds; nothing where
@@ -129,7 +139,13 @@ pub async fn at_every_cut(
         recovered(image, name, |bytes| found = bytes).await;
         found
     };
-    judge(recording, wanted, look, |cut, bytes| check(&|mark| cut.has_passed(mark), bytes.as_deref())).await;
+    let mut found = 0;
+    judge(recording, wanted, look, |cut, bytes| {
+        found += usize::from(bytes.is_some());
+        check(&|mark| cut.has_passed(mark), bytes.as_deref());
+    })
+    .await;
+    assert!(found > 0, "{name} is in no state");
 }
 
 #[test]

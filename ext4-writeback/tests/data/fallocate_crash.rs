@@ -109,7 +109,7 @@ async fn at_each_cut(mode: FallocateMode, offset: u64, len: u64, mixed: bool) {
 
 #[tokio::test]
 async fn g_10_g_16_a_punched_block_is_old_or_zero() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     at_each_cut(FallocateMode::PunchHole, 5000, 25_000, true).await;
@@ -118,7 +118,7 @@ async fn g_10_g_16_a_punched_block_is_old_or_zero() {
 
 #[tokio::test]
 async fn g_10_g_16_a_zeroed_block_is_old_or_zero() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     at_each_cut(FallocateMode::ZeroRangeKeepSize, 5000, 25_000, true).await;
@@ -126,7 +126,7 @@ async fn g_10_g_16_a_zeroed_block_is_old_or_zero() {
 
 #[tokio::test]
 async fn g_6_k_03_k_46_allocating_and_zeroing_past_the_end_show_zeros_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for mode in [FallocateMode::Allocate, FallocateMode::ZeroRange] {
@@ -141,7 +141,7 @@ async fn g_6_k_03_k_46_allocating_and_zeroing_past_the_end_show_zeros_there() {
 /// its size.
 #[tokio::test]
 async fn g_16_an_allocation_leaves_no_blocks_behind_the_size() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const OLD: u64 = 4 * BLOCK as u64;
@@ -200,7 +200,7 @@ async fn g_16_an_allocation_leaves_no_blocks_behind_the_size() {
 /// The tree of the file is in its inode: one transaction has all of it.
 #[tokio::test]
 async fn k_51_g_16_collapse_and_insert_are_whole_or_not_at_all() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     at_each_cut(FallocateMode::CollapseRange, 5 * BLOCK as u64, 17 * BLOCK as u64, false).await;
@@ -210,7 +210,7 @@ async fn k_51_g_16_collapse_and_insert_are_whole_or_not_at_all() {
 /// A size that waits for the zeros of the last block, when the blocks move.
 #[tokio::test]
 async fn k_51_a_pending_tail_is_settled_before_blocks_move() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for mode in [FallocateMode::CollapseRange, FallocateMode::InsertRange] {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::common::*;
 use super::crash::{STALE, quiet, record};
 use super::cuts::at_every_cut;
-use super::images;
 use ext4_core::device::simulated::RecordingDevice;
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{can_mount, have, run_ok};
 use ext4_writeback::FallocateMode::*;
 use ext4_writeback::Filesystem;
 
@@ -15,7 +16,7 @@ use ext4_writeback::Filesystem;
 /// `fallocate::shift` says.
 #[tokio::test]
 async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const EXTENTS: u64 = 30_000;
@@ -66,7 +67,7 @@ async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
 
 #[tokio::test]
 async fn the_kernel_reads_what_fallocate_made() {
-    if !images::have(&["mkfs.ext4", "e2fsck", "filefrag"]) || !images::can_mount() {
+    if !have(&["mkfs.ext4", "e2fsck", "filefrag"]) || !can_mount() {
         return;
     }
     for block_size in [1024, 4096] {
@@ -85,12 +86,12 @@ async fn the_kernel_reads_what_fallocate_made() {
             expected.push((content(&file).await, file.len(), extents));
         }
         let image = finish(&device, fs).await;
-        let kernel = images::KernelMount::new(&image);
+        let kernel = KernelMount::of_image(&image);
         for (i, (bytes, size, extents)) in expected.iter().enumerate() {
-            let path = kernel.path().join(format!("file{i}"));
+            let path = kernel.directory().join(format!("file{i}"));
             assert!(std::fs::read(&path).expect("reads") == *bytes, "file {i}");
             assert_eq!(std::fs::metadata(&path).expect("is there").len(), *size);
-            let said = images::run_ok("filefrag", &["-v", path.to_str().expect("a path")]);
+            let said = run_ok("filefrag", ["-v", path.to_str().expect("a path")]);
             let theirs = said.lines().filter(|line| line.contains("..") && line.contains(':')).count();
             assert_eq!(theirs, *extents, "{said}");
         }

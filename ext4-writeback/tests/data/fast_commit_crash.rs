@@ -244,7 +244,7 @@ async fn run(features: &[&str], seed: u64) -> Vec<Files> {
 
 #[tokio::test]
 async fn g_19_a_replay_of_everything_shows_what_full_commits_show() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for seed in 193..193 + if long_tests() { 6 } else { 2 } {

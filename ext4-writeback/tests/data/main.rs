@@ -1,9 +1,5 @@
 //! The data path against models, power cuts and faults. e2fsck judges every image.
 
-#[allow(clippy::unwrap_used, reason = "what fails there is a failed test")]
-#[path = "../common/mod.rs"]
-mod images;
-
 mod allocations;
 mod basic;
 mod bigalloc;

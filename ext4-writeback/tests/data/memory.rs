@@ -28,7 +28,7 @@ async fn read_anywhere(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_sequential_read_or_write_leaves_a_working_set_in_memory() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const HOT: u64 = 8 << 20;
@@ -72,7 +72,7 @@ async fn a_long_sequential_read_or_write_leaves_a_working_set_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_in_small_pieces_makes_folios_small_and_nothing_fail() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const LEN: u64 = 48 << 20;

@@ -16,6 +16,7 @@ use ext4_core::Errno;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{AlignedBuffer, MemoryDevice};
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
+use ext4_test_support::settings::seeds;
 use ext4_writeback::file::SeekTarget;
 use ext4_writeback::{FallocateMode, File, Filesystem, MountOptions, SyncRange};
 
@@ -512,15 +513,10 @@ async fn run(seed: u64, form: &Form, steps: usize) {
 
 /// How many steps a form is run for, and with which seeds.
 pub async fn worlds(forms: &[Form], steps: usize) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
-    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds: Vec<u64> = match given {
-        Some(seed) => vec![seed],
-        None if long_tests() => (1..40).collect(),
-        None => vec![1, 2],
-    };
+    let seeds = seeds(1..=2, 1..40);
     for form in forms {
         for seed in &seeds {
             run(*seed, form, steps / 2).await;

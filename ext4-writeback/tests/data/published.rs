@@ -73,7 +73,7 @@ async fn g_7_g_8_what_was_cut_off_never_comes_back() {
 
 #[tokio::test]
 async fn g_1_g_16_every_byte_is_zero_or_was_written_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -85,7 +85,7 @@ async fn g_1_g_16_every_byte_is_zero_or_was_written_there() {
 
 #[tokio::test]
 async fn g_17_the_same_without_delayed_allocation() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -180,7 +180,7 @@ async fn cost(way: Way, writes: &[(u64, usize)]) -> (Counters, u64) {
 
 #[tokio::test]
 async fn k_39_publication_takes_one_handle_for_an_ioend_and_converts_nothing() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // 8 MiB in one run of blocks.
@@ -218,7 +218,7 @@ async fn with_one_block(way: Way, options: &[&str]) -> (Image, std::ops::Range<u
 /// Nothing of what is in flight is on the device; what overwrites it meanwhile goes to the same place.
 #[tokio::test]
 async fn what_is_overwritten_in_flight_stays_where_it_is() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -269,7 +269,7 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
 /// folio is not written again before its writeback ends.
 #[tokio::test]
 async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_nobody() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in [Way::Unwritten, Way::Publish, Way::Indirect] {
@@ -310,7 +310,7 @@ async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_n
 /// A truncation waits for what is in flight; the blocks that it cuts off go back without having been anywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_43_what_is_cut_off_in_flight_is_given_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -352,7 +352,7 @@ async fn k_43_what_is_cut_off_in_flight_is_given_back() {
 /// are picked anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -388,7 +388,7 @@ async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
 
 #[tokio::test]
 async fn g_19_fast_commits_of_published_data_are_replayed() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, without_fua) in [(41, false), (42, true)] {
@@ -399,7 +399,7 @@ async fn g_19_fast_commits_of_published_data_are_replayed() {
 /// A file of indirect blocks is committed in full, and the reason is counted.
 #[tokio::test]
 async fn a_file_of_indirect_blocks_has_no_fast_commit() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(32, 4096, &["-O", "^extents,^64bit,fast_commit"], 0);
@@ -420,7 +420,7 @@ async fn a_file_of_indirect_blocks_has_no_fast_commit() {
 
 #[tokio::test]
 async fn publication_is_refused_with_bigalloc() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(32, 4096, &["-O", "bigalloc"], 0);

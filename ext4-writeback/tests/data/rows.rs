@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn k_09_appends_with_gaps_of_a_few_bytes_wait_for_no_device() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
@@ -64,7 +64,7 @@ async fn held_tail() -> (Arc<MemoryDevice>, Arc<Holding>, Filesystem) {
 
 #[tokio::test]
 async fn k_10_a_commit_does_not_wait_for_a_folio_whose_tail_is_on_its_way() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, holding, fs) = held_tail().await;
@@ -102,7 +102,7 @@ async fn k_10_a_commit_does_not_wait_for_a_folio_whose_tail_is_on_its_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_11_k_12_writeback_completions_and_commits_in_a_small_journal_do_not_wait_in_a_circle() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // A quarter of 1,024 blocks is the most that a transaction holds: handles wait for commits all the time.
@@ -161,7 +161,7 @@ async fn poll_at_most<T>(polls: usize, future: impl Future<Output = T>) -> Optio
 /// away in the middle of a write is what remains.
 #[tokio::test]
 async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 1024, &["-m", "0"], STALE)));
@@ -211,7 +211,7 @@ async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
 
 #[tokio::test]
 async fn k_17_a_write_that_fails_past_the_end_leaves_nothing_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, tail) = with_planted_tail(Way::Unwritten).await;
@@ -253,7 +253,7 @@ impl BlockDevice for Interrupting {
 
 #[tokio::test]
 async fn k_27_completions_run_where_nothing_can_wait() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never be there.
@@ -276,7 +276,7 @@ async fn k_27_completions_run_where_nothing_can_wait() {
 
 #[tokio::test]
 async fn k_35_what_is_freed_but_not_committed_can_be_had_after_a_commit() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for delayed_allocation in [true, false] {
@@ -301,7 +301,7 @@ async fn k_35_what_is_freed_but_not_committed_can_be_had_after_a_commit() {
 
 #[tokio::test]
 async fn k_41_a_long_allocation_of_which_a_part_was_written() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let blocks = 2048;
@@ -325,7 +325,7 @@ async fn k_41_a_long_allocation_of_which_a_part_was_written() {
 
 #[tokio::test]
 async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, holding, fs) = held_tail().await;
@@ -363,7 +363,7 @@ async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
 
 #[tokio::test]
 async fn k_44_conversions_that_split_extents_find_blocks_on_a_full_device() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(16, 1024, &["-m", "0", "-J", "size=1"], STALE);

@@ -39,7 +39,7 @@ async fn g_2_a_block_is_written_only_when_its_data_is_there() {
 }
 
 pub async fn written_blocks_have_data(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, delayed_allocation) in [(41, true), (42, true), (43, false)] {
@@ -91,7 +91,7 @@ async fn g_5_k_42_the_size_never_ends_in_the_padding_of_a_block() {
 }
 
 pub async fn no_padding(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for seed in seeds(&[51, 52]) {
@@ -136,7 +136,7 @@ async fn g_6_a_gap_is_zero_whatever_lay_behind_the_end() {
 }
 
 pub async fn gaps_are_zero(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(way).await;
@@ -163,7 +163,7 @@ pub async fn gaps_are_zero(way: Way) {
 
 #[tokio::test]
 async fn g_9_extending_without_data_shows_the_old_size_or_the_new() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
@@ -204,7 +204,7 @@ async fn g_12_fsync_of_one_file_leaves_another_as_it_was_or_newer() {
 }
 
 pub async fn other_files(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -235,7 +235,7 @@ pub async fn other_files(way: Way) {
 
 #[tokio::test]
 async fn g_15_data_without_blocks_is_lost_loudly_and_nothing_else() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // Without checksums of groups no bitmap is known without reading it.
@@ -264,7 +264,7 @@ async fn g_15_data_without_blocks_is_lost_loudly_and_nothing_else() {
 
 #[tokio::test]
 async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(blank(Way::Unwritten), quiet()).await;
@@ -312,7 +312,7 @@ async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata(
 
 #[tokio::test]
 async fn g_19_a_replay_of_fast_commits_shows_what_a_full_commit_would() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(16, 4096, &["-J", "size=4", "-O", "fast_commit"], STALE);
@@ -378,7 +378,7 @@ async fn g_19_a_replay_of_fast_commits_shows_what_a_full_commit_would() {
 
 #[tokio::test]
 async fn g_20_a_file_renamed_over_another_has_its_data() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -419,7 +419,7 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
 
 #[tokio::test]
 async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it_is_closed() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -476,7 +476,7 @@ async fn with_many_extents() -> Image {
 
 #[tokio::test]
 async fn g_8_a_second_crash_while_a_truncation_is_finished_loses_nothing() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let full = 1499 * 2048 + 1024;

@@ -1,6 +1,8 @@
 //! What the three who replay a journal make of an image.
 
 use ext4_core::device::simulated::Image;
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{assert_clean, debugfs, run};
 use ext4_writeback::Filesystem;
 use tempfile::TempDir;
 
@@ -25,10 +27,10 @@ pub async fn live(filesystem: &Filesystem) -> Tree {
 
 /// What the kernel's mount recovers.
 pub fn by_kernel(image: &Image, context: &str) -> Tree {
-    let kernel = common::KernelMount::new(image);
-    let found = tree::of_directory(&kernel.path());
+    let kernel = KernelMount::of_image(image);
+    let found = tree::of_directory(&kernel.directory());
     let after = kernel.unmount();
-    common::assert_clean(&after, &format!("{context}, after the kernel"));
+    assert_clean(&after, &format!("{context}, after the kernel"));
     comparable(found)
 }
 
@@ -38,11 +40,11 @@ pub async fn by_e2fsck(image: &Image, context: &str) -> Option<Tree> {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("image");
     image.to_file(&path).unwrap();
-    let output = common::run("e2fsck", &["-fy", path.to_str().unwrap()]);
+    let output = run("e2fsck", ["-fy", path.to_str().unwrap()]);
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if said.contains("Invalid argument while recovering journal") {
-        let dump = common::debugfs(image, "logdump -a");
+        let dump = debugfs(image, "logdump -a");
         let number = |line: &str| line.split([' ', ',']).rev().find_map(|word| word.parse::<u32>().ok());
         let head = dump.lines().find(|line| line.starts_with("tag HEAD")).and_then(number);
         let committed = dump.lines().rfind(|line| line.contains("type 2 (commit block)"));
@@ -52,7 +54,7 @@ pub async fn by_e2fsck(image: &Image, context: &str) -> Option<Tree> {
     }
     assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {said}");
     let after = Image::from_file(&path).unwrap();
-    common::assert_clean(&after, &format!("{context}, after e2fsck: {said}"));
+    assert_clean(&after, &format!("{context}, after e2fsck: {said}"));
     let mounted = common::mount(&after).await;
     let found = live(&mounted.filesystem).await;
     mounted.unmount_clean(context).await;

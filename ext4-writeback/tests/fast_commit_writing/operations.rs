@@ -2,6 +2,8 @@
 
 use ext4_core::InodeNumber;
 use ext4_core::format::inode::FileType;
+use ext4_test_support::counted::at_least;
+use ext4_test_support::tools::{can_mount, have, mke2fs_image};
 use ext4_writeback::{
     Credentials, FallocateMode, FastCommitReason, Filesystem, RenameFlags, SetAttributes, SetMode,
 };
@@ -350,16 +352,15 @@ const KINDS: &[(&str, &[&str])] = &[
 ];
 
 async fn one_by_one(arguments: &[&str], kind: &str) {
-    if !common::have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !common::can_mount() {
+    if !have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !can_mount() {
         return;
     }
-    let blank = common::mke2fs(arguments, "64M");
+    let blank = mke2fs_image(arguments, "64M");
     // One of them alone: EXT4_OPERATION=part-of-its-name.
     let filter = std::env::var("EXT4_OPERATION").ok();
-    for (operation, reason) in OPERATIONS {
-        if filter.as_ref().is_some_and(|filter| !operation.contains(filter.as_str())) {
-            continue;
-        }
+    let wanted = |operation: &str| filter.as_ref().is_none_or(|filter| operation.contains(filter.as_str()));
+    let operations = OPERATIONS.iter().filter(|(operation, _)| wanted(operation));
+    for (operation, reason) in at_least(1, "operations", operations) {
         let context = format!("{operation}, {kind}");
         println!("{context}");
         let mounted = common::mount_with(&blank, quiet()).await;
