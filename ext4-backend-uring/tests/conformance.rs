@@ -1,5 +1,5 @@
-//! The suite that every backend runs, through io_uring: on files with and without O_DIRECT, on loop devices of both
-//! block sizes, with one thread and with many, with a queue that is always full.
+//! The suite that every backend runs, through io_uring: on files with and without O_DIRECT, on loop devices
+//! of both block sizes, with one thread and with many, with a queue that is always full.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use ext4_core::device::conformance::{self, MIN_SIZE};
 use ext4_test_support::loop_device::LoopDevice;
 use ext4_test_support::tools::can_mount;
 
-/// A loop device of `size` bytes in sectors of `sector` bytes, and the directory of the file below it; `None` if the
-/// test is to be skipped.
+/// A loop device of `size` bytes in sectors of `sector` bytes, and the directory of the file below it; `None`
+/// if the test is to be skipped.
 fn loop_device(size: u64, sector: u32) -> Option<(LoopDevice, tempfile::TempDir)> {
     if !can_mount() {
         return None;

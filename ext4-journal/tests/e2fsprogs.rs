@@ -1,5 +1,5 @@
-//! e2fsprogs as the judge, both ways: logs that debugfs wrote are replayed by us as by e2fsck, byte for byte; logs
-//! that we wrote are read by debugfs and replayed by e2fsck as by us.
+//! e2fsprogs as the judge, both ways: logs that debugfs wrote are replayed by us as by e2fsck, byte for byte;
+//! logs that we wrote are read by debugfs and replayed by e2fsck as by us.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -22,7 +22,8 @@ fn mkfs(path: &Path, arguments: &[&str], size: &str) {
     mke2fs_image(&[&fixed[..], arguments].concat(), size).to_file(path).unwrap();
 }
 
-/// `count` blocks whose content says which write it was; with `escape` every other begins with the journal's magic.
+/// `count` blocks whose content says which write it was; with `escape` every other begins with the journal's
+/// magic.
 fn content(count: usize, letter: u8, size: usize, escape: bool) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(count * size);
     for index in 0..count {
@@ -308,8 +309,8 @@ async fn fast_commits_are_found_and_the_log_waits_for_them() {
     assert_eq!(journal.finish_recovery(&device, Vec::new()).await.unwrap_err().errno(), Errno::EINVAL);
 }
 
-/// A salvage keeps what e2fsck keeps: around a damaged image everything else, up to a damaged commit block all before it.
-/// Behind a damaged descriptor e2fsck replays nothing at all, we what comes before.
+/// A salvage keeps what e2fsck keeps: around a damaged image everything else, up to a damaged commit block
+/// all before it. Behind a damaged descriptor e2fsck replays nothing at all, we what comes before.
 #[tokio::test]
 async fn a_salvage_keeps_what_e2fsck_keeps() {
     if !have_e2fsprogs() {

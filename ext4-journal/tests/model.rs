@@ -1,14 +1,16 @@
-//! The life of transactions under thousands of schedules: tasks that start, extend, restart, reserve, change, free, reuse,
-//! commit and flush at random, on a scheduler and a device whose order follows from a seed.
+//! The life of transactions under thousands of schedules: tasks that start, extend, restart, reserve, change,
+//! free, reuse, commit and flush at random, on a scheduler and a device whose order follows from a seed.
 //!
-//! Every change stamps its block with the transaction it belongs to, and is written down. So for each power cut there is
-//! one number, the last transaction that is there, from which every block's content follows. Of each schedule is checked:
+//! Every change stamps its block with the transaction it belongs to, and is written down. So for each power
+//! cut there is one number, the last transaction that is there, from which every block's content follows. Of
+//! each schedule is checked:
 //!
-//! - it comes to its end: nobody waits for ever (the scheduler would name him);
-//! - no two writes of one block are in flight, so that none lands over a newer one: a checkpoint's over data for instance;
+//! - it comes to its end: no task waits for ever (the scheduler would name it);
+//! - no two writes of one block are in flight, so that none lands over a newer one: a checkpoint's over data
+//!   for instance;
 //! - no block goes to its place with the stamp of a transaction whose commit block is not on the device yet;
-//! - after a cut at any moment, among them those at which the log's tail moves, recovery shows exactly what some
-//!   transaction left, none older than the last that was reported durable; so no checkpoint is lost;
+//! - after a cut at any moment, among them those at which the log's tail moves, recovery shows exactly what
+//!   some transaction left, none older than the last that was reported durable; so no checkpoint is lost;
 //! - a freed block that became data is data after every cut;
 //! - credits are never over-used, and a commit writes what was counted: assertions of the journal itself.
 //!
@@ -248,7 +250,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Blocks whose freeing is durable are somebody's data.
+    /// Writes data to blocks whose freeing is durable.
     async fn write_data(&mut self) -> Result<()> {
         for own in &mut self.own {
             let Some((id, freed)) = &own.freed else { continue };
@@ -347,8 +349,8 @@ fn commits(block: &[u8]) -> Option<u32> {
     (word(0) == 0xc03b_3998 && word(4) == 2).then(|| word(8))
 }
 
-/// No block goes to its place before its transaction's commit block is on the device, nor while another write of it is in
-/// flight. Returns where the superblock was written, which moves the tail.
+/// No block goes to its place before its transaction's commit block is on the device, nor while another write
+/// of it is in flight. Returns where the superblock was written, which moves the tail.
 fn check_order(run: &Run, seed: u64) -> Vec<usize> {
     let mut committed = 0;
     let mut tails = Vec::new();
@@ -371,8 +373,8 @@ fn check_order(run: &Run, seed: u64) -> Vec<usize> {
                     let (id, kind, _) = stamped(block);
                     assert!(
                         kind != METADATA || id <= committed,
-                        "seed {seed}, event {position}: block {number} of transaction {id} goes to its place, \
-                         committed is {committed}"
+                        "seed {seed}, event {position}: block {number} of transaction {id} goes to its \
+                         place, committed is {committed}"
                     );
                 }
             }
@@ -434,7 +436,7 @@ fn check_state(run: &Run, image: &Image, marks: &[&str], context: &str) {
                 (DATA, *expected),
                 "{context}: block {block} is data after transaction {last}"
             ),
-            // Nobody's, or being written.
+            // Free, or being written.
             Some(_) => {}
         }
     }

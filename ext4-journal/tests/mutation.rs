@@ -1,6 +1,6 @@
-//! Logs put together from random parts and damaged with their checksums made right again: the stable twin of the fuzz
-//! target `fuzz/fuzz_targets/journal_recovery.rs`. `EXT4_LONG_TESTS=1` for many more; a failure prints the seed, and
-//! `SEED` runs that one alone.
+//! Logs put together from random parts and damaged with their checksums made right again: the stable twin of
+//! the fuzz target `fuzz/fuzz_targets/journal_recovery.rs`. `EXT4_LONG_TESTS=1` for many more; a failure
+//! prints the seed, and `SEED` runs that one alone.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

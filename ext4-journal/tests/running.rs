@@ -135,7 +135,7 @@ async fn commit_of_what_is_durable_does_nothing() {
     let id = change(&journal, &cache, HIGH, 1).await;
     assert!(journal.commit(id).await.unwrap());
     assert!(!journal.commit(id).await.unwrap());
-    // A transaction that nobody changed anything in.
+    // A transaction in which no handle changed anything.
     drop(journal.start(5, "nothing").await.unwrap());
     let before = journal.statistics();
     journal.force_commit().await.unwrap();
@@ -234,7 +234,7 @@ async fn a_handle_waits_where_the_transaction_is_full_and_that_one_is_committed(
 }
 
 #[tokio::test]
-async fn abort_is_sticky_reaches_everybody_and_is_recorded() {
+async fn abort_is_sticky_reaches_every_caller_and_is_recorded() {
     let (memory, device) = memory();
     let (journal, cache) = run(&device, options()).await;
     change(&journal, &cache, HIGH, 1).await;
@@ -416,7 +416,8 @@ impl BlockDevice for HoldingDevice {
     }
 }
 
-/// While the superblock is being told that the log is empty nothing may be committed: its last word would be lost.
+/// While the superblock is being told that the log is empty nothing may be committed: its last word would be
+/// lost.
 #[tokio::test]
 async fn a_commit_waits_while_the_log_is_marked_empty() {
     let (memory, inner) = memory();
@@ -454,8 +455,8 @@ async fn a_commit_waits_while_the_log_is_marked_empty() {
     assert_eq!(block_of(&recovered(memory.image()).await.unwrap(), HIGH), vec![2; 1024]);
 }
 
-/// A block that is being checkpointed while the transaction that frees it commits: it must not be handed out before
-/// the write has landed, or that would land on what it is used for next.
+/// A block that is being checkpointed while the transaction that frees it commits: it must not be handed out
+/// before the write has landed, or that would land on what it is used for next.
 #[tokio::test]
 async fn a_freed_block_waits_for_its_checkpoint_in_flight() {
     let (_, memory) = memory();
@@ -492,7 +493,8 @@ async fn a_freed_block_waits_for_its_checkpoint_in_flight() {
     flush.await.unwrap().unwrap();
 }
 
-/// Any single bit of the log flipped: an error, or the state after one of the transactions, and nothing else changed.
+/// Any single bit of the log flipped: an error, or the state after one of the transactions, and nothing else
+/// changed.
 #[tokio::test]
 async fn a_flipped_bit_gives_an_error_or_an_older_state() {
     let (memory, device) = memory();

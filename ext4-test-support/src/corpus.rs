@@ -1,7 +1,8 @@
 //! The corpus: images that others made and what the reference implementations see in them.
 //!
-//! It is not part of the project and lies beside it, in `../shared/corpus`: `e2fsprogs` and `syzkaller` hold packed
-//! images in `images` and findings about each in `expected`; `make_kernel_corpus.sh` lets the kernel make more.
+//! It is not part of the project and lies beside it, in `../shared/corpus`: `e2fsprogs` and `syzkaller` hold
+//! packed images in `images` and findings about each in `expected`; `make_kernel_corpus.sh` lets the kernel
+//! make more.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,8 @@ const COLLECTIONS: [&str; 3] = ["e2fsprogs", "syzkaller/seeds", "syzkaller/repro
 /// How many images the collections hold at least, all together. Images are added to them, none is taken away.
 const LEAST_IMAGES: usize = 170;
 
-/// The directory of the corpus, or `None` if it is missing: the test is to be skipped, which this function says.
+/// The directory of the corpus, or `None` if it is missing: the test is to be skipped, which this function
+/// says.
 ///
 /// # Panics
 /// If it is missing and `CI` is set.
@@ -45,7 +47,8 @@ impl PackedImage {
         self.expected.file_name().unwrap().to_string_lossy().into_owned()
     }
 
-    /// The file of findings about the image that ends in `suffix` (`json`, `tree.jsonl.gz`); it may not be there.
+    /// The file of findings about the image that ends in `suffix` (`json`, `tree.jsonl.gz`); it may not be
+    /// there.
     #[must_use]
     pub fn expected(&self, suffix: &str) -> PathBuf {
         self.expected.with_file_name(format!("{}.{suffix}", self.name()))
@@ -62,8 +65,8 @@ impl PackedImage {
     }
 }
 
-/// All images of the collections, in the order of their paths: never fewer than the collections are known to hold. None if
-/// the corpus, gzip or bzip2 is missing: the test is to be skipped, which this function says.
+/// All images of the collections, in the order of their paths: never fewer than the collections are known to
+/// hold. None if the corpus, gzip or bzip2 is missing: the test is to be skipped, which this function says.
 ///
 /// # Panics
 /// If a collection has become smaller, or something is missing and `CI` is set.
@@ -113,10 +116,11 @@ pub fn e2fsprogs_image(corpus: &Path, name: &str) -> PackedImage {
     PackedImage { path, expected: collection.join("expected").join(name) }
 }
 
-/// Lets the kernel make the images whose names match the regular expression `names`, into the directory `into`. `seed`
-/// chooses their contents.
+/// Lets the kernel make the images whose names match the regular expression `names`, into the directory
+/// `into`. `seed` chooses their contents.
 ///
-/// Returns false if the corpus, root or a tool is missing: the test is to be skipped, which this function says.
+/// Returns false if the corpus, root or a tool is missing: the test is to be skipped, which this function
+/// says.
 ///
 /// # Panics
 /// If the script fails, or something is missing and `CI` is set.
@@ -134,8 +138,9 @@ pub fn make_kernel_images(into: &Path, names: &str, seed: u64) -> bool {
     true
 }
 
-/// Directories with images that the kernel made: those that `EXT4_KERNEL_CORPUS` names, or one below `work` for each of
-/// `seeds`, in which the images that match `names` are made now. None if the test is to be skipped.
+/// Directories with images that the kernel made: those that `EXT4_KERNEL_CORPUS` names, or one below `work`
+/// for each of `seeds`, in which the images that match `names` are made now. None if the test is to be
+/// skipped.
 ///
 /// # Panics
 /// If the script fails, or something is missing and `CI` is set.
@@ -156,7 +161,8 @@ pub fn kernel_images(work: &Path, names: &str, seeds: &[u64]) -> Option<Vec<Path
     Some(made)
 }
 
-/// The images (`NAME.img`) in `directories` whose name begins with one of `prefixes`, in the order of their paths.
+/// The images (`NAME.img`) in `directories` whose name begins with one of `prefixes`, in the order of their
+/// paths.
 ///
 /// # Panics
 /// If a directory cannot be read or holds no such image.

@@ -118,8 +118,8 @@ impl KernelMount {
         Image::from_file(&self.image).unwrap()
     }
 
-    /// Unmounts, waiting a while for children of other tests, which may have inherited an open file for the moment
-    /// before they run their program.
+    /// Unmounts, waiting a while for children of other tests, which may have inherited an open file for the
+    /// moment before they run their program.
     #[track_caller]
     fn end(&mut self) {
         let directory = self.directory();

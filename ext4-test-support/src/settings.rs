@@ -49,7 +49,8 @@ pub fn given_seed() -> Option<u64> {
     *GIVEN_SEED
 }
 
-/// The seed of a test that uses one: the value of `SEED`, or `default`. Printed, so that a failure can be repeated.
+/// The seed of a test that uses one: the value of `SEED`, or `default`. Printed, so that a failure can be
+/// repeated.
 ///
 /// # Panics
 /// If `SEED` is set and is not a number.
@@ -60,8 +61,8 @@ pub fn seed_or(default: u64) -> u64 {
     seed
 }
 
-/// The seeds of a test that tries many: the value of `SEED` alone, or those of the `long` form if it is asked for, or those
-/// of the `short` form.
+/// The seeds of a test that tries many: the value of `SEED` alone, or those of the `long` form if it is asked
+/// for, or those of the `short` form.
 ///
 /// # Panics
 /// If `SEED` is set and is not a number.

@@ -1,7 +1,7 @@
 //! The tools that judge: mke2fs, e2fsck, debugfs and whatever else a test runs.
 //!
-//! Tools are looked for in `PATH` and in `/usr/sbin` and `/sbin`, which many users do not have in theirs. They speak
-//! English (`LC_ALL=C`) and get no standard input.
+//! Tools are looked for in `PATH` and in `/usr/sbin` and `/sbin`, which many users do not have in theirs.
+//! They speak English (`LC_ALL=C`) and get no standard input.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ pub fn find(tool: impl AsRef<Path>) -> Option<PathBuf> {
     DIRECTORIES.iter().map(|directory| directory.join(tool.as_ref())).find(|path| path.is_file())
 }
 
-/// Returns true if every one of `tools` is installed. If not, the test is to be skipped, which this function says.
+/// Returns true if every one of `tools` is installed. If not, the test is to be skipped, which this function
+/// says.
 ///
 /// # Panics
 /// If a tool is missing and `CI` is set.
@@ -101,8 +102,8 @@ pub fn succeed(command: &mut Command) -> String {
     said(&output)
 }
 
-/// Runs a command that has to succeed if its tool is installed; returns its standard output, or `None` if the test is to
-/// be skipped.
+/// Runs a command that has to succeed if its tool is installed; returns its standard output, or `None` if the
+/// test is to be skipped.
 ///
 /// # Panics
 /// If it fails, or if its tool is missing and `CI` is set.
@@ -139,7 +140,8 @@ pub fn mke2fs_image(arguments: &[&str], size: &str) -> Image {
     Image::from_file(file.path()).unwrap()
 }
 
-/// The content of [`mke2fs_image`], or `None` if mke2fs is missing: the test is to be skipped, which this function says.
+/// The content of [`mke2fs_image`], or `None` if mke2fs is missing: the test is to be skipped, which this
+/// function says.
 ///
 /// # Panics
 /// If `size` is no size, if mke2fs fails, or if it is missing and `CI` is set.
@@ -159,7 +161,8 @@ fn bytes_of(size: &str) -> u64 {
     parsed.unwrap_or_else(|| panic!("{size} is no size"))
 }
 
-/// What a tool can look at: an image in memory, which is written to a temporary file, or one in a file already.
+/// What a tool can look at: an image in memory, which is written to a temporary file, or one in a file
+/// already.
 pub trait Judged {
     /// Calls `judge` with the path of a file that holds the image.
     fn in_a_file<T>(&self, judge: impl FnOnce(&Path) -> T) -> T;
@@ -207,8 +210,8 @@ impl Judged for MemoryDevice {
 
 /// Fails the test if `e2fsck -fn` finds anything in `image`; `context` says which image it is.
 ///
-/// Outside of CI, an e2fsck that is not installed leaves the image unjudged, which a line says. The image that is not
-/// clean is kept beside the other temporary files.
+/// Outside of CI, an e2fsck that is not installed leaves the image unjudged, which a line says. The image
+/// that is not clean is kept beside the other temporary files.
 ///
 /// # Panics
 /// If e2fsck finds something, or if it is missing and `CI` is set.
@@ -288,8 +291,8 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Returns true if the kernel can mount images here: root, loop devices, and the tools for both. If not, the test is to
-/// be skipped, which this function says.
+/// Returns true if the kernel can mount images here: root, loop devices, and the tools for both. If not, the
+/// test is to be skipped, which this function says.
 ///
 /// # Panics
 /// If it cannot and `CI` is set.

@@ -1,5 +1,5 @@
 //! Access control lists of what is made and changed, beside the kernel's doing the same.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Many tasks in one tree, callers that go away in the middle, and limits.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -104,7 +104,8 @@ async fn sixty_four_tasks_in_one_tree_without_a_journal() {
     many_tasks(mke2fs_image(&["-O", "^has_journal"], "64M"), 64).await;
 }
 
-/// Directories move up and down while names in them are moved: two of them are locked in every order there is.
+/// Directories move up and down while names in them are moved: two of them are locked in every order there
+/// is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn renames_of_directories_in_all_directions_end() {
     if !have(TOOLS) {

@@ -1,8 +1,8 @@
-//! Images that others made, most of them damaged: mounting, walking and changing them ends, without a panic; and what
-//! was clean before is clean afterwards.
+//! Images that others made, most of them damaged: mounting, walking and changing them ends, without a panic;
+//! and what was clean before is clean afterwards.
 //!
 //! The images are those of the corpus, which lies beside the project.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -20,8 +20,8 @@ static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// How many images could be mounted.
 static MOUNTED: AtomicU32 = AtomicU32::new(0);
 
-/// The smallest and the largest image in bytes that are tried: an archive of no file system is smaller, and the few that
-/// are larger are sparse and would fill memory.
+/// The smallest and the largest image in bytes that are tried: an archive of no file system is smaller, and
+/// the few that are larger are sparse and would fill memory.
 const SIZES: std::ops::Range<usize> = 64 << 10..256 << 20;
 
 fn is_clean(image: &Image) -> bool {

@@ -1,6 +1,6 @@
-//! Power cuts at every moment of a sequence of operations on names: what our own recovery and the kernel's checker make
-//! of each. The device loses, tears and reorders whatever was not flushed.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Power cuts at every moment of a sequence of operations on names: what our own recovery and the kernel's
+//! checker make of each. The device loses, tears and reorders whatever was not flushed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -25,8 +25,8 @@ async fn recovered(image: &Image, context: &str, look: impl AsyncFnOnce(&Filesys
     mounted.unmount_clean(context).await;
 }
 
-/// Fails the test if e2fsck has anything to mend after its own replay of the journal, orphans excepted. Returns true if
-/// there was a journal to replay.
+/// Fails the test if e2fsck has anything to mend after its own replay of the journal, orphans excepted.
+/// Returns true if there was a journal to replay.
 fn assert_replayed_clean(image: &Image, context: &str) -> bool {
     let mut bytes = [0; 1024];
     image.read(1024, &mut bytes);
@@ -75,8 +75,8 @@ async fn names(filesystem: &Filesystem, directory: InodeNumber) -> BTreeSet<Stri
     }
 }
 
-/// Operations on names become durable in their order: what is found after a cut is the state after some of them, all
-/// of those that were synced among them.
+/// Operations on names become durable in their order: what is found after a cut is the state after some of
+/// them, all of those that were synced among them.
 #[tokio::test]
 async fn names_are_durable_in_their_order() {
     if !have(TOOLS) {

@@ -1,5 +1,5 @@
 //! Discard of freed blocks: after the commit, before they are used again, and never of what is in use.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -49,8 +49,8 @@ async fn churn(filesystem: &Filesystem, mark: impl Fn(String)) {
     }
 }
 
-/// Every file that is there holds what was written to it: whole, where its round was synced. Those of `complete`, which
-/// was synced and nobody began to unlink, are there.
+/// Every file that is there holds what was written to it: whole, if its round was synced. Those of
+/// `complete`, which was synced and no unlink had begun for, are there.
 async fn check(image: &Image, synced: Option<usize>, complete: Option<usize>, context: &str) {
     let mounted = common::mount(image).await;
     for round in 0..6 {
@@ -58,8 +58,8 @@ async fn check(image: &Image, synced: Option<usize>, complete: Option<usize>, co
             match mounted.filesystem.read(&name(round, number)).await {
                 Ok(found) => {
                     let expected = content(round, number);
-                    // A file that was not synced may be short, or end in what was not written yet: never in others'
-                    // bytes.
+                    // A file that was not synced may be short, or end in what was not written yet: never in
+                    // others' bytes.
                     let unsynced = synced.is_none_or(|synced| synced < round)
                         && found
                             .iter()

@@ -1,5 +1,5 @@
 //! Errors of the device and contradictions on it: what stops, what is recorded, what the next mount finds.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -23,7 +23,7 @@ fn superblock(image: &Image) -> Superblock {
     Superblock::parse(&bytes).unwrap()
 }
 
-/// The bytes of an image that are its journal's, where that is one run.
+/// The bytes of an image that are its journal's, which is one run.
 fn log_range(image: &Image) -> Range<u64> {
     let size = u64::from(superblock(image).block_size.bytes());
     let blocks: Vec<u64> =
@@ -84,8 +84,8 @@ impl Rig {
     }
 }
 
-/// Whatever write or flush fails, and however: fsync says so each time, what it had promised is there after recovery,
-/// the file system is clean, and says what happened.
+/// Whatever write or flush fails, and however: fsync says so each time, what it had promised is there after
+/// recovery, the file system is clean, and says what happened.
 #[tokio::test]
 async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that_was_durable() {
     if !have(TOOLS) {
@@ -167,7 +167,7 @@ async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that
     }
 }
 
-/// e2fsck is not clean where the superblock remembers an error; that it does was looked at before.
+/// Takes the error out of the superblock, which e2fsck would find: that it is recorded was looked at before.
 fn clear_errors(image: &mut Image) {
     let mut superblock = superblock(image);
     superblock.state &= !STATE_ERROR;
@@ -178,7 +178,7 @@ fn clear_errors(image: &mut Image) {
 }
 
 #[tokio::test]
-async fn a_failed_data_write_stops_the_journal_only_where_asked() {
+async fn a_failed_data_write_stops_the_journal_only_if_asked() {
     if !have(TOOLS) {
         return;
     }

@@ -1,6 +1,6 @@
-//! A journal on a device of its own: the power goes on both devices at the same moment, whatever each had not flushed is
-//! lost or torn, and nothing that was promised is.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! A journal on a device of its own: the power goes on both devices at the same moment, whatever each had not
+//! flushed is lost or torn, and nothing that was promised is.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -27,7 +27,7 @@ struct Clock {
     promises: Vec<(usize, String)>,
 }
 
-/// A recorded device on a common clock. Right only where one thread runs everything.
+/// A recorded device on a common clock. Right only if one thread runs everything.
 #[derive(Debug)]
 struct Timed {
     recording: Arc<RecordingDevice>,
@@ -189,8 +189,8 @@ async fn power_cuts(allocation: Allocation) {
     assert!(images > 200 && promises > 10 * images, "{images} pairs of images, {promises} files");
 }
 
-/// Fails the test unless what was synced before `moment` is there, whole; what was not may be there in part, without a
-/// gap. Returns how many synced files there were.
+/// Fails the test unless what was synced before `moment` is there, whole; what was not may be there in part,
+/// without a gap. Returns how many synced files there were.
 async fn check(filesystem: &Filesystem, clock: &Clock, moment: usize, context: &str) -> usize {
     let mut checked = 0;
     for (number, (promised, name)) in (0_u8..).zip(&clock.promises) {

@@ -1,9 +1,10 @@
-//! Fast commits: what the kernel and e2fsprogs left is replayed, tags follow their rules, and a damaged or hostile area
-//! does no harm.
+//! Fast commits: what the kernel and e2fsprogs left is replayed, tags follow their rules, and a damaged or
+//! hostile area does no harm.
 //!
-//! Images: `../shared/corpus` beside the project, where it is there; those of the kernel are made on the spot (root and
-//! loop devices), three of them, or with EXT4_LONG_TESTS=1 all with two seeds; or they lie where EXT4_KERNEL_CORPUS says.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Images: those of the corpus; those of the kernel are made on the spot (root and loop devices), three of
+//! them, or with EXT4_LONG_TESTS=1 all with two seeds; or they lie in the directories that EXT4_KERNEL_CORPUS
+//! names.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/manifest.rs"]
 mod manifest;
@@ -34,7 +35,7 @@ async fn recovered(image: &Image) -> Result<(Manifest, Image)> {
     Ok((tree, device.image()))
 }
 
-/// What differs but for the times of directories, which no tag has, and for what was never synced.
+/// The differences, but for the times of directories, which no tag has, and for what was never synced.
 fn differences(ours: &Manifest, theirs: &Manifest) -> Vec<String> {
     let tail = theirs.contains_key("tail") && !ours.contains_key("tail");
     manifest::differences(ours, theirs, |path, facts, key| {
@@ -62,7 +63,8 @@ async fn fast_commits_of_the_kernel_give_the_tree_before_the_cut() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let image = Image::from_file(&path).unwrap();
         let (ours, after) = recovered(&image).await.unwrap_or_else(|error| panic!("{name}: {error}"));
-        // Most of what the random one did was never synced: there the kernel's own replay says what to expect.
+        // Most of what the random one did was never synced: there the kernel's own replay says what to
+        // expect.
         let reference = if name == "fc-random" { "jsonl.gz" } else { "before.jsonl.gz" };
         assert_same(&ours, &manifest::read(&path.with_extension(reference)), &name);
         assert_clean(&after, &name);
@@ -70,8 +72,8 @@ async fn fast_commits_of_the_kernel_give_the_tree_before_the_cut() {
     }
 }
 
-/// The image of e2fsprogs with fast commits: blocks of 1 KiB, the log of 1,040 blocks ends with an area of 16, of
-/// transaction 6.
+/// The image of e2fsprogs with fast commits: blocks of 1 KiB, the log of 1,040 blocks ends with an area of
+/// 16, of transaction 6.
 struct Small {
     image: Image,
     expected: Manifest,
@@ -166,8 +168,8 @@ async fn the_fast_commit_of_e2fsprogs_gives_what_the_kernel_gave() {
     assert_same(&recovered(&again).await.unwrap().0, &ours, "the same tags, laid out here");
 }
 
-/// All that recovery writes is recorded. Whatever of it a power cut leaves, the next mount comes to the same tree, and
-/// e2fsck and the kernel accept what lies there.
+/// All that recovery writes is recorded. Whatever of it a power cut leaves, the next mount comes to the same
+/// tree, and e2fsck and the kernel accept what lies there.
 #[tokio::test]
 async fn a_crash_at_any_write_of_the_replay_leads_to_the_same_tree() {
     let Some(small) = Small::load() else { return };
@@ -206,7 +208,7 @@ async fn a_crash_at_any_write_of_the_replay_leads_to_the_same_tree() {
             let mut superblock = [0; 1024];
             left.read(1024, &mut superblock);
             if Superblock::parse(&superblock).is_err() {
-                // Two sectors with one checksum, written in place by whoever mounts: ext4 takes them for one.
+                // Two sectors with one checksum, written in place by a mount: ext4 takes them for one.
                 torn += 1;
                 continue;
             }
@@ -250,10 +252,11 @@ async fn a_flipped_bit_in_the_area_drops_the_fast_commit() {
     }
 }
 
-/// What, fast commits, and what the tree says of a path: (path, key, value); nothing: as if they were not there.
+/// What, fast commits, and what the tree says of a path: (path, key, value); nothing: as if they were not
+/// there.
 type Case = (&'static str, Vec<Vec<FastCommitTag>>, &'static [(&'static str, &'static str, u64)]);
 
-/// What fast commits must lead to. All of it is e2fsck-clean.
+/// The rules of tags, each with the tree that it must lead to. All of it is e2fsck-clean.
 #[tokio::test]
 async fn tags_follow_their_rules() {
     let Some(small) = Small::load() else { return };
@@ -374,8 +377,8 @@ async fn blocks_that_a_tag_names_are_kept_from_the_allocator() {
     }
 }
 
-/// Tags that contradict each other or the file system, in fast commits whose checksums are right: an error that names
-/// the tag, and not a byte is written but by the log's own replay.
+/// Tags that contradict each other or the file system, in fast commits whose checksums are right: an error
+/// that names the tag, and not a byte is written but by the log's own replay.
 #[tokio::test]
 async fn hostile_tags_are_refused_by_name() {
     let Some(small) = Small::load() else { return };
@@ -413,13 +416,14 @@ async fn hostile_tags_are_refused_by_name() {
         let error = Filesystem::mount(Arc::clone(&device) as _, MountOptions::default()).await.map(drop);
         let error = error.expect_err(says).to_string();
         assert!(error.contains("fast commit") && error.contains(says), "{says}: {error}");
-        // The log is as it was: whoever knows better can still replay it.
+        // The log is as it was: another implementation can still replay it.
         let again = Filesystem::mount(device as Arc<dyn BlockDevice>, MountOptions::default()).await;
         assert_eq!(again.map(drop).unwrap_err().to_string(), error);
     }
 }
 
-/// A file may be said to be shorter than its blocks reach: it shows nothing of them, and a check finds it odd.
+/// A file may be said to be shorter than its blocks reach: it shows nothing of them, and a check finds it
+/// odd.
 fn assert_clean_but_for_sizes(image: &Image, context: &str) {
     let output = image.in_a_file(|path| run("e2fsck", ["-fn".as_ref(), path.as_os_str()]));
     let said = String::from_utf8_lossy(&output.stdout);
@@ -428,7 +432,8 @@ fn assert_clean_but_for_sizes(image: &Image, context: &str) {
     assert!(output.status.success() || (sizes_only && said.contains("i_size is")), "{context}: {said}");
 }
 
-/// Fast commits of random tags over a few inodes and names: an error, or a file system that e2fsck finds clean.
+/// Fast commits of random tags over a few inodes and names: an error, or a file system that e2fsck finds
+/// clean.
 #[tokio::test]
 async fn random_tags_do_no_harm() {
     let Some(small) = Small::load() else { return };

@@ -1,5 +1,5 @@
 //! Adding, removing and resizing a journal: what is there afterwards, and at whatever moment the power goes.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -124,8 +124,9 @@ async fn a_journal_is_added_resized_and_removed() {
     }
 }
 
-/// At every moment of adding, resizing and removing, what the device may hold is a file system with all its files: with
-/// the journal, or without one; where it is neither yet, `e2fsck -p` puts it right without a question.
+/// At every moment of adding, resizing and removing, what the device may hold is a file system with all its
+/// files: with the journal, or without one; if it is neither yet, `e2fsck -p` puts it right without a
+/// question.
 #[tokio::test]
 async fn whatever_the_moment_of_a_crash_the_file_system_is_whole() {
     if !have(TOOLS) {
@@ -168,7 +169,8 @@ async fn whatever_the_moment_of_a_crash_the_file_system_is_whole() {
                 image.to_file(&path).unwrap();
                 let path = path.to_str().unwrap();
                 if superblock(&image).features.incompat.contains(Incompat::RECOVER) {
-                    // The crash of a mounted file system: its orphan file is taken away while it has a journal.
+                    // The crash of a mounted file system: its orphan file is taken away while it has a
+                    // journal.
                     let checked = run("e2fsck", ["-p", path]);
                     assert!(matches!(checked.status.code(), Some(0 | 1)), "{context}: {checked:?}");
                 }
@@ -178,7 +180,8 @@ async fn whatever_the_moment_of_a_crash_the_file_system_is_whole() {
                     // Not marked as valid, and journal-less: a checker sees to it, and asks nothing.
                     let found = superblock(&image);
                     assert!(!has_journal(&image) && found.state & STATE_VALID == 0, "{context}");
-                    // Twice: of an orphan file without a journal the first run clears the inode, the second its bit.
+                    // Twice: of an orphan file without a journal the first run clears the inode, the second
+                    // its bit.
                     for arguments in [["-p", path], ["-fp", path]] {
                         let checked = run("e2fsck", arguments);
                         assert!(matches!(checked.status.code(), Some(0 | 1)), "{context}: {checked:?}");
@@ -193,7 +196,7 @@ async fn whatever_the_moment_of_a_crash_the_file_system_is_whole() {
             }
         }
         let seen = format!(
-            "{what}: {} cuts, {clean} images clean, {mended} mended by e2fsck -p, {torn} with a torn superblock",
+            "{what}: {} cuts, {clean} images clean, {mended} mended by e2fsck -p, {torn} superblocks torn",
             cuts.len()
         );
         println!("{seen}");

@@ -1,5 +1,5 @@
 //! The kernel's ext4 as the judge: what we wrote, as it reads it; what it wrote, as we do; and both in turn.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 #[path = "common/tree.rs"]
@@ -108,7 +108,7 @@ fn make_node(path: &std::path::Path, file_type: &str, device: &[&str]) {
     run_ok("mknod", &arguments);
 }
 
-/// The same through the kernel.
+/// [`fill`] through the kernel.
 fn fill_by_kernel(root: &std::path::Path, round: u32) {
     let top = root.join(format!("theirs{round}"));
     std::fs::create_dir(&top).unwrap();
@@ -137,7 +137,7 @@ fn fill_by_kernel(root: &std::path::Path, round: u32) {
     make_node(&top.join("pipe"), "p", &[]);
 }
 
-/// What both sides see of `image` is the same.
+/// Fails the test unless both sides see the same in `image`.
 async fn assert_agreed(image: &Image, context: &str) {
     let kernel = KernelMount::of_image(image);
     let theirs = tree::of_directory(&kernel.directory());
@@ -210,8 +210,8 @@ async fn an_image_that_both_wrote_in_turn() {
     }
 }
 
-/// The same calls on the same image, ours and the kernel's: both fail or neither does, and the files are the same; what
-/// ours left the kernel reads, and the other way round.
+/// The same calls on the same image, ours and the kernel's: both fail or neither does, and the files are the
+/// same; what ours left the kernel reads, and the other way round.
 #[tokio::test]
 async fn fallocate_does_what_the_kernel_does() {
     if !able() || !have(&["fallocate"]) {

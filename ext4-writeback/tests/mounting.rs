@@ -1,5 +1,6 @@
-//! Mounting and unmounting: what the superblock says, what is refused and how, what a crash leaves to the next mount.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Mounting and unmounting: what the superblock says, what is refused and how, what a crash leaves to the
+//! next mount.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -170,7 +171,8 @@ async fn the_superblocks_copy_finds_the_journal_of_a_damaged_inode() {
     image.fill(block * block_size + offset, 128, 0xee);
     let mounted = common::mount(&image).await;
     mounted.filesystem.lookup(InodeNumber::ROOT, b"d").await.unwrap();
-    // The log holds the inode table block only if something changed in it; the journal's own inode may stay damaged.
+    // The log holds the inode table block only if something changed in it; the journal's own inode may stay
+    // damaged.
     mounted.filesystem.unmount().await.unwrap();
 }
 
@@ -359,8 +361,8 @@ async fn a_device_is_not_touched_by_a_mount_that_fails() {
     assert!(device.image().to_vec() == image.to_vec());
 }
 
-/// A device that refuses every write for a while: the journal stops, reads go on, and the next mount finds all that was
-/// durable, and says that there was an error.
+/// A device that refuses every write for a while: the journal stops, reads go on, and the next mount finds
+/// all that was durable, and says that there was an error.
 #[tokio::test]
 async fn a_failing_device_stops_writing_and_the_next_mount_recovers() {
     if !have(TOOLS) {

@@ -1,5 +1,5 @@
-//! Paths, attributes and limits, one behaviour at a time.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Path lookup, inode attributes and limits, one behaviour at a time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

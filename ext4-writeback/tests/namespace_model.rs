@@ -1,6 +1,6 @@
-//! Random operations on names, against a tree of plain data: every errno, every attribute, after every remount and
-//! crash, and e2fsck's verdict each time. A failure names the seed that replays it.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Random operations on names, against a tree of plain data: every errno, every attribute, after every
+//! remount and crash, and e2fsck's verdict each time. A failure names the seed that replays it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 #[path = "common/model.rs"]

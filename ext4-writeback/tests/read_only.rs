@@ -1,5 +1,6 @@
-//! Mounting to read only: a file system that needs recovery is shown recovered, and not a byte of its device changes.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Mounting to read only: a file system that needs recovery is shown recovered, and not a byte of its device
+//! changes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -18,8 +19,8 @@ fn read_only() -> MountOptions {
     MountOptions { read_only: true, ..MountOptions::default() }
 }
 
-/// An image whose journal holds the directory `d`, the file `kept` and the deletion of `open`, which was open when the
-/// power went; and how many inodes are free once that is finished.
+/// An image whose journal holds the directory `d`, the file `kept` and the deletion of `open`, which was open
+/// when the power went; and how many inodes are free once that is finished.
 async fn dirty_image(arguments: &[&str]) -> (Image, u64) {
     let mounted = common::mount(&mke2fs_image(arguments, "32M")).await;
     let filesystem = mounted.filesystem.clone();
@@ -38,7 +39,7 @@ async fn dirty_image(arguments: &[&str]) -> (Image, u64) {
     (image, free)
 }
 
-/// A device that can only be read and tells whether anybody wrote to it.
+/// A device that can only be read and tells if anything was written to it.
 fn recorded(image: &Image, read_only: bool) -> Arc<RecordingDevice> {
     let inner = MemoryDevice::from_image(image.clone()).with_geometry(|geometry| {
         geometry.read_only = read_only;

@@ -1,12 +1,12 @@
-//! Images with a log to replay, which others made: after our recovery the tree is the one that the references saw, and
-//! e2fsck finds nothing.
+//! Images with a log to replay, which others made: after our recovery the tree is the one that the references
+//! saw, and e2fsck finds nothing.
 //!
-//! - Of e2fsprogs' test images, those with a journal: what the kernel showed after its replay, or refused; after a
-//!   salvage what e2fsck's replay left.
-//! - Images that the kernel left in mid-flight, or whose log debugfs wrote: `make_kernel_corpus.sh` makes them with root
-//!   and loop devices. A few small ones here; `EXT4_LONG_TESTS=1`: all of them, with two seeds; `EXT4_KERNEL_CORPUS`
-//!   names directories that hold them already, separated by colons.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! - Of e2fsprogs' test images, those with a journal: what the kernel showed after its replay, or refused;
+//!   after a salvage what e2fsck's replay left.
+//! - Images that the kernel left in mid-flight, or whose log debugfs wrote: `make_kernel_corpus.sh` makes
+//!   them with root and loop devices. A few small ones here; `EXT4_LONG_TESTS=1`: all of them, with two
+//!   seeds; `EXT4_KERNEL_CORPUS` names directories that hold them already, separated by colons.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/manifest.rs"]
 mod manifest;
@@ -27,7 +27,7 @@ use ext4_writeback::{Filesystem, MountOptions};
 use manifest::Manifest;
 use sha2::Digest;
 
-/// What debugfs keeps of a file that it copies out.
+/// The facts of a file that debugfs keeps when it copies the file out.
 const PLAIN_KEYS: [&str; 6] = ["type", "mode", "uid", "gid", "size", "sha256"];
 
 fn image_of(corpus: &Path, name: &str) -> Image {
@@ -63,7 +63,7 @@ async fn mounted_once(image: Image) -> Image {
     device.image()
 }
 
-/// Panics where the trees differ, in one of `keys` where those are given.
+/// Fails the test if the trees differ; if `keys` are given, in one of those.
 fn assert_same(ours: &Manifest, theirs: &Manifest, keys: Option<&[&str]>, what: &str) {
     let ignored =
         |_: &str, _: &_, key: &str| keys.is_some_and(|keys| !key.is_empty() && !keys.contains(&key));
@@ -227,7 +227,8 @@ async fn check_kernel_image(path: &Path, name: &str) {
     assert_clean(&mounted_once(replayed).await, name);
 }
 
-/// Whatever the log of a damaged image says, both ways of recovery end, without a panic; a refusal writes nothing.
+/// Whatever the log of a damaged image says, both ways of recovery end, without a panic; a refusal writes
+/// nothing.
 #[tokio::test]
 async fn damaged_images_of_others_are_replayed_or_refused() {
     let Some(images) = packed_images() else { return };

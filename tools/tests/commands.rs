@@ -1,5 +1,5 @@
 //! Each command does what it says, and leaves a file system that e2fsck finds clean.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -317,7 +317,7 @@ fn mount_options_that_are_not_known_are_refused() {
     assert_eq!(ext4(["ls", &image.at("/")]).ok(), "lost+found\n");
 }
 
-/// Data in an inode is shown, and lies where it is said to.
+/// Inline data is shown, and lies at the place that is shown.
 #[test]
 fn inline_data_is_shown_and_where_it_lies() {
     let image = Image::with(&["-O", "inline_data"]);

@@ -1,10 +1,11 @@
-//! Killed in the middle of copying a tree into an image: the kernel's recovery and ours both bring back a clean file
-//! system in which every file that was reported durable is whole.
+//! The process is killed while it copies a tree into an image: recovery by the kernel and by us brings back a
+//! clean file system in which every file that was reported durable is whole.
 //!
-//! The kill takes the process away at any system call; what it had written stays in the image file, as after a crash
-//! of the program (power cuts, where the device loses what it had not flushed, are simulated elsewhere). The moments
-//! follow from a seed that is printed; `SEED` repeats them.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! The kill takes the process away at any system call. All that the process had written stays in the image
+//! file, as after a crash of the program (power cuts, after which the device has lost what it had not
+//! flushed, are simulated in `ext4-writeback/tests`). The moments follow from a seed that is printed; `SEED`
+//! repeats them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -35,7 +36,8 @@ fn source(root: &Path, random: &mut fastrand::Rng) {
     }
 }
 
-/// Copies the tree into the image and kills the copy after `delay`; gives the files that were reported durable.
+/// Copies the tree into the image and kills the copy after `delay`; gives the files that were reported
+/// durable.
 fn killed_copy(source: &Path, image: &Path, delay: Duration, cache: &str) -> Vec<String> {
     let mut command = program();
     command.args(["--cache", cache, "cp", "-r", "--report-durable"]);

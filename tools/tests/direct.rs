@@ -1,5 +1,6 @@
-//! Direct I/O through both backends, on loop devices of both sector sizes; the kernel reads what it wrote, and in turn.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! Direct I/O (`O_DIRECT`) through both backends, on loop devices of both sector sizes; the kernel reads what
+//! we wrote, and in turn.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -38,7 +39,7 @@ async fn write_and_read(path: &Path, uring: bool, sector: usize, content: &[u8])
     let options = OpenOptions { direct: true, sync: SyncMode::Data, append: false };
     let file = Arc::new(fs.open_with(number, options).await.unwrap());
     assert_eq!(file.direct_alignment() as usize, sector);
-    // Appended, in pieces that are no whole blocks where sectors are smaller.
+    // Appended, in pieces that are no whole blocks if sectors are smaller.
     let piece = 3 * sector;
     for (i, data) in content[..64 * piece].chunks(piece).enumerate() {
         assert_eq!(file.write_at((i * piece) as u64, data).await.unwrap(), piece);

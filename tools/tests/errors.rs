@@ -1,5 +1,5 @@
-//! What goes wrong: one clear line, the right exit code, no half-written target.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! Errors of the command line tool: one clear line, the right exit code, no half-written target.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

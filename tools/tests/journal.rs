@@ -1,5 +1,6 @@
-//! `ext4 journal`: the log without a mount, judged by debugfs, e2fsck and what the program itself says afterwards.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! `ext4 journal`: the log without a mount, judged by debugfs, e2fsck and what the program itself says
+//! afterwards.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -11,8 +12,8 @@ use ext4_test_support::tools::{command, debugfs, debugfs_write, have_e2fsprogs};
 use serde_json::Value;
 use support::{Run, check, ext4, inside, mke2fs, program, run};
 
-/// An image whose log holds three transactions over the 100 blocks of /target, written by debugfs: blocks 0..30 full of
-/// '1', 10..40 of '2', a revoke of 0..5 in the third, which writes 20..50 full of '3'.
+/// An image whose log holds three transactions over the 100 blocks of /target, written by debugfs: blocks
+/// 0..30 full of '1', 10..40 of '2', a revoke of 0..5 in the third, which writes 20..50 full of '3'.
 fn dirty(work: &Path) -> PathBuf {
     let image = work.join("disk.img");
     mke2fs(&image, 24 << 20, &["-b", "1024", "-J", "size=4", "-O", "64bit,metadata_csum"]);

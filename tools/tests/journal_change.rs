@@ -1,5 +1,5 @@
 //! `ext4 journal create` and `remove`: the kernel mounts what they leave, writes, and ours goes on.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -56,7 +56,8 @@ fn the_kernel_uses_the_journals_that_are_made_and_the_file_systems_without() {
         check(&image);
         assert_eq!(line(&dumpe2fs(&image), "Total journal size"), Some("17M"));
         in_use(&image, "resized", "rw");
-        // In blocks of 1 KiB. (The kernel switches the journal's own feature on for as long as it is mounted.)
+        // In blocks of 1 KiB. (The kernel switches the journal's own feature on for as long as it is
+        // mounted.)
         assert_eq!(line(&dumpe2fs(&image), "Fast commit length"), Some("1024"));
         assert!(line(&dumpe2fs(&image), "Filesystem features").unwrap().contains("fast_commit"));
         ext4(["journal", "remove", path]).ok();

@@ -1,7 +1,7 @@
-//! File systems whose journal lies on another device: what the kernel left is recovered to what the kernel would see,
-//! what ours leaves the kernel mounts; and images of others that may only be read.
+//! File systems whose journal lies on another device: what the kernel left is recovered to what the kernel
+//! would see, what ours leaves the kernel mounts; and images of others that may only be read.
 
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -191,26 +191,26 @@ fn an_image_that_may_only_be_read_is_read_recovered() {
         sync(&mount.path("file"));
         copied(&image, &dirty)
     };
-    // Owned by nobody, who may read it and nothing else, and reads it.
-    const NOBODY: u32 = 65534;
-    std::os::unix::fs::chown(&dirty, Some(NOBODY), Some(NOBODY)).unwrap();
+    // Owned by another user, which may read it and nothing else, and reads it.
+    const OTHER_USER: u32 = 65534;
+    std::os::unix::fs::chown(&dirty, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
     fs::set_permissions(&dirty, fs::Permissions::from_mode(0o400)).unwrap();
     let binary = work.path().join("ext4");
     fs::copy(program().get_program(), &binary).unwrap();
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     let digest = |path: &Path| sha256(&fs::read(path).unwrap());
     let before = digest(&dirty);
-    let as_nobody = |arguments: &[&str]| {
+    let as_other_user = |arguments: &[&str]| {
         let mut command = Command::new(&binary);
-        command.args(arguments).uid(NOBODY).gid(NOBODY);
+        command.args(arguments).uid(OTHER_USER).gid(OTHER_USER);
         run(command)
     };
     let target = inside(&dirty, "/file");
-    assert_eq!(as_nobody(&["cat", &target]).ok(), "synced");
+    assert_eq!(as_other_user(&["cat", &target]).ok(), "synced");
     // Through each way to read a file.
-    assert_eq!(as_nobody(&["--backend", "file", "cat", &target]).ok(), "synced");
-    as_nobody(&["--noload", "cat", &target]).fails(1, &["/file"]);
-    as_nobody(&["mkdir", &inside(&dirty, "/d")]).fails(1, &["Permission denied"]);
+    assert_eq!(as_other_user(&["--backend", "file", "cat", &target]).ok(), "synced");
+    as_other_user(&["--noload", "cat", &target]).fails(1, &["/file"]);
+    as_other_user(&["mkdir", &inside(&dirty, "/d")]).fails(1, &["Permission denied"]);
     ext4(["--noload", "mkdir", &inside(&dirty, "/d")]).fails(1, &["noload"]);
     assert_eq!(digest(&dirty), before);
     fs::set_permissions(&dirty, fs::Permissions::from_mode(0o600)).unwrap();

@@ -1,5 +1,5 @@
 //! The kernel's ext4 and ours on the same image: what one writes the other reads, and in turn.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! Memory stays bounded by what `--cache` allows, whatever is copied. One test in a program of its own: the peak of all
-//! children is what the host tells.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! Resident memory stays within what `--cache` allows, however much is copied. One test in a binary of its
+//! own: the host counts the peak of all children of a process.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! `pack` and `unpack`: every kind of tree goes in and comes out the same, judged by e2fsck and the kernel.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -61,8 +61,8 @@ fn the_kernel_sees_the_same_tree() {
     }
 }
 
-/// Data in inodes, clusters, and both: what goes in comes out the same, as we see it, as the kernel does, and as it is
-/// after the kernel changed it.
+/// Data in inodes, clusters, and both: what goes in comes out the same, as we see it, as the kernel does, and
+/// as it is after the kernel changed it.
 #[test]
 fn a_tree_goes_into_inodes_and_clusters() {
     let work = tempfile::tempdir().unwrap();

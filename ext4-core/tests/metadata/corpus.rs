@@ -127,9 +127,12 @@ async fn repaired_images_hold_what_the_kernel_sees() {
         if facts["tree_by"] != "kernel" || skip {
             continue;
         }
-        let Ok(fixture) = Fixture::try_open(repaired(&image.content()), true).await else {
-            refused.push(image.name());
-            continue;
+        let fixture = match Fixture::try_open(repaired(&image.content()), true).await {
+            Ok(fixture) => fixture,
+            Err(error) => {
+                refused.push(format!("{}: {error}", image.name()));
+                continue;
+            }
         };
         let tree = walk(&fixture).await;
         let list = unpacked(&image.expected("tree.jsonl.gz"));

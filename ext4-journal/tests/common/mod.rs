@@ -118,8 +118,8 @@ pub fn blocks_of(image: &Path, file: &str) -> Vec<u64> {
     list.split([',', '\n']).filter_map(piece).flatten().collect()
 }
 
-/// An ext4 image in memory, with what a test must know of it. Read with our own eyes from the superblock: the rooms
-/// above are not there.
+/// An ext4 image in memory, with what a test must know of it. Read with our own eyes from the superblock: the
+/// rooms above are not there.
 pub struct Ext4 {
     pub content: Vec<u8>,
     pub block_size: BlockSize,

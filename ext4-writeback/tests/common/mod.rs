@@ -33,7 +33,7 @@ impl Mounted {
         image
     }
 
-    /// What a crash now would leave.
+    /// Drops the file system as a crash would; what is left on the device.
     pub fn crash(self) -> Image {
         let image = self.device.image();
         drop(self.filesystem);

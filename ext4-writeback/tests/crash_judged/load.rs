@@ -1,11 +1,12 @@
 //! Work on a file system while a device records it, and what that work was promised.
 //!
-//! The work is one task's: every operation on names, files and attributes, with an fsync or a sync now and then. A second
-//! task commits at moments of its own, so that transactions end in the middle of the first one's operations. All of it
-//! runs on the simulated scheduler over a device that reorders what is in flight: one seed is one recording.
+//! The work is one task's: every operation on names, files and attributes, with an fsync or a sync now and
+//! then. A second task commits at moments of its own, so that transactions end in the middle of the first
+//! one's operations. All of it runs on the simulated scheduler over a device that reorders what is in flight:
+//! one seed is one recording.
 //!
-//! A promise is what a call that returned made durable: the whole tree (sync) or one file (fsync), as it was shown at
-//! that moment. It holds for every path that no later operation has begun to touch.
+//! A promise is what a call that returned made durable: the whole tree (sync) or one file (fsync), as it was
+//! shown at that moment. It holds for every path that no later operation has begun to touch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use ext4_writeback::{Credentials, File, Filesystem, MountOptions, RenameFlags, S
 
 use crate::tree::{Facts, Tree, of_filesystem};
 
-/// Where the second task works; it is promised nothing.
+/// The directory of the second task, which is promised nothing.
 const OTHERS: &[u8] = b"others";
 
 /// What a sync or an fsync made durable.
@@ -37,7 +38,8 @@ pub struct Promises {
 }
 
 impl Promises {
-    /// Fails where `tree`, found after a power cut at `cut`, does not hold what had been promised before.
+    /// Fails the test if `tree`, found after a power cut at `cut`, does not hold what had been promised
+    /// before. Returns how many paths were compared.
     pub fn check(&self, cut: &Moment, tree: &Tree, context: &str) -> usize {
         let mut compared = 0;
         let touched_since = |path: &[u8], since: usize| {
@@ -80,15 +82,15 @@ impl Promises {
     }
 }
 
-/// What of a path's facts nobody else changes: a directory's size and links follow its entries, a file's links its
-/// other names, and a size in blocks includes what is allocated past the end.
+/// Those of a path's facts that no other operation changes: a directory's size and links follow its entries,
+/// a file's links its other names, and a size in blocks includes what is allocated past the end.
 fn durable(facts: &Facts) -> Facts {
     let directory = facts.mode & 0o170_000 == 0o040_000;
     let size = if directory { 0 } else { facts.size };
     Facts { links: 0, size, sectors: 0, mtime: (0, 0), ctime: (0, 0), ..facts.clone() }
 }
 
-/// Where the work was when the power went.
+/// How far the work had come when the power went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
     pub position: usize,
@@ -120,7 +122,7 @@ pub fn record(image: Image, seed: u64, operations: usize) -> (Recording, Promise
         async move { faulty.drive().await }
     }));
     let device = RecordingDevice::around(faulty, image);
-    // Where FUA is a flush, commits go another way.
+    // If FUA is a flush, commits go another way.
     let device = Arc::new(if seed.is_multiple_of(2) { device } else { device.without_fua() });
     let options = MountOptions {
         runtime: Some(world.runtime()),
@@ -230,7 +232,7 @@ impl Work {
         (0..len).map(|at| start.wrapping_add((at / 7) as u8) | 1).collect()
     }
 
-    /// Where `path` hangs and by which name.
+    /// The directory of `path`, and its name there.
     fn parent(&self, path: &str) -> (InodeNumber, Vec<u8>) {
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
         (self.directories[directory], name.as_bytes().to_vec())

@@ -1,9 +1,10 @@
-//! Ten thousand power cuts: work on a mounted file system is recorded, the power goes at every write, and each state that
-//! the device can be left in is recovered three times: by us, by `e2fsck -fy`, by the kernel's mount. All three agree,
-//! `e2fsck -fn` finds nothing in what they leave, and what had been reported durable is there.
+//! Ten thousand power cuts: work on a mounted file system is recorded, the power goes at every write, and
+//! each state that the device can be left in is recovered three times: by us, by `e2fsck -fy`, by the
+//! kernel's mount. All three agree, `e2fsck -fn` finds nothing in what they leave, and what had been reported
+//! durable is there.
 //!
 //! A state is judged once, however many cuts lead to it; what was promised is checked at every cut.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod judge;
 mod load;
@@ -25,7 +26,7 @@ use load::{Moment, Promises};
 
 /// Variants of each cut in which what was not flushed is lost, kept or torn by chance.
 const VARIANTS: u64 = 4;
-/// Who judges side by side.
+/// How many judges run side by side.
 const JUDGES: usize = 4;
 
 /// File systems that differ in what recovery has to understand.
@@ -77,7 +78,7 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
                 }
             });
         }
-        // The last judge that goes takes the receiver with it: nobody sends to nobody.
+        // The last judge that goes takes the receiver with it: the sender does not wait for ever.
         drop(receiver);
         'work: for seed in 0..seeds {
             for (name, arguments, size) in FILE_SYSTEMS {
@@ -140,7 +141,8 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
     assert_eq!(judged.by_e2fsck.load(Ordering::Relaxed) + torn, count);
 }
 
-/// The whole file system on the simulated scheduler: commits, flusher, completions and a device that reorders.
+/// The whole file system on the simulated scheduler: commits, flusher, completions and a device that
+/// reorders.
 #[test]
 fn one_seed_is_one_recording() {
     if !have(&["mkfs.ext4"]) {

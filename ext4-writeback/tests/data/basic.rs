@@ -1,4 +1,4 @@
-//! One thing at a time.
+//! Buffered reads and writes, delayed allocation and truncation, one behaviour at a time.
 
 use super::common::*;
 use ext4_core::Errno;

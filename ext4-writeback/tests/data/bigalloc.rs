@@ -15,7 +15,7 @@ fn image(mib: u64, block_size: u32, cluster: &str, fill: u8) -> ext4_core::devic
     make_image(mib, block_size, &["-J", "size=4", "-O", "bigalloc", "-C", cluster], fill)
 }
 
-/// Blocks and sectors that are in use count whole clusters, promised ones too, and each cluster once.
+/// Blocks and sectors that are in use count whole clusters, reserved ones too, and each cluster once.
 #[tokio::test]
 async fn k_38_statfs_and_stat_count_each_cluster_once() {
     if !have_e2fsprogs() {
@@ -66,7 +66,7 @@ async fn k_38_statfs_and_stat_count_each_cluster_once() {
         file.sync_all().await.expect("syncs");
         write(0, 1).await;
         file.set_len(block).await.expect("cuts");
-        used(1, "promised again").await;
+        used(1, "reserved again").await;
         file.sync_all().await.expect("syncs");
         used(1, "and allocated again").await;
         assert_eq!(content(&file).await, pattern(38, 0, *block_size as usize));

@@ -1,4 +1,4 @@
-//! What these tests share: images from mke2fs, mounts, and e2fsck as the judge.
+//! Images, mounts and file contents, as all tests of the data path use them.
 
 use std::sync::Arc;
 

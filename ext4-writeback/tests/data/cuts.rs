@@ -1,14 +1,15 @@
 //! The moments of a recording at which the power goes, and the states that the device may be left in, judged.
 //!
-//! The short form takes some of the moments, by a seed that is fixed; with `EXT4_LONG_TESTS=1` every one: after each
-//! write that was handed to the device, each flush that ended, each mark. Each call says how many there were and how many
-//! it looked at.
+//! The short form takes some of the moments, by a seed that is fixed; with `EXT4_LONG_TESTS=1` every one:
+//! after each write that was handed to the device, each flush that ended, each mark. Each call says how many
+//! there were and how many it looked at.
 //!
-//! A moment leaves several states: nothing of what may be lost is lost, all of it is, and some of it, whole or torn.
-//! Neighbouring moments often leave the same one: that is recovered once, and what was promised is checked at each.
+//! A moment leaves several states: nothing of what may be lost is lost, all of it is, and some of it, whole
+//! or torn. Neighbouring moments often leave the same one: that is recovered once, and what had been made
+//! durable is checked at each.
 //!
-//! A recording with hardly a moment in it, a moment without a state, and a file that is in no state fail the test: it would
-//! have seen nothing.
+//! A recording with hardly a moment in it, a moment without a state, and a file that is in no state fail the
+//! test: it would have seen nothing.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -31,8 +32,8 @@ pub fn seeds(seeds: &[u64]) -> Vec<u64> {
     (0..rounds).flat_map(|round| seeds.iter().map(move |seed| seed + 1000 * round)).collect()
 }
 
-/// The numbers, ascending, of `wanted` of `count` moments: the first, the last, and one by chance of each of as many equal
-/// parts as that takes.
+/// The numbers, ascending, of `wanted` of `count` moments: the first, the last, and one by chance of each of
+/// as many equal parts as that takes.
 pub fn sampled(count: usize, wanted: usize) -> Vec<usize> {
     if wanted >= count {
         return (0..count).collect();
@@ -59,7 +60,8 @@ fn chosen_cuts(recording: &Recording, wanted: usize) -> impl Iterator<Item = Cut
     })
 }
 
-/// What a cut may leave. Not a torn superblock, which nobody mounts: it is two sectors, and the kernel's is no other.
+/// The states that a cut may leave. Not a torn superblock, which no ext4 mounts: it is two sectors, and the
+/// kernel's is no other.
 fn states(cut: &Cut<'_>) -> Vec<Image> {
     let mut states = all_states(cut);
     states.retain(|image| {
@@ -85,8 +87,8 @@ fn all_states(cut: &Cut<'_>) -> Vec<Image> {
     }
 }
 
-/// Recovers what the chosen moments (`wanted` in the short form) of `recording` leave, by `look`, and has `check` judge
-/// what it found at each.
+/// Recovers what the chosen moments (`wanted` in the short form) of `recording` leave, by `look`, and has
+/// `check` judge what it found at each.
 pub async fn judge<T>(
     recording: &Recording,
     wanted: usize,
@@ -126,8 +128,8 @@ pub async fn judge<T>(
     assert!(moments >= expected, "{moments} of {count} moments were judged, {expected} were asked for");
 }
 
-/// [`judge`] for the bytes of one file. `check` is told which marks were passed, and what the file holds; nothing where
-/// there is no such file.
+/// [`judge`] for the bytes of one file. `check` is told which marks were passed, and what the file holds:
+/// `None` if there is no such file.
 pub async fn at_every_cut(
     recording: &Recording,
     wanted: usize,

@@ -374,8 +374,9 @@ fn value(block: u64) -> u8 {
     (block as u8).wrapping_mul(2) | 1
 }
 
-/// Everybody at one file: direct and cached writes, stores, reads, truncations, syncs, and a device that fails now and
-/// then. Each block is written whole, in one value that tells its place: none may show two, or another's.
+/// Many tasks at one file: direct and cached writes, stores, reads, truncations, syncs, and a device that
+/// fails now and then. Each block is written whole, in one value that tells its place: none may show two, or
+/// another's.
 async fn crowd(seed: u64, block_size: u64) {
     const BLOCK: u64 = 4096;
     const BLOCKS: u64 = 128;
@@ -534,7 +535,7 @@ async fn direct_nowait_reads_give_what_needs_no_io() {
     file.fallocate(FallocateMode::AllocateKeepSize, 40_960, 8192).await.expect("allocates");
     file.sync_all().await.expect("syncs");
     direct.write_at(0, &pattern(2, 0, 8192)).await.expect("drops the folios");
-    // All of it is known once somebody has looked.
+    // All of it is known after the first lookup.
     file.extents().await.expect("maps");
     file.read_at(12_288, &mut [0; 1]).await.expect("reads");
     file.seek(0, SeekTarget::Hole).await.expect("seeks");

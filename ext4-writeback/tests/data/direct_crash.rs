@@ -1,4 +1,5 @@
-//! Power cuts during direct writes. What lies on the device from before is 0xaa, and everything written is odd.
+//! Power cuts during direct writes. What lies on the device from before is 0xaa, and everything written is
+//! odd.
 
 use std::sync::Arc;
 
@@ -227,7 +228,7 @@ async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
             }
         }
     }
-    // Nobody waits for the write any more. A truncation does, and finds the file whole.
+    // The writer has stopped waiting. A truncation waits for the write, and finds the file whole.
     let truncation = file.set_len(4096);
     let mut truncation = Box::pin(truncation);
     for _ in 0..50 {
@@ -251,8 +252,9 @@ async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
     recovered(memory.image(), "file", |bytes| assert_eq!(bytes, Some(pattern(1, 0, 4096)))).await;
 }
 
-/// An overwrite that is to be durable is, at every cut behind it, and the device is not flushed for it: its bios carry
-/// FUA. Where the device has no FUA of its own, or times are to be durable too, it is flushed instead.
+/// An overwrite that is to be durable is, at every cut behind it, and the device is not flushed for it: its
+/// bios carry FUA. If the device has no FUA of its own, or times are to be durable too, it is flushed
+/// instead.
 #[tokio::test]
 async fn g_11_durable_direct_overwrites_need_no_flush() {
     if !have_e2fsprogs() {
@@ -321,7 +323,7 @@ async fn g_11_durable_direct_overwrites_need_no_flush() {
     }
 }
 
-/// What leads to the data is not durable yet: FUA alone would not do.
+/// The mapping of the data is not durable yet: FUA alone would not do.
 #[tokio::test]
 async fn g_11_a_durable_direct_overwrite_makes_its_blocks_durable_too() {
     if !have_e2fsprogs() {

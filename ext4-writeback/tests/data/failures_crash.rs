@@ -1,6 +1,8 @@
-//! Failures, and a power cut at every moment of them: G-13 to G-15 of the specification.
+//! Failed writes, `data_err=abort` and a full device (statements G-13 to G-15), with a power cut at every
+//! moment.
 //!
-//! A write that failed is one of which nobody knows how far it came: what is left after the cut may hold all of it.
+//! A write that failed may have reached the device in part or as a whole: the states after the cut include
+//! both.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -43,7 +45,7 @@ async fn append(file: &File) {
     }
 }
 
-/// Where the device will have them.
+/// The bytes of the device that those blocks will get.
 async fn appended_places(way: Way, image: Image) -> Vec<u64> {
     let (device, fs) = mount_image(image, way.mounted(quiet())).await;
     let file = open(&fs, "file").await;

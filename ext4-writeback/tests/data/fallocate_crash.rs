@@ -12,7 +12,8 @@ const BLOCK: usize = 1024;
 const SIZE: usize = 40 * BLOCK + 300;
 const STALE: u8 = 0xaa;
 
-/// A file of [`SIZE`] bytes, written in three parts with something between them on the device; garbage behind its end.
+/// A file of [`SIZE`] bytes, written in three parts with something between them on the device; garbage behind
+/// its end.
 async fn base() -> Image {
     let image = make_image(8, BLOCK as u32, &["-J", "size=1"], STALE);
     let (device, fs) = mount_image(image, quiet()).await;
@@ -59,8 +60,8 @@ async fn cut(mode: FallocateMode, offset: u64, len: u64, seed: u64, dirty: bool)
     .await
 }
 
-/// What the file may be after the cut: each byte is that of `before` or that of `after`, where those differ only as
-/// `mixed` allows; and the size is one of theirs, or one in between.
+/// What the file may be after the cut: each byte is that of `before` or that of `after`, if those differ,
+/// only as `mixed` allows; and the size is one of theirs, or one in between.
 fn check(mode: FallocateMode, passed: bool, bytes: &[u8], before: &[u8], after: &[u8], mixed: bool) {
     let whole = |expected: &[u8]| bytes == expected;
     if passed {
@@ -137,8 +138,8 @@ async fn g_6_k_03_k_46_allocating_and_zeroing_past_the_end_show_zeros_there() {
     }
 }
 
-/// A file that grows by an allocation in many runs is as long, after a crash, as what it has blocks for: none lies behind
-/// its size.
+/// A file that grows by an allocation in many runs is as long, after a crash, as what it has blocks for: none
+/// lies behind its size.
 #[tokio::test]
 async fn g_16_an_allocation_leaves_no_blocks_behind_the_size() {
     if !have_e2fsprogs() {
@@ -148,8 +149,8 @@ async fn g_16_an_allocation_leaves_no_blocks_behind_the_size() {
     const END: u64 = 1200 * BLOCK as u64;
     const NEIGHBOURS: usize = 400;
     for mode in [FallocateMode::Allocate, FallocateMode::ZeroRange] {
-        // Free space in pieces: others' files with gaps between them, and no room behind them. Groups are small: to read
-        // the bitmap of each gives the commits time.
+        // Free space in pieces: others' files with gaps between them, and no room behind them. Groups are
+        // small: to read the bitmap of each gives the commits time.
         let image = make_image(8, BLOCK as u32, &["-J", "size=1", "-g", "256"], STALE);
         let (device, fs) = mount_image(image, quiet()).await;
         let file = create(&fs, "file").await;

@@ -1,5 +1,5 @@
-//! fallocate, judged from outside: the kernel reads what it made; and a move that takes several transactions is cut in
-//! all of them.
+//! fallocate, judged from outside: the kernel reads what it made; and a move that takes several transactions
+//! is cut in all of them.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use ext4_test_support::tools::{can_mount, have, run_ok};
 use ext4_writeback::FallocateMode::*;
 use ext4_writeback::Filesystem;
 
-/// More leaves than a transaction of this journal has blocks: several transactions. What a cut between them shows is as
-/// `fallocate::shift` says.
+/// More leaves than a transaction of this journal has blocks: several transactions. What a cut between them
+/// shows is as `fallocate::shift` says.
 #[tokio::test]
 async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
     if !have_e2fsprogs() {
@@ -42,7 +42,8 @@ async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
         let between = std::cell::Cell::new(0);
         at_every_cut(&recording, 16, "file", |passed, bytes| {
             let bytes = bytes.expect("it was there before");
-            // Half way the piece in front of the end is where it was or where it goes, and the second one is not.
+            // Half way the piece in front of the end is where it was or where it goes, and the second one is
+            // not.
             let lies = |i: u64, at: u64| bytes.get(at as usize..at as usize + 1024) == Some(&piece(i)[..]);
             let last = EXTENTS - 1;
             let half = match mode {

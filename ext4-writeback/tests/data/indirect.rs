@@ -1,4 +1,5 @@
-//! Files mapped by indirect blocks: all levels of pointers, on ext2 and ext3 images, judged by e2fsck and the kernel.
+//! Files mapped by indirect blocks: all levels of pointers, on ext2 and ext3 images, judged by e2fsck and the
+//! kernel.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -13,7 +14,7 @@ use ext4_test_support::settings::seed_or;
 use ext4_test_support::tools::can_mount;
 use ext4_writeback::{Credentials, File, Filesystem, MountOptions};
 
-/// What mke2fs is told for file systems whose files have no extents.
+/// Arguments of mke2fs for file systems whose files have no extents.
 const OLD: [(&str, &[&str]); 3] = [
     ("ext2", &["-t", "ext2"]),
     ("ext3", &["-t", "ext3"]),
@@ -205,8 +206,8 @@ async fn sparse_files_of_all_levels_agree_with_a_model_and_the_kernel() {
     }
 }
 
-/// Directories that need several levels of pointers, long symlinks, hard links, renames, deletions: without extents and
-/// without a journal.
+/// Directories that need several levels of pointers, long symlinks, hard links, renames, deletions: without
+/// extents and without a journal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_file_system_is_fully_usable() {
     if !have_e2fsprogs() {
@@ -333,8 +334,8 @@ async fn what_was_accepted_on_a_full_device_finds_its_pointers() {
     }
 }
 
-/// Space that was there when the data was accepted is gone when its pointers are needed: what does not get any is lost,
-/// reported, and leaves no trace.
+/// Space that was there when the data was accepted is gone when its pointers are needed: what does not get
+/// any is lost, reported, and leaves no trace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_15_data_without_pointers_is_lost_and_reported() {
     if !have_e2fsprogs() {

@@ -1,5 +1,5 @@
-//! Data in inodes: files that grow and shrink around the limit with attributes beside them, directories, crashes at every
-//! cut, damaged inodes.
+//! Data in inodes: files that grow and shrink around the limit with attributes beside them, directories,
+//! crashes at every cut, damaged inodes.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::common::{
 use crate::crash::{STALE, quiet, record};
 use crate::cuts::at_every_cut;
 
-/// What mke2fs is told besides: of blocks, and of clusters.
+/// Further arguments of mke2fs: for blocks, and for clusters.
 const KINDS: [&[&str]; 2] = [&["-O", "inline_data"], &["-O", "inline_data,bigalloc", "-C", "16384"]];
 
 fn image(block_size: u32, inode_size: u32) -> Image {
@@ -367,7 +367,8 @@ async fn needs_blocks(kind: &[&str]) {
     assert_clean(&*device, "after the unmount");
 }
 
-/// Data that moves out takes one cluster; what is written to the cluster's other blocks afterwards takes none.
+/// Data that moves out takes one cluster; what is written to the cluster's other blocks afterwards takes
+/// none.
 #[tokio::test]
 async fn data_that_moves_out_takes_one_cluster() {
     if !have_e2fsprogs() {
@@ -418,7 +419,8 @@ async fn data_that_moves_out_takes_one_cluster() {
     }
 }
 
-/// Where the data lies is where the device has it: `i_block`, then the value of `system.data`.
+/// The inline extent names the bytes of the device that hold the data: `i_block`, then the value of
+/// `system.data`.
 #[tokio::test]
 async fn an_inline_extent_says_where_the_bytes_lie() {
     if !have_e2fsprogs() {

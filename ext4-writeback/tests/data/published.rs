@@ -1,4 +1,5 @@
-//! Direct publication (`alloc=publish`) and files of indirect blocks: what holds for unwritten blocks holds for them.
+//! Publication (`alloc=publish`) and files of indirect blocks: the guarantees of unwritten blocks hold for
+//! them too.
 
 use std::sync::Arc;
 
@@ -152,7 +153,7 @@ fn quiet() -> MountOptions {
     MountOptions { commit_interval: Some(hour), cache: 64 << 20, ..options() }
 }
 
-/// What one sync of `writes` costs: (counters, handles of the journal).
+/// The cost of one sync of `writes`: (counters, handles of the journal).
 async fn cost(way: Way, writes: &[(u64, usize)]) -> (Counters, u64) {
     let (device, fs) = mount_image(way.image(64, 4096, &[], 0xaa), way.mounted(quiet())).await;
     let file = create(&fs, "file").await;
@@ -231,10 +232,10 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
         let free = fs.statfs().free_blocks;
         device.hold();
         file.write_at(4096, &pattern(1, 4096, 16_384)).await.expect("writes");
-        assert_eq!(fs.statfs().free_blocks, free - 4, "promised");
+        assert_eq!(fs.statfs().free_blocks, free - 4, "reserved");
         file.start_writeback().await.expect("starts");
         assert!(device.holds() > 0, "{way:?}: the data is on its way");
-        assert_eq!(fs.statfs().free_blocks, free - 4, "picked blocks are promised ones");
+        assert_eq!(fs.statfs().free_blocks, free - 4, "picked blocks are reserved ones");
         fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
         let (seen, crashed) = mount_image(memory.image(), options()).await;
         assert_eq!(open(&crashed, "file").await.len(), 4096);
@@ -264,11 +265,11 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
     }
 }
 
-/// The block that i_disksize ends in is changed while its folio is under writeback for a block behind it. What the change
-/// replaces is on the device, zeros behind the size included, so nothing has to wait for it; and it could not: the
-/// folio is not written again before its writeback ends.
+/// The block that i_disksize ends in is changed while its folio is under writeback for a block behind it.
+/// What the change replaces is on the device, zeros behind the size included, so nothing has to wait for it;
+/// and it could not: the folio is not written again before its writeback ends.
 #[tokio::test]
-async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_nobody() {
+async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_no_writer() {
     if !have_e2fsprogs() {
         return;
     }
@@ -283,7 +284,8 @@ async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_n
         file.write_at(0, &pattern(1, 0, 100)).await.expect("writes");
         file.start_writeback().await.expect("starts");
         assert_eq!(device.holds(), 1);
-        // The I/O has ended, and nobody had a turn to make the block part of the file: it is not written yet.
+        // The I/O has ended, and no completion worker had a turn to make the block part of the file: it is
+        // not written yet.
         device.release();
         file.write_at(1500, &pattern(1, 1500, 100)).await.expect("writes");
         while fs.counters().conversions + fs.counters().publications == 0 {
@@ -307,7 +309,8 @@ async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_n
     }
 }
 
-/// A truncation waits for what is in flight; the blocks that it cuts off go back without having been anywhere.
+/// A truncation waits for what is in flight; the blocks that it cuts off go back without having been
+/// anywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_43_what_is_cut_off_in_flight_is_given_back() {
     if !have_e2fsprogs() {
@@ -348,8 +351,8 @@ async fn k_43_what_is_cut_off_in_flight_is_given_back() {
     }
 }
 
-/// A failed write loses its data, not the space: the blocks and their promises go back, those that were made dirty again
-/// are picked anew.
+/// A failed write loses its data, not the space: the blocks and their reservation go back, those that were
+/// made dirty again are picked anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
     if !have_e2fsprogs() {
@@ -366,7 +369,7 @@ async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
         file.write_at(4096, &pattern(1, 4096, 65_536)).await.expect("the cache takes it");
         assert_eq!(file.sync_all().await.expect_err("not written").errno(), Errno::EIO);
         faulty.heal();
-        assert_eq!(fs.statfs().free_blocks, free, "{way:?}: nothing is promised to lost data");
+        assert_eq!(fs.statfs().free_blocks, free, "{way:?}: nothing is reserved for lost data");
         // Once more, over the hole; and all that is free can be had.
         file.write_at(4096, &pattern(2, 4096, 65_536)).await.expect("writes");
         file.sync_all().await.expect("is there");

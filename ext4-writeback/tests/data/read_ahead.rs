@@ -1,4 +1,4 @@
-//! What is read before anybody asks, by the counters.
+//! Read-ahead: what is read before a reader asks for it, by the counters.
 
 use super::common::*;
 use ext4_writeback::{Counters, File, Filesystem};

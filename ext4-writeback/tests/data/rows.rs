@@ -1,5 +1,5 @@
-//! Scenes in which reviewers of the kernel's own buffered I/O over iomap found bugs: rows of section 8 of the
-//! specification that belong to no one feature. `README.md` says where the others are.
+//! Rows K-nn of `docs/data-path.md` that belong to no one feature: buffered I/O in situations in which the
+//! kernel's iomap path had bugs, or reviewers feared some.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::{Errno, InodeNumber};
 use ext4_writeback::{FallocateMode, Filesystem, MountOptions};
 
-/// What takes longer than this hangs.
+/// A test that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
@@ -157,10 +157,10 @@ async fn poll_at_most<T>(polls: usize, future: impl Future<Output = T>) -> Optio
     .await
 }
 
-/// The kernel's short copies come from faults in the caller's memory, of which there are none here; a caller who goes
-/// away in the middle of a write is what remains.
+/// The kernel's short copies come from faults in the caller's memory, of which there are none here; a caller
+/// that goes away in the middle of a write is what remains.
 #[tokio::test]
-async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
+async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_reservation_without_data() {
     if !have_e2fsprogs() {
         return;
     }
@@ -194,7 +194,7 @@ async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
     assert!(dropped > 10, "{dropped} were cut short");
     file.sync_all().await.expect("syncs");
     let sectors = file.attributes().await.expect("stat").sectors;
-    // What is not free is the file's: nothing is promised any more.
+    // What is not free is the file's: nothing is reserved any more.
     assert_eq!(free - fs.statfs().free_blocks, sectors / 2);
     let size = file.len() as usize;
     for (at, byte) in content(&file).await.iter().enumerate() {
@@ -226,7 +226,7 @@ async fn k_17_a_write_that_fails_past_the_end_leaves_nothing_there() {
     assert_eq!(error.errno(), Errno::EIO);
     assert_eq!((file.len(), fs.statfs().free_blocks), (2000, free));
     faulty.heal();
-    // Neither data nor a promise was left behind the end.
+    // Neither data nor a reservation was left behind the end.
     file.set_len(40_000).await.expect("extends");
     let bytes = content(&file).await;
     assert!(bytes[..2000] == pattern(7, 0, 2000) && bytes[2000..].iter().all(|byte| *byte == 0));
@@ -256,7 +256,8 @@ async fn k_27_completions_run_where_nothing_can_wait() {
     if !have_e2fsprogs() {
         return;
     }
-    // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never be there.
+    // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never
+    // be there.
     let memory = Arc::new(MemoryDevice::from_image(blank(Way::Unwritten)));
     let fs = mount(Arc::new(Interrupting(Arc::clone(&memory))), quiet()).await;
     let file = create(&fs, "file").await;

@@ -1,10 +1,10 @@
-//! Many tasks on the seeded scheduler: one seed is one interleaving of callers, writeback, completions, commits and
-//! timers, and a failure is replayed by `SEED=n`.
+//! Many tasks on the seeded scheduler: one seed is one interleaving of callers, writeback, completions,
+//! commits and timers, and a failure is replayed by `SEED=n`.
 //!
-//! Each file has an owner, who knows what it holds and looks at it after every change, and disturbers, who write it
-//! back, sync it, read it, and extend nothing. With faults the owner knows no content; what counts
-//! is that everything ends, and that `e2fsck -fn` finds nothing: where metadata was hit, and the journal stopped, after
-//! recovery on a device that is well again.
+//! Each file has an owner task, which knows what it holds and looks at it after every change, and disturbers,
+//! which write it back, sync it, read it, and extend nothing. With faults the owner knows no content; what
+//! counts is that everything ends, and that `e2fsck -fn` finds nothing: if metadata was hit and the journal
+//! stopped, after recovery on a device that is well again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const FILES: u64 = 16;
 const DISTURBERS: u64 = 3;
 const MAX: u64 = 60_000;
 
-/// What a world is like.
+/// The file system and the device of a run.
 #[derive(Clone, Copy)]
 struct Weather {
     block_size: u32,
@@ -102,7 +102,7 @@ async fn disturb(fs: Filesystem, i: u64, seed: u64, steps: usize, weather: Weath
     }
 }
 
-/// Where data goes: behind the first block of a file.
+/// The offset at which data goes: behind the first block of a file.
 async fn make_bad_sectors(fs: &Filesystem, faulty: &FaultyDevice, seed: u64, weather: Weather) {
     let file = open(fs, "file0").await;
     file.write_at(0, &pattern(seed, 0, 1024)).await.expect("writes");
@@ -180,8 +180,8 @@ fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
     assert_clean(&*memory, "after the unmount");
 }
 
-/// 64 tasks that each do all there is to do to the 16 files, which have no owners: nobody knows what they hold, only that
-/// it is theirs.
+/// 64 tasks that each do all there is to do to the 16 files, which have no owners: what they hold is not
+/// known, only that it is theirs.
 fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
     let World { world, memory, faulty, device, options } = World::new(image, seed, weather);
     let tasks = world.clone();
@@ -259,7 +259,8 @@ fn worlds_of(weather: Weather, simulate: impl Fn(Image, u64, usize, Weather)) {
     if !have_e2fsprogs() {
         return;
     }
-    // In seed 187 a writer that stopped waiting gave its lock back too early, in 614 unmount overtook a deletion.
+    // In seed 187 a writer that stopped waiting gave its lock back too early, in 614 unmount overtook a
+    // deletion.
     let seeds = seeds([1, 2, 187, 614], 1..1000);
     let image = make_image(weather.mib, weather.block_size, &["-m", "0", "-J", "size=1"], 0xaa);
     for seed in seeds {

@@ -1,8 +1,8 @@
-//! The crash statements of the specification (section 7), one workload made for each, checked at cuts all over it with
-//! seeded losses of what was not flushed. Those that came with the first data path are in `crash.rs` (G-1, G-3, G-4,
-//! G-7, G-8, G-11, G-17) and `stress.rs` (G-13, G-14). Which test shows which statement and row: `README.md`.
+//! The crash statements G-n of `docs/data-path.md`, one workload made for each, checked at power cuts all
+//! over it with seeded losses of what was not flushed.
 //!
-//! G-16, that `e2fsck -fn` finds nothing, is judged in each of them: after recovery and unmount.
+//! `crash.rs` shows G-1, G-3, G-4, G-7, G-8, G-11 and G-17, `failures_crash.rs` G-13 to G-15. Each test here
+//! shows G-16 too: `e2fsck -fn` finds nothing after recovery and unmount.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -108,7 +108,8 @@ pub async fn no_padding(way: Way) {
                 for len in &lengths {
                     let at = file.len();
                     file.write_at(at, &pattern(5, at, *len)).await.expect("writes");
-                    // The next append comes when the block has got to the device, and perhaps before its size has.
+                    // The next append comes when the block has got to the device, and perhaps before its size
+                    // has.
                     file.start_writeback().await.expect("starts");
                 }
                 file.sync_all().await.expect("syncs");
@@ -121,7 +122,8 @@ pub async fn no_padding(way: Way) {
         let recording = record(blank(way), Some(seed), way.mounted(quiet()), work).await;
         at_every_cut(&recording, 80, "file", |_, bytes| {
             let bytes = bytes.unwrap_or_default();
-            // Padding is zeros, which the pattern does not have. An append over two folios may show the first alone.
+            // Padding is zeros, which the pattern does not have. An append over two folios may show the first
+            // alone.
             let ended = ends.contains(&bytes.len()) || bytes.len().is_multiple_of(4096);
             assert!(ended, "seed {seed}: no append ended at {}", bytes.len());
             assert!(bytes == pattern(5, 0, bytes.len()), "seed {seed}: padding below {}", bytes.len());
@@ -246,7 +248,7 @@ async fn g_15_data_without_blocks_is_lost_loudly_and_nothing_else() {
     let before = fs.statfs();
     let file = create(&fs, "file").await;
     file.write_at(0, &pattern(15, 0, 300_000)).await.expect("the cache takes it");
-    assert!(fs.statfs().free_blocks < before.free_blocks, "space is promised");
+    assert!(fs.statfs().free_blocks < before.free_blocks, "space is reserved");
     // Every block bitmap that is not in memory yet is out of reach.
     faulty.fail_range(Operation::Read, 0..64 << 20);
     let error = file.sync_all().await.expect_err("there are no blocks");
@@ -299,7 +301,7 @@ async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata(
             let bytes = bytes.expect("it was there before");
             assert_eq!(bytes.len(), 200_000);
             let (old, new) = (pattern(18, 0, 200_000), pattern(19, 0, 200_000));
-            // A sector holds the old bytes, the new ones, or of each where one write ends in it.
+            // A sector holds the old bytes, the new ones, or of each if one write ends in it.
             for (at, byte) in bytes.iter().enumerate() {
                 assert!(*byte == old[at] || *byte == new[at], "neither old nor new at {at}");
             }
@@ -392,7 +394,7 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         drop(new);
         let root = InodeNumber::ROOT;
         fs.rename((root, b"config.new"), (root, b"config"), RenameFlags::default()).await.expect("renames");
-        // The rename is committed by somebody else, and the power goes.
+        // Another caller's fsync commits the rename, and the power goes.
         fs.sync_inode(root).await.expect("commits");
         device.mark("renamed");
         fs.sync().await.expect("syncs");
@@ -431,14 +433,15 @@ async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it
         file.write_at(0, &pattern(21, 0, 30_000)).await.expect("writes");
         let before = fs.counters().conversions;
         drop(file);
-        // Nobody asks for it.
+        // No caller asks for it.
         for _ in 0..100_000 {
             if fs.counters().conversions > before {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        // Somebody else's commit; the conversion's handle has ended, or its transaction waits for it.
+        // The commit of another caller's fsync; the conversion's handle has ended, or its transaction waits
+        // for it.
         drop(create(&fs, "other").await);
         fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
         device.mark("closed and committed");

@@ -1,4 +1,4 @@
-//! Files as memory: stores and views.
+//! Memory-mapped access (`map_read`, `map_write`): stores into folios, and views of them.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ async fn nothing_is_mapped_or_stored_behind_the_end() {
 }
 
 #[tokio::test]
-async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_promise_back_and_others_keep_theirs() {
+async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_reservation_back_and_others_keep_theirs() {
     if !have_e2fsprogs() {
         return;
     }
@@ -79,10 +79,10 @@ async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_promise_back_and_other
     let free = fs.statfs().free_blocks;
     let before = sectors().await;
     let map = file.map_write(0, 65_536).await.expect("maps");
-    assert_eq!(fs.statfs().free_blocks, free - 16, "promised");
+    assert_eq!(fs.statfs().free_blocks, free - 16, "reserved");
     drop(map);
     assert_eq!((fs.statfs().free_blocks, sectors().await), (free, before), "given back");
-    // Two at the same place, one is stored: its blocks are promised once.
+    // Two at the same place, one is stored: its blocks are reserved once.
     let (first, mut second) =
         (file.map_write(0, 65_536).await.expect("maps"), file.map_write(32_768, 65_536).await.expect("maps"));
     second.fill(3);
@@ -150,7 +150,7 @@ async fn k_34_a_store_fails_for_space_before_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_mapping_that_is_held_keeps_nobody_waiting() {
+async fn a_mapping_that_is_held_keeps_no_caller_waiting() {
     if !have_e2fsprogs() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Many tasks at once, and devices that fail.
+//! Concurrent readers, writers and syncs on one mounted file system, on devices that fail and on full ones.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use ext4_core::meta::extent_tree::MappingState;
 use ext4_test_support::settings::seeds;
 use ext4_writeback::{Filesystem, MountOptions};
 
-/// What a stress may meet.
+/// The trouble that a stress meets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trouble {
     /// Nothing.
@@ -135,7 +135,8 @@ async fn sixty_four_tasks_on_a_full_device() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_and_bad_sectors() {
-    // Many rounds: what was parked was forgotten once in 160 of them where two looked at an inode's ioends at a time.
+    // Many rounds: what was parked was forgotten once in 160 of them when two workers looked at an inode's
+    // ioends at a time.
     rounds(Way::Unwritten, Trouble::BadSectors, 6, 200).await;
 }
 

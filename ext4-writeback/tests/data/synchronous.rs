@@ -1,5 +1,5 @@
-//! What is durable when an operation returns, and what only reaches the device: synchronous files and directories,
-//! sync_file_range, lazytime.
+//! What is durable when an operation returns, and what only reaches the device: synchronous files and
+//! directories, sync_file_range, lazytime.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -179,7 +179,7 @@ async fn a_synced_range_is_on_the_device_without_a_flush_or_a_commit() {
 }
 
 #[tokio::test]
-async fn a_failed_range_is_reported_once_by_who_waits() {
+async fn a_failed_range_is_reported_once_to_the_caller_that_waits() {
     if !have_e2fsprogs() {
         return;
     }
@@ -200,7 +200,7 @@ async fn a_failed_range_is_reported_once_by_who_waits() {
     finish(&memory, fs).await;
 }
 
-/// Time that passes when everybody sleeps.
+/// A runtime whose time passes when every task sleeps.
 struct Clock {
     started: tokio::time::Instant,
     handle: tokio::runtime::Handle,

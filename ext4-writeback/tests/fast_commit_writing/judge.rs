@@ -1,4 +1,4 @@
-//! What the three who replay a journal make of an image.
+//! Journal replay by the kernel, by e2fsck and by us: what each of the three makes of an image.
 
 use ext4_core::device::simulated::Image;
 use ext4_test_support::loop_device::KernelMount;
@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use crate::common;
 use crate::tree::{self, Tree};
 
-/// What has to be found: the directories' times have no tag, so they may be those of the last full commit or of the
-/// replay.
+/// The part of a tree that has to be found: the directories' times have no tag, so they may be those of the
+/// last full commit or of the replay.
 pub fn comparable(mut tree: Tree) -> Tree {
     for facts in tree.values_mut() {
         if facts.mode & 0o170_000 == 0o040_000 {
@@ -25,7 +25,7 @@ pub async fn live(filesystem: &Filesystem) -> Tree {
     comparable(tree::of_filesystem(filesystem).await)
 }
 
-/// What the kernel's mount recovers.
+/// The tree that the kernel's mount recovers.
 pub fn by_kernel(image: &Image, context: &str) -> Tree {
     let kernel = KernelMount::of_image(image);
     let found = tree::of_directory(&kernel.directory());
@@ -34,8 +34,9 @@ pub fn by_kernel(image: &Image, context: &str) -> Tree {
     comparable(found)
 }
 
-/// What `e2fsck -fy` recovers. `None` where it gives the log up, as 1.47 does when it finds fast commits of a transaction
-/// that has been committed in full: for that there is a moment between the commit and the zeros over them.
+/// The tree that `e2fsck -fy` recovers, or `None` if e2fsck gives the log up, as 1.47 does when it finds fast
+/// commits of a transaction that has been committed in full: for that there is a moment between the commit
+/// and the zeros over them.
 pub async fn by_e2fsck(image: &Image, context: &str) -> Option<Tree> {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("image");
@@ -61,7 +62,7 @@ pub async fn by_e2fsck(image: &Image, context: &str) -> Option<Tree> {
     Some(found)
 }
 
-/// What our own mount recovers.
+/// The tree that our own mount recovers.
 pub async fn by_us(image: &Image, context: &str) -> Tree {
     let mounted = common::mount(image).await;
     let found = live(&mounted.filesystem).await;

@@ -1,5 +1,5 @@
-//! Random operations, cut at every write: what a fast commit says stands beside what full commits said before it, in
-//! every order and torn in every way, and all who replay it agree.
+//! Random operations, cut at every write: what a fast commit says stands beside what full commits said before
+//! it, in every order and torn in every way, and all that replay it agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::{judge, quiet};
 
 const ROOT: InodeNumber = InodeNumber::ROOT;
 
-/// What must be found after a sync returned and before anything else began.
+/// The tree that must be found after a sync has returned and before any other operation has begun.
 struct Expectation {
     tree: Tree,
     /// Inodes with data that was written and not synced.
@@ -90,7 +90,7 @@ impl<'a> Mix<'a> {
         self.dirty.insert(u64::from(inode.0));
     }
 
-    /// One operation; what it touched, where that can be synced.
+    /// One operation; the inode that it changed, if that can be synced.
     async fn step(&mut self) -> Option<InodeNumber> {
         let filesystem = self.filesystem;
         let kind = if self.files.len() < 4 { 0 } else { self.random.u8(0..40) };
@@ -184,7 +184,7 @@ fn assert_expected(found: &Tree, expected: &Expectation, context: &str) {
 
 async fn run(arguments: &[&str], seed: u64, steps: u32, most_cuts: usize) {
     let device = RecordingDevice::new(mke2fs_image(arguments, "48M"));
-    // Fast commits are written another way where FUA is a flush behind the write.
+    // Fast commits are written another way if FUA is a flush behind the write.
     let device = Arc::new(if seed.is_multiple_of(2) { device.without_fua() } else { device });
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, quiet()).await.unwrap();
     let mut mix = Mix::new(&filesystem, seed).await;
@@ -230,8 +230,8 @@ async fn run(arguments: &[&str], seed: u64, steps: u32, most_cuts: usize) {
         }
     }
     println!(
-        "  {tried} cuts, {given_up} of them between a full commit and the end of its fast commits, {compared} right \
-         behind a sync"
+        "  {tried} cuts, {given_up} of them between a full commit and the end of its fast commits, \
+         {compared} right behind a sync"
     );
     assert!(tried >= most_cuts / 2 && compared > 0, "{tried} cuts, {compared} right behind a sync");
     assert!(given_up * 5 < tried, "e2fsck gave {given_up} of {tried} up");

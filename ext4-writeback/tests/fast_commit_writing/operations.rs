@@ -1,4 +1,4 @@
-//! Operation by operation.
+//! Fast commits operation by operation: which are fast, which are full, and what is found after a crash.
 
 use ext4_core::InodeNumber;
 use ext4_core::format::inode::FileType;
@@ -43,7 +43,7 @@ async fn prepare(filesystem: &Filesystem) {
     filesystem.sync().await.unwrap();
 }
 
-/// What is done, under a name; returns what is synced.
+/// Does the operation of that name; returns the inode that is synced.
 async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
     let find = async |path: &str| filesystem.resolve(path.as_bytes(), true).await.unwrap();
     let open = async |path: &str| filesystem.open(find(path).await).await.unwrap();
@@ -386,16 +386,16 @@ async fn one_by_one(arguments: &[&str], kind: &str) {
 }
 
 #[tokio::test]
-async fn what_fsync_returned_for_is_replayed_by_everybody_4k() {
+async fn what_fsync_returned_for_is_replayed_by_all_three_4k() {
     one_by_one(KINDS[0].1, KINDS[0].0).await;
 }
 
 #[tokio::test]
-async fn what_fsync_returned_for_is_replayed_by_everybody_1k() {
+async fn what_fsync_returned_for_is_replayed_by_all_three_1k() {
     one_by_one(KINDS[1].1, KINDS[1].0).await;
 }
 
 #[tokio::test]
-async fn what_fsync_returned_for_is_replayed_by_everybody_old() {
+async fn what_fsync_returned_for_is_replayed_by_all_three_old() {
     one_by_one(KINDS[2].1, KINDS[2].0).await;
 }

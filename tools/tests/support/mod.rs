@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: running the program `ext4`, and what they say shorter than `ext4_test_support` does.
+//! Running the program `ext4`, and shorter names for what the end-to-end tests use of `ext4_test_support`.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod tree;
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use ext4_test_support::tools::{self, assert_clean, can_mount, have};
 
-/// What one run of a program gave.
+/// The outcome of one run of a program.
 #[derive(Debug)]
 pub struct Run {
     pub command: String,

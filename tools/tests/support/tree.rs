@@ -16,8 +16,8 @@ use nix::unistd::{Gid, Uid, Whence};
 use sha2::{Digest, Sha256};
 
 /// Fills `root` with files of all types as far as the user may, in all corners: sizes around block and folio
-/// boundaries, holes, hard links, long and odd names, attributes in the inode and in a block, access control lists,
-/// times before 1970 and after 2038, deep and wide directories. The same seed makes the same tree.
+/// boundaries, holes, hard links, long and odd names, attributes in the inode and in a block, access control
+/// lists, times before 1970 and after 2038, deep and wide directories. The same seed makes the same tree.
 pub fn make(root: &Path, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let directory = |name: &str| {
@@ -159,8 +159,8 @@ fn attributes(directory: &Path, random: &mut fastrand::Rng) {
     }
 }
 
-/// An access control list in the form of the system call. Source: linux/posix_acl_xattr.h: version 2, then tag,
-/// permissions and id of each entry.
+/// An access control list in the form of the system call. Source: linux/posix_acl_xattr.h: version 2, then
+/// tag, permissions and id of each entry.
 fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in entries {
@@ -173,7 +173,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 
 fn owners(directory: &Path, random: &mut fastrand::Rng) {
     for mode in [0o000, 0o400, 0o644, 0o777, 0o4755, 0o2755, 0o1644, 0o6711] {
-        // A user without privilege cannot read back what nobody may read.
+        // A user without privilege cannot read a file back that has no permission to be read.
         if mode & 0o400 == 0 && !is_root() {
             continue;
         }
@@ -259,7 +259,7 @@ pub struct Record {
     pub links: u64,
 }
 
-/// What a comparison leaves out.
+/// The facts that a comparison leaves out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ignore {
     /// Owners: a user without privilege cannot keep them.
