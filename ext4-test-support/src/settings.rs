@@ -90,7 +90,21 @@ pub fn kernel_corpora() -> &'static [PathBuf] {
 #[track_caller]
 pub fn skip(missing: &str) {
     assert!(!in_ci(), "{missing}: not there, and no test may be skipped in CI");
+    say_skipped(&format!("{missing}: not there"));
+}
+
+/// Returns true in the long form of the tests. If not, a test that has no short form is to be skipped, in CI
+/// too, which this function says.
+#[must_use]
+pub fn long_form_only() -> bool {
+    if !long_tests() {
+        say_skipped("runs with EXT4_LONG_TESTS=1 only");
+    }
+    long_tests()
+}
+
+fn say_skipped(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {missing}: not there");
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
 }

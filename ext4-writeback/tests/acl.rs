@@ -1,4 +1,4 @@
-//! Access control lists of what is made and changed, beside the kernel's doing the same.
+//! Access control lists of new and changed files, compared with the kernel's for the same operations.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

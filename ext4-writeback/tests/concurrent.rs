@@ -15,7 +15,7 @@ use ext4_writeback::{Credentials, Filesystem, MountOptions, RenameFlags};
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck"];
 const ROOT: InodeNumber = InodeNumber::ROOT;
 
-/// What several tasks do to the same few names; every outcome is fine, no contradiction is.
+/// Several tasks change the same few names: every outcome is allowed, a contradiction is not.
 async fn quarrel(filesystem: Filesystem, directories: Arc<Vec<InodeNumber>>, seed: u64, steps: usize) {
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..steps {

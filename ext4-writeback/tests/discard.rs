@@ -17,7 +17,8 @@ fn discarding() -> MountOptions {
     MountOptions { discard: true, ..MountOptions::default() }
 }
 
-/// What file `number` of `round` holds: no byte is 0, which is what a discarded block holds here, or 0xdb.
+/// The content of file `number` of `round`: no byte is 0, which is what a discarded block holds here, or
+/// 0xdb.
 fn content(round: usize, number: usize) -> Vec<u8> {
     let byte = 1 + u8::try_from((round * 17 + number) % 100).unwrap();
     vec![byte; 3000 + number * 700]

@@ -33,7 +33,7 @@ fn log_range(image: &Image) -> Range<u64> {
     first * size..(last + 1) * size
 }
 
-/// Nothing happens on its own, so that the number of writes is the same each time.
+/// Mount options without timers, so that the number of writes is the same each time.
 fn quiet() -> MountOptions {
     MountOptions { commit_interval: None, ..MountOptions::default() }
 }
@@ -84,8 +84,8 @@ impl Rig {
     }
 }
 
-/// Whatever write or flush fails, and however: fsync says so each time, what it had promised is there after
-/// recovery, the file system is clean, and says what happened.
+/// Whatever write or flush fails, and however: fsync says so each time, what it had made durable is there
+/// after recovery, the file system is clean, and says what happened.
 #[tokio::test]
 async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that_was_durable() {
     if !have(TOOLS) {

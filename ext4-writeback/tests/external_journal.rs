@@ -1,5 +1,5 @@
 //! A journal on a device of its own: the power goes on both devices at the same moment, whatever each had not
-//! flushed is lost or torn, and nothing that was promised is.
+//! flushed is lost or torn, and nothing that had been synced is.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -23,7 +23,7 @@ const ROOT: InodeNumber = InodeNumber::ROOT;
 struct Clock {
     events: [usize; 2],
     moments: Vec<[usize; 2]>,
-    /// How many moments there had been when something was promised.
+    /// How many moments there had been when a sync returned.
     promises: Vec<(usize, String)>,
 }
 
@@ -99,11 +99,11 @@ fn e2fsck(arguments: &[&str], image: &Image, log: &Image, accepted: &[i32], cont
 }
 
 #[tokio::test]
-async fn a_power_cut_on_both_devices_loses_nothing_that_was_promised() {
+async fn a_power_cut_on_both_devices_loses_nothing_that_was_synced() {
     power_cuts(Allocation::Unwritten).await;
 }
 
-/// The data is flushed before what makes it visible is valid on the other device.
+/// The data is flushed before the transaction that maps it is valid on the journal device.
 #[tokio::test]
 async fn a_power_cut_shows_no_published_block_without_its_data() {
     power_cuts(Allocation::Publish).await;
@@ -158,7 +158,7 @@ async fn power_cuts(allocation: Allocation) {
             let [image, log] = [0, 1].map(|index| match kind {
                 0 => cuts[index].with_none(),
                 1 => cuts[index].variant(seed + index as u64),
-                // Each device loses what it likes.
+                // Each device loses a part of its own.
                 _ if (moment + index) % 2 == 0 => cuts[index].with_all(),
                 _ => cuts[index].with_none(),
             });

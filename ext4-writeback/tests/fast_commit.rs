@@ -115,7 +115,7 @@ impl Small {
         image
     }
 
-    /// With its own fast commit and these behind it.
+    /// The image with its own fast commit and these behind it.
     fn followed_by(&self, mut commits: Vec<Vec<FastCommitTag>>) -> Image {
         let mut block = [0; 1024];
         self.image.read(AREA, &mut block);
@@ -252,8 +252,8 @@ async fn a_flipped_bit_in_the_area_drops_the_fast_commit() {
     }
 }
 
-/// What, fast commits, and what the tree says of a path: (path, key, value); nothing: as if they were not
-/// there.
+/// A name, fast commits, and the facts of paths after their replay: (path, key, value); no facts: as if they
+/// were not there.
 type Case = (&'static str, Vec<Vec<FastCommitTag>>, &'static [(&'static str, &'static str, u64)]);
 
 /// The rules of tags, each with the tree that it must lead to. All of it is e2fsck-clean.
@@ -422,8 +422,8 @@ async fn hostile_tags_are_refused_by_name() {
     }
 }
 
-/// A file may be said to be shorter than its blocks reach: it shows nothing of them, and a check finds it
-/// odd.
+/// Fails the test unless e2fsck finds nothing but sizes: a tag may make a file shorter than its blocks reach;
+/// it shows nothing of them, and e2fsck finds it odd.
 fn assert_clean_but_for_sizes(image: &Image, context: &str) {
     let output = image.in_a_file(|path| run("e2fsck", ["-fn".as_ref(), path.as_os_str()]));
     let said = String::from_utf8_lossy(&output.stdout);
@@ -479,7 +479,7 @@ async fn random_tags_do_no_harm() {
     assert!(applied > 10 && refused > 10);
 }
 
-/// Read-only, recovery goes to memory: the tree is the same and the device is not touched.
+/// The recovery of a read-only mount goes to memory: the tree is the same and the device is not touched.
 #[tokio::test]
 async fn a_read_only_mount_replays_in_memory() {
     let Some(small) = Small::load() else { return };

@@ -1,4 +1,4 @@
-//! Mounting to read only: a file system that needs recovery is shown recovered, and not a byte of its device
+//! Read-only mounts: a file system that needs recovery is shown recovered, and not a byte of its device
 //! changes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use ext4_test_support::loop_device::{KernelMount, LoopDevice};
-use ext4_test_support::settings::long_tests;
+use ext4_test_support::settings::{long_form_only, long_tests};
 use ext4_test_support::tools::{debugfs, have, is_root};
 use support::tree::{self, Ignore, assert_same};
 use support::{check, ext4, have_kernel, inside, program, run};
@@ -228,10 +228,10 @@ fn many_small_files_fit_into_the_image_made_for_them() {
 
 #[test]
 fn a_system_tree_is_packed() {
-    let source = Path::new("/usr/share");
-    if !long_tests() || !source.is_dir() {
+    if !long_form_only() {
         return;
     }
+    let source = Path::new("/usr/share");
     let work = tempfile::tempdir().unwrap();
     let image = work.path().join("disk.img");
     pack(&[], source, &image);

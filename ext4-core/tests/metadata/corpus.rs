@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ext4_core::format::inode::FileType;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::{directory, inode_table, xattr};
-use ext4_core::{InodeNumber, Result};
+use ext4_core::{Errno, InodeNumber, Result};
 use ext4_test_support::corpus::packed_images;
 use ext4_test_support::tools::{have, run, unpacked};
 
@@ -129,7 +129,9 @@ async fn repaired_images_hold_what_the_kernel_sees() {
         }
         let fixture = match Fixture::try_open(repaired(&image.content()), true).await {
             Ok(fixture) => fixture,
+            // The kernel knows more features.
             Err(error) => {
+                assert_eq!(error.errno(), Errno::EOPNOTSUPP, "{}: {error}", image.name());
                 refused.push(format!("{}: {error}", image.name()));
                 continue;
             }
@@ -152,8 +154,7 @@ async fn repaired_images_hold_what_the_kernel_sees() {
         compared += 1;
     }
     println!("{compared} images with {paths} paths, refused: {refused:?}");
-    assert!(compared > 60 && paths > 1000, "{compared} images with {paths} paths");
-    assert!(refused.len() < 10, "refused: {refused:?}");
+    assert!(compared > 100 && paths > 40_000, "{compared} images with {paths} paths");
 }
 
 /// An image after `e2fsck -fy`, as often as it takes.

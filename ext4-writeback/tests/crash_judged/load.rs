@@ -169,7 +169,7 @@ struct Work {
     files: BTreeMap<String, InodeNumber>,
     symlinks: BTreeSet<String>,
     directories: BTreeMap<String, InodeNumber>,
-    /// Deleted, and open: orphans.
+    /// Files that are deleted and still open: orphans.
     open: Vec<File>,
     next: u32,
     promises: Promises,
@@ -277,7 +277,7 @@ impl Work {
         file.write_at(offset, &bytes).await.unwrap();
     }
 
-    /// Over what is there, over its end, or behind a hole.
+    /// A write over existing bytes, over the end, or behind a hole.
     async fn write(&mut self) {
         let Some((path, inode)) = self.file() else { return };
         self.begin(&[&path]);
@@ -310,7 +310,7 @@ impl Work {
         file.set_len(size).await.unwrap();
     }
 
-    /// To a new name, over another file, a directory, or two that swap.
+    /// A rename to a new name, over another file, of a directory, or of two that swap.
     async fn rename(&mut self) {
         let kind = self.random.u32(..5);
         if kind == 0 {
@@ -366,7 +366,7 @@ impl Work {
         self.symlinks = self.symlinks.iter().map(place).collect();
     }
 
-    /// Some are open when they go.
+    /// An unlink; some of the files are open at that time.
     async fn unlink(&mut self) {
         let symlink = self.symlinks.first().cloned().filter(|_| self.random.u32(..4) == 0);
         if let Some(path) = symlink {
@@ -422,7 +422,7 @@ impl Work {
         self.symlinks.insert(path);
     }
 
-    /// Attributes in the inode and outside of it, modes.
+    /// Extended attributes in the inode and outside of it, and modes.
     async fn attributes(&mut self) {
         let Some((path, inode)) = self.file() else { return };
         self.begin(&[&path]);

@@ -59,7 +59,7 @@ pub async fn content(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that tell their place.
+/// Bytes, all odd, that follow from `seed` and from their offset in the file.
 pub fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|i| {

@@ -58,8 +58,8 @@ pub async fn record_failing<F: Future<Output = ()>>(
     device.recording()
 }
 
-/// Commits all the time, as other tasks' fsyncs would: whatever is in the running transaction becomes durable
-/// between the completions of the data.
+/// Commits all the time, as fsyncs of other tasks would: whatever is in the running transaction becomes
+/// durable between the completions of the data.
 pub async fn commits(fs: &Filesystem) {
     for i in 0.. {
         drop(create(fs, &format!("other{i}")).await);

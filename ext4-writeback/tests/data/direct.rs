@@ -369,7 +369,7 @@ async fn what_a_cached_reader_found_during_a_direct_write_does_not_stay() {
     assert!(old > 3, "the test needs readers that come first: {old}");
 }
 
-/// Odd, as all patterns are, and the same for all writers of a block.
+/// The value of all bytes of a block: odd, as all patterns are, and the same for every writer.
 fn value(block: u64) -> u8 {
     (block as u8).wrapping_mul(2) | 1
 }

@@ -37,7 +37,7 @@ async fn base() -> Image {
     image
 }
 
-/// One call, beside others' commits, then an append far behind, then a sync.
+/// Runs one call of fallocate beside commits of other tasks, then an append far behind, then a sync.
 async fn cut(mode: FallocateMode, offset: u64, len: u64, seed: u64, dirty: bool) -> Recording {
     record(base().await, Some(seed), quiet(), |device, fs| async move {
         let file = open(&fs, "file").await;

@@ -26,12 +26,12 @@ const MODES: [FallocateMode; 7] = [
     FallocateMode::InsertRange,
 ];
 
-/// How large what is changed is.
+/// The place and the length of changes.
 #[derive(Clone, Copy)]
 pub struct Scale {
-    /// Changes begin below this byte.
+    /// A change begins below this byte of the file.
     pub span: u64,
-    /// And have so many bytes at most.
+    /// A change has so many bytes at most.
     pub most: usize,
     pub block_size: u64,
 }
@@ -43,7 +43,7 @@ pub struct Mix {
     pub scale: Scale,
     pub seed: u64,
     pub random: fastrand::Rng,
-    /// The simulated world's; tokio's if there is none.
+    /// The runtime of the simulation, or `None` for tokio's.
     pub runtime: Option<Arc<dyn Runtime>>,
 }
 
@@ -52,7 +52,7 @@ fn assert_own(bytes: &[u8], what: &str) {
     assert!(strange.is_none(), "{what}: {:#x} was never written", bytes[strange.unwrap_or(0)]);
 }
 
-/// Errors of `kinds` are answers.
+/// Errors of `kinds` are expected answers, no failures.
 fn answered<T>(result: Result<T, Error>, kinds: &[Errno]) -> Result<(), Error> {
     match result {
         Err(error) if !kinds.contains(&error.errno()) => Err(error),
@@ -78,8 +78,8 @@ impl Mix {
         }
     }
 
-    /// Does one thing, of which `note` is told before. Errors that are an answer to what was asked are none;
-    /// those of the device and of its space are.
+    /// Carries out one operation, which `note` is told before. Errors that are an answer to what was asked
+    /// are none; those of the device and of its space are.
     pub async fn step(&mut self, note: impl Fn(String)) -> Result<(), Error> {
         let name = self.name();
         let mut options = OpenOptions::default();
@@ -168,7 +168,7 @@ impl Mix {
                     self.patience(Duration::from_micros(50)).await;
                 }
                 if self.random.u8(0..4) == 0 {
-                    // Thought better of it.
+                    // Dropped without a commit.
                     return Ok(());
                 }
                 answered(mapped.commit().await, &[gone])
@@ -254,8 +254,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches from now on. What comes back resolves, with a description, if every task stands still; if that
-    /// does not end the test, the process ends.
+    /// Watches from now on. The future that is returned resolves, with a description, if every task stands
+    /// still; if that does not end the test, the process ends.
     pub fn begin() -> (Arc<Self>, tokio::sync::oneshot::Receiver<String>) {
         let watch = Arc::new(Self { doing: Mutex::default(), begun: AtomicU64::new(0) });
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -285,13 +285,13 @@ impl Watch {
         (watch, receiver)
     }
 
-    /// `task` begins something.
+    /// `task` begins an operation.
     pub fn note(&self, task: usize, what: String) {
         self.doing.lock().expect("no panic").insert(task, what);
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// `task` has ended.
+    /// `task` has no more operations.
     pub fn note_end(&self, task: usize) {
         self.doing.lock().expect("no panic").remove(&task);
         self.begun.fetch_add(1, Ordering::AcqRel);

@@ -136,7 +136,7 @@ impl Model {
 pub struct Form {
     name: &'static str,
     block_size: u32,
-    /// Of mkfs.ext4.
+    /// Further arguments of mkfs.ext4.
     pub features: &'static [&'static str],
     pub options: MountOptions,
 }
@@ -351,7 +351,7 @@ impl World {
         }
     }
 
-    /// A transfer past the page cache.
+    /// A direct transfer.
     async fn direct(&mut self, i: usize) {
         let unit = u64::from(self.files[i].direct_alignment());
         let size = self.model[i].bytes.len() as u64;

@@ -216,7 +216,7 @@ async fn with_one_block(way: Way, options: &[&str]) -> (Image, std::ops::Range<u
     (finish(&device, fs).await, start..start + (1 << 20))
 }
 
-/// Nothing of what is in flight is on the device; what overwrites it meanwhile goes to the same place.
+/// Blocks in flight are not part of the file yet; an overwrite meanwhile goes to the same blocks.
 #[tokio::test]
 async fn what_is_overwritten_in_flight_stays_where_it_is() {
     if !have_e2fsprogs() {

@@ -141,7 +141,7 @@ impl World {
     }
 }
 
-/// One world; e2fsck judges what the device holds after the unmount.
+/// Runs one simulation; e2fsck judges what the device holds after the unmount.
 fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
     let World { world, memory, faulty, device, options } = World::new(image, seed, weather);
     let tasks = world.clone();
@@ -228,7 +228,7 @@ fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
     assert_clean(&*memory, "after the unmount");
 }
 
-/// Mounts and unmounts once.
+/// Mounts `memory` and unmounts it again, so that the journal is recovered.
 fn recover(memory: Arc<MemoryDevice>, seed: u64) {
     let world = Simulation::new(seed);
     let options = MountOptions {

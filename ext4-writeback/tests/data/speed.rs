@@ -41,8 +41,8 @@ async fn cached_write_speed() {
             let read = cpu() - start;
             let calls = (total / unit) as f64;
             println!(
-                "round {round} unit {unit:>8}: append {:>8.0} ns/call {:>6.0} MB/s, overwrite {:>8.0} ns/call \
-                 {:>6.0} MB/s, read {:>8.0} ns/call",
+                "round {round} unit {unit:>8}: append {:>8.0} ns/call {:>6.0} MB/s, \
+                 overwrite {:>8.0} ns/call {:>6.0} MB/s, read {:>8.0} ns/call",
                 best * 1e9 / calls,
                 total as f64 / best / 1e6,
                 best_over * 1e9 / calls,

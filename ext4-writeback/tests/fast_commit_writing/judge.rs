@@ -70,7 +70,8 @@ pub async fn by_us(image: &Image, context: &str) -> Tree {
     found
 }
 
-/// All of them find the same in what a crash left: that, and whether e2fsck is one of them.
+/// Fails the test unless all three find the same in what a crash left. Returns that tree, and true if e2fsck
+/// was one of them.
 pub async fn assert_agreed(image: &Image, context: &str) -> (Tree, bool) {
     let kernel = by_kernel(image, context);
     tree::assert_same(&by_us(image, context).await, &kernel, &format!("{context}, we and the kernel"));
@@ -81,7 +82,7 @@ pub async fn assert_agreed(image: &Image, context: &str) -> (Tree, bool) {
     (kernel, e2fsck.is_some())
 }
 
-/// All of them find `expected` in what a crash left.
+/// Fails the test unless all three find `expected` in what a crash left.
 pub async fn assert_recovered(image: &Image, expected: &Tree, context: &str) {
     let (found, all) = assert_agreed(image, context).await;
     assert!(all, "{context}: e2fsck gave up");
