@@ -1,8 +1,6 @@
 //! The allocators on file systems that mke2fs made: against a model, to the last block, and judged by e2fsck.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod images;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -15,7 +13,7 @@ use ext4_core::meta::inode_allocator::{self, allocate_inode, free_inode};
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::meta::{Buffer, DirectTransaction, SuperblockInfo, Transaction};
 use ext4_core::{BlockNumber, Errno, GroupNumber, InodeNumber, Result, Timestamp, TransactionId};
-use images::{e2fsck, mke2fs};
+use ext4_test_support::tools::{assert_clean, mke2fs_content};
 
 async fn open(device: &Arc<MemoryDevice>) -> (Arc<SuperblockInfo>, DirectTransaction) {
     let environment =
@@ -48,7 +46,7 @@ const LAYOUTS: &[(&str, &[&str])] = &[
 #[tokio::test]
 async fn random_allocation_and_freeing_keeps_every_layout_clean() {
     for (size, options) in LAYOUTS {
-        let Some(content) = mke2fs(size, options) else { return };
+        let Some(content) = mke2fs_content(size, options) else { return };
         let device = Arc::new(MemoryDevice::from_content(content));
         let (info, transaction) = open(&device).await;
         assert!(info.bad_groups().is_empty());
@@ -102,7 +100,7 @@ async fn random_allocation_and_freeing_keeps_every_layout_clean() {
         assert!(free_blocks(&again, &transaction, BlockNumber(0), 1, false).await.unwrap_err().is_corrupt());
         assert_eq!(again.free_and_reserved_blocks().0, free_before);
         close(&again).await;
-        e2fsck(&device.content(), &format!("{size} {options:?}"));
+        assert_clean(&device.content(), &format!("{size} {options:?}"));
     }
 }
 
@@ -110,7 +108,7 @@ async fn random_allocation_and_freeing_keeps_every_layout_clean() {
 #[tokio::test]
 async fn what_is_marked_as_used_is_used_and_counted() {
     for (size, options) in LAYOUTS {
-        let Some(content) = mke2fs(size, options) else { return };
+        let Some(content) = mke2fs_content(size, options) else { return };
         let context = format!("{size} {options:?}");
         let device = Arc::new(MemoryDevice::from_content(content));
         let (info, transaction) = open(&device).await;
@@ -118,6 +116,7 @@ async fn what_is_marked_as_used_is_used_and_counted() {
         let free_inodes_before = info.free_inodes_count();
         let mut random = fastrand::Rng::with_seed(3);
         let mut owned: BTreeSet<u64> = BTreeSet::new();
+        let (mut marked, mut refused_ranges) = (0, 0);
         for _ in 0..200 {
             let first = random.u64(0..info.blocks_count());
             let count = random.u64(1..5000).min(info.blocks_count() - first);
@@ -125,14 +124,17 @@ async fn what_is_marked_as_used_is_used_and_counted() {
                 let refused =
                     block_allocator::mark_used(&info, &transaction, BlockNumber(first), count).await;
                 assert!(refused.unwrap_err().is_corrupt(), "{context}");
+                refused_ranges += 1;
                 continue;
             }
             let found =
                 block_allocator::mark_used(&info, &transaction, BlockNumber(first), count).await.unwrap();
             let found: Vec<u64> = found.into_iter().flatten().collect();
             assert!(found.iter().all(|block| owned.insert(*block)), "{context}: marked twice");
+            marked += 1;
             assert_eq!(info.free_and_reserved_blocks().0 + owned.len() as u64, free_blocks_before);
         }
+        assert!(marked > 20 && refused_ranges > 0, "{context}: {marked} marked, {refused_ranges} refused");
         let mut inodes = Vec::new();
         for _ in 0..40 {
             let inode = InodeNumber(random.u32(12..=info.inodes_count()));
@@ -145,6 +147,7 @@ async fn what_is_marked_as_used_is_used_and_counted() {
             assert!(inode_allocator::is_used(&info, inode).await.unwrap());
             inodes.push(inode);
         }
+        assert!(inodes.len() > 20, "{context}: {} inodes", inodes.len());
         assert_eq!(info.free_inodes_count() as usize + inodes.len(), free_inodes_before as usize);
         for inode in inodes {
             free_inode(&info, &transaction, inode, true).await.unwrap();
@@ -153,13 +156,13 @@ async fn what_is_marked_as_used_is_used_and_counted() {
             free_blocks(&info, &transaction, BlockNumber(block), 1, false).await.unwrap();
         }
         close(&info).await;
-        e2fsck(&device.content(), &context);
+        assert_clean(&device.content(), &context);
     }
 }
 
 #[tokio::test]
 async fn space_ends_exactly_and_root_keeps_its_share() {
-    let Some(content) = mke2fs("24M", &["-b", "1024"]) else { return };
+    let Some(content) = mke2fs_content("24M", &["-b", "1024"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, transaction) = open(&device).await;
     let free = info.free_and_reserved_blocks().0;
@@ -193,7 +196,7 @@ async fn space_ends_exactly_and_root_keeps_its_share() {
         free_blocks(&info, &transaction, first, u64::from(len), false).await.unwrap();
     }
     close(&info).await;
-    e2fsck(&device.content(), "after being full");
+    assert_clean(&device.content(), "after being full");
 }
 
 /// A transaction that commits when it is told to.
@@ -232,7 +235,7 @@ impl Transaction for Deferred {
 
 #[tokio::test]
 async fn freed_blocks_come_back_when_their_transaction_has_committed() {
-    let Some(content) = mke2fs("16M", &["-b", "1024"]) else { return };
+    let Some(content) = mke2fs_content("16M", &["-b", "1024"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, direct) = open(&device).await;
     let transaction = Deferred { direct, callbacks: std::sync::Mutex::default() };
@@ -259,7 +262,7 @@ async fn freed_blocks_come_back_when_their_transaction_has_committed() {
 #[tokio::test]
 async fn picked_blocks_are_kept_in_memory_only() {
     for (size, options) in LAYOUTS {
-        let Some(content) = mke2fs(size, options) else { return };
+        let Some(content) = mke2fs_content(size, options) else { return };
         let device = Arc::new(MemoryDevice::from_content(content));
         let (info, direct) = open(&device).await;
         let transaction = Deferred { direct, callbacks: std::sync::Mutex::default() };
@@ -267,7 +270,7 @@ async fn picked_blocks_are_kept_in_memory_only() {
         let request = |len| AllocationRequest { reserved: true, ..request(len) };
         let below = BlockNumber(info.blocks_count() / 2);
         let mut random = fastrand::Rng::with_seed(5);
-        let mut used = 0;
+        let (mut used, mut reserved, mut allocated) = (0, 0, 0);
         let [mut picked, mut owned, mut waiting]: [Vec<(u64, u32)>; 3] = Default::default();
         let disjoint = |runs: &[(u64, u32)], (first, len): (u64, u32)| {
             runs.iter()
@@ -292,6 +295,7 @@ async fn picked_blocks_are_kept_in_memory_only() {
                         assert!(disjoint(runs, run), "{options:?}: {run:?} is another's");
                     }
                     picked.push(run);
+                    reserved += 1;
                 }
                 3 | 4 if !picked.is_empty() => {
                     let (first, got) = picked.swap_remove(random.usize(..picked.len()));
@@ -326,12 +330,14 @@ async fn picked_blocks_are_kept_in_memory_only() {
                         assert!(disjoint(runs, (first.0, got)), "{options:?}: {first} is another's");
                     }
                     owned.push((first.0, got));
+                    allocated += 1;
                 }
             }
             let sum = |runs: &[(u64, u32)]| runs.iter().map(|(_, len)| u64::from(*len)).sum::<u64>();
             assert_eq!(info.free_and_reserved_blocks(), (free - sum(&owned), sum(&picked)), "{options:?}");
         }
         assert!(used > 20, "{options:?}: {used} runs used");
+        assert!(reserved > 50 && allocated > 50, "{options:?}: {reserved} picked, {allocated} allocated");
         for callback in std::mem::take(&mut *transaction.callbacks.lock().unwrap()) {
             callback();
         }
@@ -341,13 +347,13 @@ async fn picked_blocks_are_kept_in_memory_only() {
         }
         close(&info).await;
         assert_eq!(info.free_and_reserved_blocks().0, free);
-        e2fsck(&device.content(), &format!("{options:?}"));
+        assert_clean(&device.content(), &format!("{options:?}"));
     }
 }
 
 #[tokio::test]
 async fn small_requests_in_turn_lie_behind_each_other() {
-    let Some(content) = mke2fs("64M", &["-b", "4096"]) else { return };
+    let Some(content) = mke2fs_content("64M", &["-b", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, transaction) = open(&device).await;
     let mut end = None;
@@ -367,7 +373,7 @@ async fn small_requests_in_turn_lie_behind_each_other() {
 
 #[tokio::test]
 async fn writers_that_append_in_turn_keep_out_of_each_other_s_way() {
-    let Some(content) = mke2fs("300M", &["-b", "4096"]) else { return };
+    let Some(content) = mke2fs_content("300M", &["-b", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, transaction) = open(&device).await;
     let mut ends: [Option<BlockNumber>; 4] = [None; 4];
@@ -386,7 +392,7 @@ async fn writers_that_append_in_turn_keep_out_of_each_other_s_way() {
 
 #[tokio::test]
 async fn a_long_request_finds_the_long_run() {
-    let Some(content) = mke2fs("512M", &["-b", "4096"]) else { return };
+    let Some(content) = mke2fs_content("512M", &["-b", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, transaction) = open(&device).await;
     info.allow_root_blocks(true);
@@ -414,7 +420,7 @@ async fn a_long_request_finds_the_long_run() {
 #[tokio::test]
 async fn inodes_are_spread_used_up_and_freed() {
     for (size, options) in LAYOUTS {
-        let Some(content) = mke2fs(size, options) else { return };
+        let Some(content) = mke2fs_content(size, options) else { return };
         let device = Arc::new(MemoryDevice::from_content(content));
         let (info, transaction) = open(&device).await;
         let free = info.free_inodes_count();
@@ -447,13 +453,13 @@ async fn inodes_are_spread_used_up_and_freed() {
         close(&info).await;
         // Tables that were counted as unused now count as used: they must hold zeros, which on this device
         // they do.
-        e2fsck(&device.content(), &format!("{size} {options:?}"));
+        assert_clean(&device.content(), &format!("{size} {options:?}"));
     }
 }
 
 #[tokio::test]
 async fn a_group_with_a_wrong_bitmap_is_passed_by() {
-    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    let Some(mut content) = mke2fs_content("64M", &["-b", "1024", "-g", "2048"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content.clone()));
     let (info, _) = open(&device).await;
     let bitmap = info.group_descriptor(GroupNumber(0)).unwrap().block_bitmap;
@@ -470,7 +476,7 @@ async fn a_group_with_a_wrong_bitmap_is_passed_by() {
 
 #[tokio::test]
 async fn a_group_with_a_wrong_inode_bitmap_is_passed_by() {
-    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    let Some(mut content) = mke2fs_content("64M", &["-b", "1024", "-g", "2048"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content.clone()));
     let (info, _) = open(&device).await;
     let bitmap = info.group_descriptor(GroupNumber(0)).unwrap().inode_bitmap;
@@ -490,7 +496,7 @@ const OF_DESCRIPTOR_1: usize = 2048 + 64 + 4;
 async fn a_descriptor_that_is_damaged_after_the_mount_is_found_before_its_block_is_written() {
     for features in ["metadata_csum", "^metadata_csum,^uninit_bg"] {
         let options = &["-b", "1024", "-g", "2048", "-O", features];
-        let Some(content) = mke2fs("64M", options) else { return };
+        let Some(content) = mke2fs_content("64M", options) else { return };
         let device = Arc::new(MemoryDevice::from_content(content));
         let (info, transaction) = open(&device).await;
         let mut table = device.read_at(2048, 1024).await.unwrap();
@@ -505,7 +511,7 @@ async fn a_descriptor_that_is_damaged_after_the_mount_is_found_before_its_block_
 
 #[tokio::test]
 async fn a_bad_descriptor_takes_only_its_own_group_out_of_use() {
-    let Some(mut content) = mke2fs("64M", &["-b", "1024", "-g", "2048"]) else { return };
+    let Some(mut content) = mke2fs_content("64M", &["-b", "1024", "-g", "2048"]) else { return };
     content[OF_DESCRIPTOR_1] ^= 1;
     let device = Arc::new(MemoryDevice::from_content(content));
     let environment = Arc::new(FixedEnvironment::new(Timestamp::default(), 7));
@@ -523,16 +529,22 @@ async fn a_bad_descriptor_takes_only_its_own_group_out_of_use() {
 
 #[tokio::test]
 async fn one_flipped_bit_in_superblock_or_descriptors_never_panics() {
-    let Some(content) = mke2fs("1M", &["-b", "1024", "-O", "^metadata_csum,^uninit_bg", "-g", "256"]) else {
+    let Some(content) = mke2fs_content("1M", &["-b", "1024", "-O", "^metadata_csum,^uninit_bg", "-g", "256"])
+    else {
         return;
     };
     // The superblock as far as it says something of the geometry, and four descriptors of 64 bytes behind it.
+    let (mut opened, mut refused) = (0, 0);
     for bit in (1024 * 8..(1024 + 0x180) * 8).chain(2048 * 8..(2048 + 4 * 64) * 8) {
         let mut content = content.clone();
         content[bit / 8] ^= 1 << (bit % 8);
         let device = Arc::new(MemoryDevice::from_content(content));
         let environment = Arc::new(FixedEnvironment::new(Timestamp::default(), 7));
-        let Ok(info) = SuperblockInfo::load(device, 1 << 20, environment, false).await else { continue };
+        let Ok(info) = SuperblockInfo::load(device, 1 << 20, environment, false).await else {
+            refused += 1;
+            continue;
+        };
+        opened += 1;
         let transaction = DirectTransaction::new(Arc::clone(&info.cache));
         for goal in (0..4).map(|group| BlockNumber(group * 256 + 200)) {
             let wanted = AllocationRequest { goal: Some(goal), ..request(5) };
@@ -540,11 +552,13 @@ async fn one_flipped_bit_in_superblock_or_descriptors_never_panics() {
         }
         let _ = allocate_inode(&info, &transaction, InodeNumber::ROOT, true).await;
     }
+    println!("{opened} opened, {refused} refused");
+    assert!(opened > 1000 && refused > 100, "{opened} opened, {refused} refused");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn tasks_allocate_side_by_side_to_the_last_block() {
-    let Some(content) = mke2fs("64M", &["-b", "1024", "-g", "4096"]) else { return };
+    let Some(content) = mke2fs_content("64M", &["-b", "1024", "-g", "4096"]) else { return };
     let device = Arc::new(MemoryDevice::from_content(content));
     let (info, _) = open(&device).await;
     info.allow_root_blocks(true);
@@ -589,5 +603,5 @@ async fn tasks_allocate_side_by_side_to_the_last_block() {
         free_inode(&info, &transaction, number, directory).await.unwrap();
     }
     close(&info).await;
-    e2fsck(&device.content(), "side by side");
+    assert_clean(&device.content(), "side by side");
 }

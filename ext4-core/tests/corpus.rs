@@ -2,8 +2,6 @@
 //! calls clean opens.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use ext4_core::device::MemoryDevice;
@@ -12,42 +10,10 @@ use ext4_core::meta::block_allocator::{AllocationRequest, allocate_blocks};
 use ext4_core::meta::inode_allocator::allocate_inode;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo};
 use ext4_core::{BlockNumber, InodeNumber, Timestamp};
+use ext4_test_support::corpus::packed_images;
 
-/// The content of a packed image; `None` if its tool is absent or it is larger than 64 MiB.
-fn content(path: &Path) -> Option<Vec<u8>> {
-    use std::io::Read;
-    let tool = match path.extension()?.to_str()? {
-        "gz" => "zcat",
-        "bz2" => "bzcat",
-        "zst" => "zstdcat",
-        "xz" => "xzcat",
-        _ => return std::fs::read(path).ok(),
-    };
-    let mut child = Command::new(tool).arg(path).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
-    let mut content = Vec::new();
-    let read = child.stdout.take()?.take((64 << 20) + 1).read_to_end(&mut content);
-    // What it would write beyond is not wanted: the closed pipe ends it.
-    let _ = child.wait();
-    (read.is_ok() && content.len() <= 64 << 20).then_some(content)
-}
-
-/// The corpus's images; none if the corpus is absent.
-fn images(folder: &str) -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus").join(folder);
-    let mut found = Vec::new();
-    let mut folders = vec![root];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
-                Ok(_) => found.push(entry.path()),
-                Err(_) => {}
-            }
-        }
-    }
-    found.sort();
-    found
-}
+/// Images beyond this size are left out: they are sparse, and here they would fill memory.
+const MAX_SIZE: usize = 64 << 20;
 
 async fn try_everything(content: Vec<u8>, read_only: bool) -> ext4_core::Result<()> {
     let device = Arc::new(MemoryDevice::from_content(content));
@@ -70,20 +36,26 @@ async fn try_everything(content: Vec<u8>, read_only: bool) -> ext4_core::Result<
 
 #[tokio::test]
 async fn no_image_of_the_corpus_makes_the_allocators_panic() {
-    let (mut opened, mut refused) = (0, 0);
-    for folder in ["e2fsprogs/images", "syzkaller/seeds/images", "syzkaller/repros/images"] {
-        for path in images(folder) {
-            let Some(content) = content(&path) else { continue };
-            for read_only in [false, true] {
-                match try_everything(content.clone(), read_only).await {
-                    Ok(()) => opened += 1,
-                    Err(error) => {
-                        refused += 1;
-                        println!("{}: {error}", path.display());
-                    }
+    let Some(images) = packed_images() else { return };
+    let (mut opened, mut refused, mut too_large) = (0, 0, 0);
+    for image in &images {
+        let content = image.content();
+        if content.len() > MAX_SIZE {
+            too_large += 1;
+            continue;
+        }
+        for read_only in [false, true] {
+            match try_everything(content.clone(), read_only).await {
+                Ok(()) => opened += 1,
+                Err(error) => {
+                    refused += 1;
+                    println!("{}: {error}", image.path.display());
                 }
             }
         }
     }
-    println!("{opened} opened, {refused} refused");
+    println!("{opened} opened, {refused} refused, {too_large} too large");
+    assert_eq!((opened + refused) / 2 + too_large, images.len());
+    assert!(opened > 200 && refused > 20, "{opened} opened, {refused} refused");
+    assert!(too_large < 30, "{too_large} of {} images are too large", images.len());
 }

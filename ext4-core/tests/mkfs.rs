@@ -1,8 +1,6 @@
 //! mkfs beside mke2fs: the same sizes and options must give the same header, and e2fsck must find nothing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod images;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -15,7 +13,8 @@ use ext4_core::format::superblock::Superblock;
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::mkfs::{MkfsOptions, default_features, mkfs};
 use ext4_core::{BlockSize, Errno, Error, GroupNumber, Timestamp};
-use images::{e2fsck_file, run};
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{assert_clean, mke2fs_content, run_if_there};
 
 /// A device over a sparse file.
 #[derive(Debug)]
@@ -116,7 +115,7 @@ fn header(path: &Path) -> Option<Vec<String>> {
         "Journal checksum",
         "Lifetime writes",
     ];
-    let text = run(Command::new("dumpe2fs").arg("-h").arg(path))?;
+    let text = run_if_there(Command::new("dumpe2fs").arg("-h").arg(path))?;
     Some(
         text.lines()
             .filter(|line| !line.is_empty() && !differs.iter().any(|key| line.starts_with(key)))
@@ -139,7 +138,7 @@ async fn compare(size: u64, arguments: &[&str], options: MkfsOptions, cheap_zero
     File::create(&theirs).unwrap().set_len(size).unwrap();
     let mut command = Command::new("mke2fs");
     command.args(["-q", "-F", "-t", "ext4"]).args(arguments).arg(&theirs);
-    if run(&mut command).is_none() {
+    if run_if_there(&mut command).is_none() {
         return;
     }
     let ours = directory.path().join("ours");
@@ -162,7 +161,7 @@ async fn compare(size: u64, arguments: &[&str], options: MkfsOptions, cheap_zero
         assert_eq!(found, expected, "{what}");
     }
     assert_eq!(found.len(), expected.len(), "{what}:\n{found:#?}\n{expected:#?}");
-    e2fsck_file(&ours, &what);
+    assert_clean(&ours, &what);
     let info = SuperblockInfo::load(device, 1 << 20, Arc::new(environment()), false).await.unwrap();
     assert!(info.bad_groups().is_empty());
     check_copies(&ours, &info);
@@ -343,7 +342,9 @@ async fn options_are_those_of_mke2fs() {
 async fn large_devices_stay_sparse() {
     use std::os::unix::fs::MetadataExt;
     // Files of these sizes need a host file system in memory: others are limited, or slow to remove them.
-    let Ok(directory) = tempfile::tempdir_in("/dev/shm") else { return };
+    let Ok(directory) = tempfile::tempdir_in("/dev/shm") else {
+        return ext4_test_support::settings::skip("/dev/shm");
+    };
     for (size, block_size) in [(2 * TIB, None), (5 * TIB, Some(BlockSize::KIB_1)), (20 * TIB, None)] {
         let path = directory.path().join("ours");
         let device = SparseFile::create(&path, size, true);
@@ -358,7 +359,7 @@ async fn large_devices_stay_sparse() {
         File::create(&theirs).unwrap().set_len(size).unwrap();
         let bytes = block_size.map_or(4096, BlockSize::bytes).to_string();
         let mut command = Command::new("mke2fs");
-        if run(command.args(["-q", "-F", "-t", "ext4", "-b", &bytes]).arg(&theirs)).is_none() {
+        if run_if_there(command.args(["-q", "-F", "-t", "ext4", "-b", &bytes]).arg(&theirs)).is_none() {
             return;
         }
         let expected = std::fs::metadata(&theirs).unwrap().blocks() * 512;
@@ -375,7 +376,7 @@ async fn the_smallest_devices_hold_a_file_system() {
         let device = Arc::new(MemoryDevice::new(size));
         match mkfs(device.clone(), &MkfsOptions::default(), &environment(), &journal_superblock).await {
             Ok(()) => {
-                images::e2fsck(&device.content(), &format!("{size} bytes"));
+                assert_clean(&device.content(), &format!("{size} bytes"));
                 smallest = size;
             }
             Err(error) => assert!(matches!(error.errno(), Errno::ENOSPC | Errno::EINVAL), "{size}: {error}"),
@@ -425,34 +426,9 @@ async fn what_cannot_be_made_is_refused() {
     assert_eq!(refuse(MIB, MkfsOptions { block_size, ..options() }).await, Errno::EOPNOTSUPP);
 }
 
-/// A mounted image; unmounted when dropped.
-struct Mounted(tempfile::TempDir);
-
-impl Mounted {
-    /// `None` if this process may not mount: not root, or no loop devices; except in CI.
-    fn new(image: &Path) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let output =
-            Command::new("mount").args(["-o", "loop"]).arg(image).arg(directory.path()).output().unwrap();
-        if !output.status.success() {
-            let error = String::from_utf8_lossy(&output.stderr).into_owned();
-            let allowed = !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none();
-            assert!(allowed, "{error}");
-            return None;
-        }
-        Some(Self(directory))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
-fn fill(mounted: &Mounted) {
+fn fill(mounted: &KernelMount) {
     for number in 0..500 {
-        let place = mounted.0.path().join(format!("{}", number % 20));
+        let place = mounted.path(format!("{}", number % 20));
         std::fs::create_dir_all(&place).unwrap();
         std::fs::write(place.join(number.to_string()), vec![1; number * 10]).unwrap();
     }
@@ -460,7 +436,7 @@ fn fill(mounted: &Mounted) {
 
 #[tokio::test]
 async fn what_was_on_the_device_does_not_shine_through() {
-    let Some(old) = images::mke2fs("48M", &["-b", "2048"]) else { return };
+    let Some(old) = mke2fs_content("48M", &["-b", "2048"]) else { return };
     for list in
         ["", "^metadata_csum,uninit_bg", "^metadata_csum", "orphan_file,^flex_bg", "bigalloc", "inline_data"]
     {
@@ -472,11 +448,11 @@ async fn what_was_on_the_device_does_not_shine_through() {
         device.file.write_all_at(&noise, 0).unwrap();
         device.file.write_all_at(&old[..MIB as usize], 0).unwrap();
         mkfs(device, &features(list), &environment(), &journal_superblock).await.unwrap();
-        e2fsck_file(&path, list);
-        let Some(mounted) = Mounted::new(&path) else { continue };
+        assert_clean(&path, list);
+        let Some(mounted) = KernelMount::if_possible(&path) else { continue };
         fill(&mounted);
         drop(mounted);
-        e2fsck_file(&path, &format!("{list} after the kernel"));
+        assert_clean(&path, &format!("{list} after the kernel"));
     }
 }
 
@@ -498,11 +474,11 @@ async fn the_kernel_mounts_and_fills_it() {
         let path = directory.path().join("image");
         let device = SparseFile::create(&path, size, false);
         mkfs(device, &features(list), &environment(), &journal_superblock).await.unwrap();
-        let Some(mounted) = Mounted::new(&path) else { return };
+        let Some(mounted) = KernelMount::if_possible(&path) else { return };
         fill(&mounted);
-        assert!(mounted.0.path().join("lost+found").is_dir());
+        assert!(mounted.path("lost+found").is_dir());
         drop(mounted);
-        e2fsck_file(&path, &format!("{size} {list} after the kernel"));
+        assert_clean(&path, &format!("{size} {list} after the kernel"));
         let device = Arc::new(MemoryDevice::from_content(std::fs::read(&path).unwrap()));
         let info = SuperblockInfo::load(device, 1 << 20, Arc::new(environment()), false).await.unwrap();
         assert!(info.free_inodes_count() < info.inodes_count() - 520);

@@ -1,5 +1,5 @@
-//! Power cuts at every moment of random workloads: recovery brings back the state after some operation, never one
-//! older than what had been reported durable, and never old metadata over a file's data.
+//! Power cuts at every moment of random workloads: recovery brings back the state after some operation, never
+//! one older than what had been reported durable, and never old metadata over a file's data.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 
 /// The block that every operation stamps with its number.
 const COUNTER: u64 = HIGH;
-/// Blocks that operations use as metadata and as data in turn: few, so that each is used again and again, or many, so
-/// that some are left alone until a checkpoint writes them.
+/// Blocks that operations use as metadata and as data in turn: few, so that each is used again and again, or
+/// many, so that some are left alone until a checkpoint writes them.
 const FEW: u64 = 60;
 const MANY: u64 = 450;
 

@@ -1,5 +1,6 @@
-//! Every bit of a small log flipped, every field of its superblock set to nasty values: recovery ends, with an error
-//! and nothing changed, or with the state after some of the transactions, never all but one in the middle.
+//! Every bit of a small log flipped, every field of its superblock set to nasty values: recovery ends, with
+//! an error and nothing changed, or with the state after some of the transactions, never all but one in the
+//! middle.
 //!
 //! | checksums | what a flipped bit may do |
 //! |---|---|
@@ -8,8 +9,8 @@
 //! | v1 | the same as v3 for images and descriptors; revoke blocks have no checksum |
 //! | none | a tag may name any block of the file system, never one of the log or beyond the device |
 //!
-//! In CI every bit of the superblock and of what log blocks use, and samples of the rest; `EXT4_LONG_TESTS=1`: every
-//! bit of every used block, in every form.
+//! In CI every bit of the superblock and of what log blocks use, and samples of the rest;
+//! `EXT4_LONG_TESTS=1`: every bit of every used block, in every form.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -21,10 +22,7 @@ use common::HIGH;
 use common::raw_log::{Checksums, Content, Form, MAGIC, RawLog, replayed};
 use ext4_core::device::simulated::Image;
 use ext4_journal::{Recovery, RecoveryReport};
-
-fn is_long() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value == "1")
-}
+use ext4_test_support::settings::long_tests;
 
 /// Transactions with revokes, escapes, and blocks written more than once.
 fn contents() -> Vec<Content> {
@@ -196,7 +194,7 @@ async fn flip_everything(form: Form) {
                     } else {
                         8
                     };
-                    if !is_long() && random.u8(..one_of) != 0 {
+                    if !long_tests() && random.u8(..one_of) != 0 {
                         continue;
                     }
                     let mut log = subject.log.clone();
@@ -245,24 +243,25 @@ async fn any_flipped_bit_of_a_log_without_checksums() {
     }
 }
 
-/// Bits of the superblock as they lie there, and its fields with values that somebody could have meant, the checksum
-/// made right.
+/// Bits of the superblock as they lie there, and its fields with values that a writer could have meant, the
+/// checksum made right.
 #[tokio::test]
 async fn any_field_of_the_superblock() {
     for form in Form::all() {
         let subject = Subject::new(form);
         let has_checksum = matches!(form.checksums, Checksums::V2 | Checksums::V3);
         let mut random = fastrand::Rng::with_seed(8);
+        let mut flips = 0;
         for byte in 0..1024 {
             for bit in 0..8 {
                 let has_meaning = matches!(byte, 0..0x60 | 0xfc..0x100);
-                if !is_long() && !has_meaning && random.u8(..20) != 0 {
+                if !long_tests() && !has_meaning && random.u8(..20) != 0 {
                     continue;
                 }
                 let mut log = subject.log.clone();
                 log.flip(0, byte, bit);
-                // The bits that say how the rest is to be read are covered by no checksum where there is none, nor
-                // where they say so themselves.
+                // The bits that say how the rest is to be read are covered by no checksum where there is
+                // none, nor where they say so themselves.
                 let meaning = matches!(byte, 4..8 | 0x14..0x18 | 0x24..0x2c | 0x30..0x40);
                 let unnoticed = if meaning && (!has_checksum || matches!(byte, 4..8 | 0x28..0x2c)) {
                     Unnoticed::Meaning
@@ -271,8 +270,10 @@ async fn any_field_of_the_superblock() {
                 };
                 let what = format!("{form:?}: superblock, byte {byte:#x}, bit {bit}");
                 subject.judge(&log, unnoticed, &what).await;
+                flips += 1;
             }
         }
+        assert!(flips > 8 * 0x64, "{form:?}: {flips}");
         let nasty = [
             0,
             1,
@@ -308,7 +309,8 @@ async fn any_field_of_the_superblock() {
                 let mut log = subject.log.clone();
                 log.set_word(0, field, value);
                 log.seal_superblock();
-                // Where the ring lies, what its blocks look like and whose they are: each may make another log of it.
+                // Where the ring lies, what its blocks look like and whose they are: each may make another
+                // log of it.
                 let unnoticed = match field {
                     4 | 0x14 | 0x24 | 0x28 | 0x30..0x40 => Unnoticed::Meaning,
                     _ => Unnoticed::Never,

@@ -1,5 +1,5 @@
-//! Looking at a log: every block that says something is listed, with its part of the log, what it says and whether its
-//! checksum is right; also of what no recovery reads any more.
+//! Looking at a log: every block that says something is listed, with its part of the log, what it says and
+//! whether its checksum is right; also of what no recovery reads any more.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,32 +1,29 @@
-//! e2fsprogs as the judge, both ways: logs that debugfs wrote are replayed by us as by e2fsck, byte for byte; logs
-//! that we wrote are read by debugfs and replayed by e2fsck as by us.
+//! e2fsprogs as the judge, both ways: logs that debugfs wrote are replayed by us as by e2fsck, byte for byte;
+//! logs that we wrote are read by debugfs and replayed by e2fsck as by us.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
-use common::{
-    Ext4, blocks_of, corpus, debugfs, debugfs_replay, e2fsck_replay, have, must, open_with, options, tool,
-};
+use common::{Ext4, blocks_of, debugfs_replay, e2fsck_replay, open_with, options};
 use ext4_core::device::BlockDevice;
 use ext4_core::meta::{BufferCache, Opaque};
 use ext4_core::{BlockNumber, Errno, TransactionId};
-use ext4_journal::NewJournal;
-use ext4_journal::{FastCommitTag, Recovery};
+use ext4_journal::{FastCommitTag, NewJournal, Recovery};
 use ext4_journal::{Inspection, LogBlockContent, Part};
-
-const TOOLS: [&str; 3] = ["mkfs.ext4", "debugfs", "e2fsck"];
+use ext4_test_support::corpus::{corpus, e2fsprogs_image, images_named, kernel_images};
+use ext4_test_support::tools::{assert_clean, debugfs, debugfs_write, have_e2fsprogs, mke2fs_image, run_ok};
 
 fn mkfs(path: &Path, arguments: &[&str], size: &str) {
-    let fixed = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
-    must("mkfs.ext4", &[&fixed[..], arguments, &[path.to_str().unwrap(), size]].concat());
+    let fixed = ["-E", "lazy_itable_init=0,lazy_journal_init=0"];
+    mke2fs_image(&[&fixed[..], arguments].concat(), size).to_file(path).unwrap();
 }
 
-/// `count` blocks whose content says which write it was; with `escape` every other begins with the journal's magic.
+/// `count` blocks whose content says which write it was; with `escape` every other begins with the journal's
+/// magic.
 fn content(count: usize, letter: u8, size: usize, escape: bool) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(count * size);
     for index in 0..count {
@@ -185,7 +182,7 @@ fn write_transactions(
     }
     let script = directory.join("commands");
     std::fs::write(&script, commands.join("\n") + "\n").unwrap();
-    let said = must("debugfs", &["-w", "-f", script.to_str().unwrap(), image.to_str().unwrap()]);
+    let said = run_ok("debugfs", ["-w".as_ref(), "-f".as_ref(), script.as_os_str(), image.as_os_str()]);
     assert!(!said.contains("while"), "debugfs: {said}");
     for (index, shadow) in shadows.iter().enumerate() {
         if let Some((_, block)) = shadow.last() {
@@ -196,7 +193,7 @@ fn write_transactions(
 }
 
 async fn replays_what_debugfs_wrote(name: &str, features: &str, block_size: &str, version: Option<u32>) {
-    if !have(&TOOLS) {
+    if !have_e2fsprogs() {
         return;
     }
     for recipe in recipes() {
@@ -207,10 +204,7 @@ async fn replays_what_debugfs_wrote(name: &str, features: &str, block_size: &str
         let size = block_size.parse().unwrap();
         let target = directory.path().join("target");
         std::fs::write(&target, content(700, b'a', size, false)).unwrap();
-        must(
-            "debugfs",
-            &["-w", "-R", &format!("write {} target", target.display()), image.to_str().unwrap()],
-        );
+        debugfs_write(&image, &format!("write {} target", target.display()));
         let expected = write_transactions(&image, directory.path(), &recipe, version, size);
         let ext4 = Ext4::load(&image);
         debugfs_reads_the_same_log(&image, &ext4, &what).await;
@@ -259,20 +253,13 @@ async fn tags_v3_64_bits_and_4_kib_blocks() {
 
 fn unpack(corpus: &Path, name: &str, directory: &Path) -> PathBuf {
     let path = directory.join(name);
-    let images = corpus.join("e2fsprogs/images");
-    let (program, file) = match images.join(format!("{name}.gz")) {
-        gz if gz.exists() => ("gzip", gz),
-        _ => ("bzip2", images.join(format!("{name}.bz2"))),
-    };
-    let output = Command::new(program).arg("-dc").arg(file).output().unwrap();
-    assert!(output.status.success());
-    std::fs::write(&path, output.stdout).unwrap();
+    std::fs::write(&path, e2fsprogs_image(corpus, name).content()).unwrap();
     path
 }
 
 #[tokio::test]
 async fn images_of_e2fsprogs_give_what_the_kernel_gave() {
-    let Some(corpus) = corpus().filter(|_| have(&TOOLS)) else { return };
+    let Some(corpus) = corpus().filter(|_| have_e2fsprogs()) else { return };
     let directory = tempfile::tempdir().unwrap();
     // What the kernel refused is refused, by the name of what is damaged.
     for (name, refusal) in [
@@ -305,7 +292,7 @@ async fn images_of_e2fsprogs_give_what_the_kernel_gave() {
 /// What the tags mean is the file system's business: the log stays until it says what they change.
 #[tokio::test]
 async fn fast_commits_are_found_and_the_log_waits_for_them() {
-    let Some(corpus) = corpus().filter(|_| have(&TOOLS)) else { return };
+    let Some(corpus) = corpus().filter(|_| have_e2fsprogs()) else { return };
     let directory = tempfile::tempdir().unwrap();
     let ext4 = Ext4::load(&unpack(&corpus, "j_recover_fast_commit", directory.path()));
     let device: Arc<dyn BlockDevice> = ext4.device();
@@ -322,11 +309,11 @@ async fn fast_commits_are_found_and_the_log_waits_for_them() {
     assert_eq!(journal.finish_recovery(&device, Vec::new()).await.unwrap_err().errno(), Errno::EINVAL);
 }
 
-/// A salvage keeps what e2fsck keeps: around a damaged image everything else, up to a damaged commit block all before it.
-/// Behind a damaged descriptor e2fsck replays nothing at all, we what comes before.
+/// A salvage keeps what e2fsck keeps: around a damaged image everything else, up to a damaged commit block
+/// all before it. Behind a damaged descriptor e2fsck replays nothing at all, we what comes before.
 #[tokio::test]
 async fn a_salvage_keeps_what_e2fsck_keeps() {
-    if !have(&TOOLS) {
+    if !have_e2fsprogs() {
         return;
     }
     for (version, features) in [(2, "64bit"), (3, "64bit"), (3, "^64bit")] {
@@ -336,7 +323,7 @@ async fn a_salvage_keeps_what_e2fsck_keeps() {
         let target = directory.path().join("target");
         std::fs::write(&target, content(700, b'a', 1024, false)).unwrap();
         let write = format!("write {} target", target.display());
-        must("debugfs", &["-w", "-R", &write, image.to_str().unwrap()]);
+        debugfs_write(&image, &write);
         let steps =
             (0..3).map(|i| Step::Write { first: i * 10, count: 30, letter: b'1' + i as u8 }).collect();
         let recipe = Recipe { name: "three", steps, escape: false };
@@ -375,30 +362,16 @@ async fn a_salvage_keeps_what_e2fsck_keeps() {
 /// make_kernel_corpus.sh filled; otherwise a few small ones are made, where a kernel is to be had.
 #[tokio::test]
 async fn images_that_the_kernel_left_in_mid_flight() {
-    let Some(corpus) = corpus().filter(|_| have(&TOOLS)) else { return };
+    if !have_e2fsprogs() {
+        return;
+    }
     let made = tempfile::tempdir().unwrap();
-    let directory = match std::env::var_os("EXT4_KERNEL_CORPUS") {
-        Some(directory) => PathBuf::from(directory),
-        None => {
-            if !is_root() || !Path::new("/dev/loop-control").exists() {
-                assert!(std::env::var_os("CI").is_none(), "CI lacks root or loop devices");
-                return;
-            }
-            let script = corpus.join("make_kernel_corpus.sh");
-            let names = "^(dirty-csum-v1|dirty-wrap-1k|fc-full-commit)$";
-            must("bash", &[script.to_str().unwrap(), made.path().to_str().unwrap(), names]);
-            made.path().to_owned()
-        }
-    };
-    let mut recovered = 0;
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
+    let names = "^(dirty-csum-v1|dirty-wrap-1k|fc-full-commit)$";
+    let Some(directories) = kernel_images(made.path(), names, &[1]) else { return };
+    let images = images_named(&directories, &["dirty-", "dj-", "fc-full-commit"]);
+    assert!(images.len() >= 3, "{images:?}");
+    for path in images {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let stale_fast_commits = name == "fc-full-commit";
-        let dirty = name.starts_with("dirty-") || name.starts_with("dj-");
-        if !(dirty || stale_fast_commits) || path.extension().is_none_or(|extension| extension != "img") {
-            continue;
-        }
         let ext4 = Ext4::load(&path);
         debugfs_reads_the_same_log(&path, &ext4, &name).await;
         let (ours, report) = ext4.recover().await.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -408,14 +381,12 @@ async fn images_that_the_kernel_left_in_mid_flight() {
         differing.retain(|block| !backups.contains(block));
         assert_eq!(differing, Vec::<usize>::new(), "{name}");
         println!("{name}: {report:?}");
-        recovered += 1;
     }
-    assert!(recovered > 0);
 }
 
 /// The blocks that hold copies of the superblock and of group descriptors.
 fn backups(image: &Path) -> Vec<usize> {
-    let said = must("dumpe2fs", &[image.to_str().unwrap()]);
+    let said = run_ok("dumpe2fs", [image]);
     let places = |line: &str| -> Vec<usize> {
         line.split(" at ")
             .skip(1)
@@ -432,14 +403,10 @@ fn backups(image: &Path) -> Vec<usize> {
         .collect()
 }
 
-fn is_root() -> bool {
-    tool("id", &["-u"]).1.trim() == "0"
-}
-
 /// What mke2fs writes where a log begins is what we would write.
 #[test]
 fn a_new_superblock_is_mke2fs_own() {
-    if !have(&TOOLS) {
+    if !have_e2fsprogs() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -467,7 +434,7 @@ fn a_new_superblock_is_mke2fs_own() {
 
 /// Our log in an image of mke2fs: debugfs reads it, e2fsck replays it as we do.
 async fn writes_what_e2fsck_replays(arguments: &[&str]) {
-    if !have(&TOOLS) {
+    if !have_e2fsprogs() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -476,7 +443,7 @@ async fn writes_what_e2fsck_replays(arguments: &[&str]) {
     let target = directory.path().join("target");
     std::fs::write(&target, content(400, b'a', 1024, false)).unwrap();
     let write = format!("write {} target", target.display());
-    must("debugfs", &["-w", "-R", &write, image.to_str().unwrap()]);
+    debugfs_write(&image, &write);
     let blocks = blocks_of(&image, "/target");
     let mut ext4 = Ext4::load(&image);
     let size = ext4.block_size.len();
@@ -542,8 +509,7 @@ async fn writes_what_e2fsck_replays(arguments: &[&str]) {
     let first = usize::try_from(blocks[100]).unwrap() * size;
     assert!((1..7).contains(&ours[first + size - 1]), "something was replayed");
     std::fs::write(&image, &theirs).unwrap();
-    let (code, said) = tool("e2fsck", &["-fn", image.to_str().unwrap()]);
-    assert_eq!(code, 0, "{said}");
+    assert_clean(&image, "after e2fsck's replay");
 }
 
 #[tokio::test]

@@ -210,9 +210,10 @@ async fn the_snapshot_is_taken_between_handles() {
     assert_eq!(late.await.unwrap(), id, "the transaction goes on");
 }
 
-/// A caller who goes away while he has the transaction paused leaves it running, and the next fsync is a full commit.
+/// A caller that goes away while it has the transaction paused leaves it running, and the next fsync is a
+/// full commit.
 #[tokio::test]
-async fn a_caller_who_goes_away_lets_handles_go_on() {
+async fn a_caller_that_goes_away_lets_handles_go_on() {
     let running = run().await;
     let source = Source { tags: 1, ..Source::default() };
     let first = running.change(10).await;

@@ -1,6 +1,6 @@
-//! Logs put together from random parts and damaged with their checksums made right again: the stable twin of the fuzz
-//! target `fuzz/fuzz_targets/journal_recovery.rs`. `EXT4_LONG_TESTS=1` for many more; a failure prints the seed, and
-//! `EXT4_SEED` runs that one alone.
+//! Logs put together from random parts and damaged with their checksums made right again: the stable twin of
+//! the fuzz target `fuzz/fuzz_targets/journal_recovery.rs`. `EXT4_LONG_TESTS=1` for many more; a failure
+//! prints the seed, and `SEED` runs that one alone.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -10,20 +10,13 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 
 use common::mutation::Fate;
+use ext4_test_support::settings::{given_seed, seeds};
 
 #[test]
 fn recovery_keeps_its_promises_on_any_log() {
-    let long = std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value == "1");
-    let seeds = match std::env::var("EXT4_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().unwrap();
-            seed..seed + 1
-        }
-        Err(_) => 0..if long { 300_000 } else { 3_000 },
-    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut fates = BTreeMap::new();
-    for seed in seeds {
+    for seed in seeds(0..3_000, 0..300_000) {
         let mut random = fastrand::Rng::with_seed(seed);
         let input: Vec<u8> = (0..random.usize(20..220)).map(|_| random.u8(..)).collect();
         let outcome =
@@ -31,7 +24,7 @@ fn recovery_keeps_its_promises_on_any_log() {
         match outcome {
             Ok(fate) => *fates.entry(fate).or_insert(0_u32) += 1,
             Err(panic) => {
-                eprintln!("EXT4_SEED={seed}");
+                eprintln!("SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
@@ -39,5 +32,5 @@ fn recovery_keeps_its_promises_on_any_log() {
     println!("{fates:?}");
     let often = |fate| fates.get(&fate).is_some_and(|count| *count > 100);
     let all = [Fate::Refused, Fate::Salvaged, Fate::Nothing, Fate::Replayed];
-    assert!(all.into_iter().all(often) || std::env::var_os("EXT4_SEED").is_some(), "{fates:?}");
+    assert!(all.into_iter().all(often) || given_seed().is_some(), "{fates:?}");
 }

@@ -1,6 +1,6 @@
-//! Room in the journal: who waits for it and in which order, what is set aside, revokes beyond what is counted, how the
-//! checkpoint makes it, and what the statistics say of the waiting. On the simulated scheduler, so that what waits for
-//! ever is reported.
+//! Room in the journal: which handles wait for it and in which order, what is set aside, revokes beyond what
+//! is counted, how the checkpoint makes it, and what the statistics say of the waiting. On the simulated
+//! scheduler, so that what waits for ever is reported.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -105,7 +105,7 @@ fn a_large_handle_has_its_turn_in_a_crowd_of_small_ones() {
 }
 
 #[test]
-fn who_gives_up_waiting_leaves_the_queue() {
+fn a_handle_that_gives_up_waiting_leaves_the_queue() {
     bench(1, |bench| async move {
         let first = bench.journal.start(200, "in the way").await.unwrap();
         bench.change(&first, HIGH..HIGH + 200, 1).await;
@@ -208,7 +208,7 @@ fn the_checkpoint_writes_adjacent_blocks_as_one_and_begins_before_the_log_is_ful
         let places: Vec<_> = written.iter().map(|(block, count, _)| (*block, *count)).collect();
         assert_eq!(places, [(HIGH, 240), (HIGH + 300, 1), (HIGH + 302, 1)]);
         assert!(written.iter().all(|(.., flags)| flags.contains(BioFlags::BACKGROUND)));
-        // From here on in small steps: who starts never finds the log full.
+        // From here on in small steps: a handle that starts never finds the log full.
         let before = bench.journal.statistics();
         for round in 0..400_u64 {
             let handle = bench.journal.start(8, "little").await.unwrap();
@@ -219,7 +219,7 @@ fn the_checkpoint_writes_adjacent_blocks_as_one_and_begins_before_the_log_is_ful
         }
         let after = bench.journal.statistics();
         assert!(after.log_blocks - before.log_blocks > 3 * 1023);
-        assert_eq!(after.times.waiting, Duration::ZERO, "nobody waited");
+        assert_eq!(after.times.waiting, Duration::ZERO, "no handle waited");
         bench.journal.close(false).await.unwrap();
     });
 }

@@ -1,9 +1,11 @@
-//! Access control lists of what is made and changed, beside the kernel's doing the same.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Access control lists of new and changed files, compared with the kernel's for the same operations.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use ext4_core::format::inode::FileType;
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{can_mount, have, mke2fs_image, run_ok};
 use ext4_writeback::{Credentials, NewInode, SetAttributes};
 
 fn owner(mode: u16) -> Credentials {
@@ -12,19 +14,19 @@ fn owner(mode: u16) -> Credentials {
 
 #[tokio::test]
 async fn default_lists_are_inherited_and_chmod_changes_the_mask_as_in_the_kernel() {
-    if !common::have(&["mkfs.ext4", "e2fsck", "setfacl", "getfacl"]) || !common::can_mount() {
+    if !have(&["mkfs.ext4", "e2fsck", "setfacl", "getfacl"]) || !can_mount() {
         return;
     }
     let image = {
-        let kernel = common::KernelMount::new(&common::mke2fs(&[], "16M"));
-        let directory = kernel.path().join("d");
+        let kernel = KernelMount::of_image(&mke2fs_image(&[], "16M"));
+        let directory = kernel.directory().join("d");
         std::fs::create_dir(&directory).unwrap();
         let at = |name: &str| directory.join(name).to_str().unwrap().to_owned();
-        common::run_ok("setfacl", &["-d", "-m", "u:1234:rwx,g:55:r-x,o::---", directory.to_str().unwrap()]);
+        run_ok("setfacl", ["-d", "-m", "u:1234:rwx,g:55:r-x,o::---", directory.to_str().unwrap()]);
         std::fs::File::create(at("kernel-file")).unwrap();
         std::fs::create_dir(at("kernel-directory")).unwrap();
         std::fs::File::create(at("kernel-changed")).unwrap();
-        common::run_ok("chmod", &["0751", &at("kernel-changed")]);
+        run_ok("chmod", ["0751", &at("kernel-changed")]);
         kernel.unmount()
     };
     let mounted = common::mount(&image).await;
@@ -42,10 +44,10 @@ async fn default_lists_are_inherited_and_chmod_changes_the_mask_as_in_the_kernel
     assert_eq!(filesystem.attributes(restored).await.unwrap().mode & 0o7777, 0o640);
     let image = mounted.unmount_clean("access control lists").await;
 
-    let kernel = common::KernelMount::new(&image);
+    let kernel = KernelMount::of_image(&image);
     let list = |name: &str| {
-        let path = kernel.path().join("d").join(name);
-        common::run_ok("getfacl", &["--omit-header", "--numeric", "--absolute-names", path.to_str().unwrap()])
+        let path = kernel.directory().join("d").join(name);
+        run_ok("getfacl", ["--omit-header", "--numeric", "--absolute-names", path.to_str().unwrap()])
     };
     for kind in ["file", "directory", "changed"] {
         let (ours, theirs) = (list(&format!("our-{kind}")), list(&format!("kernel-{kind}")));

@@ -1,5 +1,5 @@
 //! Many tasks in one tree, callers that go away in the middle, and limits.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -9,12 +9,13 @@ use std::time::Duration;
 use ext4_core::device::simulated::{FaultyDevice, Image};
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::tools::{assert_clean, have, mke2fs_image};
 use ext4_writeback::{Credentials, Filesystem, MountOptions, RenameFlags};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck"];
 const ROOT: InodeNumber = InodeNumber::ROOT;
 
-/// What several tasks do to the same few names; every outcome is fine, no contradiction is.
+/// Several tasks change the same few names: every outcome is allowed, a contradiction is not.
 async fn quarrel(filesystem: Filesystem, directories: Arc<Vec<InodeNumber>>, seed: u64, steps: usize) {
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..steps {
@@ -89,27 +90,28 @@ async fn many_tasks(image: Image, workers: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sixty_four_tasks_in_one_tree() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    many_tasks(common::mke2fs(&["-b", "1024"], "64M"), 64).await;
+    many_tasks(mke2fs_image(&["-b", "1024"], "64M"), 64).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sixty_four_tasks_in_one_tree_without_a_journal() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    many_tasks(common::mke2fs(&["-O", "^has_journal"], "64M"), 64).await;
+    many_tasks(mke2fs_image(&["-O", "^has_journal"], "64M"), 64).await;
 }
 
-/// Directories move up and down while names in them are moved: two of them are locked in every order there is.
+/// Directories move up and down while names in them are moved: two of them are locked in every order there
+/// is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn renames_of_directories_in_all_directions_end() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "32M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "32M")).await;
     let filesystem = &mounted.filesystem;
     let mut directories = vec![ROOT];
     for number in 0..6 {
@@ -147,11 +149,11 @@ async fn renames_of_directories_in_all_directions_end() {
 /// Callers that stop waiting at every possible moment: what they began is done whole or not begun.
 #[tokio::test]
 async fn a_dropped_call_leaves_nothing_half_done() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for journal in ["has_journal", "^has_journal"] {
-        let image = common::mke2fs(&["-b", "1024", "-O", journal], "32M");
+        let image = mke2fs_image(&["-b", "1024", "-O", journal], "32M");
         for seed in 0..8 {
             dropped_calls(&image, seed).await;
         }
@@ -202,16 +204,16 @@ async fn dropped_calls(image: &Image, seed: u64) {
     }
     filesystem.unmount().await.unwrap();
     drive.abort();
-    common::assert_clean(&memory.image(), &format!("seed {seed}: calls dropped half way"));
+    assert_clean(&memory.image(), &format!("seed {seed}: calls dropped half way"));
 }
 
 /// A directory with more subdirectories than a link count can say.
 #[tokio::test]
 async fn a_directory_of_seventy_thousand_subdirectories() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-b", "1024", "-N", "80000", "-J", "size=8"], "160M");
+    let image = mke2fs_image(&["-b", "1024", "-N", "80000", "-J", "size=8"], "160M");
     let options = MountOptions { commit_interval: None, ..MountOptions::default() };
     let mounted = common::mount_with(&image, options).await;
     let filesystem = &mounted.filesystem;

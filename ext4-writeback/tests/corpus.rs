@@ -1,14 +1,10 @@
-//! Images that others made, most of them damaged: mounting, walking and changing them ends, without a panic; and what
-//! was clean before is clean afterwards.
+//! Images that others made, most of them damaged: mounting, walking and changing them ends, without a panic;
+//! and what was clean before is clean afterwards.
 //!
-//! The images are not part of the project: `../shared/corpus` beside it, where it is there.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
-
-mod common;
+//! The images are those of the corpus, which lies beside the project.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,40 +12,24 @@ use std::time::Duration;
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::Image;
 use ext4_core::format::inode::FileType;
+use ext4_test_support::corpus::packed_images;
+use ext4_test_support::tools::{Judged, assert_clean, have, run};
 use ext4_writeback::{Credentials, Filesystem, MountOptions, RenameFlags, SetMode};
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// How many images could be mounted.
+static MOUNTED: AtomicU32 = AtomicU32::new(0);
 
-fn corpus() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    path.exists().then_some(path)
-}
-
-/// The images of a directory, each with its name.
-fn images(directory: &Path) -> Vec<(String, Image)> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let content = match name.ends_with(".gz") {
-            true => Command::new("gzip").arg("-dc").arg(&path).output().unwrap().stdout,
-            false => std::fs::read(&path).unwrap(),
-        };
-        if (64 << 10..256 << 20).contains(&content.len()) {
-            let whole = content.len() & !511;
-            found.push((name, Image::from(&content[..whole])));
-        }
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    found
-}
+/// The smallest and the largest image in bytes that are tried: an archive of no file system is smaller, and
+/// the few that are larger are sparse and would fill memory.
+const SIZES: std::ops::Range<usize> = 64 << 10..256 << 20;
 
 fn is_clean(image: &Image) -> bool {
-    let directory = tempfile::TempDir::new().unwrap();
-    let path = directory.path().join("image");
-    image.to_file(&path).unwrap();
     // Some of these keep e2fsck itself busy for minutes.
-    common::run("timeout", &["20", "e2fsck", "-fn", path.to_str().unwrap()]).status.success()
+    image.in_a_file(|path| {
+        let arguments = ["20", "e2fsck", "-fn"].map(AsRef::as_ref);
+        run("timeout", arguments.into_iter().chain([path.as_os_str()])).status.success()
+    })
 }
 
 /// Walks the tree and reads everything, as far as it goes: the places of everything found.
@@ -145,6 +125,7 @@ async fn exercise(name: &str, image: &Image) {
             return;
         }
     };
+    MOUNTED.fetch_add(1, Ordering::Relaxed);
     let found = walk(&filesystem).await;
     change(&filesystem, &found, name.len() as u64).await;
     let errors = filesystem.superblock().error_count;
@@ -152,39 +133,44 @@ async fn exercise(name: &str, image: &Image) {
     // What e2fsck lets pass and we (and the kernel) do not, an extent tree of seven levels, stays as it is.
     if clean_before && errors == 0 {
         unmounted.unwrap();
-        common::assert_clean(&device.image(), name);
+        assert_clean(&device.image(), name);
     }
 }
 
 #[tokio::test]
 async fn images_of_others_do_no_harm() {
-    let Some(corpus) = corpus() else {
-        eprintln!("skipped: there is no ../shared/corpus");
-        return;
-    };
-    if !common::have(&["gzip", "e2fsck", "timeout"]) {
+    let Some(images) = packed_images() else { return };
+    if !have(&["e2fsck", "timeout"]) {
         return;
     }
     std::panic::set_hook(Box::new(|panic| PANICS.lock().unwrap().push(panic.to_string())));
     let mut failures = Vec::new();
-    let count = AtomicU32::new(0);
-    for directory in ["e2fsprogs/images", "syzkaller/seeds/images", "syzkaller/repros/images"] {
-        for (name, image) in images(&corpus.join(directory)) {
-            count.fetch_add(1, Ordering::Relaxed);
-            let task = {
-                let name = name.clone();
-                tokio::spawn(async move { exercise(&name, &image).await })
-            };
-            let outcome = tokio::time::timeout(Duration::from_secs(60), task).await;
-            if outcome.is_err() {
-                failures.push(format!("{name}: no end"));
-            }
-            for panic in PANICS.lock().unwrap().drain(..) {
-                failures.push(format!("{name}: {panic}"));
-            }
+    let (mut tried, mut not_tried) = (0, 0);
+    for packed in &images {
+        let content = packed.content();
+        if !SIZES.contains(&content.len()) {
+            not_tried += 1;
+            continue;
+        }
+        tried += 1;
+        let name = packed.name();
+        let image = Image::from(&content[..content.len() & !511]);
+        let task = {
+            let name = name.clone();
+            tokio::spawn(async move { exercise(&name, &image).await })
+        };
+        let outcome = tokio::time::timeout(Duration::from_secs(60), task).await;
+        if outcome.is_err() {
+            failures.push(format!("{name}: no end"));
+        }
+        for panic in PANICS.lock().unwrap().drain(..) {
+            failures.push(format!("{name}: {panic}"));
         }
     }
     let _ = std::panic::take_hook();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(count.into_inner() > 50, "hardly any image was found");
+    let mounted = MOUNTED.load(Ordering::Relaxed);
+    println!("{tried} tried, {mounted} of them mounted; {not_tried} too small or too large");
+    assert!(not_tried < 20, "{not_tried} of {} images are too small or too large", images.len());
+    assert!(mounted > 80, "{mounted} of {tried} images were mounted");
 }

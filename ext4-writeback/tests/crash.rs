@@ -1,6 +1,6 @@
-//! Power cuts at every moment of a sequence of operations on names: what our own recovery and the kernel's checker make
-//! of each. The device loses, tears and reorders whatever was not flushed.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Power cuts at every moment of a sequence of operations on names: what our own recovery and the kernel's
+//! checker make of each. The device loses, tears and reorders whatever was not flushed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -12,6 +12,7 @@ use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::format::features::Incompat;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::tools::{Judged, have, mke2fs_image, run, said};
 use ext4_writeback::{Credentials, Filesystem, MountOptions, RenameFlags};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck"];
@@ -24,28 +25,31 @@ async fn recovered(image: &Image, context: &str, look: impl AsyncFnOnce(&Filesys
     mounted.unmount_clean(context).await;
 }
 
-/// e2fsck's own replay of the journal must leave nothing else to mend.
-fn assert_replayed_clean(image: &Image, context: &str) {
-    let directory = tempfile::TempDir::new().unwrap();
-    let path = directory.path().join("image");
-    image.to_file(&path).unwrap();
+/// Fails the test if e2fsck has anything to mend after its own replay of the journal, orphans excepted.
+/// Returns true if there was a journal to replay.
+fn assert_replayed_clean(image: &Image, context: &str) -> bool {
     let mut bytes = [0; 1024];
     image.read(1024, &mut bytes);
-    if Superblock::parse(&bytes).is_ok_and(|sb| sb.features.incompat.contains(Incompat::RECOVER)) {
-        let path = path.to_str().unwrap();
-        let output = common::run("e2fsck", &["-E", "journal_only", "-fy", path]);
-        assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {output:?}");
-        // What is left may only be orphans, which a mount deletes.
-        let output = common::run("e2fsck", &["-fp", path]);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {said}");
+    if !Superblock::parse(&bytes).is_ok_and(|sb| sb.features.incompat.contains(Incompat::RECOVER)) {
+        return false;
     }
+    image.in_a_file(|path| {
+        // After the replay only orphans may be left, which a mount deletes.
+        for arguments in [&["-E", "journal_only", "-fy"][..], &["-fp"]] {
+            let arguments = arguments.iter().map(AsRef::as_ref).chain([path.as_os_str()]);
+            let output = run("e2fsck", arguments);
+            assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {}", said(&output));
+        }
+    });
+    true
 }
 
-/// Every cut of a recording, thinned out to about `most`.
+/// Every cut of a recording, thinned out to `most`. There must be at least half as many.
 async fn every_cut(device: &RecordingDevice, most: usize, mut look: impl AsyncFnMut(&Filesystem, &Cut<'_>)) {
     let recording = device.recording();
     let count = recording.cuts().count();
+    assert!(count * 2 >= most, "{count} cuts, about {most} were expected");
+    let mut replays = 0;
     for (number, cut) in recording.cuts().step_by(count.div_ceil(most)).enumerate() {
         let seed = number as u64;
         for (kind, image) in [("none", cut.with_none()), ("all", cut.with_all()), ("some", cut.variant(seed))]
@@ -53,10 +57,11 @@ async fn every_cut(device: &RecordingDevice, most: usize, mut look: impl AsyncFn
             let context = format!("cut at event {} of {count}, {kind} of the uncertain", cut.position());
             recovered(&image, &context, async |filesystem| look(filesystem, &cut).await).await;
             if number % 8 == 0 {
-                assert_replayed_clean(&image, &context);
+                replays += usize::from(assert_replayed_clean(&image, &context));
             }
         }
     }
+    assert!(replays > 0, "e2fsck had no journal to replay");
 }
 
 async fn names(filesystem: &Filesystem, directory: InodeNumber) -> BTreeSet<String> {
@@ -70,15 +75,15 @@ async fn names(filesystem: &Filesystem, directory: InodeNumber) -> BTreeSet<Stri
     }
 }
 
-/// Operations on names become durable in their order: what is found after a cut is the state after some of them, all
-/// of those that were synced among them.
+/// Operations on names become durable in their order: what is found after a cut is the state after some of
+/// them, all of those that were synced among them.
 #[tokio::test]
 async fn names_are_durable_in_their_order() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for arguments in [&["-b", "1024"][..], &["-O", "orphan_file"], &["-O", "^metadata_csum,^64bit"]] {
-        let device = Arc::new(RecordingDevice::new(common::mke2fs(arguments, "16M")));
+        let device = Arc::new(RecordingDevice::new(mke2fs_image(arguments, "16M")));
         let options = MountOptions { commit_interval: None, ..MountOptions::default() };
         let filesystem = Filesystem::mount(Arc::clone(&device) as _, options).await.unwrap();
         for number in 0..60_u32 {
@@ -104,6 +109,7 @@ async fn names_are_durable_in_their_order() {
             }
         }
         filesystem.unmount().await.unwrap();
+        let mut compared = 0;
         every_cut(&device, 40, async |filesystem, cut| {
             let found: Vec<u32> = names(filesystem, ROOT)
                 .await
@@ -118,18 +124,20 @@ async fn names_are_durable_in_their_order() {
             assert!((4..=5).contains(&found.len()) || *first == 0, "{found:?}");
             let synced = cut.marks().filter_map(|mark| mark.parse::<u32>().ok()).max();
             assert!(synced.is_none_or(|synced| *last >= synced), "{found:?} after {synced:?} was synced");
+            compared += usize::from(synced.is_some());
         })
         .await;
+        assert!(compared > 30, "{compared} states behind a sync");
     }
 }
 
 /// A file that is renamed over another is there whole, whatever the moment: the old content or the new one.
 #[tokio::test]
 async fn replacing_a_file_by_renaming_is_all_or_nothing() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let device = Arc::new(RecordingDevice::new(common::mke2fs(&[], "16M")));
+    let device = Arc::new(RecordingDevice::new(mke2fs_image(&[], "16M")));
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, MountOptions::default()).await.unwrap();
     filesystem.write("/config", vec![1; 9000]).await.unwrap();
     filesystem.sync().await.unwrap();
@@ -142,23 +150,26 @@ async fn replacing_a_file_by_renaming_is_all_or_nothing() {
         }
     }
     filesystem.unmount().await.unwrap();
+    let mut compared = 0;
     every_cut(&device, 50, async |filesystem, cut| {
         if cut.has_passed("written") {
+            compared += 1;
             let content = filesystem.read("/config").await.unwrap();
             assert_eq!(content.len(), 9000);
             assert!(content[0] > 0 && content.iter().all(|byte| *byte == content[0]), "torn");
         }
     })
     .await;
+    assert!(compared > 30, "{compared} states with the file");
 }
 
 /// Directories that move while the power goes: each is in one place.
 #[tokio::test]
 async fn a_moved_directory_is_in_one_place() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let device = Arc::new(RecordingDevice::new(common::mke2fs(&["-b", "1024"], "16M")));
+    let device = Arc::new(RecordingDevice::new(mke2fs_image(&["-b", "1024"], "16M")));
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, MountOptions::default()).await.unwrap();
     let owner = Credentials::default();
     let left = filesystem.mkdir(ROOT, b"left", owner).await.unwrap();
@@ -176,10 +187,12 @@ async fn a_moved_directory_is_in_one_place() {
         }
     }
     filesystem.unmount().await.unwrap();
+    let mut compared = 0;
     every_cut(&device, 40, async |filesystem, cut| {
         if !cut.has_passed("made") {
             return;
         }
+        compared += 1;
         let mut places = Vec::new();
         for directory in [left, right] {
             match filesystem.lookup(directory, b"moved").await {
@@ -195,16 +208,17 @@ async fn a_moved_directory_is_in_one_place() {
         filesystem.lookup(moved, b"inside").await.unwrap();
     })
     .await;
+    assert!(compared > 20, "{compared} states with the directory");
 }
 
 /// The power goes again while orphans are being deleted.
 #[tokio::test]
 async fn a_second_crash_during_recovery_does_no_harm() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for orphans in ["orphan_file", "^orphan_file"] {
-        let mounted = common::mount(&common::mke2fs(&["-b", "1024", "-O", orphans], "32M")).await;
+        let mounted = common::mount(&mke2fs_image(&["-b", "1024", "-O", orphans], "32M")).await;
         let filesystem = mounted.filesystem.clone();
         let mut open = Vec::new();
         for number in 0..6 {

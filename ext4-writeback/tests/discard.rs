@@ -1,5 +1,5 @@
 //! Discard of freed blocks: after the commit, before they are used again, and never of what is in use.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ext4_core::device::simulated::{Change, Event, FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::tools::{assert_clean, have, mke2fs_image};
 use ext4_writeback::{Filesystem, MountOptions};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
@@ -16,7 +17,8 @@ fn discarding() -> MountOptions {
     MountOptions { discard: true, ..MountOptions::default() }
 }
 
-/// What file `number` of `round` holds: no byte is 0, which is what a discarded block holds here, or 0xdb.
+/// The content of file `number` of `round`: no byte is 0, which is what a discarded block holds here, or
+/// 0xdb.
 fn content(round: usize, number: usize) -> Vec<u8> {
     let byte = 1 + u8::try_from((round * 17 + number) % 100).unwrap();
     vec![byte; 3000 + number * 700]
@@ -48,8 +50,8 @@ async fn churn(filesystem: &Filesystem, mark: impl Fn(String)) {
     }
 }
 
-/// Every file that is there holds what was written to it: whole, where its round was synced. Those of `complete`, which
-/// was synced and nobody began to unlink, are there.
+/// Every file that is there holds what was written to it: whole, if its round was synced. Those of
+/// `complete`, which was synced and no unlink had begun for, are there.
 async fn check(image: &Image, synced: Option<usize>, complete: Option<usize>, context: &str) {
     let mounted = common::mount(image).await;
     for round in 0..6 {
@@ -57,8 +59,8 @@ async fn check(image: &Image, synced: Option<usize>, complete: Option<usize>, co
             match mounted.filesystem.read(&name(round, number)).await {
                 Ok(found) => {
                     let expected = content(round, number);
-                    // A file that was not synced may be short, or end in what was not written yet: never in others'
-                    // bytes.
+                    // A file that was not synced may be short, or end in what was not written yet: never in
+                    // others' bytes.
                     let unsynced = synced.is_none_or(|synced| synced < round)
                         && found
                             .iter()
@@ -78,10 +80,10 @@ async fn check(image: &Image, synced: Option<usize>, complete: Option<usize>, co
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_moment_of_a_crash_nothing_committed_was_discarded() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let base = common::mke2fs(&["-b", "1024", "-N", "64", "-J", "size=1"], "4M");
+    let base = mke2fs_image(&["-b", "1024", "-N", "64", "-J", "size=1"], "4M");
     let device = Arc::new(RecordingDevice::new(base.clone()));
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, discarding()).await.unwrap();
     churn(&filesystem, |moment| device.mark(moment)).await;
@@ -120,10 +122,10 @@ async fn whatever_the_moment_of_a_crash_nothing_committed_was_discarded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn freed_blocks_can_be_used_again_though_the_discard_fails() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let base = common::mke2fs(&["-b", "1024", "-N", "64", "-J", "size=1", "-m", "0"], "4M");
+    let base = mke2fs_image(&["-b", "1024", "-N", "64", "-J", "size=1", "-m", "0"], "4M");
     let memory = Arc::new(MemoryDevice::from_image(base));
     let device = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     device.fail_range(Operation::Discard, 0..4 << 20);
@@ -138,22 +140,22 @@ async fn freed_blocks_can_be_used_again_though_the_discard_fails() {
     }
     filesystem.unmount().await.unwrap();
     assert!(device.faults_met() > 0);
-    common::assert_clean(&memory.image(), "after discards that failed");
+    assert_clean(&memory.image(), "after discards that failed");
 }
 
 #[tokio::test]
 async fn discard_is_refused_without_a_journal_and_left_out_where_the_device_has_none() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-O", "^has_journal"], "16M");
+    let image = mke2fs_image(&["-O", "^has_journal"], "16M");
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     let error = Filesystem::mount(Arc::clone(&device) as _, discarding()).await.unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
     assert!(error.to_string().contains("discard"), "{error}");
     assert!(device.image().to_vec() == image.to_vec());
 
-    let image = common::mke2fs(&[], "16M");
+    let image = mke2fs_image(&[], "16M");
     let inner = MemoryDevice::from_image(image.clone()).with_geometry(|geometry| geometry.discard = false);
     let device = Arc::new(RecordingDevice::around(Arc::new(inner), image));
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, discarding()).await.unwrap();

@@ -1,5 +1,5 @@
 //! Errors of the device and contradictions on it: what stops, what is recorded, what the next mount finds.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -11,6 +11,7 @@ use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::format::features::Incompat;
 use ext4_core::format::superblock::{STATE_ERROR, Superblock};
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::tools::{assert_clean, debugfs, have, mke2fs_image};
 use ext4_writeback::{Credentials, Filesystem, MountOptions, OnError};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
@@ -22,19 +23,17 @@ fn superblock(image: &Image) -> Superblock {
     Superblock::parse(&bytes).unwrap()
 }
 
-/// The bytes of an image that are its journal's, where that is one run.
+/// The bytes of an image that are its journal's, which is one run.
 fn log_range(image: &Image) -> Range<u64> {
     let size = u64::from(superblock(image).block_size.bytes());
-    let blocks: Vec<u64> = common::debugfs(image, "blocks <8>")
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let blocks: Vec<u64> =
+        debugfs(image, "blocks <8>").split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let (first, last) = (blocks[0], blocks[blocks.len() - 1]);
     assert_eq!(last - first + 1, blocks.len() as u64, "the journal is one run");
     first * size..(last + 1) * size
 }
 
-/// Nothing happens on its own, so that the number of writes is the same each time.
+/// Mount options without timers, so that the number of writes is the same each time.
 fn quiet() -> MountOptions {
     MountOptions { commit_interval: None, ..MountOptions::default() }
 }
@@ -68,7 +67,7 @@ impl Rig {
     fn assert_log_is_left_alone(&self, log: &Range<u64>, block_size: u64, context: &str) {
         let recording = self.recording.recording();
         let failed = |event: &Event| matches!(event, Event::Completed { success: false, .. });
-        let Some(first) = recording.events().iter().position(failed) else { return };
+        let first = recording.events().iter().position(failed).expect("a bio has failed");
         let mut superblocks = 0;
         for event in &recording.events()[first..] {
             let Event::Submitted { change: Change::Write { offset, data }, .. } = event else { continue };
@@ -85,14 +84,14 @@ impl Rig {
     }
 }
 
-/// Whatever write or flush fails, and however: fsync says so each time, what it had promised is there after recovery,
-/// the file system is clean, and says what happened.
+/// Whatever write or flush fails, and however: fsync says so each time, what it had made durable is there
+/// after recovery, the file system is clean, and says what happened.
 #[tokio::test]
 async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that_was_durable() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-b", "1024", "-J", "size=1"], "16M");
+    let image = mke2fs_image(&["-b", "1024", "-J", "size=1"], "16M");
     let log = log_range(&image);
     let faults = [
         (Operation::Write, Fault::Fail(Errno::EIO)),
@@ -161,14 +160,14 @@ async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that
             mounted.filesystem.unmount().await.unwrap();
             let mut recovered = mounted.device.image();
             clear_errors(&mut recovered);
-            common::assert_clean(&recovered, &context);
+            assert_clean(&recovered, &context);
         }
         assert!(met >= 5, "{operation:?}: only {met} were met");
         eprintln!("{operation:?} {fault:?}: {met} failures");
     }
 }
 
-/// e2fsck is not clean where the superblock remembers an error; that it does was looked at before.
+/// Takes the error out of the superblock, which e2fsck would find: that it is recorded was looked at before.
 fn clear_errors(image: &mut Image) {
     let mut superblock = superblock(image);
     superblock.state &= !STATE_ERROR;
@@ -179,11 +178,11 @@ fn clear_errors(image: &mut Image) {
 }
 
 #[tokio::test]
-async fn a_failed_data_write_stops_the_journal_only_where_asked() {
-    if !common::have(TOOLS) {
+async fn a_failed_data_write_stops_the_journal_only_if_asked() {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-b", "1024"], "16M");
+    let image = mke2fs_image(&["-b", "1024"], "16M");
     let log = log_range(&image);
     for aborts in [false, true] {
         let rig = rig(&image, MountOptions { data_error_aborts: aborts, ..quiet() }).await;
@@ -209,25 +208,25 @@ async fn a_failed_data_write_stops_the_journal_only_where_asked() {
         mounted.filesystem.unmount().await.unwrap();
         let mut image = mounted.device.image();
         clear_errors(&mut image);
-        common::assert_clean(&image, "after a failed data write");
+        assert_clean(&image, "after a failed data write");
     }
 }
 
 /// The only block of the directory `d` in bytes, and the image.
 async fn directory() -> (Image, Range<u64>) {
-    let mounted = common::mount(&common::mke2fs(&["-b", "1024"], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&["-b", "1024"], "16M")).await;
     let directory = mounted.filesystem.mkdir(ROOT, b"d", Credentials::default()).await.unwrap();
     mounted.filesystem.create(directory, b"f", Credentials::default()).await.unwrap();
     mounted.filesystem.write("/kept", vec![4; 5000]).await.unwrap();
     let image = mounted.unmount_clean("before the damage").await;
-    let blocks = common::debugfs(&image, "blocks /d");
+    let blocks = debugfs(&image, "blocks /d");
     let block: u64 = blocks.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     (image, block * 1024..(block + 1) * 1024)
 }
 
 #[tokio::test]
 async fn metadata_that_cannot_be_read_is_recorded_and_data_that_cannot_is_not() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let (image, block) = directory().await;
@@ -246,12 +245,12 @@ async fn metadata_that_cannot_be_read_is_recorded_and_data_that_cannot_is_not() 
     assert_eq!((found.error_count, found.first_error.code, found.first_error.inode), (1, 2, directory.0));
     assert!(found.first_error.function.starts_with(b"lookup\0"));
     clear_errors(&mut image);
-    common::assert_clean(&image, "after a read error");
+    assert_clean(&image, "after a read error");
 }
 
 #[tokio::test]
 async fn errors_panic_poisons_the_file_system_and_not_the_process() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let (mut image, block) = directory().await;
@@ -291,10 +290,10 @@ async fn errors_panic_poisons_the_file_system_and_not_the_process() {
 /// The mount option goes before the superblock, and a journal that stops poisons too.
 #[tokio::test]
 async fn a_journal_that_stops_poisons_where_errors_is_panic() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-b", "1024", "-e", "panic"], "16M");
+    let image = mke2fs_image(&["-b", "1024", "-e", "panic"], "16M");
     for (errors, poisoned) in [(None, true), (Some(OnError::Continue), false)] {
         let rig = rig(&image, MountOptions { errors, ..quiet() }).await;
         rig.mkdir("d").await.unwrap();
@@ -309,14 +308,14 @@ async fn a_journal_that_stops_poisons_where_errors_is_panic() {
 
 #[tokio::test]
 async fn without_a_journal_a_contradiction_stops_what_it_is_to_stop() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&["-O", "^has_journal", "-b", "1024"], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&["-O", "^has_journal", "-b", "1024"], "16M")).await;
     let directory = mounted.filesystem.mkdir(ROOT, b"d", Credentials::default()).await.unwrap();
     mounted.filesystem.create(directory, b"f", Credentials::default()).await.unwrap();
     let mut image = mounted.unmount_clean("before the damage").await;
-    let blocks = common::debugfs(&image, "blocks /d");
+    let blocks = debugfs(&image, "blocks /d");
     let block: u64 = blocks.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     image.fill(block * 1024 + 8, 8, 0x55);
     let rig = rig(&image, MountOptions { errors: Some(OnError::RemountReadOnly), ..quiet() }).await;

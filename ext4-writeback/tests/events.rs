@@ -42,7 +42,7 @@ impl Subscriber for Counted {
         let mut message = Message(None);
         event.record(&mut message);
         if let Some(name) = message.0 {
-            *self.0.lock().expect("nobody panics with it").entry(name).or_default() += 1;
+            *self.0.lock().expect("no panic while it is locked").entry(name).or_default() += 1;
         }
     }
 
@@ -53,7 +53,7 @@ impl Subscriber for Counted {
 
 #[test]
 fn what_the_data_path_does_is_told_under_the_kernels_names() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let counted = Counted::default();
@@ -75,7 +75,7 @@ fn what_the_data_path_does_is_told_under_the_kernels_names() {
             finish(&device, fs).await;
         });
     });
-    let counted = counted.0.lock().expect("nobody panics with it");
+    let counted = counted.0.lock().expect("no panic while it is locked");
     println!("{counted:#?}");
     for name in [
         "ext4_da_reserve_space",

@@ -1,17 +1,15 @@
-//! Fast commits: what the kernel and e2fsprogs left is replayed, tags follow their rules, and a damaged or hostile area
-//! does no harm.
+//! Fast commits: what the kernel and e2fsprogs left is replayed, tags follow their rules, and a damaged or
+//! hostile area does no harm.
 //!
-//! Images: `../shared/corpus` beside the project, where it is there; those of the kernel are made on the spot (root and
-//! loop devices), three of them, or with EXT4_LONG_TESTS=1 all with two seeds; or they lie where EXT4_KERNEL_CORPUS says.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Images: those of the corpus; those of the kernel are made on the spot (root and loop devices), three of
+//! them, or with EXT4_LONG_TESTS=1 all with two seeds; or they lie in the directories that EXT4_KERNEL_CORPUS
+//! names.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
 #[path = "common/manifest.rs"]
 mod manifest;
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use ext4_core::device::simulated::{Image, RecordingDevice};
@@ -20,20 +18,12 @@ use ext4_core::format::extent::Extent;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::{BlockNumber, BlockSize, InodeNumber, LogicalBlock, TransactionId};
 use ext4_journal::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
+use ext4_test_support::corpus::{corpus, e2fsprogs_image, images_named, kernel_images};
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::settings::long_tests;
+use ext4_test_support::tools::{Judged, assert_clean, can_mount, have, run};
 use ext4_writeback::{Filesystem, MountOptions, Result};
 use manifest::Manifest;
-
-fn corpus() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    if !path.exists() {
-        eprintln!("skipped: there is no ../shared/corpus");
-    }
-    path.exists().then_some(path)
-}
-
-fn long() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value == "1")
-}
 
 /// Mounts `image`: the tree, and the image after the unmount.
 async fn recovered(image: &Image) -> Result<(Manifest, Image)> {
@@ -45,7 +35,7 @@ async fn recovered(image: &Image) -> Result<(Manifest, Image)> {
     Ok((tree, device.image()))
 }
 
-/// What differs but for the times of directories, which no tag has, and for what was never synced.
+/// The differences, but for the times of directories, which no tag has, and for what was never synced.
 fn differences(ours: &Manifest, theirs: &Manifest) -> Vec<String> {
     let tail = theirs.contains_key("tail") && !ours.contains_key("tail");
     manifest::differences(ours, theirs, |path, facts, key| {
@@ -60,55 +50,30 @@ fn assert_same(ours: &Manifest, theirs: &Manifest, context: &str) {
     assert!(found.is_empty(), "{context}: {} differences\n{}", found.len(), found.join("\n"));
 }
 
-async fn every_image_of(directory: &Path) -> usize {
-    let mut paths: Vec<_> =
-        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    paths.retain(|path| name(path).starts_with("fc-") && name(path).ends_with(".img"));
-    paths.sort();
-    for path in &paths {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let image = Image::from_file(path).unwrap();
-        let (ours, after) = recovered(&image).await.unwrap_or_else(|error| panic!("{name}: {error}"));
-        // Most of what the random one did was never synced: there the kernel's own replay says what to expect.
-        let reference = if name == "fc-random" { "jsonl.gz" } else { "before.jsonl.gz" };
-        assert_same(&ours, &manifest::read(&path.with_extension(reference)), &name);
-        common::assert_clean(&after, &name);
-        println!("{name}: {} paths as expected, clean", ours.len());
-    }
-    paths.len()
-}
-
 /// The tree as it was live just before the kernel was cut off.
 #[tokio::test]
 async fn fast_commits_of_the_kernel_give_the_tree_before_the_cut() {
-    let Some(corpus) = corpus() else { return };
-    if !common::have(&["mkfs.ext4", "e2fsck", "debugfs", "gzip", "python3"]) || !common::can_mount() {
-        return;
-    }
-    if let Some(directory) = std::env::var_os("EXT4_KERNEL_CORPUS") {
-        assert!(every_image_of(Path::new(&directory)).await >= 3);
-        return;
-    }
-    let (names, seeds): (_, &[&str]) =
-        if long() { ("^fc-", &["1", "2"]) } else { ("^fc-(tail|1k|orphan|inline)$", &["1"]) };
-    for seed in seeds {
-        let made = tempfile::TempDir::new().unwrap();
-        let output = Command::new("bash")
-            .arg(corpus.join("make_kernel_corpus.sh"))
-            .arg(made.path())
-            .arg(names)
-            .env("SEED", seed)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let count = every_image_of(made.path()).await;
-        assert!(count >= 3, "seed {seed}: {}", String::from_utf8_lossy(&output.stdout));
+    let (names, seeds): (_, &[u64]) =
+        if long_tests() { ("^fc-", &[1, 2]) } else { ("^fc-(tail|1k|orphan|inline)$", &[1]) };
+    let work = tempfile::TempDir::new().unwrap();
+    let Some(directories) = kernel_images(work.path(), names, seeds) else { return };
+    let images = images_named(&directories, &["fc-"]);
+    assert!(images.len() >= 4, "{images:?}");
+    for path in images {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let image = Image::from_file(&path).unwrap();
+        let (ours, after) = recovered(&image).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        // Most of what the random one did was never synced: there the kernel's own replay says what to
+        // expect.
+        let reference = if name == "fc-random" { "jsonl.gz" } else { "before.jsonl.gz" };
+        assert_same(&ours, &manifest::read(&path.with_extension(reference)), &name);
+        assert_clean(&after, &name);
+        println!("{name}: {} paths as expected, clean", ours.len());
     }
 }
 
-/// The image of e2fsprogs with fast commits: blocks of 1 KiB, the log of 1,040 blocks ends with an area of 16, of
-/// transaction 6.
+/// The image of e2fsprogs with fast commits: blocks of 1 KiB, the log of 1,040 blocks ends with an area of
+/// 16, of transaction 6.
 struct Small {
     image: Image,
     expected: Manifest,
@@ -124,13 +89,12 @@ const FREE: InodeNumber = InodeNumber(20);
 
 impl Small {
     fn load() -> Option<Self> {
-        let e2fsprogs = corpus()?.join("e2fsprogs");
-        if !common::have(&["gzip", "e2fsck"]) {
+        let packed = e2fsprogs_image(&corpus()?, "j_recover_fast_commit");
+        if !have(&["gzip", "e2fsck"]) {
             return None;
         }
-        let image = e2fsprogs.join("images/j_recover_fast_commit.gz");
-        let image = Image::from(&Command::new("gzip").arg("-dc").arg(image).output().unwrap().stdout[..]);
-        let expected = manifest::read(&e2fsprogs.join("expected/j_recover_fast_commit.kernel.jsonl.gz"));
+        let image = Image::from(&packed.content()[..]);
+        let expected = manifest::read(&packed.expected("kernel.jsonl.gz"));
         Some(Self { image, expected })
     }
 
@@ -151,7 +115,7 @@ impl Small {
         image
     }
 
-    /// With its own fast commit and these behind it.
+    /// The image with its own fast commit and these behind it.
     fn followed_by(&self, mut commits: Vec<Vec<FastCommitTag>>) -> Image {
         let mut block = [0; 1024];
         self.image.read(AREA, &mut block);
@@ -199,13 +163,13 @@ async fn the_fast_commit_of_e2fsprogs_gives_what_the_kernel_gave() {
     let Some(small) = Small::load() else { return };
     let (ours, after) = recovered(&small.image).await.unwrap();
     assert_same(&ours, &small.expected, "j_recover_fast_commit");
-    common::assert_clean(&after, "j_recover_fast_commit");
+    assert_clean(&after, "j_recover_fast_commit");
     let again = small.followed_by(Vec::new());
     assert_same(&recovered(&again).await.unwrap().0, &ours, "the same tags, laid out here");
 }
 
-/// All that recovery writes is recorded. Whatever of it a power cut leaves, the next mount comes to the same tree, and
-/// e2fsck and the kernel accept what lies there.
+/// All that recovery writes is recorded. Whatever of it a power cut leaves, the next mount comes to the same
+/// tree, and e2fsck and the kernel accept what lies there.
 #[tokio::test]
 async fn a_crash_at_any_write_of_the_replay_leads_to_the_same_tree() {
     let Some(small) = Small::load() else { return };
@@ -234,35 +198,37 @@ async fn a_crash_at_any_write_of_the_replay_leads_to_the_same_tree() {
     drop(filesystem);
     let recording = device.recording();
     let count = recording.cuts().count();
-    let kernel = common::can_mount();
-    let mut torn = 0;
+    let kernel = can_mount();
+    let (mut torn, mut by_kernel) = (0, 0);
     for (number, cut) in recording.cuts().enumerate() {
-        let seeds = if long() { 8 } else { 2 };
+        let seeds = if long_tests() { 8 } else { 2 };
         let some = (0..seeds).map(|seed| cut.variant(seed + 100 * number as u64));
         for (kind, left) in [cut.with_none(), cut.with_all()].into_iter().chain(some).enumerate() {
             let context = format!("cut {number} of {count}, {kind}");
             let mut superblock = [0; 1024];
             left.read(1024, &mut superblock);
             if Superblock::parse(&superblock).is_err() {
-                // Two sectors with one checksum, written in place by whoever mounts: ext4 takes them for one.
+                // Two sectors with one checksum, written in place by a mount: ext4 takes them for one.
                 torn += 1;
                 continue;
             }
             if number % 4 == 1 && kind < 3 && kernel {
-                let mounted = common::KernelMount::new(&left);
-                let found = std::fs::metadata(mounted.path().join("a/linked")).unwrap();
+                let mounted = KernelMount::of_image(&left);
+                let found = std::fs::metadata(mounted.path("a/linked")).unwrap();
                 assert_eq!((found.len(), found.blocks(), found.nlink()), (3 << 10, 6, 1), "{context}");
                 mounted.unmount();
+                by_kernel += 1;
             }
             let (ours, after) = recovered(&left).await.unwrap_or_else(|error| panic!("{context}: {error}"));
             assert_same(&ours, &expected, &context);
             if number % 4 == 0 {
-                common::assert_clean(&after, &context);
+                assert_clean(&after, &context);
             }
         }
     }
     println!("{count} cuts, {} writes, {torn} torn superblocks", recording.writes());
-    assert!(count > 10 && torn < count);
+    assert!(count > 10 && torn < count, "{count} cuts, {torn} torn superblocks");
+    assert!(!kernel || by_kernel > 3, "the kernel saw {by_kernel} states");
 }
 
 /// A bit that is wrong drops its fast commit, or was of no account.
@@ -276,7 +242,7 @@ async fn a_flipped_bit_in_the_area_drops_the_fast_commit() {
     small.image.read(AREA, &mut block);
     // Up to and with the checksum.
     let used = FastCommitTags::new(&block).last().unwrap().unwrap().0.end + 4;
-    let step = if long() { 1 } else { 23 };
+    let step = if long_tests() { 1 } else { 23 };
     for bit in (0..1024 * 8).step_by(step) {
         let mut image = small.image.clone();
         image.write(AREA + bit as u64 / 8, &[block[bit / 8] ^ 1 << (bit % 8)]);
@@ -286,10 +252,11 @@ async fn a_flipped_bit_in_the_area_drops_the_fast_commit() {
     }
 }
 
-/// What, fast commits, and what the tree says of a path: (path, key, value); nothing: as if they were not there.
+/// A name, fast commits, and the facts of paths after their replay: (path, key, value); no facts: as if they
+/// were not there.
 type Case = (&'static str, Vec<Vec<FastCommitTag>>, &'static [(&'static str, &'static str, u64)]);
 
-/// What fast commits must lead to. All of it is e2fsck-clean.
+/// The rules of tags, each with the tree that it must lead to. All of it is e2fsck-clean.
 #[tokio::test]
 async fn tags_follow_their_rules() {
     let Some(small) = Small::load() else { return };
@@ -379,7 +346,7 @@ async fn tags_follow_their_rules() {
         if facts.is_empty() {
             assert_same(&ours, &base, what);
         }
-        common::assert_clean(&after, what);
+        assert_clean(&after, what);
     }
 }
 
@@ -404,14 +371,14 @@ async fn blocks_that_a_tag_names_are_kept_from_the_allocator() {
         let claim = |number: u32| add(FILE, 2 * number, 1, u64::from(first + number));
         commits.push(std::iter::once(del(FILE, 0, 256)).chain((0..10).map(claim)).collect());
         match recovered(&small.followed_by(commits)).await {
-            Ok((_, after)) => common::assert_clean(&after, &format!("blocks from {first} on are claimed")),
+            Ok((_, after)) => assert_clean(&after, &format!("blocks from {first} on are claimed")),
             Err(error) => assert!(error.to_string().contains("in use already"), "{first}: {error}"),
         }
     }
 }
 
-/// Tags that contradict each other or the file system, in fast commits whose checksums are right: an error that names
-/// the tag, and not a byte is written but by the log's own replay.
+/// Tags that contradict each other or the file system, in fast commits whose checksums are right: an error
+/// that names the tag, and not a byte is written but by the log's own replay.
 #[tokio::test]
 async fn hostile_tags_are_refused_by_name() {
     let Some(small) = Small::load() else { return };
@@ -449,29 +416,28 @@ async fn hostile_tags_are_refused_by_name() {
         let error = Filesystem::mount(Arc::clone(&device) as _, MountOptions::default()).await.map(drop);
         let error = error.expect_err(says).to_string();
         assert!(error.contains("fast commit") && error.contains(says), "{says}: {error}");
-        // The log is as it was: whoever knows better can still replay it.
+        // The log is as it was: another implementation can still replay it.
         let again = Filesystem::mount(device as Arc<dyn BlockDevice>, MountOptions::default()).await;
         assert_eq!(again.map(drop).unwrap_err().to_string(), error);
     }
 }
 
-/// A file may be said to be shorter than its blocks reach: it shows nothing of them, and a check finds it odd.
+/// Fails the test unless e2fsck finds nothing but sizes: a tag may make a file shorter than its blocks reach;
+/// it shows nothing of them, and e2fsck finds it odd.
 fn assert_clean_but_for_sizes(image: &Image, context: &str) {
-    let directory = tempfile::TempDir::new().unwrap();
-    let path = directory.path().join("image");
-    image.to_file(&path).unwrap();
-    let output = common::run("e2fsck", &["-fn", path.to_str().unwrap()]);
+    let output = image.in_a_file(|path| run("e2fsck", ["-fn".as_ref(), path.as_os_str()]));
     let said = String::from_utf8_lossy(&output.stdout);
     let mut findings = said.lines().filter(|line| line.ends_with("? no"));
     let sizes_only = findings.all(|line| line.contains("i_size is"));
     assert!(output.status.success() || (sizes_only && said.contains("i_size is")), "{context}: {said}");
 }
 
-/// Fast commits of random tags over a few inodes and names: an error, or a file system that e2fsck finds clean.
+/// Fast commits of random tags over a few inodes and names: an error, or a file system that e2fsck finds
+/// clean.
 #[tokio::test]
 async fn random_tags_do_no_harm() {
     let Some(small) = Small::load() else { return };
-    let rounds = if long() { 3000 } else { 120 };
+    let rounds = if long_tests() { 3000 } else { 120 };
     let (mut applied, mut refused) = (0, 0);
     for seed in 0..rounds {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -513,7 +479,7 @@ async fn random_tags_do_no_harm() {
     assert!(applied > 10 && refused > 10);
 }
 
-/// Read-only, recovery goes to memory: the tree is the same and the device is not touched.
+/// The recovery of a read-only mount goes to memory: the tree is the same and the device is not touched.
 #[tokio::test]
 async fn a_read_only_mount_replays_in_memory() {
     let Some(small) = Small::load() else { return };

@@ -1,5 +1,5 @@
 //! The kernel's ext4 as the judge: what we wrote, as it reads it; what it wrote, as we do; and both in turn.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 #[path = "common/tree.rs"]
@@ -8,13 +8,15 @@ mod tree;
 use ext4_core::device::simulated::Image;
 use ext4_core::format::inode::FileType;
 use ext4_core::{InodeNumber, Timestamp};
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{assert_clean, can_mount, have, mke2fs_image, run, run_ok};
 use ext4_writeback::{Credentials, FallocateMode, Filesystem, NewInode, RenameFlags, SetMode, Times};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "getfattr", "setfattr"];
 const ROOT: InodeNumber = InodeNumber::ROOT;
 
 fn able() -> bool {
-    common::have(TOOLS) && common::can_mount()
+    have(TOOLS) && can_mount()
 }
 
 /// The kinds of file systems that every test here goes through.
@@ -96,17 +98,17 @@ async fn fill(filesystem: &Filesystem, round: u32) {
 /// Sets an attribute through the kernel.
 fn set_xattr(path: &std::path::Path, name: &str, value: &[u8]) {
     let value = String::from_utf8(value.to_vec()).unwrap();
-    common::run_ok("setfattr", &["-n", name, "-v", &value, path.to_str().unwrap()]);
+    run_ok("setfattr", ["-n", name, "-v", &value, path.to_str().unwrap()]);
 }
 
 /// Makes a special file through the kernel.
 fn make_node(path: &std::path::Path, file_type: &str, device: &[&str]) {
     let mut arguments = vec![path.to_str().unwrap(), file_type];
     arguments.extend(device);
-    common::run_ok("mknod", &arguments);
+    run_ok("mknod", &arguments);
 }
 
-/// The same through the kernel.
+/// [`fill`] through the kernel.
 fn fill_by_kernel(root: &std::path::Path, round: u32) {
     let top = root.join(format!("theirs{round}"));
     std::fs::create_dir(&top).unwrap();
@@ -135,10 +137,10 @@ fn fill_by_kernel(root: &std::path::Path, round: u32) {
     make_node(&top.join("pipe"), "p", &[]);
 }
 
-/// What both sides see of `image` is the same.
+/// Fails the test unless both sides see the same in `image`.
 async fn assert_agreed(image: &Image, context: &str) {
-    let kernel = common::KernelMount::new(image);
-    let theirs = tree::of_directory(&kernel.path());
+    let kernel = KernelMount::of_image(image);
+    let theirs = tree::of_directory(&kernel.directory());
     drop(kernel);
     let mounted = common::mount(image).await;
     let ours = tree::of_filesystem(&mounted.filesystem).await;
@@ -152,7 +154,7 @@ async fn what_we_wrote_the_kernel_reads() {
         return;
     }
     for (name, arguments) in KINDS {
-        let mounted = common::mount(&common::mke2fs(arguments, "64M")).await;
+        let mounted = common::mount(&mke2fs_image(arguments, "64M")).await;
         fill(&mounted.filesystem, 1).await;
         let image = mounted.unmount_clean(name).await;
         assert_agreed(&image, name).await;
@@ -165,8 +167,8 @@ async fn what_the_kernel_wrote_we_read() {
         return;
     }
     for (name, arguments) in KINDS {
-        let kernel = common::KernelMount::new(&common::mke2fs(arguments, "64M"));
-        fill_by_kernel(&kernel.path(), 1);
+        let kernel = KernelMount::of_image(&mke2fs_image(arguments, "64M"));
+        fill_by_kernel(&kernel.directory(), 1);
         let image = kernel.unmount();
         assert_agreed(&image, name).await;
     }
@@ -178,7 +180,7 @@ async fn an_image_that_both_wrote_in_turn() {
         return;
     }
     for (name, arguments) in &KINDS[..3] {
-        let mut image = common::mke2fs(arguments, "96M");
+        let mut image = mke2fs_image(arguments, "96M");
         for round in 0..3 {
             let mounted = common::mount(&image).await;
             fill(&mounted.filesystem, round).await;
@@ -193,26 +195,26 @@ async fn an_image_that_both_wrote_in_turn() {
                 }
             }
             image = mounted.unmount_clean(&format!("{name}, round {round}, ours")).await;
-            let kernel = common::KernelMount::new(&image);
-            fill_by_kernel(&kernel.path(), round);
-            for entry in std::fs::read_dir(kernel.path().join(format!("ours{round}"))).unwrap() {
+            let kernel = KernelMount::of_image(&image);
+            fill_by_kernel(&kernel.directory(), round);
+            for entry in std::fs::read_dir(kernel.directory().join(format!("ours{round}"))).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_file() {
                     std::fs::remove_file(path).unwrap();
                 }
             }
             image = kernel.unmount();
-            common::assert_clean(&image, &format!("{name}, round {round}, the kernel's"));
+            assert_clean(&image, &format!("{name}, round {round}, the kernel's"));
         }
         assert_agreed(&image, name).await;
     }
 }
 
-/// The same calls on the same image, ours and the kernel's: both fail or neither does, and the files are the same; what
-/// ours left the kernel reads, and the other way round.
+/// The same calls on the same image, ours and the kernel's: both fail or neither does, and the files are the
+/// same; what ours left the kernel reads, and the other way round.
 #[tokio::test]
 async fn fallocate_does_what_the_kernel_does() {
-    if !able() || !common::have(&["fallocate"]) {
+    if !able() || !have(&["fallocate"]) {
         return;
     }
     let modes = [
@@ -224,8 +226,8 @@ async fn fallocate_does_what_the_kernel_does() {
         (FallocateMode::InsertRange, "-i"),
     ];
     for (seed, (name, arguments)) in KINDS.iter().enumerate() {
-        let image = common::mke2fs(arguments, "64M");
-        let kernel = common::KernelMount::new(&image);
+        let image = mke2fs_image(arguments, "64M");
+        let kernel = KernelMount::of_image(&image);
         let mounted = common::mount(&image).await;
         let filesystem = &mounted.filesystem;
         let mut random = fastrand::Rng::with_seed(seed as u64);
@@ -233,7 +235,7 @@ async fn fallocate_does_what_the_kernel_does() {
         for number in 0..4 {
             let file = format!("file{number}");
             let content: Vec<u8> = (0..random.usize(1..400_000)).map(|at| (at / 3) as u8 | 1).collect();
-            let path = kernel.path().join(&file);
+            let path = kernel.directory().join(&file);
             std::fs::write(&path, &content).unwrap();
             filesystem.write(&format!("/{file}"), content).await.unwrap();
             let ours = filesystem.open_path(format!("/{file}")).await.unwrap();
@@ -249,7 +251,7 @@ async fn fallocate_does_what_the_kernel_does() {
                 if !flag.is_empty() {
                     call_arguments.insert(0, flag);
                 }
-                let theirs = common::run("fallocate", &call_arguments).status.success();
+                let theirs = run("fallocate", &call_arguments).status.success();
                 let found = ours.fallocate(mode, offset, len).await;
                 assert_eq!(found.is_ok(), theirs, "{call}: {found:?}");
                 assert_eq!(ours.len(), std::fs::metadata(&path).unwrap().len(), "{call}");
@@ -266,16 +268,16 @@ async fn fallocate_does_what_the_kernel_does() {
             files.push((file, bytes));
         }
         let (ours, theirs) = (mounted.unmount_clean(name).await, kernel.unmount());
-        let kernel = common::KernelMount::new(&ours);
+        let kernel = KernelMount::of_image(&ours);
         let mounted = common::mount(&theirs).await;
         for (file, bytes) in files {
-            assert!(std::fs::read(kernel.path().join(&file)).unwrap() == bytes, "{name}: our {file}");
+            assert!(std::fs::read(kernel.directory().join(&file)).unwrap() == bytes, "{name}: our {file}");
             assert!(
                 mounted.filesystem.read(format!("/{file}")).await.unwrap() == bytes,
                 "{name}: their {file}"
             );
         }
-        common::assert_clean(&kernel.unmount(), name);
+        assert_clean(&kernel.unmount(), name);
         mounted.unmount_clean(name).await;
     }
 }
@@ -290,7 +292,7 @@ async fn the_kernel_recovers_what_we_left() {
         if arguments.contains(&"^has_journal") {
             continue;
         }
-        let mounted = common::mount(&common::mke2fs(arguments, "64M")).await;
+        let mounted = common::mount(&mke2fs_image(arguments, "64M")).await;
         fill(&mounted.filesystem, 1).await;
         let unlinked = mounted.filesystem.open_path("/ours1/file5").await.unwrap();
         let top = mounted.filesystem.resolve(b"/ours1", true).await.unwrap();
@@ -299,10 +301,10 @@ async fn the_kernel_recovers_what_we_left() {
         let before = tree::of_filesystem(&mounted.filesystem).await;
         let crashed = mounted.device.image();
         drop((unlinked, mounted));
-        let kernel = common::KernelMount::new(&crashed);
-        let theirs = tree::of_directory(&kernel.path());
+        let kernel = KernelMount::of_image(&crashed);
+        let theirs = tree::of_directory(&kernel.directory());
         let image = kernel.unmount();
         tree::assert_same(&before, &theirs, name);
-        common::assert_clean(&image, name);
+        assert_clean(&image, name);
     }
 }

@@ -1,5 +1,6 @@
-//! Mounting and unmounting: what the superblock says, what is refused and how, what a crash leaves to the next mount.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Mounting and unmounting: what the superblock says, what is refused and how, what a crash leaves to the
+//! next mount.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -12,6 +13,8 @@ use ext4_core::format::features::{Incompat, RoCompat};
 use ext4_core::format::inode::FileType;
 use ext4_core::format::superblock::{STATE_ERROR, STATE_VALID, Superblock};
 use ext4_core::{Errno, InodeNumber, Timestamp};
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{can_mount, changed_by_debugfs, debugfs, have, mke2fs_image};
 use ext4_writeback::{Credentials, Filesystem, MountOptions, NewInode};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
@@ -28,12 +31,7 @@ fn read_only() -> MountOptions {
 
 /// Changes the superblock of an image as debugfs would (`set_super_value`).
 fn with_super_value(image: &Image, field: &str, value: &str) -> Image {
-    let directory = tempfile::TempDir::new().unwrap();
-    let path = directory.path().join("image");
-    image.to_file(&path).unwrap();
-    let request = format!("set_super_value {field} {value}");
-    common::run_ok("debugfs", &["-w", "-R", &request, path.to_str().unwrap()]);
-    Image::from_file(&path).unwrap()
+    changed_by_debugfs(image, &format!("set_super_value {field} {value}"))
 }
 
 async fn mount_error(image: &Image, options: MountOptions) -> ext4_core::Error {
@@ -43,10 +41,10 @@ async fn mount_error(image: &Image, options: MountOptions) -> ext4_core::Error {
 
 #[tokio::test]
 async fn the_superblock_tells_mounted_from_clean() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&[], "32M");
+    let image = mke2fs_image(&[], "32M");
     let before = superblock(&image);
     let now = Timestamp { seconds: 2_000_000_000, nanoseconds: 5 };
     let options = MountOptions {
@@ -72,10 +70,10 @@ async fn the_superblock_tells_mounted_from_clean() {
 
 #[tokio::test]
 async fn without_a_journal_the_state_is_not_valid_while_mounted() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-O", "^has_journal"], "16M");
+    let image = mke2fs_image(&["-O", "^has_journal"], "16M");
     let mounted = common::mount(&image).await;
     assert_eq!(superblock(&mounted.device.image()).state & STATE_VALID, 0);
     let image = mounted.unmount_clean("after unmounting").await;
@@ -84,10 +82,10 @@ async fn without_a_journal_the_state_is_not_valid_while_mounted() {
 
 #[tokio::test]
 async fn a_read_only_mount_of_a_clean_file_system_writes_nothing() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&[], "32M");
+    let image = mke2fs_image(&[], "32M");
     let mounted = common::mount_with(&image, read_only()).await;
     let filesystem = &mounted.filesystem;
     filesystem.readdir(InodeNumber::ROOT, 0, 10).await.unwrap();
@@ -100,7 +98,7 @@ async fn a_read_only_mount_of_a_clean_file_system_writes_nothing() {
 
 /// An image with a committed directory `d` in its journal only.
 async fn dirty_image() -> Image {
-    let mounted = common::mount(&common::mke2fs(&[], "32M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "32M")).await;
     mounted.filesystem.mkdir(InodeNumber::ROOT, b"d", Credentials::default()).await.unwrap();
     mounted.filesystem.sync().await.unwrap();
     mounted.crash()
@@ -108,10 +106,10 @@ async fn dirty_image() -> Image {
 
 #[tokio::test]
 async fn a_device_that_cannot_be_written_is_mounted_read_only_only() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&[], "16M");
+    let image = mke2fs_image(&[], "16M");
     let device = || {
         let device = MemoryDevice::from_image(image.clone());
         Arc::new(device.with_geometry(|geometry| geometry.read_only = true))
@@ -123,10 +121,10 @@ async fn a_device_that_cannot_be_written_is_mounted_read_only_only() {
 
 #[tokio::test]
 async fn what_is_not_known_is_refused_by_name() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&[], "16M");
+    let image = mke2fs_image(&[], "16M");
     let dirdata = with_super_value(&image, "feature_incompat", "0x12c2");
     let error = mount_error(&dirdata, read_only()).await;
     assert!(error.to_string().contains("dirdata"), "{error}");
@@ -142,10 +140,10 @@ async fn what_is_not_known_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_journal_mapped_by_blocks_works() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-b", "1024", "-O", "^extents,^64bit"], "32M");
+    let image = mke2fs_image(&["-b", "1024", "-O", "^extents,^64bit"], "32M");
     let mounted = common::mount(&image).await;
     mounted.filesystem.create(InodeNumber::ROOT, b"f", Credentials::default()).await.unwrap();
     mounted.filesystem.sync().await.unwrap();
@@ -157,11 +155,11 @@ async fn a_journal_mapped_by_blocks_works() {
 
 #[tokio::test]
 async fn the_superblocks_copy_finds_the_journal_of_a_damaged_inode() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let mut image = dirty_image().await;
-    let shown = common::debugfs(&image, "imap <8>");
+    let shown = debugfs(&image, "imap <8>");
     // "Inode 8 is part of block group 0\n\tlocated at block 37, offset 0x0700"
     let number = |after: &str| {
         let rest = &shown[shown.find(after).unwrap() + after.len()..];
@@ -173,16 +171,17 @@ async fn the_superblocks_copy_finds_the_journal_of_a_damaged_inode() {
     image.fill(block * block_size + offset, 128, 0xee);
     let mounted = common::mount(&image).await;
     mounted.filesystem.lookup(InodeNumber::ROOT, b"d").await.unwrap();
-    // The log holds the inode table block only if something changed in it; the journal's own inode may stay damaged.
+    // The log holds the inode table block only if something changed in it; the journal's own inode may stay
+    // damaged.
     mounted.filesystem.unmount().await.unwrap();
 }
 
 #[tokio::test]
 async fn unmounting_is_refused_while_files_are_open_and_final_afterwards() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "16M")).await;
     let filesystem = mounted.filesystem.clone();
     let inode = filesystem.create(InodeNumber::ROOT, b"f", Credentials::default()).await.unwrap();
     let file = filesystem.open(inode).await.unwrap();
@@ -196,10 +195,10 @@ async fn unmounting_is_refused_while_files_are_open_and_final_afterwards() {
 
 #[tokio::test]
 async fn dropping_without_unmounting_lets_go_of_the_device() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "16M")).await;
     mounted.filesystem.create(InodeNumber::ROOT, b"f", Credentials::default()).await.unwrap();
     let device = Arc::downgrade(&mounted.device);
     drop(mounted);
@@ -214,11 +213,11 @@ async fn dropping_without_unmounting_lets_go_of_the_device() {
 
 #[tokio::test]
 async fn files_without_names_live_while_open_and_are_deleted_after_a_crash() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for arguments in [&["-O", "^orphan_file"][..], &["-O", "orphan_file"], &["-b", "1024", "-I", "128"]] {
-        let image = common::mke2fs(arguments, "32M");
+        let image = mke2fs_image(arguments, "32M");
         let mounted = common::mount(&image).await;
         let filesystem = mounted.filesystem.clone();
         let root = InodeNumber::ROOT;
@@ -254,12 +253,12 @@ async fn files_without_names_live_while_open_and_are_deleted_after_a_crash() {
 
 /// Damages the only block of the directory `d` of an image, made with `arguments`.
 async fn damaged_directory(arguments: &[&str]) -> Image {
-    let mounted = common::mount(&common::mke2fs(arguments, "16M")).await;
+    let mounted = common::mount(&mke2fs_image(arguments, "16M")).await;
     let filesystem = &mounted.filesystem;
     let directory = filesystem.mkdir(InodeNumber::ROOT, b"d", Credentials::default()).await.unwrap();
     filesystem.create(directory, b"f", Credentials::default()).await.unwrap();
     let mut image = mounted.unmount_clean("before the damage").await;
-    let block: u64 = common::debugfs(&image, "blocks /d")
+    let block: u64 = debugfs(&image, "blocks /d")
         .lines()
         .find_map(|line| line.trim().parse().ok())
         .expect("debugfs names the block");
@@ -270,7 +269,7 @@ async fn damaged_directory(arguments: &[&str]) -> Image {
 
 #[tokio::test]
 async fn a_contradiction_is_kept_in_the_superblock_and_work_goes_on() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let image = damaged_directory(&["-e", "continue"]).await;
@@ -292,7 +291,7 @@ async fn a_contradiction_is_kept_in_the_superblock_and_work_goes_on() {
 
 #[tokio::test]
 async fn with_errors_remount_ro_nothing_is_written_after_a_contradiction() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let image = damaged_directory(&["-e", "remount-ro"]).await;
@@ -312,13 +311,13 @@ async fn with_errors_remount_ro_nothing_is_written_after_a_contradiction() {
 
 #[tokio::test]
 async fn an_old_file_system_is_read_and_names_are_removed() {
-    if !common::have(TOOLS) || !common::can_mount() {
+    if !have(TOOLS) || !can_mount() {
         return;
     }
     // As ext3: block maps, no checksums, 128-byte inodes.
     let arguments = ["-b", "1024", "-I", "128", "-O", "^extents,^64bit,^metadata_csum,^flex_bg,^huge_file"];
-    let kernel = common::KernelMount::new(&common::mke2fs(&arguments, "32M"));
-    let root = kernel.path();
+    let kernel = KernelMount::of_image(&mke2fs_image(&arguments, "32M"));
+    let root = kernel.directory();
     std::fs::create_dir(root.join("dir")).unwrap();
     for number in 0..300 {
         std::fs::write(root.join(format!("dir/file with a longer name {number}")), vec![7; number]).unwrap();
@@ -351,10 +350,10 @@ async fn an_old_file_system_is_read_and_names_are_removed() {
 
 #[tokio::test]
 async fn a_device_is_not_touched_by_a_mount_that_fails() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = with_super_value(&common::mke2fs(&[], "16M"), "feature_incompat", "0x12c2");
+    let image = with_super_value(&mke2fs_image(&[], "16M"), "feature_incompat", "0x12c2");
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     Filesystem::mount(Arc::clone(&device) as Arc<dyn BlockDevice>, MountOptions::default())
         .await
@@ -362,14 +361,14 @@ async fn a_device_is_not_touched_by_a_mount_that_fails() {
     assert!(device.image().to_vec() == image.to_vec());
 }
 
-/// A device that refuses every write for a while: the journal stops, reads go on, and the next mount finds all that was
-/// durable, and says that there was an error.
+/// A device that refuses every write for a while: the journal stops, reads go on, and the next mount finds
+/// all that was durable, and says that there was an error.
 #[tokio::test]
 async fn a_failing_device_stops_writing_and_the_next_mount_recovers() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let memory = Arc::new(MemoryDevice::from_image(common::mke2fs(&[], "32M")));
+    let memory = Arc::new(MemoryDevice::from_image(mke2fs_image(&[], "32M")));
     let device = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     let filesystem = Filesystem::mount(Arc::clone(&device) as Arc<dyn BlockDevice>, MountOptions::default())
         .await

@@ -1,10 +1,11 @@
-//! Paths, attributes and limits, one behaviour at a time.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Path lookup, inode attributes and limits, one behaviour at a time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use ext4_core::format::inode::FileType;
 use ext4_core::{Errno, InodeNumber, Timestamp};
+use ext4_test_support::tools::{have, mke2fs_image};
 use ext4_writeback::{
     Credentials, Filesystem, MountOptions, NewInode, RenameFlags, SetAttributes, SetMode, Times,
 };
@@ -25,10 +26,10 @@ async fn errno<T>(result: impl Future<Output = Result<T, ext4_writeback::Error>>
 
 #[tokio::test]
 async fn paths_are_followed_as_posix_says() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "16M")).await;
     let filesystem = &mounted.filesystem;
     let deep = filesystem.create_dir_all("/a/b/c").await.unwrap();
     assert_eq!(filesystem.create_dir_all("a/b/c/").await.unwrap(), deep);
@@ -71,10 +72,10 @@ async fn paths_are_followed_as_posix_says() {
 
 #[tokio::test]
 async fn forty_symlinks_are_followed_and_no_more() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "16M")).await;
     let filesystem = &mounted.filesystem;
     filesystem.write("/s0", b"the end").await.unwrap();
     for number in 1..=41 {
@@ -88,10 +89,10 @@ async fn forty_symlinks_are_followed_and_no_more() {
 
 #[tokio::test]
 async fn attributes_change_as_by_chmod_and_chown() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "16M")).await;
     let filesystem = &mounted.filesystem;
     let file = filesystem.create(ROOT, b"f", owner(0o6755)).await.unwrap();
     let mode = async || filesystem.attributes(file).await.unwrap().mode & 0o7777;
@@ -114,11 +115,11 @@ async fn attributes_change_as_by_chmod_and_chown() {
 /// What a tool that restores a tree does: content first, then the times; and those of directories at the end.
 #[tokio::test]
 async fn restored_times_stay_through_writeback_and_remounting() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for (arguments, whole_seconds) in [(&[][..], false), (&["-I", "128"][..], true)] {
-        let image = common::mke2fs(arguments, "16M");
+        let image = mke2fs_image(arguments, "16M");
         let mounted = common::mount(&image).await;
         let filesystem = &mounted.filesystem;
         let directory = filesystem.mkdir(ROOT, b"d", owner(0o755)).await.unwrap();
@@ -151,10 +152,10 @@ async fn restored_times_stay_through_writeback_and_remounting() {
 
 #[tokio::test]
 async fn names_and_targets_have_their_limits() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&["-b", "1024"], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&["-b", "1024"], "16M")).await;
     let filesystem = &mounted.filesystem;
     let create = |name: &'static [u8]| filesystem.create(ROOT, name, owner(0o644));
     assert_eq!(errno(create(b"")).await, Errno::ENOENT);
@@ -186,10 +187,10 @@ async fn names_and_targets_have_their_limits() {
 
 #[tokio::test]
 async fn attributes_of_names_obey_their_modes() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&[], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&[], "16M")).await;
     let filesystem = &mounted.filesystem;
     let set = |value: &'static [u8], mode| filesystem.setxattr(ROOT, b"user.a", value, mode);
     assert_eq!(errno(set(b"1", SetMode::Replace)).await, Errno::ENODATA);
@@ -220,7 +221,7 @@ async fn free(filesystem: &Filesystem) -> (u64, u64) {
 
 #[tokio::test]
 async fn a_full_file_system_refuses_and_loses_nothing() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for arguments in [
@@ -228,7 +229,7 @@ async fn a_full_file_system_refuses_and_loses_nothing() {
         &["-b", "1024", "-m", "0", "-N", "64"],
         &["-m", "0", "-O", "^has_journal", "-N", "1500"],
     ] {
-        let image = common::mke2fs(arguments, "4M");
+        let image = mke2fs_image(arguments, "4M");
         let mounted = common::mount(&image).await;
         let filesystem = &mounted.filesystem;
         let top = filesystem.mkdir(ROOT, b"top", owner(0o755)).await.unwrap();
@@ -271,10 +272,10 @@ async fn a_full_file_system_refuses_and_loses_nothing() {
 /// More inodes than the cache keeps: each is read again as it was left.
 #[tokio::test]
 async fn inodes_come_and_go() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&["-N", "8192"], "64M");
+    let image = mke2fs_image(&["-N", "8192"], "64M");
     // 64 inodes in memory.
     let options = MountOptions { cache: 1 << 20, commit_interval: None, ..MountOptions::default() };
     let mounted = common::mount_with(&image, options).await;
@@ -308,10 +309,10 @@ async fn inodes_come_and_go() {
 
 #[tokio::test]
 async fn access_times_follow_relatime_where_asked_for() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&[], "16M");
+    let image = mke2fs_image(&[], "16M");
     for access_times in [false, true] {
         let options = MountOptions { access_times, ..MountOptions::default() };
         let mounted = common::mount_with(&image, options).await;
@@ -331,10 +332,10 @@ async fn access_times_follow_relatime_where_asked_for() {
 /// The same calls with the same clock make the same image, byte for byte.
 #[tokio::test]
 async fn images_are_reproducible() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let image = common::mke2fs(&[], "32M");
+    let image = mke2fs_image(&[], "32M");
     let mut results = Vec::new();
     for _ in 0..2 {
         let now = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };

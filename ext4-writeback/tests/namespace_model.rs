@@ -1,6 +1,6 @@
-//! Random operations on names, against a tree of plain data: every errno, every attribute, after every remount and
-//! crash, and e2fsck's verdict each time. A failure names the seed that replays it.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Random operations on names, against a tree of plain data: every errno, every attribute, after every
+//! remount and crash, and e2fsck's verdict each time. A failure names the seed that replays it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 #[path = "common/model.rs"]
@@ -9,6 +9,7 @@ mod model;
 use ext4_core::Timestamp;
 use ext4_core::device::simulated::Image;
 use ext4_core::format::inode::FileType;
+use ext4_test_support::tools::{have, mke2fs_image};
 use ext4_writeback::{
     Credentials, Error, File, Filesystem, MountOptions, NewInode, RenameFlags, SetAttributes, SetMode,
 };
@@ -293,10 +294,10 @@ async fn random_operations(image: Image, seed: u64, data: bool, rounds: usize, j
 }
 
 async fn model_test(arguments: &[&str], data: bool, seed: u64) {
-    if !common::have(&["mkfs.ext4", "e2fsck"]) {
+    if !have(&["mkfs.ext4", "e2fsck"]) {
         return;
     }
-    let image = common::mke2fs(arguments, "64M");
+    let image = mke2fs_image(arguments, "64M");
     random_operations(image, seed, data, 8, !arguments.contains(&"^has_journal")).await;
 }
 

@@ -1,5 +1,6 @@
-//! Mounting to read only: a file system that needs recovery is shown recovered, and not a byte of its device changes.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! Read-only mounts: a file system that needs recovery is shown recovered, and not a byte of its device
+//! changes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -9,6 +10,7 @@ use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice, RecordingDevice};
 use ext4_core::format::superblock::STATE_ERROR;
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::tools::{debugfs, have, mke2fs_image};
 use ext4_writeback::{Credentials, Filesystem, MountOptions};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
@@ -17,10 +19,10 @@ fn read_only() -> MountOptions {
     MountOptions { read_only: true, ..MountOptions::default() }
 }
 
-/// An image whose journal holds the directory `d`, the file `kept` and the deletion of `open`, which was open when the
-/// power went; and how many inodes are free once that is finished.
+/// An image whose journal holds the directory `d`, the file `kept` and the deletion of `open`, which was open
+/// when the power went; and how many inodes are free once that is finished.
 async fn dirty_image(arguments: &[&str]) -> (Image, u64) {
-    let mounted = common::mount(&common::mke2fs(arguments, "32M")).await;
+    let mounted = common::mount(&mke2fs_image(arguments, "32M")).await;
     let filesystem = mounted.filesystem.clone();
     let root = InodeNumber::ROOT;
     filesystem.mkdir(root, b"d", Credentials::default()).await.unwrap();
@@ -37,7 +39,7 @@ async fn dirty_image(arguments: &[&str]) -> (Image, u64) {
     (image, free)
 }
 
-/// A device that can only be read and tells whether anybody wrote to it.
+/// A device that can only be read and tells if anything was written to it.
 fn recorded(image: &Image, read_only: bool) -> Arc<RecordingDevice> {
     let inner = MemoryDevice::from_image(image.clone()).with_geometry(|geometry| {
         geometry.read_only = read_only;
@@ -55,7 +57,7 @@ fn assert_untouched(device: &RecordingDevice) {
 
 #[tokio::test]
 async fn a_dirty_file_system_is_shown_recovered_and_its_device_is_not_touched() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     for arguments in [&["-b", "4096"][..], &["-b", "1024", "-O", "^orphan_file,^metadata_csum"]] {
@@ -81,10 +83,10 @@ async fn a_dirty_file_system_is_shown_recovered_and_its_device_is_not_touched() 
 
 #[tokio::test]
 async fn a_clean_file_system_is_read_straight() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let device = recorded(&common::mke2fs(&[], "32M"), false);
+    let device = recorded(&mke2fs_image(&[], "32M"), false);
     let filesystem = mount(&device, read_only()).await.unwrap();
     filesystem.readdir(InodeNumber::ROOT, 0, 10).await.unwrap();
     filesystem.unmount().await.unwrap();
@@ -93,7 +95,7 @@ async fn a_clean_file_system_is_read_straight() {
 
 #[tokio::test]
 async fn noload_reads_the_file_system_as_it_lies() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let (image, _) = dirty_image(&[]).await;
@@ -108,10 +110,10 @@ async fn noload_reads_the_file_system_as_it_lies() {
 
 #[tokio::test]
 async fn noload_is_for_reading_only() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let device = recorded(&common::mke2fs(&[], "16M"), false);
+    let device = recorded(&mke2fs_image(&[], "16M"), false);
     let options = MountOptions { noload: true, ..MountOptions::default() };
     let error = mount(&device, options).await.unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
@@ -121,7 +123,7 @@ async fn noload_is_for_reading_only() {
 
 #[tokio::test]
 async fn a_recovery_that_does_not_fit_in_memory_fails_and_says_why() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let (image, _) = dirty_image(&[]).await;
@@ -135,10 +137,10 @@ async fn a_recovery_that_does_not_fit_in_memory_fails_and_says_why() {
 
 #[tokio::test]
 async fn without_a_journal_orphans_are_finished_in_memory_too() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
-    let mounted = common::mount(&common::mke2fs(&["-O", "^has_journal"], "16M")).await;
+    let mounted = common::mount(&mke2fs_image(&["-O", "^has_journal"], "16M")).await;
     let filesystem = mounted.filesystem.clone();
     let free = filesystem.statfs().free_inodes;
     filesystem.write("/open", vec![8; 300_000]).await.unwrap();
@@ -157,13 +159,13 @@ async fn without_a_journal_orphans_are_finished_in_memory_too() {
 
 #[tokio::test]
 async fn the_error_state_is_shown_and_kept() {
-    if !common::have(TOOLS) {
+    if !have(TOOLS) {
         return;
     }
     let (mut image, _) = dirty_image(&[]).await;
     // s_errno of the journal superblock: jbd2 was stopped by an I/O error.
     let block: u64 =
-        common::debugfs(&image, "blocks <8>").split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+        debugfs(&image, "blocks <8>").split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     let mut superblock = vec![0; 1024];
     image.read(block * 1024, &mut superblock);
     superblock[0x20..0x24].copy_from_slice(&(-5_i32).to_be_bytes());

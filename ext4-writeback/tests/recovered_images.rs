@@ -1,49 +1,37 @@
-//! Images with a log to replay, which others made: after our recovery the tree is the one that the references saw, and
-//! e2fsck finds nothing.
+//! Images with a log to replay, which others made: after our recovery the tree is the one that the references
+//! saw, and e2fsck finds nothing.
 //!
-//! - Of e2fsprogs' test images, those with a journal: what the kernel showed after its replay, or refused; after a
-//!   salvage what e2fsck's replay left.
-//! - Images that the kernel left in mid-flight, or whose log debugfs wrote: `make_kernel_corpus.sh` makes them with root
-//!   and loop devices. A few small ones here; `EXT4_LONG_TESTS=1`: all of them, with two seeds; `EXT4_KERNEL_CORPUS`
-//!   names directories that hold them already, separated by colons.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+//! - Of e2fsprogs' test images, those with a journal: what the kernel showed after its replay, or refused;
+//!   after a salvage what e2fsck's replay left.
+//! - Images that the kernel left in mid-flight, or whose log debugfs wrote: `make_kernel_corpus.sh` makes
+//!   them with root and loop devices. A few small ones here; `EXT4_LONG_TESTS=1`: all of them, with two
+//!   seeds; `EXT4_KERNEL_CORPUS` names directories that hold them already, separated by colons.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
 #[path = "common/manifest.rs"]
 mod manifest;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 
 use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_journal::Recovery;
+use ext4_test_support::corpus::{
+    corpus, e2fsprogs_image, images_named, kernel_images, make_kernel_images, packed_images,
+};
+use ext4_test_support::settings::long_tests;
+use ext4_test_support::tools::{assert_clean, have};
 use ext4_writeback::{Filesystem, MountOptions};
 use ext4_writeback::{JournalReplay, replay_journal};
 use manifest::Manifest;
 use sha2::Digest;
 
-/// What debugfs keeps of a file that it copies out.
+/// The facts of a file that debugfs keeps when it copies the file out.
 const PLAIN_KEYS: [&str; 6] = ["type", "mode", "uid", "gid", "size", "sha256"];
 
-fn corpus() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    path.exists().then_some(path)
-}
-
-fn unpack(path: &Path) -> Image {
-    let name = path.to_str().unwrap();
-    let program = if name.ends_with(".bz2") { "bzip2" } else { "gzip" };
-    let output = Command::new(program).arg("-dc").arg(path).output().unwrap();
-    assert!(output.status.success(), "{name}");
-    Image::from(&output.stdout[..])
-}
-
 fn image_of(corpus: &Path, name: &str) -> Image {
-    let images = corpus.join("e2fsprogs/images");
-    let gz = images.join(format!("{name}.gz"));
-    unpack(&if gz.exists() { gz } else { images.join(format!("{name}.bz2")) })
+    Image::from(&e2fsprogs_image(corpus, name).content()[..])
 }
 
 fn options() -> MountOptions {
@@ -75,7 +63,7 @@ async fn mounted_once(image: Image) -> Image {
     device.image()
 }
 
-/// Panics where the trees differ, in one of `keys` where those are given.
+/// Fails the test if the trees differ; if `keys` are given, in one of those.
 fn assert_same(ours: &Manifest, theirs: &Manifest, keys: Option<&[&str]>, what: &str) {
     let ignored =
         |_: &str, _: &_, key: &str| keys.is_some_and(|keys| !key.is_empty() && !keys.contains(&key));
@@ -86,7 +74,7 @@ fn assert_same(ours: &Manifest, theirs: &Manifest, keys: Option<&[&str]>, what: 
 
 #[tokio::test]
 async fn images_of_e2fsprogs_recover_to_the_recorded_tree() {
-    let Some(corpus) = corpus().filter(|_| common::have(&["gzip", "bzip2", "e2fsck"])) else { return };
+    let Some(corpus) = corpus().filter(|_| have(&["gzip", "bzip2", "e2fsck"])) else { return };
     let expected = |name: &str, suffix: &str| {
         manifest::read(&corpus.join(format!("e2fsprogs/expected/{name}.{suffix}.jsonl.gz")))
     };
@@ -107,7 +95,7 @@ async fn images_of_e2fsprogs_recover_to_the_recorded_tree() {
         assert_eq!(again.unwrap().report.transactions, 0, "{name}");
         assert!(twice == replayed, "{name}: a second replay changed something");
         if clean {
-            common::assert_clean(&mounted_once(replayed).await, name);
+            assert_clean(&mounted_once(replayed).await, name);
         }
     }
     // What the kernel refuses; e2fsck replays what is good.
@@ -182,64 +170,32 @@ fn filled(index: usize, letter: u8, size: usize) -> Vec<u8> {
     block
 }
 
-/// Directories with images that the kernel left in mid-flight.
-fn kernel_corpora(corpus: &Path, work: &Path) -> Vec<PathBuf> {
-    if let Some(directories) = std::env::var_os("EXT4_KERNEL_CORPUS") {
-        return std::env::split_paths(&directories).collect();
+#[tokio::test]
+async fn images_that_the_kernel_left_in_mid_flight_recover_to_its_tree() {
+    if !have(&["gzip", "e2fsck", "mkfs.ext4"]) {
+        return;
     }
-    if common::run("id", &["-u"]).stdout != b"0\n" || !Path::new("/dev/loop-control").exists() {
-        assert!(std::env::var_os("CI").is_none(), "CI lacks root or loop devices");
-        return Vec::new();
-    }
-    let long = std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value == "1");
-    let names = if long {
+    let names = if long_tests() {
         "^(dirty-|dj-)"
     } else {
         "^(dirty-bigalloc|dirty-csum-v1|dirty-wrap-1k|dirty-orphan-1k|dj-revoke-v2-64|dj-escape-v0-32)$"
     };
-    let seeds = if long { ["1", "2"].as_slice() } else { &["1"] };
-    let make = |seed: &&str| {
-        let directory = work.join(seed);
-        let output = Command::new("bash")
-            .arg(corpus.join("make_kernel_corpus.sh"))
-            .args([directory.as_os_str(), names.as_ref()])
-            .env("SEED", seed)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        directory
-    };
-    seeds.iter().map(make).collect()
-}
-
-#[tokio::test]
-async fn images_that_the_kernel_left_in_mid_flight_recover_to_its_tree() {
-    let Some(corpus) = corpus().filter(|_| common::have(&["gzip", "e2fsck", "mkfs.ext4"])) else { return };
+    let seeds: &[u64] = if long_tests() { &[1, 2] } else { &[1] };
     let work = tempfile::tempdir().unwrap();
-    let corpora = kernel_corpora(&corpus, work.path());
+    let Some(directories) = kernel_images(work.path(), names, seeds) else { return };
+    let images = images_named(&directories, &["dirty-", "dj-"]);
+    assert!(images.len() >= 6, "{images:?}");
     let mut failures = Vec::new();
-    let mut count = 0;
-    for directory in &corpora {
-        let mut paths: Vec<_> =
-            std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-        paths.sort();
-        for path in paths {
-            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-            let wanted = name.starts_with("dirty-") || name.starts_with("dj-");
-            if !wanted || path.extension().is_none_or(|extension| extension != "img") {
-                continue;
-            }
-            let what = format!("{}/{name}", directory.file_name().unwrap().to_string_lossy());
-            let checking = tokio::spawn(async move { check_kernel_image(&path, &name).await });
-            match checking.await {
-                Ok(()) => println!("{what}: as the kernel's"),
-                Err(panic) => failures.push(format!("{what}: {panic}")),
-            }
-            count += 1;
+    for path in images {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let what = path.display().to_string();
+        let checking = tokio::spawn(async move { check_kernel_image(&path, &name).await });
+        match checking.await {
+            Ok(()) => println!("{what}: as the kernel's"),
+            Err(panic) => failures.push(format!("{what}: {panic}")),
         }
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
-    assert!(count > 0 || corpora.is_empty());
 }
 
 async fn check_kernel_image(path: &Path, name: &str) {
@@ -266,77 +222,64 @@ async fn check_kernel_image(path: &Path, name: &str) {
     assert!(result.report.findings.is_empty() && !result.error_recorded, "{name}: {result:?}");
     // Orphans are left for the next mount.
     if result.orphans == 0 {
-        common::assert_clean(&replayed, name);
+        assert_clean(&replayed, name);
     }
-    common::assert_clean(&mounted_once(replayed).await, name);
+    assert_clean(&mounted_once(replayed).await, name);
 }
 
-/// Whatever the log of a damaged image says, both ways of recovery end, without a panic; a refusal writes nothing.
+/// Whatever the log of a damaged image says, both ways of recovery end, without a panic; a refusal writes
+/// nothing.
 #[tokio::test]
 async fn damaged_images_of_others_are_replayed_or_refused() {
-    let Some(corpus) = corpus().filter(|_| common::have(&["gzip", "bzip2"])) else { return };
-    let (mut replays, mut refusals) = (0, 0);
-    for directory in ["e2fsprogs/images", "syzkaller/seeds/images", "syzkaller/repros/images"] {
-        for entry in std::fs::read_dir(corpus.join(directory)).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let packed = name.ends_with(".gz") || name.ends_with(".bz2") && !name.contains(".tar");
-            let image = match packed {
-                true => unpack(&path),
-                false if name.ends_with(".img") => Image::from_file(&path).unwrap(),
-                false => continue,
-            };
-            if !(64 << 10..128 << 20).contains(&image.len()) {
-                continue;
-            }
-            let mut sectors = vec![0; usize::try_from(image.len() & !511).unwrap()];
-            image.read(0, &mut sectors);
-            let image = Image::from(&sectors[..]);
-            for mode in [Recovery::NORMAL, Recovery::SALVAGE] {
-                let (checked, same) = replay(&image, mode.checking()).await;
-                assert!(same == image, "{name}: a check wrote something");
-                let (result, after) = replay(&image, mode).await;
-                match result {
-                    Ok(replay) => {
-                        assert_eq!(checked.unwrap().report, replay.report, "{name}");
-                        replays += 1;
-                    }
-                    Err(error) => {
-                        assert!(!error.to_string().is_empty());
-                        refusals += 1;
-                        if checked.is_err() && mode == Recovery::NORMAL {
-                            assert!(after == image, "{name}: {error}: a refused log was changed");
-                        }
+    let Some(images) = packed_images() else { return };
+    let (mut replays, mut refusals, mut too_large) = (0, 0, 0);
+    for packed in &images {
+        let (name, content) = (packed.name(), packed.content());
+        if !(64 << 10..128 << 20).contains(&content.len()) {
+            too_large += 1;
+            continue;
+        }
+        let image = Image::from(&content[..content.len() & !511]);
+        for mode in [Recovery::NORMAL, Recovery::SALVAGE] {
+            let (checked, same) = replay(&image, mode.checking()).await;
+            assert!(same == image, "{name}: a check wrote something");
+            let (result, after) = replay(&image, mode).await;
+            match result {
+                Ok(replay) => {
+                    assert_eq!(checked.unwrap().report, replay.report, "{name}");
+                    replays += 1;
+                }
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    refusals += 1;
+                    if checked.is_err() && mode == Recovery::NORMAL {
+                        assert!(after == image, "{name}: {error}: a refused log was changed");
                     }
                 }
             }
         }
     }
+    assert_eq!(replays + refusals, 2 * (images.len() - too_large));
+    assert!(too_large < 20, "{too_large} of {} images are too small or too large", images.len());
     assert!(replays > 40 && refusals > 20, "{replays} replays, {refusals} refusals");
 }
 
 /// Files, directories and symlinks around what an inode holds, as the kernel left them.
 #[tokio::test]
 async fn images_with_inline_data_show_the_kernels_tree() {
-    let Some(corpus) = corpus().filter(|_| common::have(&["gzip", "e2fsck", "mkfs.ext4", "python3"])) else {
-        return;
-    };
-    if !common::can_mount() {
+    if !have(&["gzip", "e2fsck"]) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
-    let output = Command::new("bash")
-        .arg(corpus.join("make_kernel_corpus.sh"))
-        .args([work.path().as_os_str(), "^(inline-256|inline-1k|inline-1k-1024|dirty-inline)$".as_ref()])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if !make_kernel_images(work.path(), "^(inline-256|inline-1k|inline-1k-1024|dirty-inline)$", 1) {
+        return;
+    }
     for name in ["inline-256", "inline-1k", "inline-1k-1024"] {
         let path = work.path().join(format!("{name}.img"));
         let image = Image::from_file(&path).unwrap();
         let theirs = manifest::read(&path.with_extension("jsonl.gz"));
         assert_same(&tree(&image).await.unwrap(), &theirs, None, name);
-        common::assert_clean(&mounted_once(image).await, name);
+        assert_clean(&mounted_once(image).await, name);
     }
     check_kernel_image(&work.path().join("dirty-inline.img"), "dirty-inline").await;
 }

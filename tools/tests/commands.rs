@@ -1,5 +1,5 @@
 //! Each command does what it says, and leaves a file system that e2fsck finds clean.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use ext4_test_support::tools::{debugfs, have};
 use support::{check, ext4, inside, program, run};
 
 /// An image of 64 MiB in a directory that goes with it.
@@ -219,9 +220,9 @@ fn extents_are_those_that_debugfs_sees() {
         assert_eq!(extent["logical"].as_u64().unwrap() * block_size, piece * 65536);
         assert_eq!(extent["length"].as_u64().unwrap() * block_size, 8192);
     }
-    if support::have("debugfs") {
+    if have(&["debugfs"]) {
         for extent in extents {
-            let block = support::debugfs(&image.path, &format!("bmap /file {}", extent["logical"]));
+            let block = debugfs(&image.path, &format!("bmap /file {}", extent["logical"]));
             assert_eq!(block.trim(), extent["physical"].to_string());
         }
     }
@@ -316,7 +317,7 @@ fn mount_options_that_are_not_known_are_refused() {
     assert_eq!(ext4(["ls", &image.at("/")]).ok(), "lost+found\n");
 }
 
-/// Data in an inode is shown, and lies where it is said to.
+/// Inline data is shown, and lies at the place that is shown.
 #[test]
 fn inline_data_is_shown_and_where_it_lies() {
     let image = Image::with(&["-O", "inline_data"]);

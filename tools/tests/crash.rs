@@ -1,21 +1,24 @@
-//! A program killed while it copies a tree into an image: the kernel's recovery and ours both bring back a
+//! The process is killed while it copies a tree into an image: recovery by the kernel and by us brings back a
 //! clean file system in which every file that was reported durable is whole.
 //!
-//! The kill ends the process at any system call; what it had written stays in the image file, as after a
-//! crash of the program. (Power cuts, in which the device loses what was not flushed, are simulated
-//! elsewhere.) The moments follow from a seed that is printed; `EXT4_TEST_SEED` repeats them.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! The kill takes the process away at any system call. All that the process had written stays in the image
+//! file, as after a crash of the program (power cuts, after which the device has lost what it had not
+//! flushed, are simulated in `ext4-writeback/tests`). The moments follow from a seed that is printed; `SEED`
+//! repeats them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::tree;
-use support::{Mount, check, ext4, have_kernel, inside, long, mke2fs, program, run};
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::settings::{long_tests, seed_or};
+use support::{check, ext4, have_kernel, inside, mke2fs, program};
+use support::{copy_sparse, tree};
 
 /// A tree large enough that copying it with an fsync for each file takes a while.
 fn source(root: &Path, random: &mut fastrand::Rng) {
@@ -74,15 +77,12 @@ fn a_killed_copy_leaves_what_it_reported() {
     if !have_kernel() {
         return;
     }
-    let seed = std::env::var("EXT4_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    println!("EXT4_TEST_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = fastrand::Rng::with_seed(seed_or(fastrand::u64(..)));
     let work = tempfile::tempdir().unwrap();
     let source_tree = work.path().join("in");
     fs::create_dir(&source_tree).unwrap();
     source(&source_tree, &mut random);
-    let moments = if long() { 20 } else { 4 };
+    let moments = if long_tests() { 20 } else { 4 };
     for block_size in ["1024", "4096"] {
         let fresh = work.path().join("fresh.img");
         mke2fs(&fresh, 256 << 20, &["-b", block_size]);
@@ -102,8 +102,8 @@ fn a_killed_copy_leaves_what_it_reported() {
             let theirs = work.path().join("theirs.img");
             copy_sparse(&image, &theirs);
             {
-                let mount = Mount::new(&theirs, "rw");
-                assert_whole(&source_tree, &durable, &mount.directory.join("tree"));
+                let mount = KernelMount::of_file(&theirs, "rw");
+                assert_whole(&source_tree, &durable, &mount.path("tree"));
             }
             check(&theirs);
 
@@ -121,10 +121,4 @@ fn a_killed_copy_leaves_what_it_reported() {
             check(&image);
         }
     }
-}
-
-fn copy_sparse(from: &Path, to: &Path) {
-    let mut command = Command::new("cp");
-    command.arg("--sparse=always").arg(from).arg(to);
-    run(command).ok();
 }

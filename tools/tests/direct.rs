@@ -1,6 +1,6 @@
-//! Direct I/O through both backends, on loop devices of both sector sizes; the kernel reads what we wrote,
-//! and we read what the kernel wrote.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! Direct I/O (`O_DIRECT`) through both backends, on loop devices of both sector sizes; the kernel reads what
+//! we wrote, and in turn.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -12,8 +12,10 @@ use ext4_backend_file::{FileDevice, FileOptions};
 use ext4_backend_uring::{UringDevice, UringOptions};
 use ext4_core::InodeNumber;
 use ext4_core::device::{AlignedBuffer, BlockDevice};
+use ext4_test_support::loop_device::{KernelMount, LoopDevice};
+use ext4_test_support::tools::command;
 use ext4_writeback::{Credentials, Filesystem, MountOptions, OpenOptions, SyncMode};
-use support::{Loop, Mount, check, have_kernel, mke2fs, run, system};
+use support::{check, have_kernel, mke2fs, run};
 
 const SIZE: usize = 8 << 20;
 
@@ -37,7 +39,7 @@ async fn write_and_read(path: &Path, uring: bool, sector: usize, content: &[u8])
     let options = OpenOptions { direct: true, sync: SyncMode::Data, append: false };
     let file = Arc::new(fs.open_with(number, options).await.unwrap());
     assert_eq!(file.direct_alignment() as usize, sector);
-    // Appended, in pieces that are no whole blocks where sectors are smaller.
+    // Appended, in pieces that are no whole blocks if sectors are smaller.
     let piece = 3 * sector;
     for (i, data) in content[..64 * piece].chunks(piece).enumerate() {
         assert_eq!(file.write_at((i * piece) as u64, data).await.unwrap(), piece);
@@ -102,19 +104,16 @@ fn both_backends_and_the_kernel_read_what_each_writes_directly() {
             fs::write(&theirs, bytes(3, SIZE / 2 + 100)).unwrap();
             {
                 let size = format!("--sector-size={sector}");
-                let attached = Loop::attach(&image, &["--direct-io=on", &size]);
-                runtime.block_on(write_and_read(&attached.device, uring, sector, &content));
+                let attached = LoopDevice::attach(&image, &["--direct-io=on", &size]);
+                runtime.block_on(write_and_read(attached.path(), uring, sector, &content));
             }
             check(&image);
             {
-                let mount = Mount::new(&image, "rw");
-                assert!(
-                    fs::read(mount.directory.join("file")).unwrap() == content,
-                    "{sector}, uring {uring}"
-                );
-                let mut dd = system("dd");
+                let mount = KernelMount::of_file(&image, "rw");
+                assert!(fs::read(mount.path("file")).unwrap() == content, "{sector}, uring {uring}");
+                let mut dd = command("dd");
                 dd.arg(format!("if={}", theirs.display()));
-                dd.arg(format!("of={}", mount.directory.join("theirs").display()));
+                dd.arg(format!("of={}", mount.path("theirs").display()));
                 run({
                     dd.args(["bs=64k", "oflag=direct", "conv=fsync"]);
                     dd
@@ -123,8 +122,8 @@ fn both_backends_and_the_kernel_read_what_each_writes_directly() {
             }
             {
                 let size = format!("--sector-size={sector}");
-                let attached = Loop::attach(&image, &["--direct-io=on", &size]);
-                let found = runtime.block_on(read_only(&attached.device, uring, b"theirs"));
+                let attached = LoopDevice::attach(&image, &["--direct-io=on", &size]);
+                let found = runtime.block_on(read_only(attached.path(), uring, b"theirs"));
                 assert!(found == fs::read(&theirs).unwrap(), "{sector}, uring {uring}");
             }
             check(&image);

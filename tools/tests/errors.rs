@@ -1,5 +1,5 @@
-//! What goes wrong: one clear line, the right exit code, no half-written target.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! Errors of the command line tool: one clear line, the right exit code, no half-written target.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use support::{Loop, Mount, check, ext4, have_kernel, inside, is_root, mke2fs, program, run};
+use ext4_test_support::loop_device::{KernelMount, LoopDevice};
+use ext4_test_support::tools::is_root;
+use support::{check, ext4, have_kernel, inside, mke2fs, program, run};
 
 fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)
@@ -146,10 +148,10 @@ fn a_read_only_image_is_read_and_not_written() {
         if !have_kernel() {
             return;
         }
-        let device = Loop::attach(&image, &["--read-only"]);
-        ext4(["ls", &inside(&device.device, "/")]).ok();
-        ext4(["mkdir", &inside(&device.device, "/x")]).fails(1, &[]);
-        ext4(["mkfs".as_ref(), "--force".as_ref(), device.device.as_os_str()]).fails(1, &[]);
+        let device = LoopDevice::attach(&image, &["--read-only"]);
+        ext4(["ls", &inside(device.path(), "/")]).ok();
+        ext4(["mkdir", &inside(device.path(), "/x")]).fails(1, &[]);
+        ext4(["mkfs".as_ref(), "--force".as_ref(), device.path().as_os_str()]).fails(1, &[]);
     } else {
         fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
         ext4(["ls", &inside(&image, "/")]).ok();
@@ -167,11 +169,11 @@ fn a_mounted_device_is_refused() {
     let source = source(work.path());
     let image = work.path().join("disk.img");
     mke2fs(&image, 64 << 20, &[]);
-    let mount = Mount::new(&image, "rw");
+    let mount = KernelMount::of_file(&image, "rw");
     let device = fs::read_to_string("/proc/mounts")
         .unwrap()
         .lines()
-        .find(|line| line.contains(mount.directory.to_str().unwrap()))
+        .find(|line| line.contains(mount.directory().to_str().unwrap()))
         .and_then(|line| line.split(' ').next().map(String::from))
         .unwrap();
     ext4(["mkdir", &format!("{device}:/x")]).fails(1, &["busy"]);

@@ -1,6 +1,6 @@
 //! `ext4 journal`: the log without a mount, judged by debugfs, e2fsck and what the program itself says
 //! afterwards.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -8,8 +8,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use ext4_test_support::tools::{command, debugfs, debugfs_write, have_e2fsprogs};
 use serde_json::Value;
-use support::{Run, check, debugfs, ext4, have, inside, mke2fs, program, run, system};
+use support::{Run, check, ext4, inside, mke2fs, program, run};
 
 /// An image whose log holds three transactions over the 100 blocks of /target, written by debugfs: blocks
 /// 0..30 full of '1', 10..40 of '2', a revoke of 0..5 in the third, which writes 20..50 full of '3'.
@@ -17,12 +18,7 @@ fn dirty(work: &Path) -> PathBuf {
     let image = work.join("disk.img");
     mke2fs(&image, 24 << 20, &["-b", "1024", "-J", "size=4", "-O", "64bit,metadata_csum"]);
     fs::write(work.join("target"), vec![b'a'; 100 << 10]).unwrap();
-    let write = |request: String| {
-        let mut command = system("debugfs");
-        command.arg("-w").arg("-R").arg(request).arg(&image);
-        run(command).ok();
-    };
-    write(format!("write {} target", work.join("target").display()));
+    debugfs_write(&image, &format!("write {} target", work.join("target").display()));
     let blocks: Vec<String> =
         debugfs(&image, "blocks /target").split_whitespace().map(str::to_owned).collect();
     let list = |first: usize, count: usize| blocks[first..first + count].join(",");
@@ -37,14 +33,10 @@ fn dirty(work: &Path) -> PathBuf {
         script += &format!("jw -b {} {}\njc\n", list(first, 30), new.display());
     }
     fs::write(work.join("script"), script).unwrap();
-    let mut command = system("debugfs");
+    let mut command = command("debugfs");
     command.arg("-w").arg("-f").arg(work.join("script")).arg(&image);
     run(command).ok();
     image
-}
-
-fn tools() -> bool {
-    ["mkfs.ext4", "debugfs", "e2fsck"].into_iter().all(have)
 }
 
 fn journal(arguments: &[&str], image: &Path) -> Run {
@@ -98,7 +90,7 @@ fn every_part_explains_itself() {
 
 #[test]
 fn a_log_is_counted_shown_and_replayed() {
-    if !tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -167,7 +159,7 @@ fn a_log_is_counted_shown_and_replayed() {
 
 #[test]
 fn a_damaged_log_is_refused_and_salvaged_when_asked() {
-    if !tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -212,7 +204,7 @@ fn a_damaged_log_is_refused_and_salvaged_when_asked() {
         }
         assert_eq!(target(&image), expected, "{what}");
         assert!(debugfs(&image, "stats").contains("with errors"), "a check has to follow");
-        let mut command = system("e2fsck");
+        let mut command = command("e2fsck");
         command.arg("-fy").arg(&image);
         run(command);
         check(&image);
@@ -222,7 +214,7 @@ fn a_damaged_log_is_refused_and_salvaged_when_asked() {
 
 #[test]
 fn what_has_no_journal_or_none_that_is_one_is_said_in_one_line() {
-    if !tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = tempfile::tempdir().unwrap();

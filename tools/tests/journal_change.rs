@@ -1,16 +1,17 @@
 //! `ext4 journal create` and `remove`: the kernel mounts what they leave, writes, and ours goes on.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use support::{Loop, Mount, check, ext4, have, have_kernel, inside, mke2fs, run, system};
+use ext4_test_support::loop_device::{KernelMount, LoopDevice};
+use ext4_test_support::tools::{command, debugfs_write, have};
+use support::{check, check_with_journal, ext4, have_kernel, inside, mke2fs, run, sync};
 
 fn dumpe2fs(image: &Path) -> String {
-    let mut command = system("dumpe2fs");
+    let mut command = command("dumpe2fs");
     command.arg("-h").arg(image);
     run(command).ok()
 }
@@ -22,11 +23,9 @@ fn line<'a>(shown: &'a str, key: &str) -> Option<&'a str> {
 /// The kernel mounts it for writing, writes and syncs; e2fsck is content; ours reads it and writes more.
 fn in_use(image: &Path, name: &str, options: &str) {
     {
-        let mount = Mount::new(image, options);
-        fs::write(mount.directory.join(name), name).unwrap();
-        let mut sync = Command::new("sync");
-        sync.arg(mount.directory.join(name));
-        run(sync).ok();
+        let mount = KernelMount::of_file(image, options);
+        fs::write(mount.path(name), name).unwrap();
+        sync(&mount.path(name));
     }
     check(image);
     assert_eq!(ext4(["cat", &inside(image, &format!("/{name}"))]).ok(), name);
@@ -36,7 +35,7 @@ fn in_use(image: &Path, name: &str, options: &str) {
 
 #[test]
 fn the_kernel_uses_the_journals_that_are_made_and_the_file_systems_without() {
-    if !have_kernel() || !have("dumpe2fs") {
+    if !have_kernel() || !have(&["dumpe2fs"]) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -81,15 +80,13 @@ fn the_kernel_uses_a_journal_device_that_was_made() {
     let (path, log) = (image.to_str().unwrap(), journal.to_str().unwrap());
     ext4(["journal", "create", "--external", log, path]).ok();
     {
-        let device = Loop::attach(&journal, &[]);
-        let mount = Mount::new(&image, &format!("rw,journal_path={}", device.device.display()));
-        fs::write(mount.directory.join("kernel"), "kernel").unwrap();
+        let device = LoopDevice::attach(&journal, &[]);
+        let mount = KernelMount::of_file(&image, &format!("rw,journal_path={}", device.path().display()));
+        fs::write(mount.path("kernel"), "kernel").unwrap();
     }
     assert_eq!(ext4(["--journal-device", log, "cat", &inside(&image, "/kernel")]).ok(), "kernel");
     ext4(["--journal-device", log, "mkdir", &inside(&image, "/ours")]).ok();
-    let mut fsck = system("e2fsck");
-    fsck.args(["-fn", "-j", log, path]);
-    run(fsck).ok();
+    check_with_journal(&image, &journal);
     ext4(["--journal-device", log, "journal", "remove", path]).ok();
     in_use(&image, "removed", "rw");
     // Free for the next.
@@ -98,7 +95,7 @@ fn the_kernel_uses_a_journal_device_that_was_made() {
 
 #[test]
 fn what_is_refused_is_refused_by_name() {
-    if !have("mkfs.ext4") {
+    if !have(&["mkfs.ext4"]) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -118,7 +115,7 @@ fn what_is_refused_is_refused_by_name() {
 /// What the superblock remembers of errors is shown as dumpe2fs shows it.
 #[test]
 fn the_error_state_is_shown() {
-    if !have("mkfs.ext4") || !have("debugfs") || !have("dumpe2fs") {
+    if !have(&["mkfs.ext4", "debugfs", "dumpe2fs"]) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -136,9 +133,7 @@ fn the_error_state_is_shown() {
         ("last_error_errcode", "5"),
         ("state", "3"),
     ] {
-        let mut command = system("debugfs");
-        command.args(["-w", "-R", &format!("set_super_value {field} {value}")]).arg(&image);
-        run(command).ok();
+        debugfs_write(&image, &format!("set_super_value {field} {value}"));
     }
     let theirs = dumpe2fs(&image);
     let ours = ext4(["info", image.to_str().unwrap()]).ok();

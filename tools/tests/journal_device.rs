@@ -1,7 +1,7 @@
-//! External journals: what the kernel left is recovered to what the kernel would see, and the kernel mounts
-//! what our program leaves; and images that the user may only read.
+//! File systems whose journal lies on another device: what the kernel left is recovered to what the kernel
+//! would see, what ours leaves the kernel mounts; and images of others that may only be read.
 
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -11,51 +11,41 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Loop, Mount, check, ext4, have, have_kernel, inside, is_root, mke2fs, program, run, system};
+use ext4_test_support::corpus::{corpus, make_kernel_images};
+use ext4_test_support::loop_device::{KernelMount, LoopDevice};
+use ext4_test_support::tools::{command, is_root};
+use support::{
+    check, check_with_journal, copy_sparse, ext4, have_kernel, inside, mke2fs, program, run, sync,
+};
 
 /// A kernel mount of `image` with its journal on `journal`.
 struct WithJournal {
-    mount: Mount,
-    _journal: Loop,
+    mount: KernelMount,
+    _journal: LoopDevice,
 }
 
 impl WithJournal {
     fn new(image: &Path, journal: &Path, options: &str) -> Self {
-        let journal = Loop::attach(journal, &[]);
-        let options = format!("{options},journal_path={}", journal.device.display());
-        Self { mount: Mount::new(image, &options), _journal: journal }
+        let journal = LoopDevice::attach(journal, &[]);
+        let options = format!("{options},journal_path={}", journal.path().display());
+        Self { mount: KernelMount::of_file(image, &options), _journal: journal }
     }
 
-    fn path(&self) -> &Path {
-        &self.mount.directory
+    fn path(&self) -> PathBuf {
+        self.mount.directory()
     }
-}
-
-fn e2fsck(image: &Path, journal: &Path) {
-    let mut command = system("e2fsck");
-    command.arg("-fn").arg("-j").arg(journal).arg(image);
-    let run = run(command);
-    let text = String::from_utf8_lossy(&run.stdout);
-    assert_eq!(run.code, Some(0), "e2fsck -fn -j {}:\n{text}{}", image.display(), run.stderr);
 }
 
 fn copied(from: &Path, directory: &Path) -> PathBuf {
     let to = directory.join(from.file_name().unwrap());
-    let mut copy = Command::new("cp");
-    copy.arg("--sparse=always").arg(from).arg(&to);
-    run(copy).ok();
+    copy_sparse(from, &to);
     to
 }
 
-fn corpus(script: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus").join(script);
-    (path.exists() && have("python3")).then_some(path)
-}
-
-/// `manifest.py --diff`, which prints what differs.
+/// Fails the test if `manifest.py --diff` prints anything: what differs.
 fn assert_same_manifest(recorded: &Path, found: &Path, ignored: &str, context: &str) {
-    let mut diff = Command::new("python3");
-    let tool = corpus("manifest.py").unwrap();
+    let mut diff = command("python3");
+    let tool = corpus().unwrap().join("manifest.py");
     diff.arg(tool).arg("--diff").arg(recorded).arg(found).args(["--ignore", ignored]);
     let run = run(diff);
     let text = String::from_utf8_lossy(&run.stdout);
@@ -63,23 +53,19 @@ fn assert_same_manifest(recorded: &Path, found: &Path, ignored: &str, context: &
 }
 
 fn manifest(top: &Path, into: &Path) {
-    let mut command = Command::new("python3");
-    command.arg(corpus("manifest.py").unwrap()).arg(top);
-    fs::write(into, run(command).ok()).unwrap();
+    let mut script = command("python3");
+    script.arg(corpus().unwrap().join("manifest.py")).arg(top);
+    fs::write(into, run(script).ok()).unwrap();
 }
 
 #[test]
 fn what_the_kernel_left_is_recovered_to_what_the_kernel_sees() {
-    if !have_kernel() {
-        return;
-    }
-    let Some(script) = corpus("make_kernel_corpus.sh") else { return };
     let work = tempfile::tempdir().unwrap();
-    for seed in ["1", "2"] {
-        let made = work.path().join(seed);
-        let mut command = system("bash");
-        command.arg(&script).arg(&made).arg("^ext-journal").env("SEED", seed);
-        run(command).ok();
+    for seed in [1, 2] {
+        let made = work.path().join(seed.to_string());
+        if !make_kernel_images(&made, "^ext-journal", seed) {
+            return;
+        }
         for name in ["ext-journal", "ext-journal-1k", "ext-journal-dirty"] {
             let context = format!("{name}, seed {seed}");
             let place = tempfile::tempdir_in(work.path()).unwrap();
@@ -103,11 +89,11 @@ fn what_the_kernel_left_is_recovered_to_what_the_kernel_sees() {
             // Changed by ours, seen by the kernel.
             let target = inside(&image, "/ours");
             ext4([with_journal[0], with_journal[1], "mkdir", &target]).ok();
-            e2fsck(&image, &journal);
+            check_with_journal(&image, &journal);
             ext4([with_journal[0], with_journal[1], "rm", "-r", &target]).ok();
-            e2fsck(&image, &journal);
+            check_with_journal(&image, &journal);
             let kernel = WithJournal::new(&image, &journal, "ro");
-            manifest(kernel.path(), &found);
+            manifest(&kernel.path(), &found);
             // Ours made and removed a directory in the root.
             assert_same_manifest(&recorded, &found, "atime,ctime,mtime,gen", &context);
         }
@@ -125,13 +111,13 @@ fn the_kernel_goes_on_with_what_ours_left_and_ours_with_what_the_kernel_left() {
         let _ = (fs::remove_file(&image), fs::remove_file(&journal));
         mke2fs(&journal, 8 << 20, &["-b", block_size, "-O", "journal_dev"]);
         {
-            let device = Loop::attach(&journal, &[]);
-            let place = format!("device={}", device.device.display());
+            let device = LoopDevice::attach(&journal, &[]);
+            let place = format!("device={}", device.path().display());
             mke2fs(&image, 64 << 20, &["-b", block_size, "-J", &place]);
         }
         let with = ["--journal-device", journal.to_str().unwrap()];
         ext4([with[0], with[1], "mkdir", &inside(&image, "/ours")]).ok();
-        e2fsck(&image, &journal);
+        check_with_journal(&image, &journal);
         // Dirty: what was on both devices while the kernel had it mounted.
         let dirty = work.path().join("dirty");
         let _ = fs::create_dir(&dirty);
@@ -139,15 +125,13 @@ fn the_kernel_goes_on_with_what_ours_left_and_ours_with_what_the_kernel_left() {
             let kernel = WithJournal::new(&image, &journal, "rw");
             assert!(kernel.path().join("ours").is_dir());
             fs::write(kernel.path().join("ours/kernels"), "synced").unwrap();
-            let mut sync = Command::new("sync");
-            sync.arg(kernel.path().join("ours/kernels"));
-            run(sync).ok();
+            sync(&kernel.path().join("ours/kernels"));
             (copied(&image, &dirty), copied(&journal, &dirty))
         };
         let copy = ["--journal-device", journal_copy.to_str().unwrap()];
         assert_eq!(ext4([copy[0], copy[1], "cat", &inside(&image_copy, "/ours/kernels")]).ok(), "synced");
         ext4([copy[0], copy[1], "mkdir", &inside(&image_copy, "/more")]).ok();
-        e2fsck(&image_copy, &journal_copy);
+        check_with_journal(&image_copy, &journal_copy);
         let kernel = WithJournal::new(&image_copy, &journal_copy, "rw");
         assert_eq!(fs::read(kernel.path().join("ours/kernels")).unwrap(), b"synced");
         assert!(kernel.path().join("more").is_dir());
@@ -167,8 +151,8 @@ fn the_wrong_journal_device_is_refused_by_its_uuid_and_a_missing_one_by_the_one_
     mke2fs(&journal, 8 << 20, &["-b", "4096", "-O", "journal_dev", "-U", UUID]);
     mke2fs(&other, 8 << 20, &["-b", "4096", "-O", "journal_dev", "-U", OTHER]);
     {
-        let device = Loop::attach(&journal, &[]);
-        mke2fs(&image, 64 << 20, &["-b", "4096", "-J", &format!("device={}", device.device.display())]);
+        let device = LoopDevice::attach(&journal, &[]);
+        mke2fs(&image, 64 << 20, &["-b", "4096", "-J", &format!("device={}", device.path().display())]);
     }
     let target = inside(&image, "/d");
     let before = fs::read(&image).unwrap();
@@ -188,7 +172,7 @@ fn the_wrong_journal_device_is_refused_by_its_uuid_and_a_missing_one_by_the_one_
     fs::write(&other, &log).unwrap();
     made(&other).fails(1, &["journal device", "it is the journal of file system"]);
     made(&journal).ok();
-    e2fsck(&image, &journal);
+    check_with_journal(&image, &journal);
 }
 
 #[test]
@@ -202,33 +186,31 @@ fn an_image_that_may_only_be_read_is_read_recovered() {
     fs::create_dir(&dirty).unwrap();
     mke2fs(&image, 64 << 20, &[]);
     let dirty = {
-        let mount = Mount::new(&image, "rw");
-        fs::write(mount.directory.join("file"), "synced").unwrap();
-        let mut sync = Command::new("sync");
-        sync.arg(mount.directory.join("file"));
-        run(sync).ok();
+        let mount = KernelMount::of_file(&image, "rw");
+        fs::write(mount.path("file"), "synced").unwrap();
+        sync(&mount.path("file"));
         copied(&image, &dirty)
     };
-    // An owner without privilege may read the image, and does; writing is refused.
-    const UNPRIVILEGED: u32 = 65534;
-    std::os::unix::fs::chown(&dirty, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+    // Owned by another user, which may read it and nothing else, and reads it.
+    const OTHER_USER: u32 = 65534;
+    std::os::unix::fs::chown(&dirty, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
     fs::set_permissions(&dirty, fs::Permissions::from_mode(0o400)).unwrap();
     let binary = work.path().join("ext4");
     fs::copy(program().get_program(), &binary).unwrap();
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     let digest = |path: &Path| sha256(&fs::read(path).unwrap());
     let before = digest(&dirty);
-    let unprivileged = |arguments: &[&str]| {
+    let as_other_user = |arguments: &[&str]| {
         let mut command = Command::new(&binary);
-        command.args(arguments).uid(UNPRIVILEGED).gid(UNPRIVILEGED);
+        command.args(arguments).uid(OTHER_USER).gid(OTHER_USER);
         run(command)
     };
     let target = inside(&dirty, "/file");
-    assert_eq!(unprivileged(&["cat", &target]).ok(), "synced");
-    // Through each backend for a file.
-    assert_eq!(unprivileged(&["--backend", "file", "cat", &target]).ok(), "synced");
-    unprivileged(&["--noload", "cat", &target]).fails(1, &["/file"]);
-    unprivileged(&["mkdir", &inside(&dirty, "/d")]).fails(1, &["Permission denied"]);
+    assert_eq!(as_other_user(&["cat", &target]).ok(), "synced");
+    // Through each way to read a file.
+    assert_eq!(as_other_user(&["--backend", "file", "cat", &target]).ok(), "synced");
+    as_other_user(&["--noload", "cat", &target]).fails(1, &["/file"]);
+    as_other_user(&["mkdir", &inside(&dirty, "/d")]).fails(1, &["Permission denied"]);
     ext4(["--noload", "mkdir", &inside(&dirty, "/d")]).fails(1, &["noload"]);
     assert_eq!(digest(&dirty), before);
     fs::set_permissions(&dirty, fs::Permissions::from_mode(0o600)).unwrap();

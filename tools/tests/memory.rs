@@ -1,14 +1,15 @@
-//! Memory stays bounded by `--cache` for copies of any size. One test in a program of its own, because the
-//! host tells the peak of all children together.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+//! Resident memory stays within what `--cache` allows, however much is copied. One test in a binary of its
+//! own: the host counts the peak of all children of a process.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use ext4_test_support::settings::long_tests;
 use nix::sys::resource::{UsageWho, getrusage};
-use support::{check, long, program, run};
+use support::{check, program, run};
 
 /// Fills files with noise, 64 MiB each, `total` bytes in all.
 fn noise(root: &std::path::Path, total: u64) {
@@ -28,7 +29,8 @@ fn noise(root: &std::path::Path, total: u64) {
 
 #[test]
 fn packing_stays_within_its_memory() {
-    let (total, cache, limit) = if long() { (4_u64 << 30, "256M", 400) } else { (512 << 20, "32M", 176) };
+    let (total, cache, limit) =
+        if long_tests() { (4_u64 << 30, "256M", 400) } else { (512 << 20, "32M", 176) };
     let work = tempfile::tempdir().unwrap();
     let source = work.path().join("in");
     fs::create_dir(&source).unwrap();

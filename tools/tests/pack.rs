@@ -1,5 +1,5 @@
 //! `pack` and `unpack`: every kind of tree goes in and comes out the same, judged by e2fsck and the kernel.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -7,8 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+use ext4_test_support::loop_device::{KernelMount, LoopDevice};
+use ext4_test_support::settings::{long_form_only, long_tests};
+use ext4_test_support::tools::{debugfs, have, is_root};
 use support::tree::{self, Ignore, assert_same};
-use support::{Loop, Mount, check, debugfs, ext4, have, have_kernel, inside, is_root, long, program, run};
+use support::{check, ext4, have_kernel, inside, program, run};
 
 fn ignore() -> Ignore {
     Ignore { owners: !is_root(), lost_and_found: true }
@@ -53,13 +56,13 @@ fn the_kernel_sees_the_same_tree() {
         let image = work.path().join("disk.img");
         pack(&["-b", block_size], &source, &image);
         check(&image);
-        let mount = Mount::new(&image, "ro");
-        tree::assert_equal(&before, &tree::describe(&mount.directory, ignore()));
+        let mount = KernelMount::of_file(&image, "ro");
+        tree::assert_equal(&before, &tree::describe(&mount.directory(), ignore()));
     }
 }
 
-/// Inline data, clusters, and both: a tree comes out as it went in, read by us and by the kernel, and after
-/// the kernel has changed it.
+/// Data in inodes, clusters, and both: what goes in comes out the same, as we see it, as the kernel does, and
+/// as it is after the kernel changed it.
 #[test]
 fn a_tree_goes_into_inodes_and_clusters() {
     let work = tempfile::tempdir().unwrap();
@@ -88,10 +91,10 @@ fn a_tree_goes_into_inodes_and_clusters() {
         ext4(["unpack".as_ref(), image.as_os_str(), out.as_os_str()]).ok();
         assert_same(&source, &out, ignore());
         if have_kernel() {
-            let mount = Mount::new(&image, "rw");
-            tree::assert_equal(&before, &tree::describe(&mount.directory, ignore()));
+            let mount = KernelMount::of_file(&image, "rw");
+            tree::assert_equal(&before, &tree::describe(&mount.directory(), ignore()));
             for size in [40, 150, 5000] {
-                fs::write(mount.directory.join(format!("kernel{size}")), vec![b'k'; size]).unwrap();
+                fs::write(mount.path(format!("kernel{size}")), vec![b'k'; size]).unwrap();
             }
             drop(mount);
             check(&image);
@@ -116,18 +119,18 @@ fn a_block_device_is_packed_through_io_uring() {
     tree::make(&source, 3);
     let image = work.path().join("device");
     fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
-    let device = Loop::attach(&image, &[]);
-    pack(&[], &source, &device.device);
-    check(&device.device);
+    let device = LoopDevice::attach(&image, &[]);
+    pack(&[], &source, device.path());
+    check(device.path());
     let mut again = program();
-    again.arg("pack").arg(&source).arg(&device.device);
+    again.arg("pack").arg(&source).arg(device.path());
     run(again).fails(1, &["--force", "ext4"]);
     let out = work.path().join("out");
-    ext4(["unpack".as_ref(), device.device.as_os_str(), out.as_os_str()]).ok();
+    ext4(["unpack".as_ref(), device.path().as_os_str(), out.as_os_str()]).ok();
     assert_same(&source, &out, ignore());
     drop(device);
-    let mount = Mount::new(&image, "ro");
-    assert_same(&source, &mount.directory, ignore());
+    let mount = KernelMount::of_file(&image, "ro");
+    assert_same(&source, &mount.directory(), ignore());
 }
 
 #[test]
@@ -195,7 +198,7 @@ fn forty_thousand_names_in_one_directory_are_packed_in_linear_time() {
         pack(&[], &source, &image);
         seconds.push(started.elapsed().as_secs_f64());
         check(&image);
-        if have("debugfs") {
+        if have(&["debugfs"]) {
             let index = debugfs(&image, "htree_dump /directory");
             assert!(index.contains("Root node dump"), "the directory is hash-indexed: {index:.200}");
         }
@@ -211,7 +214,7 @@ fn many_small_files_fit_into_the_image_made_for_them() {
     let work = tempfile::tempdir().unwrap();
     let source = work.path().join("in");
     fs::create_dir(&source).unwrap();
-    let count = if long() { 100_000 } else { 20_000 };
+    let count = if long_tests() { 100_000 } else { 20_000 };
     tree::small_files(&source, count);
     let image = work.path().join("disk.img");
     let started = Instant::now();
@@ -225,17 +228,17 @@ fn many_small_files_fit_into_the_image_made_for_them() {
 
 #[test]
 fn a_system_tree_is_packed() {
-    let source = Path::new("/usr/share");
-    if !long() || !source.is_dir() {
+    if !long_form_only() {
         return;
     }
+    let source = Path::new("/usr/share");
     let work = tempfile::tempdir().unwrap();
     let image = work.path().join("disk.img");
     pack(&[], source, &image);
     check(&image);
     if have_kernel() {
-        let mount = Mount::new(&image, "ro");
-        assert_same(source, &mount.directory, ignore());
+        let mount = KernelMount::of_file(&image, "ro");
+        assert_same(source, &mount.directory(), ignore());
     }
 }
 

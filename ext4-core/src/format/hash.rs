@@ -229,7 +229,8 @@ fn tea(state: [u32; 4], key: &[u32; 4]) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::process::Command;
+
+    use ext4_test_support::tools::{have, run};
 
     use super::*;
 
@@ -243,14 +244,10 @@ mod tests {
             script.write_all(b"\n").unwrap();
         }
         // Not by standard input: readline would take bytes over 127 for keys.
-        let output = match Command::new("debugfs").arg("-f").arg(script.path()).output() {
-            Ok(output) => output,
-            Err(error) if std::env::var_os("CI").is_none() => {
-                eprintln!("skipped: debugfs: {error}");
-                return None;
-            }
-            Err(error) => panic!("debugfs: {error}"),
-        };
+        if !have(&["debugfs"]) {
+            return None;
+        }
+        let output = run("debugfs", ["-f".as_ref(), script.path().as_os_str()]);
         let hashes = output
             .stdout
             .split(|byte| *byte == b'\n')

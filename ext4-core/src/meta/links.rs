@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_hashed_directory_stops_counting_at_the_limit_and_never_starts_again() {
-        let mut directory = test_inode(12, 0o40755);
+        let mut directory = test_inode(0o40755);
         directory.flags = InodeFlags::INDEX;
         directory.links_count = LINK_MAX - 1;
         add_subdirectory(&mut directory);
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_linear_directory_counts() {
-        let mut directory = test_inode(12, 0o40755);
+        let mut directory = test_inode(0o40755);
         directory.links_count = 2;
         add_subdirectory(&mut directory);
         assert_eq!(directory.links_count, 3);

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::Command;
 
 use ext4_core::InodeNumber;
@@ -13,41 +12,8 @@ use ext4_core::meta::directory::{lookup, read, remove};
 use ext4_core::meta::xattr::{SetMode, get, list, set};
 
 use crate::fixture::Fixture;
-use crate::images::{mke2fs, run};
-
-/// A mounted image; unmounted when dropped.
-struct Mounted {
-    place: tempfile::TempDir,
-}
-
-impl Mounted {
-    fn new(image: &Path) -> Option<Self> {
-        let place = tempfile::tempdir().unwrap();
-        let output =
-            Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(image).arg(place.path()).output();
-        match output {
-            Ok(output) if output.status.success() => Some(Self { place }),
-            other if std::env::var_os("CI").is_none() => {
-                eprintln!("skipped: mount: {other:?}");
-                None
-            }
-            other => panic!("mount: {other:?}"),
-        }
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.place.path().join(name)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.place.path()).status();
-        if !std::thread::panicking() {
-            assert!(unmounted.is_ok_and(|status| status.success()), "umount {:?}", self.place.path());
-        }
-    }
-}
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{assert_clean, mke2fs_content, run_if_there};
 
 fn image_file(content: &[u8]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -94,12 +60,12 @@ const LAYOUTS: &[(&str, &[&str])] = &[
 #[tokio::test]
 async fn directories_that_the_kernel_made_are_read_and_changed() {
     for (size, options) in LAYOUTS {
-        let Some(content) = mke2fs(size, options) else { return };
+        let Some(content) = mke2fs_content(size, options) else { return };
         let file = image_file(&content);
         let count = 3000_u32;
         let mut expected = BTreeMap::new();
         {
-            let Some(mounted) = Mounted::new(file.path()) else { return };
+            let Some(mounted) = KernelMount::if_possible(file.path()) else { return };
             let directory = mounted.path("names");
             std::fs::create_dir(&directory).unwrap();
             let target = directory.join("target");
@@ -154,7 +120,7 @@ async fn directories_that_the_kernel_made_are_read_and_changed() {
         fixture.write_inode(&target).await;
         let file = image_file(&fixture.check(&format!("{options:?}, both wrote")).await);
         {
-            let Some(mounted) = Mounted::new(file.path()) else { return };
+            let Some(mounted) = KernelMount::if_possible(file.path()) else { return };
             let directory = mounted.path("names");
             let names: BTreeSet<_> = std::fs::read_dir(&directory)
                 .unwrap()
@@ -171,23 +137,24 @@ async fn directories_that_the_kernel_made_are_read_and_changed() {
                 std::fs::hard_link(directory.join("target"), directory.join(os(&name(20_000 + i)))).unwrap();
             }
         }
-        run(Command::new("e2fsck").arg("-fn").arg(file.path()));
+        assert_clean(file.path(), &format!("{options:?}, the kernel wrote last"));
     }
 }
 
 #[tokio::test]
 async fn attributes_go_both_ways() {
     for options in [&["-b", "1024"][..], &["-b", "4096", "-I", "128"]] {
-        let Some(content) = mke2fs("16M", options) else { return };
+        let Some(content) = mke2fs_content("16M", options) else { return };
         let file = image_file(&content);
         let long = "x".repeat(600);
         {
-            let Some(mounted) = Mounted::new(file.path()) else { return };
+            let Some(mounted) = KernelMount::if_possible(file.path()) else { return };
             for name in ["one", "two"] {
                 let path = mounted.path(name);
                 std::fs::write(&path, b"").unwrap();
-                let tool =
-                    |tool: &str, arguments: &[&str]| run(Command::new(tool).args(arguments).arg(&path));
+                let tool = |tool: &str, arguments: &[&str]| {
+                    run_if_there(Command::new(tool).args(arguments).arg(&path))
+                };
                 let done = tool("setfattr", &["-n", "user.short", "-v", "value"])
                     .and_then(|_| tool("setfattr", &["-n", "user.long", "-v", &long]))
                     .and_then(|_| tool("setfattr", &["-n", "trusted.empty"]))
@@ -198,7 +165,7 @@ async fn attributes_go_both_ways() {
             }
             let directory = mounted.path("directory");
             std::fs::create_dir(&directory).unwrap();
-            run(Command::new("setfacl").args(["-d", "-m", "u:7:rwx"]).arg(&directory));
+            run_if_there(Command::new("setfacl").args(["-d", "-m", "u:7:rwx"]).arg(&directory));
         }
         let fixture = Fixture::open(std::fs::read(file.path()).unwrap()).await;
         let (info, transaction) = (&fixture.info, &fixture.transaction);
@@ -233,14 +200,16 @@ async fn attributes_go_both_ways() {
             fixture.write_inode(inode).await;
         }
         let file = image_file(&fixture.check(&format!("{options:?}, both wrote attributes")).await);
-        let Some(mounted) = Mounted::new(file.path()) else { return };
+        let Some(mounted) = KernelMount::if_possible(file.path()) else { return };
         let shown = |path: &str, key: &str| {
-            run(Command::new("getfattr").args(["--only-values", "-n", key]).arg(mounted.path(path))).unwrap()
+            run_if_there(Command::new("getfattr").args(["--only-values", "-n", key]).arg(mounted.path(path)))
+                .unwrap()
         };
         assert_eq!(shown("one", "user.long"), "short");
         assert_eq!(shown("one", "user.new"), long);
         assert_eq!(shown("two", "user.long"), long);
-        let list = run(Command::new("getfacl").args(["-cn"]).arg(mounted.path("directory"))).unwrap();
+        let list =
+            run_if_there(Command::new("getfacl").args(["-cn"]).arg(mounted.path("directory"))).unwrap();
         assert!(list.contains("user:1000:rw-") && list.contains("default:user:7:rwx"), "{list}");
     }
 }

@@ -6,7 +6,5 @@ mod attributes;
 mod corpus;
 mod directories;
 mod fixture;
-#[path = "../images/mod.rs"]
-mod images;
 mod kernel;
 mod orphans;

@@ -4,8 +4,7 @@
 pub mod mutation;
 pub mod raw_log;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use ext4_core::meta::{Buffer, BufferCache, Opaque};
 use ext4_core::{BlockNumber, BlockSize, Result, Timestamp};
 use ext4_journal::NewJournal;
 use ext4_journal::{Journal, JournalLocation, JournalOptions};
+use ext4_test_support::tools::{self, Judged, debugfs};
 use tokio::time::Instant;
 
 /// Tasks and timers of the tokio runtime around the test.
@@ -108,41 +108,10 @@ pub fn block_of(image: &Image, block: u64) -> Vec<u8> {
     bytes
 }
 
-/// True where the tools a test needs are there. In CI they must be.
-pub fn have(tools: &[&str]) -> bool {
-    let missing: Vec<_> = tools
-        .iter()
-        .filter(|tool| {
-            let found = Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-            found.is_err()
-        })
-        .collect();
-    assert!(missing.is_empty() || std::env::var_os("CI").is_none(), "CI lacks {missing:?}");
-    missing.is_empty()
-}
-
-/// The shared corpus, where it lies beside the project: a fresh clone is without.
-pub fn corpus() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    path.is_dir().then_some(path)
-}
-
 /// Runs a tool: its exit code and what it said.
 pub fn tool(program: &str, arguments: &[&str]) -> (i32, String) {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
-}
-
-/// Runs a tool that must succeed.
-pub fn must(program: &str, arguments: &[&str]) -> String {
-    let (code, said) = tool(program, arguments);
-    assert_eq!(code, 0, "{program} {arguments:?}: {said}");
-    said
-}
-
-pub fn debugfs(image: &Path, request: &str) -> String {
-    must("debugfs", &["-R", request, image.to_str().unwrap()])
+    let output = tools::run(program, arguments);
+    (output.status.code().unwrap_or(-1), tools::said(&output))
 }
 
 /// The blocks of a file in order, as debugfs lists them; those of its map or extent tree left out.
@@ -160,8 +129,8 @@ pub fn blocks_of(image: &Path, file: &str) -> Vec<u64> {
     list.split([',', '\n']).filter_map(piece).flatten().collect()
 }
 
-/// An ext4 image in memory, with what a test must know of it. Read with our own eyes from the superblock: the rooms
-/// above are not there.
+/// An ext4 image in memory, with what a test must know of it. Read with our own eyes from the superblock: the
+/// rooms above are not there.
 pub struct Ext4 {
     pub content: Vec<u8>,
     pub block_size: BlockSize,
@@ -247,17 +216,17 @@ impl Ext4 {
 
 /// What debugfs's replay makes of an image: it leaves the orphans alone, which e2fsck's does not.
 pub fn debugfs_replay(content: &[u8]) -> Vec<u8> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), content).unwrap();
-    must("debugfs", &["-w", "-R", "jr", file.path().to_str().unwrap()]);
-    std::fs::read(file.path()).unwrap()
+    content.in_a_file(|path| {
+        tools::debugfs_write(path, "jr");
+        std::fs::read(path).unwrap()
+    })
 }
 
 /// What e2fsck's replay, and the orphans' after it, makes of an image.
 pub fn e2fsck_replay(content: &[u8]) -> Vec<u8> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), content).unwrap();
-    let (code, said) = tool("e2fsck", &["-y", "-E", "journal_only", file.path().to_str().unwrap()]);
-    assert!(code <= 1, "e2fsck: {code}: {said}");
-    std::fs::read(file.path()).unwrap()
+    content.in_a_file(|path| {
+        let (code, said) = tool("e2fsck", &["-y", "-E", "journal_only", path.to_str().unwrap()]);
+        assert!(code <= 1, "e2fsck: {code}: {said}");
+        std::fs::read(path).unwrap()
+    })
 }

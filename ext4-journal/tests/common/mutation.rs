@@ -1,5 +1,5 @@
-//! Bytes become a damaged log, and recovery is held to what it promises of any log. For the fuzzer (`fuzz/`), and for
-//! its stable twin (`tests/mutation.rs`).
+//! Bytes become a damaged log, and recovery is held to what it promises of any log. For the fuzzer (`fuzz/`),
+//! and for its stable twin (`tests/mutation.rs`).
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
@@ -136,7 +136,8 @@ fn seal(log: &mut RawLog, block: u32) {
     }
 }
 
-/// The blocks that the committed part names, by a dump; `None` where the log cannot be opened. Walks everything.
+/// The blocks that the committed part names, by a dump; `None` where the log cannot be opened. Walks
+/// everything.
 async fn named(log: &RawLog) -> Option<BTreeSet<u64>> {
     let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(log.image.clone()));
     let inspection = Inspection::open(log.location(&device)).await.ok()?;

@@ -1,5 +1,5 @@
-//! A log made byte by byte, after the documentation and not with our own writer: what jbd2 could have left behind, in
-//! every form, and damaged at will.
+//! A log made byte by byte, after the documentation and not with our own writer: what jbd2 could have left
+//! behind, in every form, and damaged at will.
 //!
 //! Source: kernel documentation, "Journal (jbd2)".
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses some of it, and a test may panic")]
@@ -104,8 +104,8 @@ pub struct RawLog {
 }
 
 impl RawLog {
-    /// In the device of the other tests ([`super::LOG`], [`super::DEVICE_BLOCKS`]): the log begins at block `start`
-    /// with transaction `sequence`.
+    /// In the device of the other tests ([`super::LOG`], [`super::DEVICE_BLOCKS`]): the log begins at block
+    /// `start` with transaction `sequence`.
     pub fn new(form: Form, start: u32, sequence: u32) -> Self {
         Self::sized(form, start, sequence, super::DEVICE_BLOCKS, &super::LOG)
     }
@@ -394,8 +394,8 @@ impl RawLog {
     }
 }
 
-/// What the transactions `contents[..count]` make of blocks that were zeros: by the rules of the log, not by ours. A
-/// revoke hides the images of its own transaction and of all before it.
+/// What the transactions `contents[..count]` make of blocks that were zeros: by the rules of the log, not by
+/// ours. A revoke hides the images of its own transaction and of all before it.
 pub fn replayed(contents: &[Content]) -> BTreeMap<u64, Vec<u8>> {
     let mut blocks = BTreeMap::new();
     for (index, content) in contents.iter().enumerate() {

@@ -12,22 +12,21 @@ use sha2::{Digest, Sha256};
 /// Path (escaped as there) to facts.
 pub type Manifest = BTreeMap<String, Map<String, Value>>;
 
-/// What of i_flags GETFLAGS shows (kernel: `EXT4_FL_USER_VISIBLE`).
+/// The bits of i_flags that GETFLAGS shows (kernel: `EXT4_FL_USER_VISIBLE`).
 const VISIBLE_FLAGS: u32 = 0x705b_dfff;
 
 /// From a file that manifest.py wrote.
 pub fn read(path: &Path) -> Manifest {
-    let output = std::process::Command::new("gzip").arg("-dc").arg(path).output().unwrap();
-    assert!(output.status.success(), "{}", path.display());
+    let content = ext4_test_support::tools::unpacked(path);
     let line = |line: &str| {
         let Value::Object(mut facts) = serde_json::from_str(line).unwrap() else { panic!("{line}") };
         let Some(Value::String(path)) = facts.remove("path") else { panic!("{line}") };
         (path, facts)
     };
-    String::from_utf8(output.stdout).unwrap().lines().map(line).collect()
+    String::from_utf8(content).unwrap().lines().map(line).collect()
 }
 
-/// As we show it.
+/// The tree of a mounted file system, as we show it.
 pub async fn of_filesystem(filesystem: &Filesystem) -> Manifest {
     let mut manifest = Manifest::new();
     let mut pending = vec![(Vec::new(), InodeNumber::ROOT)];
@@ -111,7 +110,7 @@ async fn facts(filesystem: &Filesystem, inode: InodeNumber) -> Map<String, Value
 /// Files up to so many bytes are hashed as a whole too, as what other tools copied out has no other hash.
 const WHOLE: u64 = 16 << 20;
 
-/// What manifest.py calls `dsha256`: the chunks of 4 KiB that hold something, each behind its place.
+/// The hash that manifest.py calls `dsha256`: the chunks of 4 KiB that hold something, each behind its place.
 async fn chunks_hash(filesystem: &Filesystem, inode: InodeNumber, size: u64) -> String {
     let file = filesystem.open(inode).await.unwrap();
     let block_size = u64::from(filesystem.superblock().block_size.bytes());
@@ -155,7 +154,8 @@ fn escaped(path: &[u8]) -> String {
     path.iter().map(one).collect()
 }
 
-/// What differs in the keys that both have, as lines: path, key, ours, theirs. `ignore` says which to pass over.
+/// The differences in the keys that both have, as lines: path, key, ours, theirs. `ignore` says which to pass
+/// over.
 pub fn differences(
     ours: &Manifest,
     theirs: &Manifest,

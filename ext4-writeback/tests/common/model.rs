@@ -86,7 +86,7 @@ impl Model {
         found.into_iter().collect()
     }
 
-    /// What a name that is to be made finds.
+    /// The errno, if any, of making a name.
     pub fn check_new(&self, directory: usize, name: &[u8]) -> Outcome {
         if name.len() > 255 {
             return Err(Errno::ENAMETOOLONG);

@@ -14,7 +14,7 @@ use ext4_writeback::Filesystem;
 /// Path to facts.
 pub type Tree = BTreeMap<Vec<u8>, Facts>;
 
-/// What has to agree.
+/// The facts of one path that have to agree.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Facts {
     pub mode: u32,
@@ -36,7 +36,7 @@ fn digest(content: &[u8]) -> Vec<u8> {
     sums.iter().flat_map(|sum| sum.to_le_bytes()).collect()
 }
 
-/// As the kernel shows it.
+/// The tree below a directory, as the kernel shows it.
 pub fn of_directory(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut pending = vec![root.to_path_buf()];
@@ -72,7 +72,7 @@ pub fn of_directory(root: &Path) -> Tree {
     tree
 }
 
-/// As we show it.
+/// The tree of a mounted file system, as we show it.
 pub async fn of_filesystem(filesystem: &Filesystem) -> Tree {
     let mut tree = Tree::new();
     let mut pending = vec![(Vec::new(), InodeNumber::ROOT)];

@@ -1,19 +1,20 @@
 //! Three recoveries of one image, and whether they agree.
 //!
-//! | who                  | how                                                                     |
+//! | recovery             | how                                                                     |
 //! |----------------------|-------------------------------------------------------------------------|
 //! | ours                 | mounted on a device in memory, shown, unmounted                         |
 //! | `e2fsck -fy`         | on a copy; then shown by us, read-only                                  |
 //! | the kernel           | mounted on a loop device over a copy, shown by its own system calls     |
 //!
-//! They agree on every path, and of each on type, mode, owner, links, size, inode, attributes, content. Not compared:
-//! times (who finishes a truncation stamps it with his own clock) and sizes in blocks (each is free to keep or give
-//! back what is allocated past a file's end). A superblock of which one sector was written without the other is refused
-//! by ours and by the kernel: they are to agree in that, and such states are counted apart. What ours and `e2fsck -fy` leave
-//! must be clean for `e2fsck -fn`; images that have been found clean are not asked about again. `e2fsck -fy` may replay the
-//! journal and finish orphans, and has nothing else to mend. But for one case: a commit block of which only the first
-//! sector was written, over a block that held something else, counts for the kernel of today and for ours, and not for e2fsck
-//! 1.47, which then does not replay the transaction and clears orphans as errors. Both are right, as nobody had
+//! They agree on every path, and of each on type, mode, owner, links, size, inode, attributes, content. Not
+//! compared: times (each finishes a truncation with a stamp of its own clock) and sizes in blocks (each is
+//! free to keep or give back what is allocated past a file's end). A superblock of which one sector was
+//! written without the other is refused by ours and by the kernel: they are to agree in that, and such states
+//! are counted apart. What ours and `e2fsck -fy` leave must be clean for `e2fsck -fn`; images that have been
+//! found clean are not asked about again. `e2fsck -fy` may replay the journal and finish orphans, and has
+//! nothing else to mend. But for one case: a commit block of which only the first sector was written, over a
+//! block that held something else, counts for the kernel of today and for ours, and not for e2fsck 1.47,
+//! which then does not replay the transaction and clears orphans as errors. Both are right, as no caller had
 //! been told that the transaction is durable. Such states are compared with the kernel alone, and counted.
 
 use std::collections::HashSet;
@@ -25,14 +26,15 @@ use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::{DistinctStates, Image};
 use ext4_core::environment::Simulation;
 use ext4_core::format::superblock::Superblock;
+use ext4_test_support::loop_device::LoopDevice;
+use ext4_test_support::tools::{assert_clean, run, run_ok};
 use ext4_writeback::{Filesystem, MountOptions, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use crate::common;
 use crate::tree::{Facts, Tree, of_directory, of_filesystem};
 
-/// What was judged, over all judges.
+/// Counts of what was judged, over all judges.
 #[derive(Default, Debug)]
 pub struct Judged {
     pub ours: AtomicUsize,
@@ -44,12 +46,15 @@ pub struct Judged {
     pub torn_superblocks: AtomicUsize,
     /// States with a torn commit block that e2fsck does not count.
     pub torn_commits: AtomicUsize,
+    /// Paths that were found as a sync or an fsync had made them durable.
+    pub durable_paths: AtomicUsize,
 }
 
 /// Recovers images; each judge has files and a loop device of its own.
 pub struct Judge<'a> {
+    // Detached before the file below it goes with the directory.
+    loop_device: Option<LoopDevice>,
     directory: TempDir,
-    loop_device: Option<String>,
     /// The size that the loop device knows of.
     loop_size: u64,
     clean: HashSet<u64>,
@@ -58,7 +63,8 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// In memory where the host has a file system for that. With a loop device where `kernel`.
+    /// A judge with its files in memory, if the host has a file system for that, and with a loop device if
+    /// `kernel`.
     pub fn new(kernel: bool, judged: &'a Judged) -> Self {
         let memory = PathBuf::from("/dev/shm");
         let directory = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
@@ -75,8 +81,7 @@ impl<'a> Judge<'a> {
             // Each image sets its own size.
             Image::zeroed(1 << 20).to_file(&judge.path("kernel")).unwrap();
             let file = judge.path("kernel");
-            let name = common::run_ok("losetup", &["-f", "--show", file.to_str().unwrap()]);
-            judge.loop_device = Some(name.trim().to_owned());
+            judge.loop_device = Some(LoopDevice::attach(&file, &[]));
         }
         judge
     }
@@ -85,8 +90,8 @@ impl<'a> Judge<'a> {
         self.directory.path().join(name)
     }
 
-    /// Recovers `image` in every way and compares; what was found. `None` where the superblock is torn: we and the kernel
-    /// refuse it.
+    /// Recovers `image` in every way and compares; what was found. `None` if the superblock is torn: we and
+    /// the kernel refuse it.
     pub fn judge(&mut self, image: &Image, context: &str) -> Option<Tree> {
         if has_torn_superblock(image) {
             self.assert_refused(image, context);
@@ -122,22 +127,23 @@ impl<'a> Judge<'a> {
         self.judged.torn_superblocks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What `e2fsck -fn` has to say to an image that it was not asked about.
+    /// Fails the test if `e2fsck -fn` finds anything in an image that it was not asked about before.
     fn assert_clean(&mut self, image: &Image, context: &str) {
         let fingerprint = self.states.fingerprint(image);
         if self.clean.insert(fingerprint) {
             let path = self.path("clean");
             image.to_file(&path).unwrap();
-            common::assert_file_clean(&path, context);
+            assert_clean(&path, context);
             self.judged.checked_clean.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// What `e2fsck -fy` leaves, and the tree in it; `None` for the tree where it does not count a torn commit block.
+    /// What `e2fsck -fy` leaves, and the tree in it; `None` for the tree if it does not count a torn commit
+    /// block.
     fn e2fsck(&self, image: &Image, context: &str) -> (Option<Tree>, Image) {
         let path = self.path("e2fsck");
         image.to_file(&path).unwrap();
-        let output = common::run("e2fsck", &["-fy", path.to_str().unwrap()]);
+        let output = run("e2fsck", ["-fy", path.to_str().unwrap()]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.code().is_some_and(|code| code <= 1), "{context}: {said}");
         let left = || Image::from_file(&path).unwrap();
@@ -145,8 +151,9 @@ impl<'a> Judge<'a> {
         if all.contains("was corrupt, replay was aborted") {
             return (None, left());
         }
-        // The superblock's own sums of what is free are not journaled each time: whoever mounts adds them up anew. A
-        // mounted file system says that there may be orphans, as the kernel's does, also when there are none.
+        // The superblock's own sums of what is free are not journaled each time: every mount adds them up
+        // anew. A mounted file system says that there may be orphans, as the kernel's does, also when there
+        // are none.
         let expected = [
             "Free blocks count wrong (",
             "Free inodes count wrong (",
@@ -174,11 +181,11 @@ impl<'a> Judge<'a> {
 
     /// Lets the kernel mount `image`; `None` without one.
     fn mount(&mut self, image: &Image) -> Option<nix::Result<()>> {
-        let device = self.loop_device.as_deref()?;
+        let device = self.loop_device.as_ref()?.path();
         // The same file under the device: what the kernel knew of it went when it was unmounted.
         image.to_file(&self.path("kernel")).unwrap();
         if self.loop_size != image.len() {
-            common::run_ok("losetup", &["-c", device]);
+            run_ok("losetup", ["-c".as_ref(), device.as_os_str()]);
             self.loop_size = image.len();
         }
         let point = self.path("mounted");
@@ -205,14 +212,11 @@ impl<'a> Judge<'a> {
 impl Drop for Judge<'_> {
     fn drop(&mut self) {
         let _ = umount2(&self.path("mounted"), MntFlags::MNT_DETACH);
-        if let Some(device) = &self.loop_device {
-            let _ = std::process::Command::new("losetup").args(["-d", device]).status();
-        }
     }
 }
 
-/// The superblock is no block of a transaction when it is written at mount and unmount, and has two sectors: where a
-/// device writes one of them without the other, ext4 has no answer but its checksum.
+/// The superblock is no block of a transaction when it is written at mount and unmount, and has two sectors:
+/// if a device writes one of them without the other, ext4 has no answer but its checksum.
 fn has_torn_superblock(image: &Image) -> bool {
     let mut bytes = [0; 1024];
     image.read(1024, &mut bytes);

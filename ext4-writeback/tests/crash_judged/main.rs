@@ -1,12 +1,11 @@
-//! Ten thousand power cuts: work on a mounted file system is recorded, the power goes at every write, and each state that
-//! the device can be left in is recovered three times: by us, by `e2fsck -fy`, by the kernel's mount. All three agree,
-//! `e2fsck -fn` finds nothing in what they leave, and what had been reported durable is there.
+//! Ten thousand power cuts: work on a mounted file system is recorded, the power goes at every write, and
+//! each state that the device can be left in is recovered three times: by us, by `e2fsck -fy`, by the
+//! kernel's mount. All three agree, `e2fsck -fn` finds nothing in what they leave, and what had been reported
+//! durable is there.
 //!
 //! A state is judged once, however many cuts lead to it; what was promised is checked at every cut.
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod judge;
 mod load;
 #[path = "../common/tree.rs"]
@@ -19,13 +18,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use ext4_core::device::simulated::{DistinctStates, Image};
+use ext4_test_support::settings::long_tests;
+use ext4_test_support::tools::{can_mount, have, mke2fs_image};
 
 use judge::{Judge, Judged};
 use load::{Moment, Promises};
 
 /// Variants of each cut in which what was not flushed is lost, kept or torn by chance.
 const VARIANTS: u64 = 4;
-/// Who judges side by side.
+/// How many judges run side by side.
 const JUDGES: usize = 4;
 
 /// File systems that differ in what recovery has to understand.
@@ -48,17 +49,13 @@ struct Case {
     promises: Arc<Promises>,
 }
 
-fn long() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value != "0")
-}
-
 #[test]
 fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_kernel() {
-    if !common::have(&["mkfs.ext4", "e2fsck", "losetup"]) {
+    if !have(&["mkfs.ext4", "e2fsck", "losetup"]) {
         return;
     }
-    let kernel = common::can_mount();
-    let (seeds, operations) = if long() { (12, 600) } else { (2, 340) };
+    let kernel = can_mount();
+    let (seeds, operations) = if long_tests() { (12, 600) } else { (2, 340) };
     let judged = Judged::default();
     let (sender, receiver) = sync_channel::<Case>(64);
     let receiver = Arc::new(Mutex::new(receiver));
@@ -75,16 +72,17 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
                 while let Some(case) = next(&receiver, failed) {
                     let Some(tree) = judge.judge(&case.image, &case.context) else { continue };
                     for moment in &case.moments {
-                        case.promises.check(moment, &tree, &case.context);
+                        let compared = case.promises.check(moment, &tree, &case.context);
+                        judged.durable_paths.fetch_add(compared, Ordering::Relaxed);
                     }
                 }
             });
         }
-        // The last judge that goes takes the receiver with it: nobody sends to nobody.
+        // The last judge that goes takes the receiver with it: the sender does not wait for ever.
         drop(receiver);
         'work: for seed in 0..seeds {
             for (name, arguments, size) in FILE_SYSTEMS {
-                let (recording, promises) = load::record(common::mke2fs(arguments, size), seed, operations);
+                let (recording, promises) = load::record(mke2fs_image(arguments, size), seed, operations);
                 let promises = Arc::new(promises);
                 let mut states = DistinctStates::new();
                 let mut cases: Vec<Case> = Vec::new();
@@ -135,16 +133,23 @@ fn whatever_a_power_cut_leaves_is_recovered_alike_by_us_by_e2fsck_and_by_the_ker
     let torn = judged.torn_commits.load(Ordering::Relaxed);
     assert!(torn * 500 < count, "{torn} torn commit blocks are too many to be chance");
     assert!(count >= 10_000, "{count} states are not enough to speak of");
+    let paths = judged.durable_paths.load(Ordering::Relaxed);
+    assert!(paths > 10 * count, "{paths} paths that had been synced were looked at");
+    if kernel {
+        assert_eq!(judged.by_kernel.load(Ordering::Relaxed), count);
+    }
+    assert_eq!(judged.by_e2fsck.load(Ordering::Relaxed) + torn, count);
 }
 
-/// The whole file system on the simulated scheduler: commits, flusher, completions and a device that reorders.
+/// The whole file system on the simulated scheduler: commits, flusher, completions and a device that
+/// reorders.
 #[test]
 fn one_seed_is_one_recording() {
-    if !common::have(&["mkfs.ext4"]) {
+    if !have(&["mkfs.ext4"]) {
         return;
     }
     for (name, arguments, size) in [FILE_SYSTEMS[0], FILE_SYSTEMS[5]] {
-        let image = common::mke2fs(arguments, size);
+        let image = mke2fs_image(arguments, size);
         for seed in 0..3 {
             let (first, _) = load::record(image.clone(), seed, 80);
             let (second, _) = load::record(image.clone(), seed, 80);

@@ -24,18 +24,18 @@ fn count() {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: as the caller promised.
+        // SAFETY: by the contract of the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // SAFETY: as the caller promised.
+        // SAFETY: by the contract of the caller.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
+        // SAFETY: by the contract of the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -49,10 +49,10 @@ fn allocations() -> u64 {
 
 #[tokio::test]
 async fn cached_writes_and_reads_allocate_nothing_per_block() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
-    // Nobody else runs on this thread meanwhile.
+    // No other task runs on this thread meanwhile.
     let options = MountOptions {
         cache: 256 << 20,
         dirty_background_bytes: Some(64 << 20),

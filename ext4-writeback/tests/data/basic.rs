@@ -1,13 +1,14 @@
-//! One thing at a time.
+//! Buffered reads and writes, delayed allocation and truncation, one behaviour at a time.
 
 use super::common::*;
 use ext4_core::Errno;
+use ext4_test_support::tools::changed_by_debugfs;
 use ext4_writeback::MountOptions;
 use ext4_writeback::SeekTarget;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_written_is_read_now_and_after_a_remount() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for block_size in [1024, 2048, 4096] {
@@ -30,7 +31,7 @@ async fn what_was_written_is_read_now_and_after_a_remount() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_39_a_long_delayed_run_is_one_allocation_and_few_ioends() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // Memory enough that the flusher does not begin before all of it is there.
@@ -62,7 +63,7 @@ async fn k_39_a_long_delayed_run_is_one_allocation_and_few_ioends() {
 
 #[tokio::test]
 async fn holes_are_found_and_read_as_zeros() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(64, 4096, &[], 0xaa), options()).await;
@@ -93,7 +94,7 @@ async fn holes_are_found_and_read_as_zeros() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_stays_within_the_cache() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let options = MountOptions { cache: 8 << 20, ..options() };
@@ -115,7 +116,7 @@ async fn memory_stays_within_the_cache() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_36_a_full_device_says_so_and_stays_whole() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for delayed_allocation in [true, false] {
@@ -147,7 +148,7 @@ async fn k_36_a_full_device_says_so_and_stays_whole() {
 
 #[tokio::test]
 async fn k_31_truncation_to_the_middle_of_a_block() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(64, 4096, &[], 0), options()).await;
@@ -173,7 +174,7 @@ async fn k_31_truncation_to_the_middle_of_a_block() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_files_share_handles() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(64, 4096, &["-N", "4096"], 0), options()).await;
@@ -194,7 +195,7 @@ async fn many_small_files_share_handles() {
 
 #[tokio::test]
 async fn a_file_of_indirect_blocks_is_read_filled_extended_and_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(32, 1024, &["-O", "^extent,^64bit"], 0);
@@ -203,12 +204,7 @@ async fn a_file_of_indirect_blocks_is_read_filled_extended_and_cut() {
     let mut data = pattern(6, 0, 700_000);
     data[100 * 1024..150 * 1024].fill(0);
     std::fs::write(host.path(), &data).expect("room");
-    let path = tempfile::NamedTempFile::new().expect("a temporary file");
-    image.to_file(path.path()).expect("room");
-    let request = format!("write {} file", host.path().display());
-    let status = std::process::Command::new("debugfs").args(["-w", "-R", &request]).arg(path.path()).output();
-    assert!(status.expect("debugfs runs").status.success());
-    let image = ext4_core::device::simulated::Image::from_file(path.path()).expect("the image");
+    let image = changed_by_debugfs(&image, &format!("write {} file", host.path().display()));
     let (device, fs) = mount_image(image, options()).await;
     let file = open(&fs, "file").await;
     assert!(content(&file).await == data);
@@ -237,7 +233,7 @@ async fn a_file_of_indirect_blocks_is_read_filled_extended_and_cut() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sequential_reads_are_read_ahead_in_large_bios() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(64, 4096, &[], 0), options()).await;

@@ -15,10 +15,10 @@ fn image(mib: u64, block_size: u32, cluster: &str, fill: u8) -> ext4_core::devic
     make_image(mib, block_size, &["-J", "size=4", "-O", "bigalloc", "-C", cluster], fill)
 }
 
-/// Blocks and sectors that are in use count whole clusters, promised ones too, and each cluster once.
+/// Blocks and sectors that are in use count whole clusters, reserved ones too, and each cluster once.
 #[tokio::test]
 async fn k_38_statfs_and_stat_count_each_cluster_once() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (block_size, cluster) in CLUSTERS {
@@ -66,7 +66,7 @@ async fn k_38_statfs_and_stat_count_each_cluster_once() {
         file.sync_all().await.expect("syncs");
         write(0, 1).await;
         file.set_len(block).await.expect("cuts");
-        used(1, "promised again").await;
+        used(1, "reserved again").await;
         file.sync_all().await.expect("syncs");
         used(1, "and allocated again").await;
         assert_eq!(content(&file).await, pattern(38, 0, *block_size as usize));
@@ -89,7 +89,7 @@ async fn k_38_statfs_and_stat_count_each_cluster_once() {
 /// Files of all kinds until nothing is left, in turn, so that they are in many pieces.
 #[tokio::test]
 async fn a_file_system_of_clusters_can_be_filled_to_the_last_one() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for delayed_allocation in [true, false] {
@@ -149,7 +149,7 @@ async fn a_file_system_of_clusters_can_be_filled_to_the_last_one() {
 /// Small files, directories with many names, long symlinks, attribute blocks: each with clusters of its own.
 #[tokio::test]
 async fn metadata_takes_and_gives_back_whole_clusters() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (block_size, cluster) in CLUSTERS {
@@ -217,7 +217,7 @@ async fn metadata_takes_and_gives_back_whole_clusters() {
 /// Truncations into clusters, holes that are filled, appends, syncs, with commits between all of them.
 #[tokio::test]
 async fn g_16_clusters_are_neither_lost_nor_shared_at_any_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, (block_size, cluster)) in (41..).zip([(1024, "16384"), (4096, "16384")]) {

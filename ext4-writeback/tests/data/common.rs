@@ -1,22 +1,14 @@
-//! What these tests share: images from mke2fs, mounts, and e2fsck as the judge.
+//! Images, mounts and file contents, as all tests of the data path use them.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
+pub use ext4_test_support::settings::long_tests;
+use ext4_test_support::tools::mke2fs;
+pub use ext4_test_support::tools::{assert_clean, have_e2fsprogs};
 use ext4_writeback::{Credentials, File, Filesystem, MountOptions};
-
-/// True where e2fsprogs is there. In CI it must be.
-pub fn have_tools() -> bool {
-    let missing = ["mkfs.ext4", "e2fsck", "debugfs"].iter().any(|tool| {
-        Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    });
-    assert!(!missing || std::env::var_os("CI").is_none(), "CI lacks e2fsprogs");
-    !missing
-}
 
 /// An image of `mib` MiB, filled with `fill` before mke2fs writes to it.
 pub fn make_image(mib: u64, block_size: u32, options: &[&str], fill: u8) -> Image {
@@ -26,32 +18,10 @@ pub fn make_image(mib: u64, block_size: u32, options: &[&str], fill: u8) -> Imag
     } else {
         std::fs::write(file.path(), vec![fill; (mib << 20) as usize]).expect("room");
     }
-    let output = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-E", "nodiscard,lazy_itable_init=0", "-b", &block_size.to_string()])
-        .args(options)
-        .arg(file.path())
-        .output()
-        .expect("mkfs.ext4 runs");
-    assert!(output.status.success(), "mkfs.ext4: {}", String::from_utf8_lossy(&output.stderr));
+    let block_size = block_size.to_string();
+    let fixed = ["-E", "nodiscard,lazy_itable_init=0", "-b", &block_size];
+    mke2fs(file.path(), &[&fixed[..], options].concat());
     Image::from_file(file.path()).expect("the image")
-}
-
-fn e2fsck(image: &Image, arguments: &[&str]) -> (i32, String) {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    image.to_file(file.path()).expect("room");
-    run_e2fsck(file.path(), arguments)
-}
-
-fn run_e2fsck(path: &Path, arguments: &[&str]) -> (i32, String) {
-    let output = Command::new("e2fsck").args(arguments).arg(path).output().expect("e2fsck runs");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
-}
-
-/// `e2fsck -fn` finds nothing.
-pub fn assert_clean(image: &Image) {
-    let (code, said) = e2fsck(image, &["-fn"]);
-    assert_eq!(code, 0, "e2fsck -fn: {said}");
 }
 
 /// A file system over memory.
@@ -89,7 +59,7 @@ pub async fn content(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that tell their place.
+/// Bytes, all odd, that follow from `seed` and from their offset in the file.
 pub fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|i| {
@@ -103,11 +73,6 @@ pub fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
 pub async fn finish(device: &MemoryDevice, fs: Filesystem) -> Image {
     fs.unmount().await.expect("unmounts");
     let image = device.image();
-    assert_clean(&image);
+    assert_clean(&image, "after the unmount");
     image
-}
-
-/// True where the long forms of tests are asked for.
-pub fn long_tests() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value != "0")
 }

@@ -1,7 +1,9 @@
 //! Power cuts at every moment: what a file shows after recovery.
 //!
-//! The device is full of 0xaa before mke2fs, and everything written is odd: a byte 0xaa in a file is another file's.
+//! The device is full of 0xaa before mke2fs, and everything written is odd: a byte 0xaa in a file is another
+//! file's.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
@@ -15,15 +17,15 @@ use ext4_writeback::{File, Filesystem, MountOptions};
 
 pub const STALE: u8 = 0xaa;
 
-/// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at all the
-/// writers would write back themselves.)
+/// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at
+/// all the writers would write back themselves.)
 pub fn quiet() -> MountOptions {
     let hour = std::time::Duration::from_secs(3600);
     MountOptions { commit_interval: Some(hour), ..options() }
 }
 
-/// Runs `work` on a recorded device over `image`, which reorders what is in flight, and drops the file system as a
-/// crash would.
+/// Runs `work` on a recorded device over `image`, which reorders what is in flight, and drops the file system
+/// as a crash would.
 pub async fn record<F: Future<Output = ()>>(
     image: Image,
     seed: Option<u64>,
@@ -33,7 +35,7 @@ pub async fn record<F: Future<Output = ()>>(
     record_failing(image, seed, options, |device, _, fs| work(device, fs)).await
 }
 
-/// The same for work that makes the device fail.
+/// [`record`] for work that makes the device fail.
 pub async fn record_failing<F: Future<Output = ()>>(
     image: Image,
     seed: Option<u64>,
@@ -56,8 +58,8 @@ pub async fn record_failing<F: Future<Output = ()>>(
     device.recording()
 }
 
-/// Commits all the time, as other tasks' fsyncs would: whatever is in the running transaction becomes durable between
-/// the completions of the data.
+/// Commits all the time, as fsyncs of other tasks would: whatever is in the running transaction becomes
+/// durable between the completions of the data.
 pub async fn commits(fs: &Filesystem) {
     for i in 0.. {
         drop(create(fs, &format!("other{i}")).await);
@@ -90,7 +92,7 @@ async fn g_3_g_11_appended_and_synced_data_is_there_without_a_gap() {
 }
 
 pub async fn appends_and_syncs(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let mut random = fastrand::Rng::with_seed(3);
@@ -138,7 +140,7 @@ async fn g_4_strict_the_size_moves_over_completed_data_only() {
 }
 
 pub async fn scattered_appends(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for seed in seeds(&[31, 32, 33]) {
@@ -220,7 +222,7 @@ impl BlockDevice for Holding {
 
 #[tokio::test]
 async fn k_05_the_size_waits_for_the_zeroed_tail() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (image, tail) = with_planted_tail(Way::Unwritten).await;
@@ -252,8 +254,8 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
     finish(&memory, fs).await;
 }
 
-/// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device; and the byte of the device
-/// where the block lies.
+/// A file of 2,000 bytes in one block, with a pattern planted behind its end on the device; and the byte of
+/// the device where the block lies.
 pub async fn with_planted_tail(way: Way) -> (Image, u64) {
     let (device, fs) = mount_image(blank(way), way.mounted(quiet())).await;
     let file = create(&fs, "file").await;
@@ -275,7 +277,7 @@ async fn k_02_k_03_k_04_k_57_what_lies_behind_the_end_never_shows() {
 }
 
 pub async fn what_lies_behind_the_end(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(way).await;
@@ -337,7 +339,7 @@ async fn g_7_g_8_what_was_cut_off_never_comes_back() {
 }
 
 pub async fn what_was_cut_off(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(blank(way), way.mounted(quiet())).await;
@@ -374,7 +376,8 @@ pub async fn what_was_cut_off(way: Way) {
             let expected =
                 |at: usize| if (at / 4096).is_multiple_of(2) { pattern(9, at as u64, 1)[0] } else { 0 };
             let tail = bytes.get(100_500..).unwrap_or_default();
-            // The rest of the block of the cut is zeroed on the device before the new size is there, as in the kernel.
+            // The rest of the block of the cut is zeroed on the device before the new size is there, as in
+            // the kernel.
             let block = tail.len().min(102_400 - 100_500);
             let cut = tail[block..].iter().all(|byte| *byte == 0);
             let whole = tail.iter().enumerate().skip(block).all(|(i, byte)| *byte == expected(100_500 + i));
@@ -434,7 +437,7 @@ pub async fn random_workload(way: Way, seed: u64, delayed_allocation: bool) {
                         device.mark(format!("sync {i}"));
                     }
                     10 => file.start_writeback().await.expect("starts"),
-                    // Somebody else's commit.
+                    // The commit of another caller's fsync.
                     _ => create(&fs, &format!("other{i}")).await.sync_all().await.expect("syncs"),
                 }
                 device.mark(format!("done {i}"));
@@ -447,6 +450,7 @@ pub async fn random_workload(way: Way, seed: u64, delayed_allocation: bool) {
         let i: usize = name.trim_start_matches("sync ").parse().expect("a number");
         format!("done {}", i + 1)
     };
+    let compared = Cell::new(0);
     at_every_cut(&recording, 60, "file", |passed, bytes| {
         let bytes = bytes.unwrap_or_default();
         for (at, byte) in bytes.iter().enumerate() {
@@ -457,14 +461,16 @@ pub async fn random_workload(way: Way, seed: u64, delayed_allocation: bool) {
             && steps.get(name[5..].parse::<usize>().expect("a number") + 1).is_none_or(|(kind, ..)| *kind > 7)
         {
             assert!(bytes == *model, "not what was synced at {name}");
+            compared.set(compared.get() + 1);
         }
     })
     .await;
+    println!("{} moments right behind a sync", compared.get());
 }
 
 #[tokio::test]
 async fn g_1_every_byte_is_zero_or_was_written_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for seed in [21, 22] {
@@ -474,14 +480,14 @@ async fn g_1_every_byte_is_zero_or_was_written_there() {
 
 #[tokio::test]
 async fn g_17_the_same_without_delayed_allocation() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     random_workload(Way::Unwritten, 23, false).await;
 }
 
 /// Appends and overwrites, each made durable by a fast commit: after each cut a prefix of what was
-/// written is there, and at least what was promised.
+/// written is there, and at least what had been synced.
 pub async fn fast_commits(way: Way, seed: u64, without_fua: bool) {
     println!("seed {seed}, {way:?}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -514,14 +520,15 @@ pub async fn fast_commits(way: Way, seed: u64, without_fua: bool) {
     drop((file, fs));
     let recording = device.recording();
     at_every_cut(&recording, 80, "file", |passed, bytes| {
-        let promised = (0..steps.len()).rev().find(|i| passed(&format!("sync {i}"))).map_or(0, |i| i + 1);
+        let synced = (0..steps.len()).rev().find(|i| passed(&format!("sync {i}"))).map_or(0, |i| i + 1);
         let Some(bytes) = bytes else { return assert!(!passed("made")) };
-        // A write is in place of another while it is in flight: block by block it is the promised state or the next.
-        let (now, next) = (&states[promised], states.get(promised + 1).unwrap_or(&states[promised]));
+        // A write is in place of another while it is in flight: block by block it is the synced state or the
+        // next.
+        let (now, next) = (&states[synced], states.get(synced + 1).unwrap_or(&states[synced]));
         assert!(bytes.len() >= now.len(), "{} bytes of {}", bytes.len(), now.len());
         for (at, byte) in bytes.iter().enumerate() {
             let ok = now.get(at) == Some(byte) || next.get(at) == Some(byte);
-            assert!(ok, "{byte:#x} at {at} of {} after {promised} writes", bytes.len());
+            assert!(ok, "{byte:#x} at {at} of {} after {synced} writes", bytes.len());
         }
     })
     .await;
@@ -529,7 +536,7 @@ pub async fn fast_commits(way: Way, seed: u64, without_fua: bool) {
 
 #[tokio::test]
 async fn an_append_and_fsync_takes_two_flushes_at_most() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {

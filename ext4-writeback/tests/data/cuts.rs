@@ -1,11 +1,15 @@
 //! The moments of a recording at which the power goes, and the states that the device may be left in, judged.
 //!
-//! The short form takes some of the moments, by a seed that is fixed; with `EXT4_LONG_TESTS=1` every one: after each
-//! write that was handed to the device, each flush that ended, each mark. Each call says how many there were and how many
-//! it looked at.
+//! The short form takes some of the moments, by a seed that is fixed; with `EXT4_LONG_TESTS=1` every one:
+//! after each write that was handed to the device, each flush that ended, each mark. Each call says how many
+//! there were and how many it looked at.
 //!
-//! A moment leaves several states: nothing of what may be lost is lost, all of it is, and some of it, whole or torn.
-//! Neighbouring moments often leave the same one: that is recovered once, and what was promised is checked at each.
+//! A moment leaves several states: nothing of what may be lost is lost, all of it is, and some of it, whole
+//! or torn. Neighbouring moments often leave the same one: that is recovered once, and what had been made
+//! durable is checked at each.
+//!
+//! A recording with hardly a moment in it, a moment without a state, and a file that is in no state fail the
+//! test: it would have seen nothing.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -17,6 +21,8 @@ use ext4_core::format::superblock::Superblock;
 
 /// Decides which moments the short form looks at.
 const SEED: u64 = 1;
+/// How many moments a recording has at least.
+const FEWEST_MOMENTS: usize = 8;
 /// How many states are known again. The same state comes back soon or never.
 const REMEMBERED: usize = 32;
 
@@ -26,8 +32,8 @@ pub fn seeds(seeds: &[u64]) -> Vec<u64> {
     (0..rounds).flat_map(|round| seeds.iter().map(move |seed| seed + 1000 * round)).collect()
 }
 
-/// The numbers, ascending, of `wanted` of `count` moments: the first, the last, and one by chance of each of as many equal
-/// parts as that takes.
+/// The numbers, ascending, of `wanted` of `count` moments: the first, the last, and one by chance of each of
+/// as many equal parts as that takes.
 pub fn sampled(count: usize, wanted: usize) -> Vec<usize> {
     if wanted >= count {
         return (0..count).collect();
@@ -54,7 +60,8 @@ fn chosen_cuts(recording: &Recording, wanted: usize) -> impl Iterator<Item = Cut
     })
 }
 
-/// What a cut may leave. Not a torn superblock, which nobody mounts: it is two sectors, and the kernel's is no other.
+/// The states that a cut may leave. Not a torn superblock, which no ext4 mounts: it is two sectors, and the
+/// kernel's is no other.
 fn states(cut: &Cut<'_>) -> Vec<Image> {
     let mut states = all_states(cut);
     states.retain(|image| {
@@ -80,8 +87,8 @@ fn all_states(cut: &Cut<'_>) -> Vec<Image> {
     }
 }
 
-/// Recovers what the chosen moments (`wanted` in the short form) of `recording` leave, by `look`, and has `check` judge
-/// what it found at each.
+/// Recovers what the chosen moments (`wanted` in the short form) of `recording` leave, by `look`, and has
+/// `check` judge what it found at each.
 pub async fn judge<T>(
     recording: &Recording,
     wanted: usize,
@@ -89,12 +96,16 @@ pub async fn judge<T>(
     mut check: impl FnMut(&Cut<'_>, &T),
 ) {
     let began = Instant::now();
+    let count = recording.cuts().count();
+    assert!(count >= FEWEST_MOMENTS, "a recording of {count} moments");
     let (mut moments, mut recovered) = (0, 0);
     let mut distinct = DistinctStates::new();
     let mut known: VecDeque<(u64, T)> = VecDeque::new();
     for cut in chosen_cuts(recording, wanted) {
         moments += 1;
-        for image in states(&cut) {
+        let states = states(&cut);
+        assert!(!states.is_empty(), "event {}: every state has a torn superblock", cut.position());
+        for image in states {
             let fingerprint = distinct.fingerprint(&image);
             let place = match known.iter().position(|(other, _)| *other == fingerprint) {
                 Some(place) => place,
@@ -109,15 +120,16 @@ pub async fn judge<T>(
         }
     }
     println!(
-        "{}: {moments} of {} cuts, {recovered} states in {:.1} s",
+        "{}: {moments} of {count} cuts, {recovered} states in {:.1} s",
         std::thread::current().name().unwrap_or("a test"),
-        recording.cuts().count(),
         began.elapsed().as_secs_f64()
     );
+    let expected = if long_tests() { count } else { wanted.min(count) };
+    assert!(moments >= expected, "{moments} of {count} moments were judged, {expected} were asked for");
 }
 
-/// [`judge`] for the bytes of one file. `check` is told which marks were passed, and what the file holds; nothing where
-/// there is no such file.
+/// [`judge`] for the bytes of one file. `check` is told which marks were passed, and what the file holds:
+/// `None` if there is no such file.
 pub async fn at_every_cut(
     recording: &Recording,
     wanted: usize,
@@ -129,7 +141,13 @@ pub async fn at_every_cut(
         recovered(image, name, |bytes| found = bytes).await;
         found
     };
-    judge(recording, wanted, look, |cut, bytes| check(&|mark| cut.has_passed(mark), bytes.as_deref())).await;
+    let mut found = 0;
+    judge(recording, wanted, look, |cut, bytes| {
+        found += usize::from(bytes.is_some());
+        check(&|mark| cut.has_passed(mark), bytes.as_deref());
+    })
+    .await;
+    assert!(found > 0, "{name} is in no state");
 }
 
 #[test]

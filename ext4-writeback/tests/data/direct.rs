@@ -7,6 +7,8 @@ use super::common::*;
 use ext4_core::device::simulated::{DelayedDevice, FaultyDevice};
 use ext4_core::device::{AlignedBuffer, BlockDevice, MemoryDevice, Operation};
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::settings::seed_or;
+use ext4_test_support::tools::changed_by_debugfs;
 use ext4_writeback::SeekTarget;
 use ext4_writeback::TokioRuntime;
 use ext4_writeback::{
@@ -25,7 +27,7 @@ fn aligned(seed: u64, offset: u64, len: usize) -> AlignedBuffer {
 
 #[tokio::test]
 async fn what_goes_past_the_cache_and_through_it_is_one_file() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(32, 4096, &[], 0xaa), options()).await;
@@ -75,7 +77,7 @@ async fn what_goes_past_the_cache_and_through_it_is_one_file() {
 
 #[tokio::test]
 async fn what_is_not_aligned_is_refused_with_what_it_should_be() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
@@ -99,7 +101,7 @@ async fn what_is_not_aligned_is_refused_with_what_it_should_be() {
 
 #[tokio::test]
 async fn overwrites_take_no_handle_and_go_beside_each_other() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 4096, &[], 0)));
@@ -134,7 +136,7 @@ async fn overwrites_take_no_handle_and_go_beside_each_other() {
 /// The kernel goes through the page cache for a hole of such a file: its blocks cannot be unwritten.
 #[tokio::test]
 async fn a_file_of_indirect_blocks_is_overwritten_directly_and_filled_through_the_cache() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(32, 1024, &["-O", "^extent,^64bit"], 0xaa);
@@ -142,12 +144,7 @@ async fn a_file_of_indirect_blocks_is_overwritten_directly_and_filled_through_th
     let mut data = pattern(6, 0, 700_416);
     data[100 * 1024..150 * 1024].fill(0);
     std::fs::write(host.path(), &data).expect("room");
-    let path = tempfile::NamedTempFile::new().expect("a temporary file");
-    image.to_file(path.path()).expect("room");
-    let request = format!("write {} file", host.path().display());
-    let output = std::process::Command::new("debugfs").args(["-w", "-R", &request]).arg(path.path()).output();
-    assert!(output.expect("debugfs runs").status.success());
-    let image = ext4_core::device::Image::from_file(path.path()).expect("the image");
+    let image = changed_by_debugfs(&image, &format!("write {} file", host.path().display()));
     let (device, fs) = mount_image(image, options()).await;
     let (cached, direct) = (open(&fs, "file").await, open_direct(&fs, "file").await);
     for (at, len) in [(0, 4096), (204_800, 51_200), (600_064, 512)] {
@@ -169,7 +166,7 @@ async fn a_file_of_indirect_blocks_is_overwritten_directly_and_filled_through_th
 
 #[tokio::test]
 async fn nowait_takes_what_is_there_and_nothing_else() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
@@ -196,7 +193,7 @@ async fn nowait_takes_what_is_there_and_nothing_else() {
 
 #[tokio::test]
 async fn g_13_a_direct_write_that_fails_changes_neither_mapping_nor_size() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(16, 4096, &[], 0xaa)));
@@ -231,7 +228,7 @@ async fn g_13_a_direct_write_that_fails_changes_neither_mapping_nor_size() {
     assert_eq!(file.read_at(0, &mut [0; 512]).await.expect_err("the device fails").errno(), Errno::EIO);
     drop((file, cached));
     fs.unmount().await.expect("unmounts");
-    assert_clean(&memory.image());
+    assert_clean(&*memory, "after the unmount");
 }
 
 /// Random writes and reads of both kinds, truncations and syncs, against an array of bytes.
@@ -306,18 +303,18 @@ async fn mix(seed: u64, block_size: u32, steps: usize, options: MountOptions) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn direct_and_cached_io_agree_with_an_array_of_bytes() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for block_size in [1024, 2048, 4096] {
-        mix(seed(), block_size, 1200, options()).await;
-        mix(seed(), block_size, 600, MountOptions { delayed_allocation: false, ..options() }).await;
+        mix(seed_or(4711), block_size, 1200, options()).await;
+        mix(seed_or(4711), block_size, 600, MountOptions { delayed_allocation: false, ..options() }).await;
     }
 }
 
 #[tokio::test]
 async fn what_a_cached_reader_found_during_a_direct_write_does_not_stay() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let mut old = 0;
@@ -372,13 +369,14 @@ async fn what_a_cached_reader_found_during_a_direct_write_does_not_stay() {
     assert!(old > 3, "the test needs readers that come first: {old}");
 }
 
-/// Odd, as all patterns are, and the same for all writers of a block.
+/// The value of all bytes of a block: odd, as all patterns are, and the same for every writer.
 fn value(block: u64) -> u8 {
     (block as u8).wrapping_mul(2) | 1
 }
 
-/// Everybody at one file: direct and cached writes, stores, reads, truncations, syncs, and a device that fails now and
-/// then. Each block is written whole, in one value that tells its place: none may show two, or another's.
+/// Many tasks at one file: direct and cached writes, stores, reads, truncations, syncs, and a device that
+/// fails now and then. Each block is written whole, in one value that tells its place: none may show two, or
+/// another's.
 async fn crowd(seed: u64, block_size: u64) {
     const BLOCK: u64 = 4096;
     const BLOCKS: u64 = 128;
@@ -474,18 +472,18 @@ async fn crowd(seed: u64, block_size: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_crowd_at_one_file_ends_clean() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (i, block_size) in [1024, 4096, 4096].into_iter().enumerate() {
-        let run = crowd(seed() + i as u64, block_size);
+        let run = crowd(seed_or(4711) + i as u64, block_size);
         tokio::time::timeout(Duration::from_secs(120), run).await.expect("a deadlock");
     }
 }
 
 #[tokio::test]
 async fn k_54_a_mapping_of_no_blocks_is_an_error_and_no_loop() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
@@ -493,13 +491,8 @@ async fn k_54_a_mapping_of_no_blocks_is_an_error_and_no_loop() {
     file.write_at(0, &pattern(1, 0, 16_384)).await.expect("writes");
     drop(file);
     let image = finish(&device, fs).await;
-    let path = tempfile::NamedTempFile::new().expect("a temporary file");
-    image.to_file(path.path()).expect("room");
     // ee_len of the only extent, which lies in the inode.
-    let request = "set_inode_field file block[4] 0";
-    let output = std::process::Command::new("debugfs").args(["-w", "-R", request]).arg(path.path()).output();
-    assert!(output.expect("debugfs runs").status.success());
-    let image = ext4_core::device::Image::from_file(path.path()).expect("the image");
+    let image = changed_by_debugfs(&image, "set_inode_field file block[4] 0");
     let (_, fs) = mount_image(image, options()).await;
     let (cached, direct) = (open(&fs, "file").await, open_direct(&fs, "file").await);
     let everything = async {
@@ -513,14 +506,10 @@ async fn k_54_a_mapping_of_no_blocks_is_an_error_and_no_loop() {
     tokio::time::timeout(Duration::from_secs(20), everything).await.expect("it loops");
 }
 
-fn seed() -> u64 {
-    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(4711)
-}
-
 /// Holes, unwritten blocks and what is in memory are given without waiting; what only the device has is not.
 #[tokio::test]
 async fn direct_nowait_reads_give_what_needs_no_io() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(16, 4096, &["-O", "inline_data"], 0xaa);
@@ -546,7 +535,7 @@ async fn direct_nowait_reads_give_what_needs_no_io() {
     file.fallocate(FallocateMode::AllocateKeepSize, 40_960, 8192).await.expect("allocates");
     file.sync_all().await.expect("syncs");
     direct.write_at(0, &pattern(2, 0, 8192)).await.expect("drops the folios");
-    // All of it is known once somebody has looked.
+    // All of it is known after the first lookup.
     file.extents().await.expect("maps");
     file.read_at(12_288, &mut [0; 1]).await.expect("reads");
     file.seek(0, SeekTarget::Hole).await.expect("seeks");
@@ -565,7 +554,7 @@ async fn direct_nowait_reads_give_what_needs_no_io() {
     assert!(now(8192, 102_400 - 8192).await.expect("all the rest") == expected[8192..]);
     assert!(now(61_440, 4096).await.expect("dirty") == expected[61_440..65_536]);
     assert!(now(99_840, 512).await.expect("the end") == [0; 160]);
-    assert_eq!(now(102_400, 512).await.expect("behind the end"), []);
+    assert_eq!(now(102_400, 512).await.expect("behind the end"), b"");
     assert_eq!(now(100, 512).await.expect_err("not aligned").errno(), Errno::EINVAL);
     // In memory, clean.
     file.read_at(0, &mut [0; 100]).await.expect("reads");

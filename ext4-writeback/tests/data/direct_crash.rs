@@ -1,4 +1,5 @@
-//! Power cuts during direct writes. What lies on the device from before is 0xaa, and everything written is odd.
+//! Power cuts during direct writes. What lies on the device from before is 0xaa, and everything written is
+//! odd.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ async fn open_direct(fs: &Filesystem, sync: SyncMode) -> File {
 
 #[tokio::test]
 async fn k_08_z_7_a_direct_write_past_an_unaligned_end_shows_zeros_before_it() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
@@ -56,7 +57,7 @@ async fn k_08_z_7_a_direct_write_past_an_unaligned_end_shows_zeros_before_it() {
 
 #[tokio::test]
 async fn g_3_g_11_direct_appends_show_their_data_or_the_size_before_them() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let mut random = fastrand::Rng::with_seed(8);
@@ -106,7 +107,7 @@ async fn g_3_g_11_direct_appends_show_their_data_or_the_size_before_them() {
 
 #[tokio::test]
 async fn g_1_direct_writes_into_holes_show_zeros_or_their_data() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, block_size) in [(21, 4096), (22, 1024)] {
@@ -168,7 +169,7 @@ async fn g_1_direct_writes_into_holes_show_zeros_or_their_data() {
 
 #[tokio::test]
 async fn a_synchronous_direct_write_is_durable_when_it_returns() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for sync in [SyncMode::Data, SyncMode::All] {
@@ -206,7 +207,7 @@ async fn a_synchronous_direct_write_is_durable_when_it_returns() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(16, 4096, &[], STALE)));
@@ -227,7 +228,7 @@ async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
             }
         }
     }
-    // Nobody waits for the write any more. A truncation does, and finds the file whole.
+    // The writer has stopped waiting. A truncation waits for the write, and finds the file whole.
     let truncation = file.set_len(4096);
     let mut truncation = Box::pin(truncation);
     for _ in 0..50 {
@@ -247,15 +248,16 @@ async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
     drop(file);
     fs.unmount().await.expect("unmounts");
     driver.abort();
-    assert_clean(&memory.image());
+    assert_clean(&*memory, "after the unmount");
     recovered(memory.image(), "file", |bytes| assert_eq!(bytes, Some(pattern(1, 0, 4096)))).await;
 }
 
-/// An overwrite that is to be durable is, at every cut behind it, and the device is not flushed for it: its bios carry
-/// FUA. Where the device has no FUA of its own, or times are to be durable too, it is flushed instead.
+/// An overwrite that is to be durable is, at every cut behind it, and the device is not flushed for it: its
+/// bios carry FUA. If the device has no FUA of its own, or times are to be durable too, it is flushed
+/// instead.
 #[tokio::test]
 async fn g_11_durable_direct_overwrites_need_no_flush() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const LEN: usize = 8192;
@@ -321,10 +323,10 @@ async fn g_11_durable_direct_overwrites_need_no_flush() {
     }
 }
 
-/// What leads to the data is not durable yet: FUA alone would not do.
+/// The mapping of the data is not durable yet: FUA alone would not do.
 #[tokio::test]
 async fn g_11_a_durable_direct_overwrite_makes_its_blocks_durable_too() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for journal in [&["-J", "size=4"][..], &["-O", "^has_journal"]] {

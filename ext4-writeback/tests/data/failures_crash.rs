@@ -1,6 +1,8 @@
-//! Failures, and a power cut at every moment of them: G-13 to G-15 of the specification.
+//! Failed writes, `data_err=abort` and a full device (statements G-13 to G-15), with a power cut at every
+//! moment.
 //!
-//! A write that failed is one of which nobody knows how far it came: what is left after the cut may hold all of it.
+//! A write that failed may have reached the device in part or as a whole: the states after the cut include
+//! both.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -43,7 +45,7 @@ async fn append(file: &File) {
     }
 }
 
-/// Where the device will have them.
+/// The bytes of the device that those blocks will get.
 async fn appended_places(way: Way, image: Image) -> Vec<u64> {
     let (device, fs) = mount_image(image, way.mounted(quiet())).await;
     let file = open(&fs, "file").await;
@@ -65,7 +67,7 @@ async fn appended_places(way: Way, image: Image) -> Vec<u64> {
 /// Overwrites and scattered appends, of which some meet bad sectors.
 #[tokio::test]
 async fn g_13_what_could_not_be_written_is_old_or_zero_at_every_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (way, seed) in [(Way::Unwritten, 131), (Way::Publish, 132), (Way::Indirect, 133)] {
@@ -141,7 +143,7 @@ async fn g_13_what_could_not_be_written_is_old_or_zero_at_every_cut() {
 /// With `data_err=abort` nothing that was not committed before the failure ever is.
 #[tokio::test]
 async fn g_14_after_a_failed_write_no_transaction_commits_at_any_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, append) in [(141, false), (142, true)] {
@@ -191,7 +193,7 @@ async fn g_14_after_a_failed_write_no_transaction_commits_at_any_cut() {
 /// Delayed data for which writeback finds no blocks: it is gone, and everything else is as it would be.
 #[tokio::test]
 async fn g_15_data_without_blocks_is_gone_and_nothing_else_at_every_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // Without checksums of groups no bitmap is known without reading it.

@@ -1,4 +1,4 @@
-//! Fallocate, copying of ranges and trimming, one thing at a time.
+//! fallocate, copy_file_range and FITRIM, one behaviour at a time.
 
 use super::common::*;
 use super::crash::{quiet, recovered};
@@ -17,7 +17,7 @@ async fn fails(file: &File, mode: FallocateMode, offset: u64, len: u64, errno: E
 
 #[tokio::test]
 async fn errors_are_those_of_the_kernel() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
@@ -51,7 +51,7 @@ async fn errors_are_those_of_the_kernel() {
 
 #[tokio::test]
 async fn files_of_indirect_blocks_can_only_be_punched() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let directory = tempfile::tempdir().expect("a directory");
@@ -87,27 +87,27 @@ async fn files_of_indirect_blocks_can_only_be_punched() {
 
 #[tokio::test]
 async fn k_37_allocating_delayed_blocks_claims_nothing_twice() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
     let file = create(&fs, "file").await;
     let data = pattern(3, 0, 200 * 4096);
     file.write_at(0, &data).await.expect("writes");
-    let promised = fs.statfs().free_blocks;
+    let reserved = fs.statfs().free_blocks;
     file.fallocate(FallocateMode::Allocate, 0, 200 * BLOCK).await.expect("allocates");
-    assert_eq!(fs.statfs().free_blocks, promised);
+    assert_eq!(fs.statfs().free_blocks, reserved);
     assert_eq!(file.attributes().await.expect("stat").sectors, 1600);
     file.sync_all().await.expect("syncs");
-    assert_eq!(fs.statfs().free_blocks, promised);
+    assert_eq!(fs.statfs().free_blocks, reserved);
     assert!(content(&file).await == data);
     // Half delayed, half a hole.
     file.write_at(300 * BLOCK, &data[..50 * 4096]).await.expect("writes");
     file.fallocate(FallocateMode::Allocate, 250 * BLOCK, 150 * BLOCK).await.expect("allocates");
-    assert_eq!(fs.statfs().free_blocks, promised - 150);
+    assert_eq!(fs.statfs().free_blocks, reserved - 150);
     file.set_len(0).await.expect("truncates");
     fs.sync().await.expect("syncs");
-    assert_eq!(fs.statfs().free_blocks, promised + 200);
+    assert_eq!(fs.statfs().free_blocks, reserved + 200);
     drop(file);
     finish(&device, fs).await;
 }
@@ -127,7 +127,7 @@ async fn kinds(file: &File) -> String {
 
 #[tokio::test]
 async fn k_14_a_zeroed_part_of_a_dirty_folio_stays_unwritten() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 1024, &[], 0xaa), quiet()).await;
@@ -148,7 +148,7 @@ async fn k_14_a_zeroed_part_of_a_dirty_folio_stays_unwritten() {
 
 #[tokio::test]
 async fn k_15_what_was_punched_out_of_a_dirty_folio_is_not_written_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 1024, &[], 0xaa), quiet()).await;
@@ -158,7 +158,7 @@ async fn k_15_what_was_punched_out_of_a_dirty_folio_is_not_written_back() {
     file.write_at(0, &expected).await.expect("writes");
     file.fallocate(FallocateMode::PunchHole, 3000, 4000).await.expect("punches");
     expected[3000..7000].fill(0);
-    // Three whole blocks gave their promise back.
+    // Three whole blocks gave their reservation back.
     assert_eq!(free - fs.statfs().free_blocks, 13);
     file.set_len(9000).await.expect("cuts");
     expected.truncate(9000);
@@ -173,7 +173,7 @@ async fn k_15_what_was_punched_out_of_a_dirty_folio_is_not_written_back() {
 
 #[tokio::test]
 async fn k_31_k_55_zeroing_does_not_make_a_file_longer_nor_write_behind_its_end() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0xaa), quiet()).await;
@@ -201,7 +201,7 @@ async fn k_31_k_55_zeroing_does_not_make_a_file_longer_nor_write_behind_its_end(
 
 #[tokio::test]
 async fn k_32_k_45_edges_over_dirty_unwritten_blocks_are_zeros_then_and_after_a_sync() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for mode in [FallocateMode::PunchHole, FallocateMode::ZeroRange] {
@@ -230,7 +230,7 @@ async fn k_32_k_45_edges_over_dirty_unwritten_blocks_are_zeros_then_and_after_a_
 
 #[tokio::test]
 async fn k_45_a_synchronous_file_has_its_edges_zeroed_when_the_call_returns() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &["-J", "size=4"], 0xaa), quiet()).await;
@@ -267,7 +267,7 @@ async fn k_45_a_synchronous_file_has_its_edges_zeroed_when_the_call_returns() {
 
 #[tokio::test]
 async fn k_48_when_space_ends_the_size_is_what_was_allocated() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
@@ -287,7 +287,7 @@ async fn k_48_when_space_ends_the_size_is_what_was_allocated() {
 
 #[tokio::test]
 async fn k_50_punching_data_that_would_have_brought_the_size_along_keeps_the_size() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for mode in [FallocateMode::PunchHole, FallocateMode::ZeroRangeKeepSize] {
@@ -297,7 +297,7 @@ async fn k_50_punching_data_that_would_have_brought_the_size_along_keeps_the_siz
         file.sync_all().await.expect("syncs");
         file.write_at(4096, &pattern(9, 4096, 12_288)).await.expect("writes");
         file.fallocate(mode, 4096, 12_288).await.expect("drops all of it");
-        // Somebody else's commit.
+        // The commit of another caller's fsync.
         create(&fs, "other").await.sync_all().await.expect("syncs");
         recovered(device.image(), "file", |bytes| {
             let bytes = bytes.expect("is there");
@@ -312,7 +312,7 @@ async fn k_50_punching_data_that_would_have_brought_the_size_along_keeps_the_siz
 
 #[tokio::test]
 async fn what_was_inserted_and_collapsed_again_is_one_extent() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0xaa), options()).await;
@@ -333,7 +333,7 @@ async fn what_was_inserted_and_collapsed_again_is_one_extent() {
 /// Punching, zeroing, allocating and shifting beside a stream of writebacks and syncs of the same file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_22_k_33_ranges_change_while_others_write_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(32, 1024, &[], 0xaa), options()).await;
@@ -386,7 +386,7 @@ async fn k_22_k_33_ranges_change_while_others_write_back() {
 
 #[tokio::test]
 async fn a_copy_has_the_same_bytes_and_the_same_holes() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(32, 4096, &[], 0xaa), options()).await;
@@ -435,7 +435,7 @@ async fn a_copy_has_the_same_bytes_and_the_same_holes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trimming_takes_free_blocks_only() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (block_size, options) in [
@@ -502,11 +502,11 @@ async fn trimming(block_size: u32, features: &[&str]) {
     finish(&device, fs).await;
 }
 
-/// With bigalloc only whole clusters are discarded: none that a file has one block of, and none that the range to be
-/// trimmed has only a part of.
+/// With bigalloc only whole clusters are discarded: none that a file has one block of, and none that the
+/// range to be trimmed has only a part of.
 #[tokio::test]
 async fn trimming_takes_whole_clusters_only() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const CLUSTER: u64 = 65_536;
@@ -514,7 +514,7 @@ async fn trimming_takes_whole_clusters_only() {
         let features = ["-J", "size=4", "-O", "bigalloc", "-C", "65536"];
         let image = make_image(32, block_size as u32, &features, 0xaa);
         let (device, fs) = mount_image(image, quiet()).await;
-        // A block somewhere in each cluster; what is around it is nobody's, and nobody else's either.
+        // A block somewhere in each cluster; the blocks around it belong to no other extent.
         let file = create(&fs, "sparse").await;
         for cluster in 0..40_u64 {
             let at = cluster * CLUSTER + cluster % 13 * block_size;
@@ -564,11 +564,11 @@ async fn trimming_takes_whole_clusters_only() {
     }
 }
 
-/// Zeroing every other block of many files makes extents that need nodes: more than the margin for them. What was freed
-/// and waits for its commit is committed then, as everywhere else where space ends.
+/// Zeroing every other block of many files makes extents that need nodes: more than the margin for them. What
+/// was freed and waits for its commit is committed then, as in every other allocation that finds no space.
 #[tokio::test]
 async fn k_44_zeroing_finds_blocks_that_wait_for_a_commit() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const FILES: u64 = 220;

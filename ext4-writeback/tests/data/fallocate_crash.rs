@@ -12,7 +12,8 @@ const BLOCK: usize = 1024;
 const SIZE: usize = 40 * BLOCK + 300;
 const STALE: u8 = 0xaa;
 
-/// A file of [`SIZE`] bytes, written in three parts with something between them on the device; garbage behind its end.
+/// A file of [`SIZE`] bytes, written in three parts with something between them on the device; garbage behind
+/// its end.
 async fn base() -> Image {
     let image = make_image(8, BLOCK as u32, &["-J", "size=1"], STALE);
     let (device, fs) = mount_image(image, quiet()).await;
@@ -36,7 +37,7 @@ async fn base() -> Image {
     image
 }
 
-/// One call, beside others' commits, then an append far behind, then a sync.
+/// Runs one call of fallocate beside commits of other tasks, then an append far behind, then a sync.
 async fn cut(mode: FallocateMode, offset: u64, len: u64, seed: u64, dirty: bool) -> Recording {
     record(base().await, Some(seed), quiet(), |device, fs| async move {
         let file = open(&fs, "file").await;
@@ -59,8 +60,8 @@ async fn cut(mode: FallocateMode, offset: u64, len: u64, seed: u64, dirty: bool)
     .await
 }
 
-/// What the file may be after the cut: each byte is that of `before` or that of `after`, where those differ only as
-/// `mixed` allows; and the size is one of theirs, or one in between.
+/// What the file may be after the cut: each byte is that of `before` or that of `after`, if those differ,
+/// only as `mixed` allows; and the size is one of theirs, or one in between.
 fn check(mode: FallocateMode, passed: bool, bytes: &[u8], before: &[u8], after: &[u8], mixed: bool) {
     let whole = |expected: &[u8]| bytes == expected;
     if passed {
@@ -109,7 +110,7 @@ async fn at_each_cut(mode: FallocateMode, offset: u64, len: u64, mixed: bool) {
 
 #[tokio::test]
 async fn g_10_g_16_a_punched_block_is_old_or_zero() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     at_each_cut(FallocateMode::PunchHole, 5000, 25_000, true).await;
@@ -118,7 +119,7 @@ async fn g_10_g_16_a_punched_block_is_old_or_zero() {
 
 #[tokio::test]
 async fn g_10_g_16_a_zeroed_block_is_old_or_zero() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     at_each_cut(FallocateMode::ZeroRangeKeepSize, 5000, 25_000, true).await;
@@ -126,7 +127,7 @@ async fn g_10_g_16_a_zeroed_block_is_old_or_zero() {
 
 #[tokio::test]
 async fn g_6_k_03_k_46_allocating_and_zeroing_past_the_end_show_zeros_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for mode in [FallocateMode::Allocate, FallocateMode::ZeroRange] {
@@ -137,19 +138,19 @@ async fn g_6_k_03_k_46_allocating_and_zeroing_past_the_end_show_zeros_there() {
     }
 }
 
-/// A file that grows by an allocation in many runs is as long, after a crash, as what it has blocks for: none lies behind
-/// its size.
+/// A file that grows by an allocation in many runs is as long, after a crash, as what it has blocks for: none
+/// lies behind its size.
 #[tokio::test]
 async fn g_16_an_allocation_leaves_no_blocks_behind_the_size() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const OLD: u64 = 4 * BLOCK as u64;
     const END: u64 = 1200 * BLOCK as u64;
     const NEIGHBOURS: usize = 400;
     for mode in [FallocateMode::Allocate, FallocateMode::ZeroRange] {
-        // Free space in pieces: others' files with gaps between them, and no room behind them. Groups are small: to read
-        // the bitmap of each gives the commits time.
+        // Free space in pieces: others' files with gaps between them, and no room behind them. Groups are
+        // small: to read the bitmap of each gives the commits time.
         let image = make_image(8, BLOCK as u32, &["-J", "size=1", "-g", "256"], STALE);
         let (device, fs) = mount_image(image, quiet()).await;
         let file = create(&fs, "file").await;
@@ -200,7 +201,7 @@ async fn g_16_an_allocation_leaves_no_blocks_behind_the_size() {
 /// The tree of the file is in its inode: one transaction has all of it.
 #[tokio::test]
 async fn k_51_g_16_collapse_and_insert_are_whole_or_not_at_all() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     at_each_cut(FallocateMode::CollapseRange, 5 * BLOCK as u64, 17 * BLOCK as u64, false).await;
@@ -210,7 +211,7 @@ async fn k_51_g_16_collapse_and_insert_are_whole_or_not_at_all() {
 /// A size that waits for the zeros of the last block, when the blocks move.
 #[tokio::test]
 async fn k_51_a_pending_tail_is_settled_before_blocks_move() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for mode in [FallocateMode::CollapseRange, FallocateMode::InsertRange] {

@@ -1,21 +1,22 @@
-//! fallocate, judged from outside: the kernel reads what it made; and a move that takes several transactions is cut in
-//! all of them.
+//! fallocate, judged from outside: the kernel reads what it made; and a move that takes several transactions
+//! is cut in all of them.
 
 use std::sync::Arc;
 
 use super::common::*;
 use super::crash::{STALE, quiet, record};
 use super::cuts::at_every_cut;
-use super::images;
 use ext4_core::device::simulated::RecordingDevice;
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::tools::{can_mount, have, run_ok};
 use ext4_writeback::FallocateMode::*;
 use ext4_writeback::Filesystem;
 
-/// More leaves than a transaction of this journal has blocks: several transactions. What a cut between them shows is as
-/// `fallocate::shift` says.
+/// More leaves than a transaction of this journal has blocks: several transactions. What a cut between them
+/// shows is as `fallocate::shift` says.
 #[tokio::test]
 async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const EXTENTS: u64 = 30_000;
@@ -41,7 +42,8 @@ async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
         let between = std::cell::Cell::new(0);
         at_every_cut(&recording, 16, "file", |passed, bytes| {
             let bytes = bytes.expect("it was there before");
-            // Half way the piece in front of the end is where it was or where it goes, and the second one is not.
+            // Half way the piece in front of the end is where it was or where it goes, and the second one is
+            // not.
             let lies = |i: u64, at: u64| bytes.get(at as usize..at as usize + 1024) == Some(&piece(i)[..]);
             let last = EXTENTS - 1;
             let half = match mode {
@@ -66,7 +68,7 @@ async fn g_16_a_move_in_several_transactions_is_clean_at_every_cut() {
 
 #[tokio::test]
 async fn the_kernel_reads_what_fallocate_made() {
-    if !images::have(&["mkfs.ext4", "e2fsck", "filefrag"]) || !images::can_mount() {
+    if !have(&["mkfs.ext4", "e2fsck", "filefrag"]) || !can_mount() {
         return;
     }
     for block_size in [1024, 4096] {
@@ -85,12 +87,12 @@ async fn the_kernel_reads_what_fallocate_made() {
             expected.push((content(&file).await, file.len(), extents));
         }
         let image = finish(&device, fs).await;
-        let kernel = images::KernelMount::new(&image);
+        let kernel = KernelMount::of_image(&image);
         for (i, (bytes, size, extents)) in expected.iter().enumerate() {
-            let path = kernel.path().join(format!("file{i}"));
+            let path = kernel.directory().join(format!("file{i}"));
             assert!(std::fs::read(&path).expect("reads") == *bytes, "file {i}");
             assert_eq!(std::fs::metadata(&path).expect("is there").len(), *size);
-            let said = images::run_ok("filefrag", &["-v", path.to_str().expect("a path")]);
+            let said = run_ok("filefrag", ["-v", path.to_str().expect("a path")]);
             let theirs = said.lines().filter(|line| line.contains("..") && line.contains(':')).count();
             assert_eq!(theirs, *extents, "{said}");
         }

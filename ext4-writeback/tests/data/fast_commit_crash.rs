@@ -1,8 +1,8 @@
-//! G-19 with everything that can be done to several files and their names: what a replay of fast commits shows is what
-//! full commits show.
+//! G-19 with everything that can be done to several files and their names: what a replay of fast commits
+//! shows is what full commits show.
 //!
-//! The same steps run on a file system with fast commits and on one without. A step ends with a sync: from its return on,
-//! until the next step begins, recovery has to find exactly what was there, in both.
+//! The same steps run on a file system with fast commits and on one without. A step ends with a sync: from
+//! its return on, until the next step begins, recovery has to find exactly what was there, in both.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,7 +165,7 @@ impl Steps<'_> {
     }
 }
 
-/// What recovery finds.
+/// The files that recovery finds.
 async fn found(image: Image) -> Files {
     let (device, fs) = mount_image(image, options()).await;
     let mut files = Files::new();
@@ -205,7 +205,7 @@ fn check(found: &Files, old: &Files, new: &Files, context: &str) {
     }
 }
 
-/// What was there after each step.
+/// Runs the steps of `seed` with a power cut at every moment. Returns the files after each step.
 async fn run(features: &[&str], seed: u64) -> Vec<Files> {
     let image = make_image(16, BLOCK as u32, &[&["-J", "size=4"][..], features].concat(), STALE);
     let states = RefCell::new(Vec::new());
@@ -244,7 +244,7 @@ async fn run(features: &[&str], seed: u64) -> Vec<Files> {
 
 #[tokio::test]
 async fn g_19_a_replay_of_everything_shows_what_full_commits_show() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for seed in 193..193 + if long_tests() { 6 } else { 2 } {

@@ -1,17 +1,20 @@
-//! Files mapped by indirect blocks: all levels of pointers, on ext2 and ext3 images, judged by e2fsck and the kernel.
+//! Files mapped by indirect blocks: all levels of pointers, on ext2 and ext3 images, judged by e2fsck and the
+//! kernel.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::common::*;
-use super::images::{KernelMount, can_mount};
 use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::loop_device::KernelMount;
+use ext4_test_support::settings::seed_or;
+use ext4_test_support::tools::can_mount;
 use ext4_writeback::{Credentials, File, Filesystem, MountOptions};
 
-/// What mke2fs is told for file systems whose files have no extents.
+/// Arguments of mke2fs for file systems whose files have no extents.
 const OLD: [(&str, &[&str]); 3] = [
     ("ext2", &["-t", "ext2"]),
     ("ext3", &["-t", "ext3"]),
@@ -108,11 +111,6 @@ fn offset(random: &mut fastrand::Rng, block_size: u32, limit: u64) -> u64 {
     (block * u64::from(block_size) + random.u64(0..u64::from(block_size))).min(limit)
 }
 
-/// The seed of a run; `SEED=n` for another.
-fn seed() -> u64 {
-    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7)
-}
-
 async fn random_sparse(seed: u64, block_size: u32, name: &str, features: &[&str], options: MountOptions) {
     println!("seed {seed}, {name} with blocks of {block_size}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -171,9 +169,9 @@ fn kernel_has_its_turn(
     image: Image,
     model: &mut Sparse,
 ) -> Image {
-    let kernel = KernelMount::new(&image);
+    let kernel = KernelMount::of_image(&image);
     {
-        let path = kernel.path().join("file");
+        let path = kernel.directory().join("file");
         let file = std::fs::File::options().read(true).write(true).open(path).expect("opens");
         model.check_host(&file);
         for _ in 0..20 {
@@ -189,30 +187,30 @@ fn kernel_has_its_turn(
         }
     }
     let image = kernel.unmount();
-    assert_clean(&image);
+    assert_clean(&image, "after the unmount");
     image
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sparse_files_of_all_levels_agree_with_a_model_and_the_kernel() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (name, features) in OLD {
         for block_size in [1024, 4096] {
             for delayed_allocation in [true, false] {
                 let options = MountOptions { delayed_allocation, ..options() };
-                random_sparse(seed(), block_size, name, features, options).await;
+                random_sparse(seed_or(7), block_size, name, features, options).await;
             }
         }
     }
 }
 
-/// Directories that need several levels of pointers, long symlinks, hard links, renames, deletions: without extents and
-/// without a journal.
+/// Directories that need several levels of pointers, long symlinks, hard links, renames, deletions: without
+/// extents and without a journal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_file_system_is_fully_usable() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (name, features) in OLD {
@@ -232,14 +230,14 @@ async fn an_old_file_system_is_fully_usable() {
         fs.sync().await.expect("syncs");
         let image = finish(&device, fs).await;
         if can_mount() {
-            let kernel = KernelMount::new(&image);
-            let root = kernel.path();
+            let kernel = KernelMount::of_image(&image);
+            let root = kernel.directory();
             let data = std::fs::read(root.join("directory/data")).expect("reads");
             assert!(data == pattern(1, 0, 900_000));
             let found = std::fs::read_link(root.join("directory/link")).expect("reads");
             assert_eq!(found.to_str(), Some(target.as_str()));
             assert_eq!(std::fs::read_dir(root.join("directory")).expect("reads").count(), 1502);
-            assert_clean(&kernel.unmount());
+            assert_clean(&kernel.unmount(), "after the kernel");
         }
         let (device, fs) = mount_image(image, options()).await;
         let directory = fs.lookup(InodeNumber::ROOT, b"directory").await.expect("is there");
@@ -258,7 +256,7 @@ async fn an_old_file_system_is_fully_usable() {
 
 #[tokio::test]
 async fn a_file_of_indirect_blocks_ends_where_its_pointers_do() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 1024, &["-t", "ext3"], 0), options()).await;
@@ -272,8 +270,8 @@ async fn a_file_of_indirect_blocks_ends_where_its_pointers_do() {
     drop(file);
     let image = finish(&device, fs).await;
     if can_mount() {
-        let kernel = KernelMount::new(&image);
-        let path = kernel.path().join("file");
+        let kernel = KernelMount::of_image(&image);
+        let path = kernel.directory().join("file");
         let file = std::fs::File::options().read(true).write(true).open(path).expect("opens");
         let mut bytes = [0; 10];
         file.read_exact_at(&mut bytes, limit - 10).expect("reads");
@@ -308,7 +306,7 @@ async fn holds(file: &File, at: u64) -> bool {
 
 #[tokio::test]
 async fn what_was_accepted_on_a_full_device_finds_its_pointers() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for delayed_allocation in [true, false] {
@@ -336,11 +334,11 @@ async fn what_was_accepted_on_a_full_device_finds_its_pointers() {
     }
 }
 
-/// Space that was there when the data was accepted is gone when its pointers are needed: what does not get any is lost,
-/// reported, and leaves no trace.
+/// Space that was there when the data was accepted is gone when its pointers are needed: what does not get
+/// any is lost, reported, and leaves no trace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_15_data_without_pointers_is_lost_and_reported() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let hour = std::time::Duration::from_secs(3600);

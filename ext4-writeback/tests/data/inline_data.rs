@@ -1,5 +1,5 @@
-//! Data in inodes: files that grow and shrink around the limit with attributes beside them, directories, crashes at every
-//! cut, damaged inodes.
+//! Data in inodes: files that grow and shrink around the limit with attributes beside them, directories,
+//! crashes at every cut, damaged inodes.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use ext4_writeback::SeekTarget;
 use ext4_writeback::{Credentials, FallocateMode, Filesystem, SetMode};
 
 use crate::common::{
-    assert_clean, content, create, have_tools, make_image, mount_image, open, options, pattern,
+    assert_clean, content, create, have_e2fsprogs, make_image, mount_image, open, options, pattern,
 };
 use crate::crash::{STALE, quiet, record};
 use crate::cuts::at_every_cut;
 
-/// What mke2fs is told besides: of blocks, and of clusters.
+/// Further arguments of mke2fs: for blocks, and for clusters.
 const KINDS: [&[&str]; 2] = [&["-O", "inline_data"], &["-O", "inline_data,bigalloc", "-C", "16384"]];
 
 fn image(block_size: u32, inode_size: u32) -> Image {
@@ -30,13 +30,13 @@ fn image_of(kind: &[&str], block_size: u32, inode_size: u32) -> Image {
 async fn remount(device: Arc<MemoryDevice>, fs: Filesystem) -> (Arc<MemoryDevice>, Filesystem) {
     fs.unmount().await.expect("unmounts");
     let image = device.image();
-    assert_clean(&image);
+    assert_clean(&image, "after the unmount");
     mount_image(image, options()).await
 }
 
 #[tokio::test]
 async fn a_small_file_lies_in_its_inode_and_a_large_one_does_not() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(image(4096, 256), options()).await;
@@ -59,13 +59,13 @@ async fn a_small_file_lies_in_its_inode_and_a_large_one_does_not() {
     let (device, fs) = remount(device, fs).await;
     assert_eq!(content(&open(&fs, "small").await).await, expected);
     fs.unmount().await.expect("unmounts");
-    assert_clean(&device.image());
+    assert_clean(&*device, "after the unmount");
 }
 
 /// Writes, truncations, syncs, attributes and remounts against a vector of bytes.
 #[tokio::test]
 async fn files_around_the_limit_agree_with_a_model() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, block_size, inode_size) in
@@ -133,13 +133,13 @@ async fn files_around_the_limit_agree_with_a_model() {
             assert_eq!(&content(&open(&fs, name).await).await, model, "{context}");
         }
         fs.unmount().await.expect("unmounts");
-        assert_clean(&device.image());
+        assert_clean(&*device, "after the unmount");
     }
 }
 
 #[tokio::test]
 async fn directories_grow_out_of_their_inodes() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (kind, block_size, inode_size) in
@@ -203,14 +203,14 @@ async fn directories_grow_out_of_their_inodes() {
         let child = fs.lookup(dirs[2], b"moved").await.expect("is there");
         assert_eq!(fs.lookup(child, b"..").await.expect("has a parent"), dirs[2]);
         fs.unmount().await.expect("unmounts");
-        assert_clean(&device.image());
+        assert_clean(&*device, "after the unmount");
     }
 }
 
 /// At each cut: what was synced is there, and nothing is there that never was.
 #[tokio::test]
 async fn g_01_g_11_a_crash_leaves_inline_data_as_before_or_after() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for kind in KINDS {
@@ -265,7 +265,7 @@ async fn crash_at_every_cut(kind: &[&str]) {
 /// One bit of an inode wrong, with no checksum to tell: an error or an answer, never a panic.
 #[tokio::test]
 async fn damaged_inline_inodes_do_no_harm() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(8, 1024, &["-O", "inline_data,^metadata_csum", "-I", "256"], 0);
@@ -312,7 +312,7 @@ async fn damaged_inline_inodes_do_no_harm() {
 /// Fallocate, stores and direct I/O find blocks under the data, or move it there.
 #[tokio::test]
 async fn what_needs_blocks_moves_the_data_out() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for kind in KINDS {
@@ -364,13 +364,14 @@ async fn needs_blocks(kind: &[&str]) {
     let (device, fs) = remount(device, fs).await;
     assert_eq!(content(&open(&fs, "direct").await).await, expected);
     fs.unmount().await.expect("unmounts");
-    assert_clean(&device.image());
+    assert_clean(&*device, "after the unmount");
 }
 
-/// Data that moves out takes one cluster; what is written to the cluster's other blocks afterwards takes none.
+/// Data that moves out takes one cluster; what is written to the cluster's other blocks afterwards takes
+/// none.
 #[tokio::test]
 async fn data_that_moves_out_takes_one_cluster() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for block_size in [1024, 4096] {
@@ -414,14 +415,15 @@ async fn data_that_moves_out_takes_one_cluster() {
         let (device, fs) = remount(device, fs).await;
         assert_eq!(content(&open(&fs, "file").await).await, [7; 90]);
         fs.unmount().await.expect("unmounts");
-        assert_clean(&device.image());
+        assert_clean(&*device, "after the unmount");
     }
 }
 
-/// Where the data lies is where the device has it: `i_block`, then the value of `system.data`.
+/// The inline extent names the bytes of the device that hold the data: `i_block`, then the value of
+/// `system.data`.
 #[tokio::test]
 async fn an_inline_extent_says_where_the_bytes_lie() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(image(4096, 512), options()).await;
@@ -457,5 +459,5 @@ async fn an_inline_extent_says_where_the_bytes_lie() {
     let large = fs.lookup(InodeNumber::ROOT, b"large").await.expect("is there");
     assert_eq!(fs.inline_extent(large).await.expect("tells"), None);
     fs.unmount().await.expect("unmounts");
-    assert_clean(&device.image());
+    assert_clean(&*device, "after the unmount");
 }

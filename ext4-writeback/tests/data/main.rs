@@ -1,8 +1,6 @@
 //! The data path against models, power cuts and faults. e2fsck judges every image.
-
-#[allow(clippy::unwrap_used, reason = "what fails there is a failed test")]
-#[path = "../common/mod.rs"]
-mod images;
+//!
+//! `g_6_…` in the name of a test refers to statement G-6 of `docs/data-path.md`, `k_05_…` to row K-05.
 
 mod allocations;
 mod basic;

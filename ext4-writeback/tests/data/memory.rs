@@ -1,4 +1,5 @@
-//! Folio memory: what is kept when it is short, and that there is always some.
+//! Folio memory and its reclaim: which folios stay in the page cache when memory is short, and that a writer
+//! always gets some.
 
 use super::common::*;
 use ext4_writeback::{File, MountOptions};
@@ -28,7 +29,7 @@ async fn read_anywhere(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_sequential_read_or_write_leaves_a_working_set_in_memory() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const HOT: u64 = 8 << 20;
@@ -72,7 +73,7 @@ async fn a_long_sequential_read_or_write_leaves_a_working_set_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_in_small_pieces_makes_folios_small_and_nothing_fail() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     const LEN: u64 = 48 << 20;
@@ -83,7 +84,8 @@ async fn memory_in_small_pieces_makes_folios_small_and_nothing_fail() {
     let mut random = fastrand::Rng::with_seed(8);
     let mut model = vec![0; LEN as usize];
     pages.set_len(LEN).await.expect("extends");
-    // All of memory in pages, in no order, some of them used again and again; then long writes and reads among them.
+    // All of memory in pages, in no order, some of them used again and again; then long writes and reads
+    // among them.
     for round in 0..6_u64 {
         for _ in 0..4000 {
             let at = random.u64(0..LEN / 4096) * 4096;

@@ -1,7 +1,7 @@
-//! What the stress tests do to files: every kind of read and change there is, by chance.
+//! The operations of the stress tests: every kind of read and change of a file there is, chosen by chance.
 //!
-//! Everything written is odd, and what lay on the device before is even: whoever reads an even byte that is not zero has
-//! found something that nobody wrote to a file.
+//! Every byte that is written is odd, and every byte that was on the device before is even: a reader that
+//! sees an even byte other than zero has found bytes that were never written to a file.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -26,12 +26,12 @@ const MODES: [FallocateMode; 7] = [
     FallocateMode::InsertRange,
 ];
 
-/// How large what is changed is.
+/// The place and the length of changes.
 #[derive(Clone, Copy)]
 pub struct Scale {
-    /// Changes begin below this byte.
+    /// A change begins below this byte of the file.
     pub span: u64,
-    /// And have so many bytes at most.
+    /// A change has so many bytes at most.
     pub most: usize,
     pub block_size: u64,
 }
@@ -43,7 +43,7 @@ pub struct Mix {
     pub scale: Scale,
     pub seed: u64,
     pub random: fastrand::Rng,
-    /// The simulated world's; tokio's where there is none.
+    /// The runtime of the simulation, or `None` for tokio's.
     pub runtime: Option<Arc<dyn Runtime>>,
 }
 
@@ -52,7 +52,7 @@ fn assert_own(bytes: &[u8], what: &str) {
     assert!(strange.is_none(), "{what}: {:#x} was never written", bytes[strange.unwrap_or(0)]);
 }
 
-/// Errors of `kinds` are answers.
+/// Errors of `kinds` are expected answers, no failures.
 fn answered<T>(result: Result<T, Error>, kinds: &[Errno]) -> Result<(), Error> {
     match result {
         Err(error) if !kinds.contains(&error.errno()) => Err(error),
@@ -65,7 +65,7 @@ impl Mix {
         self.names[self.random.usize(0..self.names.len())].clone()
     }
 
-    /// `None` where the file is being replaced.
+    /// `None` while the file is being replaced.
     async fn open(&mut self, name: &str, options: OpenOptions) -> Option<File> {
         let number = self.fs.lookup(ROOT, name.as_bytes()).await.ok()?;
         self.fs.open_with(number, options).await.ok()
@@ -78,8 +78,8 @@ impl Mix {
         }
     }
 
-    /// Does one thing, of which `note` is told before. Errors that are an answer to what was asked are none; those of
-    /// the device and of its space are.
+    /// Carries out one operation, which `note` is told before. Errors that are an answer to what was asked
+    /// are none; those of the device and of its space are.
     pub async fn step(&mut self, note: impl Fn(String)) -> Result<(), Error> {
         let name = self.name();
         let mut options = OpenOptions::default();
@@ -96,7 +96,7 @@ impl Mix {
         let kind = self.random.u8(0..40);
         let seed = self.seed;
         let said = |what: &str| note(format!("{what} of {len} at {offset} of {name}"));
-        // Who opened a file that is deleted while he waits for its lock is told so.
+        // An opener that waits for the lock of a file while it is deleted gets an error.
         let gone = Errno::ENOENT;
         match kind {
             0..7 => {
@@ -168,7 +168,7 @@ impl Mix {
                     self.patience(Duration::from_micros(50)).await;
                 }
                 if self.random.u8(0..4) == 0 {
-                    // Thought better of it.
+                    // Dropped without a commit.
                     return Ok(());
                 }
                 answered(mapped.commit().await, &[gone])
@@ -246,16 +246,16 @@ impl Mix {
 /// Seconds without anything begun after which a stress hangs.
 const PATIENCE: u32 = 90;
 
-/// Sees to it that a test that hangs ends, and says what everybody was doing. The seconds it counts are those in which
-/// this process had its turn.
+/// Sees to it that a test that hangs ends, and says what every task was doing. The seconds it counts are
+/// those in which this process had its turn.
 pub struct Watch {
     doing: Mutex<BTreeMap<usize, String>>,
     begun: AtomicU64,
 }
 
 impl Watch {
-    /// Watches from now on. What comes back resolves, with a description, where everybody stands still; where that does
-    /// not end the test, the process ends.
+    /// Watches from now on. The future that is returned resolves, with a description, if every task stands
+    /// still; if that does not end the test, the process ends.
     pub fn begin() -> (Arc<Self>, tokio::sync::oneshot::Receiver<String>) {
         let watch = Arc::new(Self { doing: Mutex::default(), begun: AtomicU64::new(0) });
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -285,19 +285,19 @@ impl Watch {
         (watch, receiver)
     }
 
-    /// `task` begins something.
+    /// `task` begins an operation.
     pub fn note(&self, task: usize, what: String) {
         self.doing.lock().expect("no panic").insert(task, what);
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// `task` has ended.
+    /// `task` has no more operations.
     pub fn note_end(&self, task: usize) {
         self.doing.lock().expect("no panic").remove(&task);
         self.begun.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What everybody is doing.
+    /// What every task is doing.
     pub fn description(&self) -> String {
         let doing = self.doing.lock().expect("no panic");
         let lines: Vec<_> = doing.iter().map(|(task, what)| format!("  task {task}: {what}")).collect();

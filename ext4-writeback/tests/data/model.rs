@@ -1,11 +1,12 @@
 //! Random operations against an array of bytes, many of them, in every mode of the data path.
 //!
-//! Files are small and so are most transfers, so that the operations meet in the same blocks and folios. Now and then
-//! the file system is unmounted and judged by e2fsck, with garbage put behind the ends of its files (an append that got
-//! to the device without its size leaves some); now and then it crashes.
+//! Files are small and so are most transfers, so that the operations meet in the same blocks and folios. Now
+//! and then the file system is unmounted and judged by e2fsck, with garbage put behind the ends of its files
+//! (an append that got to the device without its size leaves some); now and then it crashes.
 //!
-//! After a crash each file is as it was when it was last synced, or newer: of a size that it had since, each byte zero
-//! or something that was written there since. A file that was not changed since its sync is exactly as it was.
+//! After a crash each file is as it was when it was last synced, or newer: of a size that it had since, each
+//! byte zero or something that was written there since. A file that was not changed since its sync is exactly
+//! as it was.
 //!
 //! Seeds are fixed, and printed when a world fails; `SEED=n` runs another one, `EXT4_LONG_TESTS=1` many.
 
@@ -16,16 +17,17 @@ use ext4_core::Errno;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{AlignedBuffer, MemoryDevice};
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
+use ext4_test_support::settings::seeds;
 use ext4_writeback::SeekTarget;
 use ext4_writeback::{FallocateMode, File, Filesystem, MountOptions, SyncRange};
 
 const FILES: usize = 4;
 /// Files end here or before.
 const MAX: u64 = 400_000;
-/// What is put behind the ends of files: even, which nothing written is.
+/// The garbage behind the ends of files: even, as no byte is that is written.
 const GARBAGE: u8 = 0x66;
 
-/// What happened to a file since it was synced.
+/// What changed in a file since its last sync.
 #[derive(Debug)]
 enum Change {
     Written {
@@ -37,7 +39,7 @@ enum Change {
     Moved(Vec<u8>),
 }
 
-/// What a file should hold.
+/// The expected content of a file.
 #[derive(Debug, Default)]
 struct Model {
     bytes: Vec<u8>,
@@ -74,7 +76,7 @@ impl Model {
         self.since.clear();
     }
 
-    /// Panics where `found` is not what a crash may leave; goes on from there.
+    /// Panics if `found` is not what a crash may leave; goes on from there.
     fn crash(&mut self, found: Vec<u8>, what: &str) {
         if self.since.is_empty() {
             assert!(found == self.bytes, "{what}: synced, and not as it was");
@@ -90,9 +92,9 @@ impl Model {
             allow(at, *byte);
         }
         let (mut len, mut moved) = (self.synced.len(), false);
-        // By how far a byte that is written now may be found before where it was written, for each number of the latest
-        // moves that the crash undoes: the data of a block that was moved is overwritten in place, as in the kernel,
-        // and goes to the device without waiting for the move to be durable.
+        // By how far a byte that is written now may be found before its own place, for each number of
+        // the latest moves that the crash undoes: the data of a block that was moved is overwritten in place,
+        // as in the kernel, and goes to the device without waiting for the move to be durable.
         let mut undone: Vec<usize> = vec![0];
         // Below this every state since the sync had its bytes: no zeros but where they were written.
         for change in &self.since {
@@ -119,7 +121,7 @@ impl Model {
         assert!((least..=most).contains(&found.len()), "{what}: {} of {least} to {most} bytes", found.len());
         for (at, byte) in found.iter().enumerate() {
             let allowed = values[at][usize::from(byte / 64)] & 1 << (byte % 64) != 0;
-            // A byte of the synced file that nobody cut off or wrote to stays what it was.
+            // A byte of the synced file that was neither cut off nor written since stays what it was.
             let zero =
                 *byte == 0 && (moved || at >= least || self.synced.get(at).is_none_or(|old| *old == 0));
             assert!(allowed || zero, "{what}: {byte:#x} at {at} of {}", found.len());
@@ -129,12 +131,12 @@ impl Model {
     }
 }
 
-/// What a world is made of.
+/// The file system and the options of a run.
 #[derive(Clone)]
 pub struct Form {
     name: &'static str,
     block_size: u32,
-    /// Of mkfs.ext4.
+    /// Further arguments of mkfs.ext4.
     pub features: &'static [&'static str],
     pub options: MountOptions,
 }
@@ -326,7 +328,7 @@ impl World {
         }
     }
 
-    /// What was allocated is mapped, what was punched is not.
+    /// Fails the test unless allocated blocks are mapped and punched ones are not.
     async fn check_mapped(&self, i: usize, mode: FallocateMode, from: usize, to: usize) {
         let block = self.form.block_size as usize;
         let extents = self.files[i].extents().await.expect("maps");
@@ -349,7 +351,7 @@ impl World {
         }
     }
 
-    /// A transfer past the page cache.
+    /// A direct transfer.
     async fn direct(&mut self, i: usize) {
         let unit = u64::from(self.files[i].direct_alignment());
         let size = self.model[i].bytes.len() as u64;
@@ -393,7 +395,7 @@ impl World {
         self.model[i].write(at, data);
     }
 
-    /// What is said to be a hole reads as zeros.
+    /// Fails the test unless holes read as zeros.
     async fn check_seek(&mut self, i: usize) {
         let size = self.model[i].bytes.len() as u64;
         let mut at = 0;
@@ -404,8 +406,8 @@ impl World {
                 break;
             }
             at = self.files[i].seek(data, SeekTarget::Hole).await.expect("seeks").expect("the end is one");
-            // Blocks that are allocated without data beside some that are on their way count as data until those are there:
-            // writeback that ends in between makes a hole of them.
+            // Blocks that are allocated without data beside some that are on their way count as data until
+            // those are there: writeback that ends in between makes a hole of them.
             assert!(at >= data);
             if at == data {
                 break;
@@ -461,7 +463,7 @@ impl World {
         self.model.iter_mut().for_each(Model::sync);
     }
 
-    /// The device stays as it is at this moment, and somebody mounts it.
+    /// A crash: the device stays as it is at this moment, and is mounted again.
     async fn crash(&mut self) {
         let image = self.device.image();
         self.files.clear();
@@ -496,7 +498,7 @@ async fn run(seed: u64, form: &Form, steps: usize) {
     }
     world.check_all().await;
     world.remount().await;
-    // Nothing is promised to nobody, and nothing is lost.
+    // Nothing stays reserved, and nothing is lost.
     let before = world.fs().statfs().free_blocks;
     let mut sectors = 0;
     for file in &world.files {
@@ -512,15 +514,10 @@ async fn run(seed: u64, form: &Form, steps: usize) {
 
 /// How many steps a form is run for, and with which seeds.
 pub async fn worlds(forms: &[Form], steps: usize) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
-    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds: Vec<u64> = match given {
-        Some(seed) => vec![seed],
-        None if long_tests() => (1..40).collect(),
-        None => vec![1, 2],
-    };
+    let seeds = seeds(1..=2, 1..40);
     for form in forms {
         for seed in &seeds {
             run(*seed, form, steps / 2).await;

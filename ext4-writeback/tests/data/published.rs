@@ -1,4 +1,5 @@
-//! Direct publication (`alloc=publish`) and files of indirect blocks: what holds for unwritten blocks holds for them.
+//! Publication (`alloc=publish`) and files of indirect blocks: the guarantees of unwritten blocks hold for
+//! them too.
 
 use std::sync::Arc;
 
@@ -73,7 +74,7 @@ async fn g_7_g_8_what_was_cut_off_never_comes_back() {
 
 #[tokio::test]
 async fn g_1_g_16_every_byte_is_zero_or_was_written_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -85,7 +86,7 @@ async fn g_1_g_16_every_byte_is_zero_or_was_written_there() {
 
 #[tokio::test]
 async fn g_17_the_same_without_delayed_allocation() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -152,7 +153,7 @@ fn quiet() -> MountOptions {
     MountOptions { commit_interval: Some(hour), cache: 64 << 20, ..options() }
 }
 
-/// What one sync of `writes` costs: (counters, handles of the journal).
+/// The cost of one sync of `writes`: (counters, handles of the journal).
 async fn cost(way: Way, writes: &[(u64, usize)]) -> (Counters, u64) {
     let (device, fs) = mount_image(way.image(64, 4096, &[], 0xaa), way.mounted(quiet())).await;
     let file = create(&fs, "file").await;
@@ -180,7 +181,7 @@ async fn cost(way: Way, writes: &[(u64, usize)]) -> (Counters, u64) {
 
 #[tokio::test]
 async fn k_39_publication_takes_one_handle_for_an_ioend_and_converts_nothing() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // 8 MiB in one run of blocks.
@@ -215,10 +216,10 @@ async fn with_one_block(way: Way, options: &[&str]) -> (Image, std::ops::Range<u
     (finish(&device, fs).await, start..start + (1 << 20))
 }
 
-/// Nothing of what is in flight is on the device; what overwrites it meanwhile goes to the same place.
+/// Blocks in flight are not part of the file yet; an overwrite meanwhile goes to the same blocks.
 #[tokio::test]
 async fn what_is_overwritten_in_flight_stays_where_it_is() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -231,10 +232,10 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
         let free = fs.statfs().free_blocks;
         device.hold();
         file.write_at(4096, &pattern(1, 4096, 16_384)).await.expect("writes");
-        assert_eq!(fs.statfs().free_blocks, free - 4, "promised");
+        assert_eq!(fs.statfs().free_blocks, free - 4, "reserved");
         file.start_writeback().await.expect("starts");
         assert!(device.holds() > 0, "{way:?}: the data is on its way");
-        assert_eq!(fs.statfs().free_blocks, free - 4, "picked blocks are promised ones");
+        assert_eq!(fs.statfs().free_blocks, free - 4, "picked blocks are reserved ones");
         fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
         let (seen, crashed) = mount_image(memory.image(), options()).await;
         assert_eq!(open(&crashed, "file").await.len(), 4096);
@@ -264,12 +265,12 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
     }
 }
 
-/// The block that i_disksize ends in is changed while its folio is under writeback for a block behind it. What the change
-/// replaces is on the device, zeros behind the size included, so nothing has to wait for it; and it could not: the
-/// folio is not written again before its writeback ends.
+/// The block that i_disksize ends in is changed while its folio is under writeback for a block behind it.
+/// What the change replaces is on the device, zeros behind the size included, so nothing has to wait for it;
+/// and it could not: the folio is not written again before its writeback ends.
 #[tokio::test]
-async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_nobody() {
-    if !have_tools() {
+async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_no_writer() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in [Way::Unwritten, Way::Publish, Way::Indirect] {
@@ -283,7 +284,8 @@ async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_n
         file.write_at(0, &pattern(1, 0, 100)).await.expect("writes");
         file.start_writeback().await.expect("starts");
         assert_eq!(device.holds(), 1);
-        // The I/O has ended, and nobody had a turn to make the block part of the file: it is not written yet.
+        // The I/O has ended, and no completion worker had a turn to make the block part of the file: it is
+        // not written yet.
         device.release();
         file.write_at(1500, &pattern(1, 1500, 100)).await.expect("writes");
         while fs.counters().conversions + fs.counters().publications == 0 {
@@ -307,10 +309,11 @@ async fn a_tail_that_becomes_dirty_during_the_writeback_of_its_own_folio_stops_n
     }
 }
 
-/// A truncation waits for what is in flight; the blocks that it cuts off go back without having been anywhere.
+/// A truncation waits for what is in flight; the blocks that it cuts off go back without having been
+/// anywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_43_what_is_cut_off_in_flight_is_given_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -348,11 +351,11 @@ async fn k_43_what_is_cut_off_in_flight_is_given_back() {
     }
 }
 
-/// A failed write loses its data, not the space: the blocks and their promises go back, those that were made dirty again
-/// are picked anew.
+/// A failed write loses its data, not the space: the blocks and their reservation go back, those that were
+/// made dirty again are picked anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in WAYS {
@@ -366,7 +369,7 @@ async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
         file.write_at(4096, &pattern(1, 4096, 65_536)).await.expect("the cache takes it");
         assert_eq!(file.sync_all().await.expect_err("not written").errno(), Errno::EIO);
         faulty.heal();
-        assert_eq!(fs.statfs().free_blocks, free, "{way:?}: nothing is promised to lost data");
+        assert_eq!(fs.statfs().free_blocks, free, "{way:?}: nothing is reserved for lost data");
         // Once more, over the hole; and all that is free can be had.
         file.write_at(4096, &pattern(2, 4096, 65_536)).await.expect("writes");
         file.sync_all().await.expect("is there");
@@ -388,7 +391,7 @@ async fn g_13_a_failed_publication_leaves_a_hole_and_gives_the_blocks_back() {
 
 #[tokio::test]
 async fn g_19_fast_commits_of_published_data_are_replayed() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, without_fua) in [(41, false), (42, true)] {
@@ -399,7 +402,7 @@ async fn g_19_fast_commits_of_published_data_are_replayed() {
 /// A file of indirect blocks is committed in full, and the reason is counted.
 #[tokio::test]
 async fn a_file_of_indirect_blocks_has_no_fast_commit() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(32, 4096, &["-O", "^extents,^64bit,fast_commit"], 0);
@@ -420,7 +423,7 @@ async fn a_file_of_indirect_blocks_has_no_fast_commit() {
 
 #[tokio::test]
 async fn publication_is_refused_with_bigalloc() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(32, 4096, &["-O", "bigalloc"], 0);

@@ -1,4 +1,4 @@
-//! What is read before anybody asks, by the counters.
+//! Read-ahead: what is read before a reader asks for it, by the counters.
 
 use super::common::*;
 use ext4_writeback::{Counters, File, Filesystem};
@@ -37,8 +37,8 @@ fn since(fs: &Filesystem, before: &Counters) -> (u64, u64, u64, u64) {
 }
 
 #[tokio::test]
-async fn r_1_r_5_a_sequential_reader_waits_once_and_gets_large_folios() {
-    if !have_tools() {
+async fn a_sequential_reader_waits_once_and_gets_large_folios() {
+    if !have_e2fsprogs() {
         return;
     }
     with_cold_file(async |fs, file| {
@@ -56,8 +56,8 @@ async fn r_1_r_5_a_sequential_reader_waits_once_and_gets_large_folios() {
 }
 
 #[tokio::test]
-async fn r_5_random_reads_read_nothing_else() {
-    if !have_tools() {
+async fn random_reads_read_nothing_else() {
+    if !have_e2fsprogs() {
         return;
     }
     with_cold_file(async |fs, file| {
@@ -76,7 +76,7 @@ async fn r_5_random_reads_read_nothing_else() {
 
 #[tokio::test]
 async fn two_readers_of_one_file_are_both_read_ahead_of() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     with_cold_file(async |fs, file| {

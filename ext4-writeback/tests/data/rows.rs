@@ -1,5 +1,5 @@
-//! Scenes in which reviewers of the kernel's own buffered I/O over iomap found bugs: rows of section 8 of the
-//! specification that belong to no one feature. `README.md` says where the others are.
+//! Rows K-nn of `docs/data-path.md` that belong to no one feature: buffered I/O in situations in which the
+//! kernel's iomap path had bugs, or reviewers feared some.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::{Errno, InodeNumber};
 use ext4_writeback::{FallocateMode, Filesystem, MountOptions};
 
-/// What takes longer than this hangs.
+/// A test that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn k_09_appends_with_gaps_of_a_few_bytes_wait_for_no_device() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
@@ -64,7 +64,7 @@ async fn held_tail() -> (Arc<MemoryDevice>, Arc<Holding>, Filesystem) {
 
 #[tokio::test]
 async fn k_10_a_commit_does_not_wait_for_a_folio_whose_tail_is_on_its_way() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, holding, fs) = held_tail().await;
@@ -102,7 +102,7 @@ async fn k_10_a_commit_does_not_wait_for_a_folio_whose_tail_is_on_its_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_11_k_12_writeback_completions_and_commits_in_a_small_journal_do_not_wait_in_a_circle() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // A quarter of 1,024 blocks is the most that a transaction holds: handles wait for commits all the time.
@@ -157,11 +157,11 @@ async fn poll_at_most<T>(polls: usize, future: impl Future<Output = T>) -> Optio
     .await
 }
 
-/// The kernel's short copies come from faults in the caller's memory, of which there are none here; a caller who goes
-/// away in the middle of a write is what remains.
+/// The kernel's short copies come from faults in the caller's memory, of which there are none here; a caller
+/// that goes away in the middle of a write is what remains.
 #[tokio::test]
-async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
-    if !have_tools() {
+async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_reservation_without_data() {
+    if !have_e2fsprogs() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 1024, &["-m", "0"], STALE)));
@@ -194,7 +194,7 @@ async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
     assert!(dropped > 10, "{dropped} were cut short");
     file.sync_all().await.expect("syncs");
     let sectors = file.attributes().await.expect("stat").sectors;
-    // What is not free is the file's: nothing is promised any more.
+    // What is not free is the file's: nothing is reserved any more.
     assert_eq!(free - fs.statfs().free_blocks, sectors / 2);
     let size = file.len() as usize;
     for (at, byte) in content(&file).await.iter().enumerate() {
@@ -211,7 +211,7 @@ async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_promise_without_data() {
 
 #[tokio::test]
 async fn k_17_a_write_that_fails_past_the_end_leaves_nothing_there() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, tail) = with_planted_tail(Way::Unwritten).await;
@@ -226,7 +226,7 @@ async fn k_17_a_write_that_fails_past_the_end_leaves_nothing_there() {
     assert_eq!(error.errno(), Errno::EIO);
     assert_eq!((file.len(), fs.statfs().free_blocks), (2000, free));
     faulty.heal();
-    // Neither data nor a promise was left behind the end.
+    // Neither data nor a reservation was left behind the end.
     file.set_len(40_000).await.expect("extends");
     let bytes = content(&file).await;
     assert!(bytes[..2000] == pattern(7, 0, 2000) && bytes[2000..].iter().all(|byte| *byte == 0));
@@ -253,10 +253,11 @@ impl BlockDevice for Interrupting {
 
 #[tokio::test]
 async fn k_27_completions_run_where_nothing_can_wait() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
-    // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never be there.
+    // Waiting for a lock or spawning outside a runtime would panic on the device's thread, and the file never
+    // be there.
     let memory = Arc::new(MemoryDevice::from_image(blank(Way::Unwritten)));
     let fs = mount(Arc::new(Interrupting(Arc::clone(&memory))), quiet()).await;
     let file = create(&fs, "file").await;
@@ -276,7 +277,7 @@ async fn k_27_completions_run_where_nothing_can_wait() {
 
 #[tokio::test]
 async fn k_35_what_is_freed_but_not_committed_can_be_had_after_a_commit() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for delayed_allocation in [true, false] {
@@ -301,7 +302,7 @@ async fn k_35_what_is_freed_but_not_committed_can_be_had_after_a_commit() {
 
 #[tokio::test]
 async fn k_41_a_long_allocation_of_which_a_part_was_written() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let blocks = 2048;
@@ -325,7 +326,7 @@ async fn k_41_a_long_allocation_of_which_a_part_was_written() {
 
 #[tokio::test]
 async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, holding, fs) = held_tail().await;
@@ -363,7 +364,7 @@ async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
 
 #[tokio::test]
 async fn k_44_conversions_that_split_extents_find_blocks_on_a_full_device() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(16, 1024, &["-m", "0", "-J", "size=1"], STALE);

@@ -1,10 +1,10 @@
-//! Many tasks on the seeded scheduler: one seed is one interleaving of callers, writeback, completions, commits and
-//! timers, and a failure is replayed by `SEED=n`.
+//! Many tasks on the seeded scheduler: one seed is one interleaving of callers, writeback, completions,
+//! commits and timers, and a failure is replayed by `SEED=n`.
 //!
-//! Each file has an owner, who knows what it holds and looks at it after every change, and disturbers, who write it
-//! back, sync it, read it, and extend nothing. With faults the owner knows no content; what counts
-//! is that everything ends, and that `e2fsck -fn` finds nothing: where metadata was hit, and the journal stopped, after
-//! recovery on a device that is well again.
+//! Each file has an owner task, which knows what it holds and looks at it after every change, and disturbers,
+//! which write it back, sync it, read it, and extend nothing. With faults the owner knows no content; what
+//! counts is that everything ends, and that `e2fsck -fn` finds nothing: if metadata was hit and the journal
+//! stopped, after recovery on a device that is well again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::environment::Simulation;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::{Errno, InodeNumber};
+use ext4_test_support::settings::seeds;
 use ext4_writeback::{Allocation, File, Filesystem, MountOptions};
 
 const FILES: u64 = 16;
@@ -23,7 +24,7 @@ const FILES: u64 = 16;
 const DISTURBERS: u64 = 3;
 const MAX: u64 = 60_000;
 
-/// What a world is like.
+/// The file system and the device of a run.
 #[derive(Clone, Copy)]
 struct Weather {
     block_size: u32,
@@ -101,7 +102,7 @@ async fn disturb(fs: Filesystem, i: u64, seed: u64, steps: usize, weather: Weath
     }
 }
 
-/// Where data goes: behind the first block of a file.
+/// The offset at which data goes: behind the first block of a file.
 async fn make_bad_sectors(fs: &Filesystem, faulty: &FaultyDevice, seed: u64, weather: Weather) {
     let file = open(fs, "file0").await;
     file.write_at(0, &pattern(seed, 0, 1024)).await.expect("writes");
@@ -140,7 +141,7 @@ impl World {
     }
 }
 
-/// One world; e2fsck judges what the device holds after the unmount.
+/// Runs one simulation; e2fsck judges what the device holds after the unmount.
 fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
     let World { world, memory, faulty, device, options } = World::new(image, seed, weather);
     let tasks = world.clone();
@@ -176,11 +177,11 @@ fn simulate(image: Image, seed: u64, steps: usize, weather: Weather) {
     if !ended.expect("it ends") {
         recover(Arc::clone(&memory), seed);
     }
-    assert_clean(&memory.image());
+    assert_clean(&*memory, "after the unmount");
 }
 
-/// 64 tasks that each do all there is to do to the 16 files, which have no owners: nobody knows what they hold, only that
-/// it is theirs.
+/// 64 tasks that each do all there is to do to the 16 files, which have no owners: what they hold is not
+/// known, only that it is theirs.
 fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
     let World { world, memory, faulty, device, options } = World::new(image, seed, weather);
     let tasks = world.clone();
@@ -224,10 +225,10 @@ fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
     if !ended.unwrap_or_else(|stuck| panic!("{stuck}")) {
         recover(Arc::clone(&memory), seed);
     }
-    assert_clean(&memory.image());
+    assert_clean(&*memory, "after the unmount");
 }
 
-/// Mounts and unmounts once.
+/// Mounts `memory` and unmounts it again, so that the journal is recovered.
 fn recover(memory: Arc<MemoryDevice>, seed: u64) {
     let world = Simulation::new(seed);
     let options = MountOptions {
@@ -255,16 +256,12 @@ fn worlds(weather: Weather) {
 }
 
 fn worlds_of(weather: Weather, simulate: impl Fn(Image, u64, usize, Weather)) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
-    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds: Vec<u64> = match given {
-        Some(seed) => vec![seed],
-        None if long_tests() => (1..1000).collect(),
-        // In one of them a writer gave up and left his lock to nobody, in the other unmount overtook a deletion.
-        None => vec![1, 2, 187, 614],
-    };
+    // In seed 187 a writer that stopped waiting gave its lock back too early, in 614 unmount overtook a
+    // deletion.
+    let seeds = seeds([1, 2, 187, 614], 1..1000);
     let image = make_image(weather.mib, weather.block_size, &["-m", "0", "-J", "size=1"], 0xaa);
     for seed in seeds {
         let _told = Told(seed);

@@ -1,5 +1,5 @@
-//! How fast the cache takes writes. Not run by default: `cargo test --release -p ext4-writeback --test data speed --
-//! --ignored --nocapture`.
+//! How fast the cache takes writes. Not run by default: `cargo test --release -p ext4-writeback --test data
+//! speed -- --ignored --nocapture`.
 
 use super::common::*;
 use ext4_writeback::MountOptions;
@@ -41,7 +41,8 @@ async fn cached_write_speed() {
             let read = cpu() - start;
             let calls = (total / unit) as f64;
             println!(
-                "round {round} unit {unit:>8}: append {:>8.0} ns/call {:>6.0} MB/s, overwrite {:>8.0} ns/call {:>6.0} MB/s, read {:>8.0} ns/call",
+                "round {round} unit {unit:>8}: append {:>8.0} ns/call {:>6.0} MB/s, \
+                 overwrite {:>8.0} ns/call {:>6.0} MB/s, read {:>8.0} ns/call",
                 best * 1e9 / calls,
                 total as f64 / best / 1e6,
                 best_over * 1e9 / calls,

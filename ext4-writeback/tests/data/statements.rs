@@ -1,8 +1,8 @@
-//! The crash statements of the specification (section 7), one workload made for each, checked at cuts all over it with
-//! seeded losses of what was not flushed. Those that came with the first data path are in `crash.rs` (G-1, G-3, G-4,
-//! G-7, G-8, G-11, G-17) and `stress.rs` (G-13, G-14). Which test shows which statement and row: `README.md`.
+//! The crash statements G-n of `docs/data-path.md`, one workload made for each, checked at power cuts all
+//! over it with seeded losses of what was not flushed.
 //!
-//! G-16, that `e2fsck -fn` finds nothing, is judged in each of them: after recovery and unmount.
+//! `crash.rs` shows G-1, G-3, G-4, G-7, G-8, G-11 and G-17, `failures_crash.rs` G-13 to G-15. Each test here
+//! shows G-16 too: `e2fsck -fn` finds nothing after recovery and unmount.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -39,7 +39,7 @@ async fn g_2_a_block_is_written_only_when_its_data_is_there() {
 }
 
 pub async fn written_blocks_have_data(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, delayed_allocation) in [(41, true), (42, true), (43, false)] {
@@ -91,7 +91,7 @@ async fn g_5_k_42_the_size_never_ends_in_the_padding_of_a_block() {
 }
 
 pub async fn no_padding(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for seed in seeds(&[51, 52]) {
@@ -108,7 +108,8 @@ pub async fn no_padding(way: Way) {
                 for len in &lengths {
                     let at = file.len();
                     file.write_at(at, &pattern(5, at, *len)).await.expect("writes");
-                    // The next append comes when the block has got to the device, and perhaps before its size has.
+                    // The next append comes when the block has got to the device, and perhaps before its size
+                    // has.
                     file.start_writeback().await.expect("starts");
                 }
                 file.sync_all().await.expect("syncs");
@@ -121,7 +122,8 @@ pub async fn no_padding(way: Way) {
         let recording = record(blank(way), Some(seed), way.mounted(quiet()), work).await;
         at_every_cut(&recording, 80, "file", |_, bytes| {
             let bytes = bytes.unwrap_or_default();
-            // Padding is zeros, which the pattern does not have. An append over two folios may show the first alone.
+            // Padding is zeros, which the pattern does not have. An append over two folios may show the first
+            // alone.
             let ended = ends.contains(&bytes.len()) || bytes.len().is_multiple_of(4096);
             assert!(ended, "seed {seed}: no append ended at {}", bytes.len());
             assert!(bytes == pattern(5, 0, bytes.len()), "seed {seed}: padding below {}", bytes.len());
@@ -136,7 +138,7 @@ async fn g_6_a_gap_is_zero_whatever_lay_behind_the_end() {
 }
 
 pub async fn gaps_are_zero(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(way).await;
@@ -163,7 +165,7 @@ pub async fn gaps_are_zero(way: Way) {
 
 #[tokio::test]
 async fn g_9_extending_without_data_shows_the_old_size_or_the_new() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
@@ -204,7 +206,7 @@ async fn g_12_fsync_of_one_file_leaves_another_as_it_was_or_newer() {
 }
 
 pub async fn other_files(way: Way) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -235,7 +237,7 @@ pub async fn other_files(way: Way) {
 
 #[tokio::test]
 async fn g_15_data_without_blocks_is_lost_loudly_and_nothing_else() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     // Without checksums of groups no bitmap is known without reading it.
@@ -246,7 +248,7 @@ async fn g_15_data_without_blocks_is_lost_loudly_and_nothing_else() {
     let before = fs.statfs();
     let file = create(&fs, "file").await;
     file.write_at(0, &pattern(15, 0, 300_000)).await.expect("the cache takes it");
-    assert!(fs.statfs().free_blocks < before.free_blocks, "space is promised");
+    assert!(fs.statfs().free_blocks < before.free_blocks, "space is reserved");
     // Every block bitmap that is not in memory yet is out of reach.
     faulty.fail_range(Operation::Read, 0..64 << 20);
     let error = file.sync_all().await.expect_err("there are no blocks");
@@ -264,7 +266,7 @@ async fn g_15_data_without_blocks_is_lost_loudly_and_nothing_else() {
 
 #[tokio::test]
 async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(blank(Way::Unwritten), quiet()).await;
@@ -299,7 +301,7 @@ async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata(
             let bytes = bytes.expect("it was there before");
             assert_eq!(bytes.len(), 200_000);
             let (old, new) = (pattern(18, 0, 200_000), pattern(19, 0, 200_000));
-            // A sector holds the old bytes, the new ones, or of each where one write ends in it.
+            // A sector holds the old bytes, the new ones, or of each if one write ends in it.
             for (at, byte) in bytes.iter().enumerate() {
                 assert!(*byte == old[at] || *byte == new[at], "neither old nor new at {at}");
             }
@@ -312,7 +314,7 @@ async fn g_18_an_overwrite_shows_each_sector_old_or_new_and_changes_no_metadata(
 
 #[tokio::test]
 async fn g_19_a_replay_of_fast_commits_shows_what_a_full_commit_would() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(16, 4096, &["-J", "size=4", "-O", "fast_commit"], STALE);
@@ -378,7 +380,7 @@ async fn g_19_a_replay_of_fast_commits_shows_what_a_full_commit_would() {
 
 #[tokio::test]
 async fn g_20_a_file_renamed_over_another_has_its_data() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -392,7 +394,7 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         drop(new);
         let root = InodeNumber::ROOT;
         fs.rename((root, b"config.new"), (root, b"config"), RenameFlags::default()).await.expect("renames");
-        // The rename is committed by somebody else, and the power goes.
+        // Another caller's fsync commits the rename, and the power goes.
         fs.sync_inode(root).await.expect("commits");
         device.mark("renamed");
         fs.sync().await.expect("syncs");
@@ -419,7 +421,7 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
 
 #[tokio::test]
 async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it_is_closed() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let work = |device: Arc<RecordingDevice>, fs: Filesystem| async move {
@@ -431,14 +433,15 @@ async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it
         file.write_at(0, &pattern(21, 0, 30_000)).await.expect("writes");
         let before = fs.counters().conversions;
         drop(file);
-        // Nobody asks for it.
+        // No caller asks for it.
         for _ in 0..100_000 {
             if fs.counters().conversions > before {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        // Somebody else's commit; the conversion's handle has ended, or its transaction waits for it.
+        // The commit of another caller's fsync; the conversion's handle has ended, or its transaction waits
+        // for it.
         drop(create(&fs, "other").await);
         fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
         device.mark("closed and committed");
@@ -476,7 +479,7 @@ async fn with_many_extents() -> Image {
 
 #[tokio::test]
 async fn g_8_a_second_crash_while_a_truncation_is_finished_loses_nothing() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let full = 1499 * 2048 + 1024;

@@ -1,4 +1,4 @@
-//! Files as memory: stores and views.
+//! Memory-mapped access (`map_read`, `map_write`): stores into folios, and views of them.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use ext4_writeback::{Filesystem, MountOptions};
 
 #[tokio::test]
 async fn a_store_is_there_when_it_is_committed_and_not_before() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0xaa), options()).await;
@@ -39,8 +39,8 @@ async fn a_store_is_there_when_it_is_committed_and_not_before() {
 }
 
 #[tokio::test]
-async fn m_2_nothing_is_mapped_or_stored_behind_the_end() {
-    if !have_tools() {
+async fn nothing_is_mapped_or_stored_behind_the_end() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0xaa), options()).await;
@@ -67,8 +67,8 @@ async fn m_2_nothing_is_mapped_or_stored_behind_the_end() {
 }
 
 #[tokio::test]
-async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_promise_back_and_others_keep_theirs() {
-    if !have_tools() {
+async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_reservation_back_and_others_keep_theirs() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0xaa), quiet()).await;
@@ -79,10 +79,10 @@ async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_promise_back_and_other
     let free = fs.statfs().free_blocks;
     let before = sectors().await;
     let map = file.map_write(0, 65_536).await.expect("maps");
-    assert_eq!(fs.statfs().free_blocks, free - 16, "promised");
+    assert_eq!(fs.statfs().free_blocks, free - 16, "reserved");
     drop(map);
     assert_eq!((fs.statfs().free_blocks, sectors().await), (free, before), "given back");
-    // Two at the same place, one is stored: its blocks are promised once.
+    // Two at the same place, one is stored: its blocks are reserved once.
     let (first, mut second) =
         (file.map_write(0, 65_536).await.expect("maps"), file.map_write(32_768, 65_536).await.expect("maps"));
     second.fill(3);
@@ -103,8 +103,8 @@ async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_promise_back_and_other
 }
 
 #[tokio::test]
-async fn s_3_k_34_a_store_fails_for_space_before_it_is_made() {
-    if !have_tools() {
+async fn k_34_a_store_fails_for_space_before_it_is_made() {
+    if !have_e2fsprogs() {
         return;
     }
     for delayed_allocation in [true, false] {
@@ -150,8 +150,8 @@ async fn s_3_k_34_a_store_fails_for_space_before_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_mapping_that_is_held_keeps_nobody_waiting() {
-    if !have_tools() {
+async fn a_mapping_that_is_held_keeps_no_caller_waiting() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0xaa), options()).await;
@@ -184,7 +184,7 @@ async fn a_mapping_that_is_held_keeps_nobody_waiting() {
 
 #[tokio::test]
 async fn k_58_what_is_on_its_way_to_the_device_is_one_moment() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let image = make_image(16, 4096, &["-J", "size=4"], 0xaa);
@@ -217,7 +217,7 @@ async fn k_58_what_is_on_its_way_to_the_device_is_one_moment() {
 
 #[tokio::test]
 async fn k_01_w_11_a_store_before_an_extension_does_not_reach_into_it() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (planted, _) = with_planted_tail(Way::Unwritten).await;
@@ -251,7 +251,7 @@ async fn k_01_w_11_a_store_before_an_extension_does_not_reach_into_it() {
 
 #[tokio::test]
 async fn views_are_the_pages_themselves_and_bounded() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(make_image(48, 4096, &[], 0), options()).await;
@@ -290,7 +290,7 @@ async fn views_are_the_pages_themselves_and_bounded() {
 /// Stores, views, writes, truncations and syncs against an array of bytes.
 #[tokio::test]
 async fn stores_agree_with_an_array_of_bytes() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (seed, block_size) in [(1_u64, 1024), (2, 2048), (3, 4096)] {

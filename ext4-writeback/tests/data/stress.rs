@@ -1,4 +1,4 @@
-//! Many tasks at once, and devices that fail.
+//! Concurrent readers, writers and syncs on one mounted file system, on devices that fail and on full ones.
 
 use std::sync::Arc;
 
@@ -9,9 +9,10 @@ use ext4_core::Errno;
 use ext4_core::device::simulated::FaultyDevice;
 use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::meta::extent_tree::MappingState;
+use ext4_test_support::settings::seeds;
 use ext4_writeback::{Filesystem, MountOptions};
 
-/// What a stress may meet.
+/// The trouble that a stress meets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trouble {
     /// Nothing.
@@ -102,7 +103,7 @@ pub async fn stress(way: Way, options: MountOptions, trouble: Trouble, seed: u64
         let (device, fs) = mount_image(memory.image(), self::options()).await;
         finish(&device, fs).await;
     } else {
-        assert_clean(&memory.image());
+        assert_clean(&*memory, "after the unmount");
     }
     driver.abort();
 }
@@ -113,15 +114,10 @@ fn little_memory() -> MountOptions {
 
 /// One round for each seed: `short` of them, `long` in the long form.
 pub async fn rounds(way: Way, trouble: Trouble, short: u64, long: u64) {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
-    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = match given {
-        Some(seed) => seed..seed + 1,
-        None => 1..1 + if long_tests() { long } else { short },
-    };
-    for seed in seeds {
+    for seed in seeds(1..=short, 1..=long) {
         println!("{way:?}, {trouble:?}: SEED={seed}");
         stress(way, little_memory(), trouble, seed).await;
     }
@@ -139,7 +135,8 @@ async fn sixty_four_tasks_on_a_full_device() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_and_bad_sectors() {
-    // Many rounds: what was parked was forgotten once in 160 of them where two looked at an inode's ioends at a time.
+    // Many rounds: what was parked was forgotten once in 160 of them when two workers looked at an inode's
+    // ioends at a time.
     rounds(Way::Unwritten, Trouble::BadSectors, 6, 200).await;
 }
 
@@ -164,7 +161,7 @@ async fn one_file(options: MountOptions) -> (Arc<MemoryDevice>, Arc<FaultyDevice
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_13_a_failed_overwrite_is_reported_once_to_each() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, faulty, fs, data) = one_file(options()).await;
@@ -183,7 +180,7 @@ async fn g_13_a_failed_overwrite_is_reported_once_to_each() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_13_a_failed_append_leaves_the_old_size() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, faulty, fs, data) = one_file(options()).await;
@@ -205,7 +202,7 @@ async fn g_13_a_failed_append_leaves_the_old_size() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g_14_k_26_data_err_abort_stops_the_journal_on_a_failed_overwrite() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, faulty, fs, data) = one_file(MountOptions { data_error_aborts: true, ..options() }).await;
@@ -223,7 +220,7 @@ async fn g_14_k_26_data_err_abort_stops_the_journal_on_a_failed_overwrite() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k_29_a_failed_tail_keeps_the_size_on_the_device() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, faulty, fs, data) = one_file(options()).await;
@@ -249,7 +246,7 @@ async fn k_29_a_failed_tail_keeps_the_size_on_the_device() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_error_is_reported_and_goes_away() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (memory, faulty, fs, data) = one_file(options()).await;

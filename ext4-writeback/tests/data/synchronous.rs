@@ -1,8 +1,7 @@
-//! What is durable when an operation returns, and what only reaches the device: synchronous files and directories,
-//! sync_file_range, lazytime.
+//! What is durable when an operation returns, and what only reaches the device: synchronous files and
+//! directories, sync_file_range, lazytime.
 
 use std::io::IoSlice;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use ext4_core::device::MemoryDevice;
 use ext4_core::device::simulated::Image;
 use ext4_core::environment::{BoxFuture, Environment, Runtime};
 use ext4_core::{InodeNumber, Timestamp};
+use ext4_test_support::tools::changed_by_debugfs;
 use ext4_writeback::RenameFlags;
 use ext4_writeback::{
     Credentials, Filesystem, MountOptions, OpenOptions, SetAttributes, SyncMode, SyncRange, WriteFlags,
@@ -23,7 +23,7 @@ fn image() -> Image {
 
 #[tokio::test]
 async fn g_11_a_synchronous_write_is_durable_when_it_returns() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for (sync, flags) in [
@@ -54,7 +54,7 @@ async fn g_11_a_synchronous_write_is_durable_when_it_returns() {
 
 #[tokio::test]
 async fn an_append_goes_to_the_end_whatever_its_offset_says() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(image(), options()).await;
@@ -86,17 +86,12 @@ async fn an_append_goes_to_the_end_whatever_its_offset_says() {
 
 /// Sets the flags of what lies at `path` in the image.
 fn set_flags(image: &Image, path: &str, flags: u32) -> Image {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    image.to_file(file.path()).expect("room");
-    let request = format!("set_inode_field {path} flags {flags:#x}");
-    let output = Command::new("debugfs").args(["-w", "-R", &request]).arg(file.path()).output();
-    assert!(output.expect("debugfs runs").status.success());
-    Image::from_file(file.path()).expect("the image")
+    changed_by_debugfs(image, &format!("set_inode_field {path} flags {flags:#x}"))
 }
 
 #[tokio::test]
 async fn a_file_and_a_directory_with_the_flags_are_synchronous() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(image(), options()).await;
@@ -151,7 +146,7 @@ async fn a_file_and_a_directory_with_the_flags_are_synchronous() {
 
 #[tokio::test]
 async fn a_synced_range_is_on_the_device_without_a_flush_or_a_commit() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs) = mount_image(image(), quiet()).await;
@@ -184,8 +179,8 @@ async fn a_synced_range_is_on_the_device_without_a_flush_or_a_commit() {
 }
 
 #[tokio::test]
-async fn a_failed_range_is_reported_once_by_who_waits() {
-    if !have_tools() {
+async fn a_failed_range_is_reported_once_to_the_caller_that_waits() {
+    if !have_e2fsprogs() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(image()));
@@ -205,7 +200,7 @@ async fn a_failed_range_is_reported_once_by_who_waits() {
     finish(&memory, fs).await;
 }
 
-/// Time that passes when everybody sleeps.
+/// A runtime whose time passes when every task sleeps.
 struct Clock {
     started: tokio::time::Instant,
     handle: tokio::runtime::Handle,
@@ -271,7 +266,7 @@ async fn mount_lazy(lazytime: bool) -> (Arc<MemoryDevice>, Filesystem, i64) {
 
 #[tokio::test(start_paused = true)]
 async fn lazytime_keeps_times_in_memory_for_a_day() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let (device, fs, written) = mount_lazy(true).await;
@@ -289,7 +284,7 @@ async fn lazytime_keeps_times_in_memory_for_a_day() {
 
 #[tokio::test(start_paused = true)]
 async fn lazytime_writes_times_with_the_inode_and_when_asked() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for way in 0..5 {
@@ -324,7 +319,7 @@ async fn lazytime_writes_times_with_the_inode_and_when_asked() {
 
 #[tokio::test]
 async fn times_that_wait_do_not_outlive_their_inode() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     let options = MountOptions { lazytime: true, access_times: true, ..quiet() };
@@ -350,7 +345,7 @@ async fn times_that_wait_do_not_outlive_their_inode() {
 
 #[tokio::test]
 async fn a_read_is_noted_where_access_times_are_kept() {
-    if !have_tools() {
+    if !have_e2fsprogs() {
         return;
     }
     for lazytime in [false, true] {

@@ -1,23 +1,24 @@
-//! The ways in which delayed data becomes part of its file.
+//! Unwritten blocks, publication and indirect blocks: the ways in which delayed data becomes part of its
+//! file.
 
 use ext4_core::device::simulated::Image;
 use ext4_writeback::{Allocation, MountOptions};
 
 use super::common::make_image;
 
-/// A way for delayed data to become part of its file: with the same tests, for the same promises.
+/// A way for delayed data to become part of its file. All of them pass the same tests of the same guarantees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     /// Unwritten blocks, converted when the data is there.
     Unwritten,
     /// Blocks picked in memory, published when the data is there.
     Publish,
-    /// The same, always so where a file has no extents (an ext3 image).
+    /// Publication too, always so if a file has no extents (an ext3 image).
     Indirect,
 }
 
 impl Way {
-    /// What mke2fs is told besides.
+    /// Further arguments of mke2fs.
     pub fn features(self) -> &'static [&'static str] {
         match self {
             Self::Unwritten | Self::Publish => &[],

@@ -1,13 +1,14 @@
-//! Many who fsync at once, and what an fsync costs.
+//! Fast commits of many callers of fsync at once, and what an fsync costs.
 
 use std::sync::Arc;
 
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::{Event, FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BioFlags, MemoryDevice};
+use ext4_test_support::tools::{can_mount, debugfs, have, mke2fs_image};
 use ext4_writeback::{Credentials, FastCommitStatistics, Filesystem, MountOptions};
 
-use crate::{common, judge, quiet};
+use crate::{judge, quiet};
 
 /// Appends by so many tasks, each to a file of its own, each append with its fsync.
 async fn append(filesystem: &Filesystem, tasks: usize, appends: u64) {
@@ -42,11 +43,11 @@ async fn prepare(filesystem: &Filesystem, tasks: usize) {
 }
 
 fn blank() -> Image {
-    common::mke2fs(&["-O", "fast_commit", "-b", "4096"], "256M")
+    mke2fs_image(&["-O", "fast_commit", "-b", "4096"], "256M")
 }
 
-/// 16 tasks that write and fsync on a device that takes its time, as one does: what the fast commits were, and how many
-/// transactions were committed in full.
+/// 16 tasks that write and fsync on a device that takes its time, as one does: what the fast commits were,
+/// and how many transactions were committed in full.
 async fn at_once(overwrite: bool) -> (FastCommitStatistics, u64) {
     let (tasks, writes) = (16, 25);
     let memory = Arc::new(MemoryDevice::from_image(blank()));
@@ -80,10 +81,10 @@ async fn at_once(overwrite: bool) -> (FastCommitStatistics, u64) {
     (fast, full)
 }
 
-/// Those who ask while a fast commit is being written share the next one.
+/// Callers that ask for an fsync while a fast commit is being written share the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_who_fsync_at_once_share_fast_commits() {
-    if !common::have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !common::can_mount() {
+async fn many_callers_of_fsync_share_fast_commits() {
+    if !have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !can_mount() {
         return;
     }
     let (fast, full) = at_once(true).await;
@@ -95,7 +96,7 @@ async fn many_who_fsync_at_once_share_fast_commits() {
     assert!((fast.commits + full) * 2 < 16 * 25, "{fast:?} and {full} full commits");
 }
 
-/// What reached the device between two marks: (flushes, bytes written into the journal).
+/// The I/O that reached the device between two marks: (flushes, bytes written into the journal).
 fn cost(device: &RecordingDevice, journal: &[std::ops::Range<u64>]) -> (u64, u64) {
     let recording = device.recording();
     let start = recording.position_of("start").unwrap();
@@ -119,7 +120,7 @@ fn cost(device: &RecordingDevice, journal: &[std::ops::Range<u64>]) -> (u64, u64
 
 /// The bytes of the device where the journal lies.
 fn journal_ranges(image: &Image) -> Vec<std::ops::Range<u64>> {
-    let said = common::debugfs(image, "ex <8>");
+    let said = debugfs(image, "ex <8>");
     let numbers =
         |line: &str| line.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u64>>();
     let leaves = said.lines().filter(|line| line.trim_start().starts_with("0/")).map(numbers);
@@ -129,11 +130,11 @@ fn journal_ranges(image: &Image) -> Vec<std::ops::Range<u64>> {
         .collect()
 }
 
-/// An append with its fsync costs one flush and one block of the journal; without fast commits it costs one flush and
-/// a descriptor, the images and a commit block.
+/// An append with its fsync costs one flush and one block of the journal; without fast commits it costs one
+/// flush and a descriptor, the images and a commit block.
 #[tokio::test]
 async fn an_append_and_its_fsync_cost_one_flush_and_one_block() {
-    if !common::have(&["mkfs.ext4", "debugfs"]) {
+    if !have(&["mkfs.ext4", "debugfs"]) {
         return;
     }
     let image = blank();

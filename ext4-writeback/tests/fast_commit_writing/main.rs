@@ -1,4 +1,5 @@
-//! Fast commits as this library writes them, judged by those who replay them: the kernel's mount, e2fsck, and our own recovery.
+//! Fast commits as this library writes them, judged by all that replay them: the kernel's mount, e2fsck, and
+//! our own recovery.
 //!
 //! | file | owns |
 //! |---|---|
@@ -6,7 +7,7 @@
 //! | `judge` | what each of the three makes of an image that a crash left |
 //! | `mixes` | random operations, cut at every write |
 //! | `operations` | operation by operation: fast or full, and what is found afterwards |
-#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -22,8 +23,8 @@ use std::time::Duration;
 
 use ext4_writeback::MountOptions;
 
-/// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at all the
-/// writers would write back themselves.)
+/// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at
+/// all the writers would write back themselves.)
 fn quiet() -> MountOptions {
     MountOptions { commit_interval: Some(Duration::from_secs(3600)), ..MountOptions::default() }
 }

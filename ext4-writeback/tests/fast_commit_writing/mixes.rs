@@ -1,19 +1,21 @@
-//! Random operations, cut at every write: what a fast commit says stands beside what full commits said before it, in
-//! every order and torn in every way, and all who replay it agree.
+//! Random operations, cut at every write: what a fast commit says stands beside what full commits said before
+//! it, in every order and torn in every way, and all that replay it agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::{Image, RecordingDevice};
+use ext4_test_support::settings::long_tests;
+use ext4_test_support::tools::{can_mount, have, mke2fs_image};
 use ext4_writeback::{Credentials, Filesystem, RenameFlags, SetAttributes};
 
 use crate::tree::Tree;
-use crate::{common, judge, quiet};
+use crate::{judge, quiet};
 
 const ROOT: InodeNumber = InodeNumber::ROOT;
 
-/// What must be found after a sync returned and before anything else began.
+/// The tree that must be found after a sync has returned and before any other operation has begun.
 struct Expectation {
     tree: Tree,
     /// Inodes with data that was written and not synced.
@@ -88,7 +90,7 @@ impl<'a> Mix<'a> {
         self.dirty.insert(u64::from(inode.0));
     }
 
-    /// One operation; what it touched, where that can be synced.
+    /// One operation; the inode that it changed, if that can be synced.
     async fn step(&mut self) -> Option<InodeNumber> {
         let filesystem = self.filesystem;
         let kind = if self.files.len() < 4 { 0 } else { self.random.u8(0..40) };
@@ -181,8 +183,8 @@ fn assert_expected(found: &Tree, expected: &Expectation, context: &str) {
 }
 
 async fn run(arguments: &[&str], seed: u64, steps: u32, most_cuts: usize) {
-    let device = RecordingDevice::new(common::mke2fs(arguments, "48M"));
-    // Fast commits are written another way where FUA is a flush behind the write.
+    let device = RecordingDevice::new(mke2fs_image(arguments, "48M"));
+    // Fast commits are written another way if FUA is a flush behind the write.
     let device = Arc::new(if seed.is_multiple_of(2) { device.without_fua() } else { device });
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, quiet()).await.unwrap();
     let mut mix = Mix::new(&filesystem, seed).await;
@@ -209,7 +211,7 @@ async fn run(arguments: &[&str], seed: u64, steps: u32, most_cuts: usize) {
     let recording = device.recording();
     let prepared = recording.position_of("prepared").unwrap();
     let cuts: Vec<_> = recording.cuts().filter(|cut| cut.position() > prepared).collect();
-    let (mut tried, mut given_up) = (0, 0);
+    let (mut tried, mut given_up, mut compared) = (0, 0, 0);
     for (number, cut) in cuts.iter().enumerate().step_by(cuts.len().div_ceil(most_cuts)) {
         let image: Image = match number % 3 {
             0 => cut.with_all(),
@@ -220,26 +222,26 @@ async fn run(arguments: &[&str], seed: u64, steps: u32, most_cuts: usize) {
         let last = cut.marks().last().unwrap_or_default().to_owned();
         let (found, all) = judge::assert_agreed(&image, &context).await;
         tried += 1;
-        given_up += u32::from(!all);
+        given_up += usize::from(!all);
         let synced = last.strip_prefix("synced ").and_then(|step| step.parse::<u32>().ok());
         if let Some(expected) = synced.and_then(|step| expectations.get(&step)) {
             assert_expected(&found, expected, &format!("{context}, after {last}"));
+            compared += 1;
         }
     }
-    println!("  {tried} cuts, {given_up} of them between a full commit and the end of its fast commits");
+    println!(
+        "  {tried} cuts, {given_up} of them between a full commit and the end of its fast commits, \
+         {compared} right behind a sync"
+    );
+    assert!(tried >= most_cuts / 2 && compared > 0, "{tried} cuts, {compared} right behind a sync");
     assert!(given_up * 5 < tried, "e2fsck gave {given_up} of {tried} up");
 }
 
-/// EXT4_LONG_TESTS=1 tries many more.
-fn is_long() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value == "1")
-}
-
 async fn seeds(arguments: &[&str], first: u64) {
-    if !common::have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !common::can_mount() {
+    if !have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !can_mount() {
         return;
     }
-    let (count, steps, cuts) = if is_long() { (10, 150, 400) } else { (2, 80, 40) };
+    let (count, steps, cuts) = if long_tests() { (10, 150, 400) } else { (2, 80, 40) };
     for seed in first..first + count {
         run(arguments, seed, steps, cuts).await;
     }

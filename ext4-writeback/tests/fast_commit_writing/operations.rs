@@ -1,7 +1,9 @@
-//! Operation by operation.
+//! Fast commits operation by operation: which are fast, which are full, and what is found after a crash.
 
 use ext4_core::InodeNumber;
 use ext4_core::format::inode::FileType;
+use ext4_test_support::counted::at_least;
+use ext4_test_support::tools::{can_mount, have, mke2fs_image};
 use ext4_writeback::{
     Credentials, FallocateMode, FastCommitReason, Filesystem, RenameFlags, SetAttributes, SetMode,
 };
@@ -41,7 +43,7 @@ async fn prepare(filesystem: &Filesystem) {
     filesystem.sync().await.unwrap();
 }
 
-/// What is done, under a name; returns what is synced.
+/// Does the operation of that name; returns the inode that is synced.
 async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
     let find = async |path: &str| filesystem.resolve(path.as_bytes(), true).await.unwrap();
     let open = async |path: &str| filesystem.open(find(path).await).await.unwrap();
@@ -350,16 +352,15 @@ const KINDS: &[(&str, &[&str])] = &[
 ];
 
 async fn one_by_one(arguments: &[&str], kind: &str) {
-    if !common::have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !common::can_mount() {
+    if !have(&["mkfs.ext4", "e2fsck", "getfattr"]) || !can_mount() {
         return;
     }
-    let blank = common::mke2fs(arguments, "64M");
+    let blank = mke2fs_image(arguments, "64M");
     // One of them alone: EXT4_OPERATION=part-of-its-name.
     let filter = std::env::var("EXT4_OPERATION").ok();
-    for (operation, reason) in OPERATIONS {
-        if filter.as_ref().is_some_and(|filter| !operation.contains(filter.as_str())) {
-            continue;
-        }
+    let wanted = |operation: &str| filter.as_ref().is_none_or(|filter| operation.contains(filter.as_str()));
+    let operations = OPERATIONS.iter().filter(|(operation, _)| wanted(operation));
+    for (operation, reason) in at_least(1, "operations", operations) {
         let context = format!("{operation}, {kind}");
         println!("{context}");
         let mounted = common::mount_with(&blank, quiet()).await;
@@ -385,16 +386,16 @@ async fn one_by_one(arguments: &[&str], kind: &str) {
 }
 
 #[tokio::test]
-async fn what_fsync_returned_for_is_replayed_by_everybody_4k() {
+async fn what_fsync_returned_for_is_replayed_by_all_three_4k() {
     one_by_one(KINDS[0].1, KINDS[0].0).await;
 }
 
 #[tokio::test]
-async fn what_fsync_returned_for_is_replayed_by_everybody_1k() {
+async fn what_fsync_returned_for_is_replayed_by_all_three_1k() {
     one_by_one(KINDS[1].1, KINDS[1].0).await;
 }
 
 #[tokio::test]
-async fn what_fsync_returned_for_is_replayed_by_everybody_old() {
+async fn what_fsync_returned_for_is_replayed_by_all_three_old() {
     one_by_one(KINDS[2].1, KINDS[2].0).await;
 }

@@ -1,15 +1,15 @@
-//! Shared by the end-to-end tests: running the program, the judges (e2fsck, debugfs, the kernel), and guards
-//! that unmount and detach also if a test panics.
+//! Running the program `ext4`, and shorter names for what the end-to-end tests use of `ext4_test_support`.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod tree;
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-/// What one run of a program gave.
+use ext4_test_support::tools::{self, assert_clean, can_mount, have};
+
+/// The outcome of one run of a program.
 #[derive(Debug)]
 pub struct Run {
     pub command: String,
@@ -78,132 +78,41 @@ pub fn inside(image: &Path, path: &str) -> String {
     format!("{}:{path}", image.display())
 }
 
-/// True where `program` can be run. Where `CI` is set, its absence is a failure.
-pub fn have(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(program).is_file());
-    missing(found, program)
-}
-
-/// True for root with loop devices. Where `CI` is set, their absence is a failure.
+/// Returns true if the kernel can mount images here that mke2fs made. If not, the test is to be skipped.
 pub fn have_kernel() -> bool {
-    let found = nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists();
-    missing(found, "root with loop devices") && have("losetup") && have("mkfs.ext4")
+    can_mount() && have(&["mkfs.ext4"])
 }
 
-pub fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
-fn missing(found: bool, what: &str) -> bool {
-    assert!(found || std::env::var_os("CI").is_none(), "{what} is needed where CI is set");
-    if !found {
-        eprintln!("skipped: {what} is not there");
-    }
-    found
-}
-
-/// True for the long form of the tests (`EXT4_LONG_TESTS=1`).
-pub fn long() -> bool {
-    std::env::var_os("EXT4_LONG_TESTS").is_some_and(|value| value != "0")
-}
-
-/// A command with the system's administration directories in its path.
-pub fn system(program: &str) -> Command {
-    let mut command = Command::new(program);
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
-    command
-}
-
-/// Asserts that e2fsck finds nothing to complain of.
+/// Fails the test if e2fsck finds anything in the image, or in the file system on a device.
 #[track_caller]
 pub fn check(image: &Path) {
-    if !have("e2fsck") {
-        return;
-    }
-    let mut command = system("e2fsck");
-    command.arg("-fn").arg(image);
-    let run = run(command);
-    let text = String::from_utf8_lossy(&run.stdout);
-    assert_eq!(run.code, Some(0), "e2fsck -fn {}:\n{text}{}", image.display(), run.stderr);
+    assert_clean(image, &image.display().to_string());
 }
 
-/// What debugfs answers to one request.
+/// [`check`] of a file system whose journal lies in the file at `journal`.
 #[track_caller]
-pub fn debugfs(image: &Path, request: &str) -> String {
-    let mut command = system("debugfs");
-    command.arg("-R").arg(request).arg(image);
-    run(command).ok()
+pub fn check_with_journal(image: &Path, journal: &Path) {
+    let mut command = tools::command("e2fsck");
+    command.arg("-fn").arg("-j").arg(journal).arg(image);
+    tools::succeed(&mut command);
 }
 
-/// Makes an image with the kernel's own mkfs.
+/// Makes an image of `size` bytes at `image` with mke2fs and further `arguments`.
 #[track_caller]
 pub fn mke2fs(image: &Path, size: u64, arguments: &[&str]) {
     std::fs::File::create(image).unwrap().set_len(size).unwrap();
-    let mut command = system("mkfs.ext4");
-    command.args(["-q", "-F"]).args(arguments).arg(image);
-    run(command).ok();
+    tools::mke2fs(image, arguments);
 }
 
-/// A loop device; detached when dropped.
-#[derive(Debug)]
-pub struct Loop {
-    pub device: PathBuf,
+/// Copies a file and leaves out what is zero.
+#[track_caller]
+pub fn copy_sparse(from: &Path, to: &Path) {
+    let arguments = ["--sparse=always".as_ref(), from.as_os_str(), to.as_os_str()];
+    tools::run_ok("cp", arguments);
 }
 
-impl Loop {
-    #[track_caller]
-    pub fn attach(image: &Path, arguments: &[&str]) -> Self {
-        let mut command = system("losetup");
-        command.args(["--find", "--show"]).args(arguments).arg(image);
-        let device = run(command).ok();
-        Self { device: device.trim().into() }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let mut command = system("losetup");
-        command.arg("--detach").arg(&self.device);
-        let _ = command.output();
-    }
-}
-
-/// A mount by the kernel; unmounted when dropped.
-#[derive(Debug)]
-pub struct Mount {
-    pub directory: PathBuf,
-    _device: Loop,
-    _place: tempfile::TempDir,
-}
-
-impl Mount {
-    #[track_caller]
-    pub fn new(image: &Path, options: &str) -> Self {
-        let device = Loop::attach(image, &[]);
-        let place = tempfile::tempdir().unwrap();
-        let directory = place.path().to_path_buf();
-        let mut command = system("mount");
-        command.args(["-t", "ext4", "-o", options]).arg(&device.device).arg(&directory);
-        let run = run(command);
-        assert_eq!(run.code, Some(0), "{}: {}", run.command, run.stderr);
-        Self { directory, _device: device, _place: place }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        for attempt in 0..20 {
-            let mut command = system("umount");
-            // In the end lazily: nothing may stay mounted because something looked into it.
-            command.args((attempt == 19).then_some("-l")).arg(&self.directory);
-            if command.output().is_ok_and(|output| output.status.success()) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
+/// Lets the kernel write the file at `path` to its device, as `sync FILE` does.
+#[track_caller]
+pub fn sync(path: &Path) {
+    tools::run_ok("sync", [path]);
 }

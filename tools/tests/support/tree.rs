@@ -1,5 +1,6 @@
 //! Trees with everything in them that a file system can hold, and the comparison of two of them.
 
+use ext4_test_support::tools::is_root;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
@@ -110,7 +111,7 @@ fn special(directory: &Path) {
     };
     make("fifo", SFlag::S_IFIFO, 0);
     make("socket", SFlag::S_IFSOCK, 0);
-    if super::is_root() {
+    if is_root() {
         make("null", SFlag::S_IFCHR, makedev(1, 3));
         make("large-minor", SFlag::S_IFBLK, makedev(8, 70_000));
         make("large-major", SFlag::S_IFCHR, makedev(300, 7));
@@ -147,7 +148,7 @@ fn attributes(directory: &Path, random: &mut fastrand::Rng) {
         file(&path.join("after"), 1, random);
         fs::create_dir(path.join("below")).unwrap();
     }
-    if super::is_root() {
+    if is_root() {
         xattr::set(directory.join("user"), "trusted.mark", b"\x00\xff binary").unwrap();
         symlink("target", directory.join("symlink")).unwrap();
         xattr::set(directory.join("symlink"), "trusted.on-a-symlink", b"1").unwrap();
@@ -172,8 +173,8 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 
 fn owners(directory: &Path, random: &mut fastrand::Rng) {
     for mode in [0o000, 0o400, 0o644, 0o777, 0o4755, 0o2755, 0o1644, 0o6711] {
-        // A user without privilege cannot read back a file without read permission.
-        if mode & 0o400 == 0 && !super::is_root() {
+        // A user without privilege cannot read a file back that has no permission to be read.
+        if mode & 0o400 == 0 && !is_root() {
             continue;
         }
         let path = directory.join(format!("{mode:o}"));
@@ -187,7 +188,7 @@ fn owners(directory: &Path, random: &mut fastrand::Rng) {
         fs::create_dir(path.join("below")).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
     }
-    if super::is_root() {
+    if is_root() {
         for (uid, gid) in [(1, 2), (65534, 65534), (100_000, 200_000), (0xffff_fffe, 0xffff_fffe)] {
             let path = directory.join(format!("{uid}-{gid}"));
             file(&path, 1, random);
@@ -258,7 +259,7 @@ pub struct Record {
     pub links: u64,
 }
 
-/// What a comparison leaves out.
+/// The facts that a comparison leaves out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ignore {
     /// Owners: a user without privilege cannot keep them.
