@@ -22,7 +22,7 @@ use ext4_core::format::superblock::Superblock;
 /// Decides which moments the short form looks at.
 const SEED: u64 = 1;
 /// How many moments a recording has at least.
-const FEWEST_MOMENTS: usize = 8;
+const FEWEST_MOMENTS: usize = 3;
 /// How many states are known again. The same state comes back soon or never.
 const REMEMBERED: usize = 32;
 
