@@ -13,7 +13,7 @@ use ext4_writeback::{Filesystem, MountOptions};
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
 
 fn discarding() -> MountOptions {
-    MountOptions { discard: true, ..MountOptions::default() }
+    MountOptions::new().discard(true)
 }
 
 /// What file `number` of `round` holds: no byte is 0, which is what a discarded block holds here, or 0xdb.

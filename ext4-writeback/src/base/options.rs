@@ -30,8 +30,34 @@ pub enum Allocation {
     Publish,
 }
 
-/// How a file system is mounted.
+/// Gives an options struct a method for each field that sets it and returns the options, so that callers name what
+/// differs from the default, and a field that is added later breaks none of them.
+macro_rules! setters {
+    ($options:ident: $($name:ident: $type:ty),* $(,)?) => {
+        impl $options {
+            $(
+                #[doc = concat!("Sets [`", stringify!($name), "`](Self#structfield.", stringify!($name), ").")]
+                #[must_use]
+                pub fn $name(mut self, $name: $type) -> Self {
+                    self.$name = $name;
+                    self
+                }
+            )*
+        }
+    };
+}
+pub(crate) use setters;
+
+/// How a file system is mounted: [`MountOptions::new`] has the defaults, a method for each field sets it.
+///
+/// ```
+/// use ext4_writeback::MountOptions;
+///
+/// let options = MountOptions::new().read_only(true).cache(64 << 20);
+/// assert!(options.read_only);
+/// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct MountOptions {
     /// Nothing is changed: a journal that needs recovery is replayed in memory, over the device.
     pub read_only: bool,
@@ -84,6 +110,41 @@ pub struct MountOptions {
     pub environment: Arc<dyn Environment>,
     /// Who runs tasks; `None`: the tokio runtime that `mount` is called in.
     pub runtime: Option<Arc<dyn Runtime>>,
+}
+
+impl MountOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+setters! {
+    MountOptions:
+    read_only: bool,
+    noload: bool,
+    overlay_limit: u64,
+    journal_device: Option<Arc<dyn BlockDevice>>,
+    cache: usize,
+    dirty_background_bytes: Option<usize>,
+    dirty_bytes: Option<usize>,
+    writeback_interval: Duration,
+    dirty_expiry: Duration,
+    delayed_allocation: bool,
+    allocation: Allocation,
+    commit_interval: Option<Duration>,
+    barrier: bool,
+    errors: Option<OnError>,
+    fast_commit: bool,
+    data_error_aborts: bool,
+    discard: bool,
+    erase_journal: bool,
+    access_times: bool,
+    lazytime: bool,
+    last_mounted: Option<Vec<u8>>,
+    environment: Arc<dyn Environment>,
+    runtime: Option<Arc<dyn Runtime>>,
 }
 
 impl Default for MountOptions {

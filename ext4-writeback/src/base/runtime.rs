@@ -6,10 +6,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ext4_core::environment::{BoxFuture, RunToEnd, Runtime};
+use ext4_core::{Errno, Error, Result};
 
 use crate::base::lock_order::Scoped;
 
-/// Tasks and timers of the tokio runtime it was made in.
+/// The tasks and timers of one tokio runtime, the one that it was made in.
+///
+/// Timers need a tokio runtime with time enabled (`enable_time` or `enable_all` of its builder).
 #[derive(Debug)]
 pub struct TokioRuntime {
     handle: tokio::runtime::Handle,
@@ -17,13 +20,28 @@ pub struct TokioRuntime {
 }
 
 impl TokioRuntime {
-    /// The runtime around the caller.
+    /// The tokio runtime that the caller runs in.
     ///
-    /// # Panics
-    /// Outside a tokio runtime, as [`tokio::runtime::Handle::current`].
-    #[must_use]
-    pub fn current() -> Self {
-        Self { handle: tokio::runtime::Handle::current(), started: Instant::now() }
+    /// # Errors
+    /// `EINVAL` if the caller runs outside a tokio runtime.
+    pub fn current() -> Result<Self> {
+        let handle = tokio::runtime::Handle::try_current().map_err(|_| {
+            let context = "no tokio runtime here: call this inside one, give one in MountOptions::runtime, or use \
+                           ext4_writeback::blocking";
+            Error::posix(Errno::EINVAL, context)
+        })?;
+        Ok(Self { handle, started: Instant::now() })
+    }
+
+    /// `given`, or else the tokio runtime that the caller runs in.
+    ///
+    /// # Errors
+    /// As [`TokioRuntime::current`], if none is given.
+    pub(crate) fn or_current(given: Option<&Arc<dyn Runtime>>) -> Result<Arc<dyn Runtime>> {
+        match given {
+            Some(runtime) => Ok(Arc::clone(runtime)),
+            None => Ok(Arc::new(Self::current()?)),
+        }
     }
 }
 

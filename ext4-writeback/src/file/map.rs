@@ -21,6 +21,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use ext4_core::device::memory::MAX_FOLIO_SIZE;
 use ext4_core::device::{AlignedBuffer, PoolView};
 use ext4_core::{Errno, Error, Result};
@@ -131,6 +132,19 @@ impl Deref for MappedBytes {
             View::Folio(view) => view,
             View::Copied(bytes) => bytes,
         }
+    }
+}
+
+impl AsRef<[u8]> for MappedBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// Passes the view on without a copy: the [`Bytes`] and its clones keep the folio's memory until the last is dropped.
+impl From<MappedBytes> for Bytes {
+    fn from(mapped: MappedBytes) -> Self {
+        Self::from_owner(mapped)
     }
 }
 

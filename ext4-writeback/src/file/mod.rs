@@ -1,14 +1,15 @@
 //! An open file.
 
+pub(crate) mod bytes;
 pub(crate) mod close;
-pub(crate) mod copy_range;
+pub(crate) mod copy_file_range;
 pub(crate) mod direct;
 pub(crate) mod fallocate;
 pub(crate) mod inline_extent;
 pub(crate) mod map;
 pub(crate) mod open;
 pub(crate) mod options;
-pub(crate) mod sync_range;
+pub(crate) mod sync_file_range;
 pub(crate) mod transfer;
 
 use crate::io::read;
@@ -115,7 +116,7 @@ impl File {
         if self.write_now(Some(offset), data).is_some() {
             return Ok(data.len());
         }
-        self.write_with(offset, data, WriteFlags::empty()).await
+        self.write_at_with(offset, data, WriteFlags::empty()).await
     }
 
     /// fsync: data, size and attributes are durable when it returns. Errors of earlier writeback are reported once.
@@ -186,11 +187,11 @@ impl File {
         self.len() == 0
     }
 
-    /// What stat tells.
+    /// What stat(2) tells of the file.
     ///
     /// # Errors
     /// Those of [`Filesystem::attributes`].
-    pub async fn attributes(&self) -> Result<Attributes> {
+    pub async fn metadata(&self) -> Result<Attributes> {
         self.filesystem.attributes(self.inode.number).await
     }
 

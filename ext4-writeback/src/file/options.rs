@@ -2,6 +2,8 @@
 
 use bitflags::bitflags;
 
+use crate::base::options::setters;
+
 /// What has to be durable when a write returns.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum SyncMode {
@@ -14,8 +16,9 @@ pub enum SyncMode {
     All,
 }
 
-/// How a file is opened.
+/// How a file is opened: [`OpenOptions::new`] has the defaults, a method for each field sets it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Reads and writes go past the page cache (`O_DIRECT`). Offsets and lengths are multiples of
     /// [`File::direct_alignment`].
@@ -25,6 +28,21 @@ pub struct OpenOptions {
     pub sync: SyncMode,
     /// Every write goes to the end of the file, whatever its offset says (`O_APPEND`).
     pub append: bool,
+}
+
+impl OpenOptions {
+    /// Through the page cache, with no write durable before it is asked for.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+setters! {
+    OpenOptions:
+    direct: bool,
+    sync: SyncMode,
+    append: bool,
 }
 
 bitflags! {

@@ -25,7 +25,7 @@ impl File {
     ///
     /// # Errors
     /// As [`File::read_at`]; `EAGAIN` with [`ReadFlags::NOWAIT`].
-    pub async fn read_with(&self, offset: u64, buffer: &mut [u8], flags: ReadFlags) -> Result<usize> {
+    pub async fn read_at_with(&self, offset: u64, buffer: &mut [u8], flags: ReadFlags) -> Result<usize> {
         if !flags.contains(ReadFlags::NOWAIT) {
             return self.read_at(offset, buffer).await;
         }
@@ -71,16 +71,24 @@ impl File {
     /// # Errors
     /// As [`File::write_at`]; `EOPNOTSUPP` and `EAGAIN` for [`WriteFlags::NOWAIT`]; those of fsync where the write is to be
     /// durable.
-    pub async fn write_with(&self, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
+    pub async fn write_at_with(&self, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
         let (_, count) = self.write_slices(offset, &[IoSlice::new(data)], flags).await?;
         Ok(count)
     }
 
-    /// Writes all of `slices`, one after the other, at byte `offset`, in one call.
+    /// Writes all of `slices`, one after the other, at byte `offset`, in one call. Returns how many bytes were written.
     ///
     /// # Errors
-    /// As [`File::write_with`].
-    pub async fn write_vectored_at(
+    /// Those of [`File::write_at`].
+    pub async fn write_vectored_at(&self, offset: u64, slices: &[IoSlice<'_>]) -> Result<usize> {
+        self.write_vectored_at_with(offset, slices, WriteFlags::empty()).await
+    }
+
+    /// As [`File::write_vectored_at`], with flags.
+    ///
+    /// # Errors
+    /// Those of [`File::write_at_with`].
+    pub async fn write_vectored_at_with(
         &self,
         offset: u64,
         slices: &[IoSlice<'_>],

@@ -8,6 +8,7 @@ use crate::filesystem::Filesystem;
 
 /// What statfs tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct StatFs {
     /// Bytes of a block.
     pub block_size: u32,

@@ -35,7 +35,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// The device's and the journal's, `ENOENT`.
-    pub async fn sync_inode(&self, inode: InodeNumber) -> Result<()> {
+    pub async fn fsync(&self, inode: InodeNumber) -> Result<()> {
         self.inner.volume.errors.check_alive()?;
         if self.inner.volume.options.read_only {
             return Ok(());

@@ -35,7 +35,7 @@ use ext4_core::{BlockNumber, BlockSize, Errno, Error, GroupNumber, InodeNumber, 
 use ext4_journal::JournalHeader;
 use ext4_journal::create::{NewJournal, attach_user, detach_user, external_superblock_block};
 
-use crate::base::options::MountOptions;
+use crate::base::options::{MountOptions, setters};
 use crate::filesystem::Filesystem;
 use crate::mount::journal_location;
 use crate::mount::journal_location::{has_external_journal, read_journal_device};
@@ -48,6 +48,7 @@ const ORPHAN_FILE_CREDITS: u32 = 200;
 
 /// Which journal a file system is to get.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct NewJournalOptions {
     /// Blocks of the journal, without the fast-commit area; `None`: by the file system's size, as mke2fs has it; on a
     /// device of its own always the whole device.
@@ -58,6 +59,22 @@ pub struct NewJournalOptions {
     pub external: Option<ExternalJournal>,
     /// A journal that holds something is thrown away; what stands on the journal device is written over.
     pub force: bool,
+}
+
+impl NewJournalOptions {
+    /// A journal inside the file system, as large as mke2fs makes one, without fast commits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+setters! {
+    NewJournalOptions:
+    blocks: Option<u32>,
+    fast_commit_blocks: u32,
+    external: Option<ExternalJournal>,
+    force: bool,
 }
 
 /// A device that becomes a journal.

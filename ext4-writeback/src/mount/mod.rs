@@ -38,10 +38,11 @@ impl Filesystem {
     ///
     /// # Errors
     /// Corrupt, or unsupported with the names of the features; `EROFS` for a device that cannot be written and is to
-    /// be; `EINVAL` for options that contradict each other or the file system; `ENXIO` for a journal device that was
+    /// be; `EINVAL` for options that contradict each other or the file system, and outside a tokio runtime if
+    /// [`MountOptions::runtime`] is `None`; `ENXIO` for a journal device that was
     /// not given; the devices'.
     pub async fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Self> {
-        let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
+        let runtime = TokioRuntime::or_current(options.runtime.as_ref())?;
         let mounting = mount(device, options, Arc::clone(&runtime));
         run_to_end(&runtime, mounting).await
     }

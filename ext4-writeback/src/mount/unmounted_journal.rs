@@ -26,6 +26,7 @@ use crate::volume::superblock_state::mark_recovered;
 
 /// What a replay without a mount did, or would do.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct JournalReplay {
     /// What the journal found and replayed.
     pub report: RecoveryReport,
@@ -59,7 +60,7 @@ pub async fn replay_journal(
     options: &MountOptions,
     mode: Recovery,
 ) -> Result<JournalReplay> {
-    let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
+    let runtime = TokioRuntime::or_current(options.runtime.as_ref())?;
     // What the log holds are blocks: replaying it takes no more of the file system than reading does.
     let options = MountOptions { read_only: true, noload: false, ..options.clone() };
     let replaying = replay(device, options, mode, Arc::clone(&runtime));

@@ -14,6 +14,7 @@ use crate::volume::fast_commit::reason::Reason;
 
 /// What stat tells about an inode.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Attributes {
     /// Its number.
     pub inode: InodeNumber,
@@ -47,8 +48,9 @@ pub struct Attributes {
     pub generation: u32,
 }
 
-/// What to change of an inode; `None` leaves it.
+/// What to change of an inode: nothing of a [`SetAttributes::new`], a method for each field that is to change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct SetAttributes {
     /// Permission bits (the type bits are ignored).
     pub mode: Option<u16>,
@@ -62,6 +64,56 @@ pub struct SetAttributes {
     pub atime: Option<Timestamp>,
     /// Last change of the content.
     pub mtime: Option<Timestamp>,
+}
+
+impl SetAttributes {
+    /// No change.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Changes the permission bits.
+    #[must_use]
+    pub fn mode(mut self, mode: u16) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// Changes the owner.
+    #[must_use]
+    pub fn uid(mut self, uid: u32) -> Self {
+        self.uid = Some(uid);
+        self
+    }
+
+    /// Changes the group.
+    #[must_use]
+    pub fn gid(mut self, gid: u32) -> Self {
+        self.gid = Some(gid);
+        self
+    }
+
+    /// Changes the size, in bytes.
+    #[must_use]
+    pub fn size(mut self, size: u64) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Changes the time of the last access.
+    #[must_use]
+    pub fn atime(mut self, atime: Timestamp) -> Self {
+        self.atime = Some(atime);
+        self
+    }
+
+    /// Changes the time of the last change of the content.
+    #[must_use]
+    pub fn mtime(mut self, mtime: Timestamp) -> Self {
+        self.mtime = Some(mtime);
+        self
+    }
 }
 
 impl Filesystem {

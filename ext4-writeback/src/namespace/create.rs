@@ -33,7 +33,12 @@ impl Filesystem {
     ///
     /// # Errors
     /// As [`Filesystem::create_with`].
-    pub async fn create(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
+    pub async fn create(
+        &self,
+        parent: InodeNumber,
+        name: impl AsRef<[u8]>,
+        owner: Credentials,
+    ) -> Result<InodeNumber> {
         self.create_with(parent, name, inheriting(FileType::Regular, owner)).await
     }
 
@@ -41,7 +46,12 @@ impl Filesystem {
     ///
     /// # Errors
     /// As [`Filesystem::create_with`].
-    pub async fn mkdir(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
+    pub async fn mkdir(
+        &self,
+        parent: InodeNumber,
+        name: impl AsRef<[u8]>,
+        owner: Credentials,
+    ) -> Result<InodeNumber> {
         self.create_with(parent, name, inheriting(FileType::Directory, owner)).await
     }
 
@@ -52,11 +62,11 @@ impl Filesystem {
     pub async fn symlink(
         &self,
         parent: InodeNumber,
-        name: &[u8],
-        target: &[u8],
+        name: impl AsRef<[u8]>,
+        target: impl AsRef<[u8]>,
         owner: Credentials,
     ) -> Result<InodeNumber> {
-        let new = NewInode { target: target.to_vec(), ..NewInode::new(FileType::Symlink, owner) };
+        let new = NewInode { target: target.as_ref().to_vec(), ..NewInode::new(FileType::Symlink, owner) };
         self.create_with(parent, name, new).await
     }
 
@@ -67,7 +77,7 @@ impl Filesystem {
     pub async fn mknod(
         &self,
         parent: InodeNumber,
-        name: &[u8],
+        name: impl AsRef<[u8]>,
         file_type: FileType,
         device: (u32, u32),
         owner: Credentials,
@@ -84,8 +94,13 @@ impl Filesystem {
     /// `EEXIST`, `ENOENT` and `ENOTDIR` (the directory), `EMLINK` (too many subdirectories), `ENAMETOOLONG` (name or
     /// target), `EINVAL` (name or device number), `EPERM` (immutable directory), `ENOSPC`; those of
     /// [`Filesystem::setxattr`].
-    pub async fn create_with(&self, parent: InodeNumber, name: &[u8], new: NewInode) -> Result<InodeNumber> {
-        let name = name.to_vec();
+    pub async fn create_with(
+        &self,
+        parent: InodeNumber,
+        name: impl AsRef<[u8]>,
+        new: NewInode,
+    ) -> Result<InodeNumber> {
+        let name = name.as_ref().to_vec();
         self.run("create", parent, move |fs| async move {
             check_name(&name, Errno::EEXIST)?;
             symlink::check_target(&fs, &new)?;

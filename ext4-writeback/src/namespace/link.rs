@@ -20,8 +20,8 @@ impl Filesystem {
     /// # Errors
     /// `EPERM` for a directory and for an immutable or append-only inode, `EMLINK` past 65,000 links, `ENOENT` where
     /// it has no name any more, `EEXIST`, `ENOSPC`.
-    pub async fn link(&self, inode: InodeNumber, parent: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    pub async fn link(&self, inode: InodeNumber, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("link", parent, move |fs| async move {
             check_name(&name, Errno::EEXIST)?;
             match link(&fs, inode, parent, &name).await {

@@ -13,7 +13,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `ENOENT` where it is not there, `ENOTDIR`, `ENAMETOOLONG`.
-    pub async fn lookup(&self, parent: InodeNumber, name: &[u8]) -> Result<InodeNumber> {
+    pub async fn lookup(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<InodeNumber> {
+        let name = name.as_ref();
         self.observe("lookup", parent, async {
             let not_there = || Error::posix(Errno::ENOENT, format!("{:?}", String::from_utf8_lossy(name)));
             if name.len() > NAME_MAX {

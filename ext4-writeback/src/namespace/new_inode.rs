@@ -3,6 +3,8 @@
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::{Errno, Error, Result, Timestamp};
 
+use crate::base::options::setters;
+
 /// Who creates something, and with which permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Credentials {
@@ -29,6 +31,7 @@ pub struct Times {
 
 /// Something to be made, with everything it shall have: [`crate::filesystem::Filesystem::create_with`].
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct NewInode {
     /// What it is.
     pub file_type: FileType,
@@ -61,6 +64,15 @@ impl NewInode {
             inherit_acl: false,
         }
     }
+}
+
+setters! {
+    NewInode:
+    device: (u32, u32),
+    target: Vec<u8>,
+    times: Option<Times>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    inherit_acl: bool,
 }
 
 /// The set-group-ID bit.

@@ -20,8 +20,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `ENOENT`, `EISDIR`, `ENOTDIR` (the parent), `EPERM` (immutable or append-only).
-    pub async fn unlink(&self, parent: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    pub async fn unlink(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("unlink", parent, move |fs| async move {
             check_name(&name, Errno::EISDIR)?;
             remove(&fs, parent, &name, false).await?;
@@ -34,8 +34,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, `EINVAL` (`.` and `..`), `EPERM` (immutable or append-only).
-    pub async fn rmdir(&self, parent: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    pub async fn rmdir(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("rmdir", parent, move |fs| async move {
             check_name(&name, Errno::EINVAL)?;
             remove(&fs, parent, &name, true).await?;

@@ -40,12 +40,12 @@ impl Filesystem {
     /// `EISDIR` (one is a directory, the other is not), `EBUSY` (`.` and `..`), `EMLINK`, `EPERM`, `ENOSPC`.
     pub async fn rename(
         &self,
-        from: (InodeNumber, &[u8]),
-        to: (InodeNumber, &[u8]),
+        from: (InodeNumber, impl AsRef<[u8]>),
+        to: (InodeNumber, impl AsRef<[u8]>),
         flags: RenameFlags,
     ) -> Result<()> {
-        let (from, from_name) = (from.0, from.1.to_vec());
-        let (to, to_name) = (to.0, to.1.to_vec());
+        let (from, from_name) = (from.0, from.1.as_ref().to_vec());
+        let (to, to_name) = (to.0, to.1.as_ref().to_vec());
         self.run("rename", from, move |fs| async move {
             check_name(&from_name, Errno::EBUSY)?;
             check_name(&to_name, Errno::EBUSY)?;

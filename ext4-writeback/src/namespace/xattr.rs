@@ -43,7 +43,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `ENODATA` where it is not there.
-    pub async fn getxattr(&self, inode: InodeNumber, name: &[u8]) -> Result<Vec<u8>> {
+    pub async fn getxattr(&self, inode: InodeNumber, name: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        let name = name.as_ref();
         self.observe("getxattr", inode, async {
             let info = self.inner.inode(inode).await?;
             let raw = info.inode.read().await;
@@ -75,8 +76,14 @@ impl Filesystem {
     ///
     /// # Errors
     /// `EEXIST` and `ENODATA` by `mode`, `ERANGE` (name), `EOPNOTSUPP` (prefix), `ENOSPC`, `EPERM` (immutable).
-    pub async fn setxattr(&self, inode: InodeNumber, name: &[u8], value: &[u8], mode: SetMode) -> Result<()> {
-        let (name, value) = (name.to_vec(), value.to_vec());
+    pub async fn setxattr(
+        &self,
+        inode: InodeNumber,
+        name: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        mode: SetMode,
+    ) -> Result<()> {
+        let (name, value) = (name.as_ref().to_vec(), value.as_ref().to_vec());
         self.run("setxattr", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
             set(&fs, &info, &name, Some(&value), mode, true).await?;
@@ -89,8 +96,8 @@ impl Filesystem {
     ///
     /// # Errors
     /// `ENODATA` where it is not there, `EPERM` (immutable).
-    pub async fn removexattr(&self, inode: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    pub async fn removexattr(&self, inode: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("removexattr", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
             set(&fs, &info, &name, None, SetMode::Replace, true).await?;

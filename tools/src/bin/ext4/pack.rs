@@ -196,19 +196,17 @@ impl Job<'_> {
             .await
             .map_err(|error| naming(&pack.target, error.into()))?;
         let reproducible = epoch.is_some();
-        let mut mount = MountOptions {
-            cache: if reproducible {
+        let mut mount = MountOptions::new()
+            .cache(if reproducible {
                 context.opener.cache.max(REPRODUCIBLE_CACHE)
             } else {
                 context.opener.cache
-            },
+            })
             // Nobody sees a temporary image before it is complete: nothing in it has to survive a crash.
-            barrier: temporary.is_none(),
-            commit_interval: (temporary.is_none() && !reproducible).then_some(Duration::from_secs(5)),
-            erase_journal: temporary.is_some() || reproducible,
-            environment,
-            ..MountOptions::default()
-        };
+            .barrier(temporary.is_none())
+            .commit_interval((temporary.is_none() && !reproducible).then_some(Duration::from_secs(5)))
+            .erase_journal(temporary.is_some() || reproducible)
+            .environment(environment);
         context.opener.mount_options.apply(&mut mount);
         let filesystem = Filesystem::mount(device.clone(), mount)
             .await

@@ -27,7 +27,7 @@ impl File {
     /// # Errors
     /// `EBADF` where this file was opened for appending; `EXDEV` where the files are on different file systems, `EINVAL` where both are the same and the ranges overlap,
     /// `EFBIG`; those of a read and of a write.
-    pub async fn copy_range_from(
+    pub async fn copy_file_range(
         &self,
         source: &Self,
         source_offset: u64,

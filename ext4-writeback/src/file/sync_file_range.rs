@@ -12,7 +12,7 @@ use crate::base::runtime::run_to_end;
 use crate::file::File;
 
 bitflags! {
-    /// What [`File::sync_range`] does, in this order.
+    /// What [`File::sync_file_range`] does, in this order.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct SyncRange: u32 {
         /// Waits for what is on its way to the device already.
@@ -31,7 +31,7 @@ impl File {
     ///
     /// # Errors
     /// Those of mapping; where it waits, those of writeback that this file has not reported yet.
-    pub async fn sync_range(&self, offset: u64, len: u64, flags: SyncRange) -> Result<()> {
+    pub async fn sync_file_range(&self, offset: u64, len: u64, flags: SyncRange) -> Result<()> {
         let end = if len == 0 { u64::MAX } else { offset.saturating_add(len) };
         let range = offset..end;
         let fs = Arc::clone(self.fs());
