@@ -22,7 +22,7 @@ mod writeback;
 pub use base::counters::Counters;
 pub use base::options::{Allocation, MountOptions, OnError};
 pub use base::runtime::TokioRuntime;
-pub use file::map::{MappedBytes, MappedFolio};
+pub use file::map::{MappedBytes, MappedBytesMut};
 pub use file::options::{OpenOptions, ReadFlags, SyncMode, WriteFlags};
 pub use file::sync_file_range::SyncRange;
 pub use file::{File, SeekTarget};

@@ -26,7 +26,7 @@ impl File {
     ///
     /// # Errors
     /// - `ENOMEM`: no memory for the copy.
-    /// - `EIO`, `EUCLEAN` and what else the device, or what it holds, fails with.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn read_bytes(&self, offset: u64, len: usize) -> Result<Bytes> {
         let len = self.available(offset, len);
         if len == 0 {
@@ -54,7 +54,7 @@ impl File {
     /// # Errors
     /// - `EAGAIN`: the memory maps of this file system hold a quarter of the memory for file data already. Drop some
     ///   bytes, or use [`File::read_bytes`].
-    /// - `EIO`, `EUCLEAN` and what else the device, or what it holds, fails with.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn read_chunks(&self, offset: u64, len: usize) -> Result<Vec<Bytes>> {
         let len = self.available(offset, len);
         let mut chunks: Vec<Bytes> = Vec::new();
