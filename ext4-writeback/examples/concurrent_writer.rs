@@ -1,5 +1,5 @@
-//! Several tasks write to one mounted file system at the same time, each to a file of its own and all to a shared log;
-//! then everything is made durable, the file system is unmounted, mounted again, and read back.
+//! Several tasks write to one mounted file system at the same time, each to a file of its own and all to a
+//! shared log; then everything is made durable, the file system is unmounted, mounted again, and read back.
 //!
 //! `cargo run --example concurrent_writer`
 

@@ -1,7 +1,8 @@
-//! Reads a file of an image without an async runtime in `main`: `cargo run --example read_without_tokio IMAGE PATH`.
+//! Reads a file of an image without an async runtime in `main`:
+//! `cargo run --example read_without_tokio IMAGE PATH`.
 //!
-//! Without arguments it makes a file system in memory first, so that there is something to read. The image is opened for
-//! reading only, and nothing in it changes: a journal that needs recovery is replayed in memory.
+//! Without arguments it makes a file system in memory first, so that there is something to read. The image is
+//! opened for reading only, and nothing in it changes: a journal that needs recovery is replayed in memory.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -50,7 +51,8 @@ fn print(filesystem: &Filesystem, path: &str) -> Result<()> {
     }
 }
 
-/// The image at `path`, in memory. A program that reads large images takes `ext4_backend_file::FileDevice` instead.
+/// The image at `path`, in memory. A program that reads large images takes `ext4_backend_file::FileDevice`
+/// instead.
 fn load(path: &str) -> Result<Arc<MemoryDevice>> {
     let failed = |error: std::io::Error| Error::host("read", path, &error);
     let content = std::fs::read(path).map_err(failed)?;

@@ -1,5 +1,5 @@
-//! The file system for callers without an async runtime: the operations on paths and files, each of which blocks the
-//! caller's thread until it is done.
+//! The file system for callers without an async runtime: the operations on paths and files, each of which
+//! blocks the caller's thread until it is done.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -20,16 +20,18 @@
 //! }
 //! ```
 //!
-//! The flusher, the journal and a backend's reactor need tasks that run while the caller does not: a [`Runtime`] of two
-//! threads runs them. [`Filesystem::mount`] makes one; [`Filesystem::mount_in`] uses one that the caller made, for
-//! several file systems or for a device that has to be opened inside it (`ext4_backend_uring`).
+//! The flusher, the journal and a backend's reactor need tasks that run while the caller does not: a
+//! [`Runtime`] of two threads runs them. [`Filesystem::mount`] makes one; [`Filesystem::mount_in`] uses one
+//! that the caller made, for several file systems or for a device that has to be opened inside it
+//! (`ext4_backend_uring`).
 //!
 //! What has no method here is reached through [`Runtime::block_on`] with [`Filesystem::as_async`] and
 //! [`File::as_async`].
 //!
 //! # Errors
-//! Besides its own errors every operation returns `EINVAL` if the calling thread belongs to a tokio runtime: blocking
-//! there would stop that runtime's other tasks. Such a caller awaits the operations of [`crate::Filesystem`] instead.
+//! Besides its own errors every operation returns `EINVAL` if the calling thread belongs to a tokio runtime:
+//! blocking there would stop that runtime's other tasks. Such a caller awaits the operations of
+//! [`crate::Filesystem`] instead.
 
 use std::fmt;
 use std::future::Future;
@@ -107,7 +109,8 @@ impl Runtime {
         self.tokio().block_on(future)
     }
 
-    /// Runs `open` with the runtime as its surroundings: for a device that registers with a reactor when it is opened.
+    /// Runs `open` with the runtime as its surroundings: for a device that registers with a reactor when it
+    /// is opened.
     ///
     /// # Errors
     /// - `EINVAL`: the calling thread belongs to a tokio runtime.
@@ -189,8 +192,8 @@ impl Filesystem {
         File { inner, runtime: self.runtime.clone() }
     }
 
-    /// Drains and closes everything; the device holds a clean file system when it returns. Other clones of the file
-    /// system get `ENODEV` from then on.
+    /// Drains and closes everything; the device holds a clean file system when it returns. Other clones of
+    /// the file system get `ENODEV` from then on.
     ///
     /// # Errors
     /// - `EBUSY`: files are open, and nothing has happened.
@@ -215,7 +218,8 @@ impl Filesystem {
         Ok(self.file(self.runtime.block_on(self.inner.open_path_with(path, options))?))
     }
 
-    /// Opens the regular file at `path` and cuts it to 0 bytes; creates it (owner 0, mode 0644) if it does not exist.
+    /// Opens the regular file at `path` and cuts it to 0 bytes; creates it (owner 0, mode 0644) if it does
+    /// not exist.
     ///
     /// # Errors
     /// Those of [`crate::Filesystem::create_path`].
@@ -353,7 +357,8 @@ impl Filesystem {
     }
 }
 
-/// An open regular file whose operations block. Every method takes `&self`; threads share it by reference or `Arc`.
+/// An open regular file whose operations block. Every method takes `&self`; threads share it by reference or
+/// `Arc`.
 #[derive(Debug)]
 pub struct File {
     // Before the runtime: closing the file may start a task.

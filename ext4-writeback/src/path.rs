@@ -1,15 +1,17 @@
 //! Operations on paths: names separated by slashes, followed from the root directory.
 //!
-//! A path is bytes, as every name of ext4 is: methods take `impl AsRef<[u8]>`, which `&str`, `&[u8]`, `b"..."`, `String`
-//! and `Vec<u8>` all are (an `OsStr` by `as_encoded_bytes`). The slash in front may be left out. Methods are named as in
-//! `std::fs`; if an operation on an inode has that name already, `_path` is added ([`Filesystem::open_path`]).
+//! A path is bytes, as every name of ext4 is: methods take `impl AsRef<[u8]>`, which `&str`, `&[u8]`,
+//! `b"..."`, `String` and `Vec<u8>` all are (an `OsStr` by `as_encoded_bytes`). The slash in front may be
+//! left out. Methods are named as in `std::fs`; if an operation on an inode has that name already, `_path` is
+//! added ([`Filesystem::open_path`]).
 //!
 //! Invariants:
 //! - At most [`MAX_SYMLINKS`] symlinks are followed, so a loop of them ends with `ELOOP`.
-//! - Every error names the path that the caller gave; its errno, and its variant, are those of the operation that failed.
+//! - Every error names the path that the caller gave; its errno, and its variant, are those of the operation
+//!   that failed.
 //!
-//! Locks: none is held from one component to the next. A rename of a directory on the way decides what is found, as in
-//! the kernel.
+//! Locks: none is held from one component to the next. A rename of a directory on the way decides what is
+//! found, as in the kernel.
 
 use ext4_core::format::inode::FileType;
 use ext4_core::meta::directory::DirectoryEntry;
@@ -55,8 +57,8 @@ fn at_path(path: &[u8], error: Error) -> Error {
     }
 }
 
-/// Pushes the components of `path` in front of those that are still to be followed (the next one is last). A slash at
-/// the end counts as `.` after it: what is before must be a directory.
+/// Pushes the components of `path` in front of those that are still to be followed (the next one is last). A
+/// slash at the end counts as `.` after it: what is before must be a directory.
 fn push_components(path: &[u8], pending: &mut Vec<Vec<u8>>) {
     if path.ends_with(b"/") {
         pending.push(b".".to_vec());
@@ -65,8 +67,8 @@ fn push_components(path: &[u8], pending: &mut Vec<Vec<u8>>) {
     pending.extend(components.map(<[u8]>::to_vec));
 }
 
-/// Splits `path` into the part that leads to the directory of its last component (empty for the root directory), and
-/// that component. Slashes at the end are ignored.
+/// Splits `path` into the part that leads to the directory of its last component (empty for the root
+/// directory), and that component. Slashes at the end are ignored.
 fn split_last(path: &[u8]) -> Result<(&[u8], &[u8])> {
     if path.is_empty() {
         return Err(Error::posix(Errno::ENOENT, "the empty path"));
@@ -80,8 +82,8 @@ fn split_last(path: &[u8]) -> Result<(&[u8], &[u8])> {
 }
 
 impl Filesystem {
-    /// The inode at `path`. Symlinks on the way are followed; a symlink that is the last component is followed if
-    /// `follow` is true, or if a slash stands behind it.
+    /// The inode at `path`. Symlinks on the way are followed; a symlink that is the last component is
+    /// followed if `follow` is true, or if a slash stands behind it.
     ///
     /// # Errors
     /// - `ENOENT`: a component does not exist, or the path is empty.
@@ -139,8 +141,8 @@ impl Filesystem {
         .await
     }
 
-    /// The directory that holds the last component of `path`, and that component, which need not exist. Slashes at the
-    /// end are ignored.
+    /// The directory that holds the last component of `path`, and that component, which need not exist.
+    /// Slashes at the end are ignored.
     ///
     /// # Errors
     /// - `EBUSY`: the path is that of the root directory, which has no name.
@@ -199,8 +201,8 @@ impl Filesystem {
         self.open_with(inode, options).await.map_err(|error| at_path(path, error))
     }
 
-    /// Opens the regular file at `path`, symlinks followed, and cuts it to 0 bytes; creates it (owner 0, mode 0644) if
-    /// it does not exist.
+    /// Opens the regular file at `path`, symlinks followed, and cuts it to 0 bytes; creates it (owner 0, mode
+    /// 0644) if it does not exist.
     ///
     /// # Errors
     /// Those of [`Filesystem::resolve`], [`Filesystem::create`], [`Filesystem::open`] and [`File::set_len`].
@@ -250,8 +252,8 @@ impl Filesystem {
         Ok(content)
     }
 
-    /// Replaces the content of the regular file at `path`, symlinks followed; creates the file (owner 0, mode 0644) if
-    /// it does not exist. The content is durable after [`File::sync_all`], [`Filesystem::sync`] or
+    /// Replaces the content of the regular file at `path`, symlinks followed; creates the file (owner 0, mode
+    /// 0644) if it does not exist. The content is durable after [`File::sync_all`], [`Filesystem::sync`] or
     /// [`Filesystem::unmount`].
     ///
     /// # Errors
@@ -277,7 +279,8 @@ impl Filesystem {
         self.mkdir(parent, name, DIRECTORY).await.map_err(|error| at_path(path, error))
     }
 
-    /// Creates the directory `path`, and those above it that do not exist (owner 0, mode 0755). Returns its inode.
+    /// Creates the directory `path`, and those above it that do not exist (owner 0, mode 0755). Returns its
+    /// inode.
     ///
     /// # Errors
     /// - `ENOTDIR`: something that is no directory is in the way.
@@ -314,8 +317,9 @@ impl Filesystem {
         Ok(current)
     }
 
-    /// All entries of the directory `path` but `.` and `..`, in the order of its blocks. Entries that are added or
-    /// removed meanwhile may be in it or not. A caller that has to bound its memory uses [`Filesystem::readdir`].
+    /// All entries of the directory `path` but `.` and `..`, in the order of its blocks. Entries that are
+    /// added or removed meanwhile may be in it or not. A caller that has to bound its memory uses
+    /// [`Filesystem::readdir`].
     ///
     /// # Errors
     /// - `ENOTDIR`: the path is not that of a directory.
@@ -370,7 +374,8 @@ impl Filesystem {
         self.link(inode, parent, name).await.map_err(|error| at_path(link, error))
     }
 
-    /// Renames `from` to `to`, which is replaced if it exists, in one step that a crash shows done or not done.
+    /// Renames `from` to `to`, which is replaced if it exists, in one step that a crash shows done or not
+    /// done.
     ///
     /// # Errors
     /// Those of [`Filesystem::resolve_parent`] and [`Filesystem::rename`].
@@ -382,8 +387,8 @@ impl Filesystem {
         renamed.map_err(|error| at_path(from, error))
     }
 
-    /// Removes the name `path` of something that is no directory. The inode is deleted when its last name is removed
-    /// and its last open file is closed.
+    /// Removes the name `path` of something that is no directory. The inode is deleted when its last name is
+    /// removed and its last open file is closed.
     ///
     /// # Errors
     /// Those of [`Filesystem::resolve_parent`] and [`Filesystem::unlink`].

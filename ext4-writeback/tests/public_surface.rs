@@ -41,7 +41,8 @@ fn mount_outside_tokio_is_an_error_that_says_what_to_do() {
     assert!(error.to_string().contains("ext4_writeback::blocking"), "{error}");
 }
 
-/// A mounted file system with `cache` bytes of memory and one file of `len` patterned bytes that is on the device.
+/// A mounted file system with `cache` bytes of memory and one file of `len` patterned bytes that is on the
+/// device.
 async fn one_file(cache: usize, len: usize) -> (Filesystem, File, Vec<u8>) {
     let device = Arc::new(MemoryDevice::new(128 << 20));
     mkfs(Arc::clone(&device) as _, &MkfsOptions::default(), &SystemEnvironment).await.expect("makes");
@@ -267,7 +268,8 @@ fn the_blocking_api_needs_no_runtime() {
     assert!(fs.statfs().free_blocks > 0);
     fs.unmount().expect("unmounts");
 
-    // A second mount in a runtime that the caller made; one that is dropped is a crash, which loses nothing synced.
+    // A second mount in a runtime that the caller made; one that is dropped is a crash, which loses nothing
+    // synced.
     let runtime = blocking::Runtime::new().expect("starts");
     let fs = blocking::Filesystem::mount_in(&runtime, Arc::clone(&device) as _, MountOptions::new());
     drop(fs.expect("mounts"));

@@ -1,4 +1,5 @@
-//! Reads that hand out [`Bytes`], to pass on to a socket or another task, without a copy if one folio holds the range.
+//! Reads that hand out [`Bytes`], to pass on to a socket or another task, without a copy if one folio holds
+//! the range.
 //!
 //! ```text
 //!   read_chunks   one Bytes per folio, each the folio's own memory      never a copy
@@ -6,10 +7,11 @@
 //! ```
 //!
 //! Invariants:
-//! - Bytes that were handed out never change: a later write gives the folio other memory ([`crate::file::map`]).
-//! - Memory that is handed out counts as mapped until the last clone of its [`Bytes`] is dropped, the whole folio for
-//!   any part of it, and is bounded as every [`File::map_read`] is. [`File::read_bytes`] copies if that bound is reached,
-//!   so readers that hold bytes for long slow themselves down and fail nothing.
+//! - Bytes that were handed out never change: a later write gives the folio other memory
+//!   ([`crate::file::map`]).
+//! - Memory that is handed out counts as mapped until the last clone of its [`Bytes`] is dropped, the whole
+//!   folio for any part of it, and is bounded as every [`File::map_read`] is. [`File::read_bytes`] copies if
+//!   that bound is reached, so readers that hold bytes for long slow themselves down and fail nothing.
 
 use bytes::Bytes;
 use ext4_core::{Errno, Error, Result};
@@ -17,12 +19,12 @@ use ext4_core::{Errno, Error, Result};
 use crate::file::File;
 
 impl File {
-    /// Reads up to `len` bytes from byte `offset` on as one contiguous [`Bytes`]; fewer only at the end of the file, none
-    /// at or behind it. Always goes through the page cache.
+    /// Reads up to `len` bytes from byte `offset` on as one contiguous [`Bytes`]; fewer only at the end of
+    /// the file, none at or behind it. Always goes through the page cache.
     ///
-    /// The bytes are the page cache's own memory if one folio holds the range (folios are 4 KiB to 2 MiB, aligned to their
-    /// size) and the memory maps of this file system hold less than a quarter of the memory for file data; otherwise they
-    /// are a copy. A later write does not change them.
+    /// The bytes are the page cache's own memory if one folio holds the range (folios are 4 KiB to 2 MiB,
+    /// aligned to their size) and the memory maps of this file system hold less than a quarter of the memory
+    /// for file data; otherwise they are a copy. A later write does not change them.
     ///
     /// # Errors
     /// - `ENOMEM`: no memory for the copy.
@@ -47,13 +49,13 @@ impl File {
         Ok(bytes)
     }
 
-    /// Reads up to `len` bytes from byte `offset` on, without ever copying: one [`Bytes`] for each folio, in the order of
-    /// the file. Always goes through the page cache. Fewer bytes than `len` come at the end of the file, or if an error
-    /// came after some: the next call, at the offset that follows, reports it.
+    /// Reads up to `len` bytes from byte `offset` on, without ever copying: one [`Bytes`] for each folio, in
+    /// the order of the file. Always goes through the page cache. Fewer bytes than `len` come at the end of
+    /// the file, or if an error came after some: the next call, at the offset that follows, reports it.
     ///
     /// # Errors
-    /// - `EAGAIN`: the memory maps of this file system hold a quarter of the memory for file data already. Drop some
-    ///   bytes, or use [`File::read_bytes`].
+    /// - `EAGAIN`: the memory maps of this file system hold a quarter of the memory for file data already.
+    ///   Drop some bytes, or use [`File::read_bytes`].
     /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn read_chunks(&self, offset: u64, len: usize) -> Result<Vec<Bytes>> {
         let len = self.available(offset, len);

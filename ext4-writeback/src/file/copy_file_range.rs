@@ -1,10 +1,13 @@
-//! copy_file_range(2): from one file to another, or to another place of the same file, through the page cache.
+//! copy_file_range(2): from one file to another, or to another place of the same file, through the page
+//! cache.
 //!
-//! Holes of the source are not copied byte by byte: they are punched into the destination, and left out behind its end.
+//! Holes of the source are not copied byte by byte: they are punched into the destination, and left out
+//! behind its end.
 //!
-//! Locks: for each piece those of a read of the source, then those of a write of the destination, never both at a time.
-//! So two files need no order, and a copy from a to b beside one from b to a is no deadlock. The copy is as atomic as
-//! that many reads and writes: if the source is changed meanwhile, the destination may hold either content.
+//! Locks: for each piece those of a read of the source, then those of a write of the destination, never both
+//! at a time. So two files need no order, and a copy from a to b beside one from b to a is no deadlock. The
+//! copy is as atomic as that many reads and writes: if the source is changed meanwhile, the destination may
+//! hold either content.
 
 use std::sync::Arc;
 
@@ -19,8 +22,8 @@ use crate::io::truncate;
 const PIECE: u64 = 1 << 20;
 
 impl File {
-    /// Copies up to `len` bytes from byte `source_offset` of `source` to byte `offset` of this file. Returns how many
-    /// bytes were copied: fewer if the source ends before, or if an error came after some.
+    /// Copies up to `len` bytes from byte `source_offset` of `source` to byte `offset` of this file. Returns
+    /// how many bytes were copied: fewer if the source ends before, or if an error came after some.
     ///
     /// # Errors
     /// - `EBADF`: this file was opened for appending.
@@ -71,7 +74,8 @@ impl File {
         Ok(done)
     }
 
-    /// The same file opened without `direct`, since a copy need not be aligned; `None` if it was not opened so.
+    /// The same file opened without `direct`, since a copy need not be aligned; `None` if it was not opened
+    /// so.
     fn through_the_cache(&self) -> Option<Self> {
         if !self.options.direct {
             return None;
@@ -81,8 +85,8 @@ impl File {
         Some(Self::new(self.filesystem.clone(), Arc::clone(&self.inode), options))
     }
 
-    /// Copies the data, or the hole, that begins at byte `from`, at most `most` bytes. Returns how many bytes; 0 at the
-    /// end of the source.
+    /// Copies the data, or the hole, that begins at byte `from`, at most `most` bytes. Returns how many
+    /// bytes; 0 at the end of the source.
     async fn copy_piece(&self, source: &Self, from: u64, to: u64, most: u64) -> Result<u64> {
         let data = match source.seek(from, SeekTarget::Data).await {
             // Nothing but a hole up to the end.

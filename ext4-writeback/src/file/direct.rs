@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   read    rwlock(r) ─ write back dirty folios ─ map ─ bios ─ zeros for holes and behind the end
-//!   write   rwlock(r) ─ write back, drop the folios ─ all blocks mapped: bios ─ convert ─ drop the folios again
+//!   write   rwlock(r) ─ write back, drop the folios ─ all blocks mapped: bios ─ convert ─ drop again
 //!           rwlock(w) ─ … else: zero the old tail, write back ─ allocate unwritten ─ (w → r) ─ bios ─
 //!                       convert, size ─ drop
 //! ```
@@ -15,19 +15,23 @@
 //! | `complete` | conversion and size after a write; freeing what a failed write allocated |
 //!
 //! Invariants:
-//! - `rwlock` is held, at least for reading, from the first look at the mapping until the I/O has ended and its conversion
-//!   and size are done. Truncation and punching take it for writing: they wait for direct I/O in flight, so no block that
-//!   a device is writing to is given to another file.
-//! - A write runs to its end even if its caller stops waiting: the lock would be released with the caller's future.
-//! - Data that was written through the page cache is on the device before a direct read or write of it starts. A write
-//!   drops the folios before and after its I/O: a buffered reader may fill one while the I/O is under way, with blocks
-//!   that were not written yet.
-//! - Blocks that a write allocates are unwritten until its data is on the device. A write that extends the file begins
-//!   when i_disksize is i_size and the zeros behind an unaligned end are on the device, and the size moves in the handle
-//!   that converts its last blocks: a crash shows the old size or the data, never what lay there before.
-//! - An overwrite that is to be durable and changes nothing but data is written with FUA, if the device has that: no
-//!   flush follows it. If anything that leads to the data is not durable yet, a commit makes it so, with its flush.
-//! - A write that fails converts nothing and moves no size. Blocks that it allocated behind the end are freed.
+//! - `rwlock` is held, at least for reading, from the first look at the mapping until the I/O has ended and
+//!   its conversion and size are done. Truncation and punching take it for writing: they wait for direct I/O
+//!   in flight, so no block that a device is writing to is given to another file.
+//! - A write runs to its end even if its caller stops waiting: the lock would be released with the caller's
+//!   future.
+//! - Data that was written through the page cache is on the device before a direct read or write of it
+//!   starts. A write drops the folios before and after its I/O: a buffered reader may fill one while the I/O
+//!   is under way, with blocks that were not written yet.
+//! - Blocks that a write allocates are unwritten until its data is on the device. A write that extends the
+//!   file begins when i_disksize is i_size and the zeros behind an unaligned end are on the device, and the
+//!   size moves in the handle that converts its last blocks: a crash shows the old size or the data, never
+//!   what lay there before.
+//! - An overwrite that is to be durable and changes nothing but data is written with FUA, if the device has
+//!   that: no flush follows it. If anything that leads to the data is not durable yet, a commit makes it so,
+//!   with its flush.
+//! - A write that fails converts nothing and moves no size. Blocks that it allocated behind the end are
+//!   freed.
 
 use std::sync::Arc;
 
@@ -45,16 +49,17 @@ use crate::volume::OnMedium;
 const COPY_STEP: usize = 8 << 20;
 
 impl File {
-    /// Bytes that offsets and lengths of direct I/O must be multiples of: the device's logical block size. The memory of
-    /// an [`AlignedBuffer`] is always aligned.
+    /// Bytes that offsets and lengths of direct I/O must be multiples of: the device's logical block size.
+    /// The memory of an [`AlignedBuffer`] is always aligned.
     #[must_use]
     pub fn direct_alignment(&self) -> u32 {
         self.fs().volume.info.device().geometry().logical_block_size
     }
 
-    /// Reads at byte `offset` into `buffer`, past the page cache and without a copy, however the file was opened.
-    /// Returns how many bytes were read, fewer than the buffer has only at the end of the file, and the buffer; its bytes
-    /// behind those are undefined. Several direct reads may be under way at the same time.
+    /// Reads at byte `offset` into `buffer`, past the page cache and without a copy, however the file was
+    /// opened. Returns how many bytes were read, fewer than the buffer has only at the end of the file, and
+    /// the buffer; its bytes behind those are undefined. Several direct reads may be under way at the same
+    /// time.
     ///
     /// # Errors
     /// - `EINVAL`: offset or length are not multiples of [`File::direct_alignment`].
@@ -76,14 +81,14 @@ impl File {
         (result, back)
     }
 
-    /// Writes `buffer` at byte `offset`, past the page cache and without a copy, however the file was opened. Returns
-    /// how many bytes were written, all of them or an error, and the buffer. Several direct writes may be under way at
-    /// the same time, except those that allocate blocks or extend the file. Blocks that can only be written through the
-    /// page cache (a part of a block that holds nothing yet, a hole of a file without extents) are written that way, and
-    /// waited for.
+    /// Writes `buffer` at byte `offset`, past the page cache and without a copy, however the file was opened.
+    /// Returns how many bytes were written, all of them or an error, and the buffer. Several direct writes
+    /// may be under way at the same time, except those that allocate blocks or extend the file. Blocks that
+    /// can only be written through the page cache (a part of a block that holds nothing yet, a hole of a file
+    /// without extents) are written that way, and waited for.
     ///
-    /// The data has left the page cache for the device when it returns. It is durable after fsync, or at once if the file
-    /// was opened for synchronous writes.
+    /// The data has left the page cache for the device when it returns. It is durable after fsync, or at once
+    /// if the file was opened for synchronous writes.
     ///
     /// # Errors
     /// - `ENOSPC`: no free blocks.
@@ -118,8 +123,8 @@ impl File {
         (result, buffer)
     }
 
-    /// Returns true if the write goes out with FUA: its data is to be durable and nothing else is, and FUA costs less
-    /// than a flush. A write whose times are to be durable too needs a commit, which flushes.
+    /// Returns true if the write goes out with FUA: its data is to be durable and nothing else is, and FUA
+    /// costs less than a flush. A write whose times are to be durable too needs a commit, which flushes.
     fn writes_through(&self, flags: WriteFlags) -> bool {
         let fs = self.fs();
         self.options.sync.max(flags.sync_mode()) == SyncMode::Data
@@ -163,7 +168,8 @@ impl File {
         engine.dirty.enqueue(engine.volume.runtime.monotonic(), &self.inode);
     }
 
-    /// What a direct read returns without waiting, not even for the device ([`crate::file::options::ReadFlags::NOWAIT`]).
+    /// What a direct read returns without waiting, not even for the device
+    /// ([`crate::file::options::ReadFlags::NOWAIT`]).
     pub(crate) fn read_direct_now(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         check_aligned(&self.fs().engine, &self.inode, offset, buffer.len())?;
         match crate::io::direct::read::read_now(&self.fs().engine, &self.inode, offset, buffer)? {
@@ -193,7 +199,8 @@ impl File {
         Ok(done)
     }
 
-    /// A direct write of memory that may lie anywhere. What is made durable is what FUA makes so, where that is asked for.
+    /// A direct write of borrowed memory, which is copied first. It makes nothing durable but what FUA does,
+    /// if that is asked for.
     pub(crate) async fn write_direct_copied(
         &self,
         position: Option<u64>,

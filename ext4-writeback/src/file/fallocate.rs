@@ -9,13 +9,14 @@ use crate::file::options::SyncMode;
 use crate::io::fallocate::request::{FallocateMode, Request};
 
 impl File {
-    /// fallocate(2): changes how `len` bytes from byte `offset` on are allocated, as `mode` says. The change is durable
-    /// when it returns if the file was opened for that ([`crate::file::options::OpenOptions::sync`]).
+    /// fallocate(2): changes how `len` bytes from byte `offset` on are allocated, as `mode` says. The change
+    /// is durable when it returns if the file was opened for that
+    /// ([`crate::file::options::OpenOptions::sync`]).
     ///
     /// # Errors
     /// As the kernel's ext4:
-    /// - `EINVAL`: `len` is 0; a range to collapse or insert is not whole blocks (clusters with bigalloc); a collapse
-    ///   reaches the end of the file; an insert is at the end or behind it.
+    /// - `EINVAL`: `len` is 0; a range to collapse or insert is not whole blocks (clusters with bigalloc); a
+    ///   collapse reaches the end of the file; an insert is at the end or behind it.
     /// - `EFBIG`: a range or a size past the largest that the file can have.
     /// - `EOPNOTSUPP`: any mode but punching, in a file that is mapped by indirect blocks.
     /// - `EPERM`: the file is immutable; any mode but allocation, in an append-only file.

@@ -6,8 +6,8 @@ use crate::file::File;
 use crate::io::inline_data::{InlineExtent, extent_of};
 
 impl File {
-    /// Where the file's inline data lies (fiemap's `FIEMAP_EXTENT_DATA_INLINE`); `None` if the file is mapped to blocks,
-    /// see [`File::extents`].
+    /// Where the file's inline data lies (fiemap's `FIEMAP_EXTENT_DATA_INLINE`); `None` if the file is mapped
+    /// to blocks, see [`File::extents`].
     ///
     /// # Errors
     /// `EIO`, `EUCLEAN`: the device, or what it holds.

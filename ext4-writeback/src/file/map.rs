@@ -1,23 +1,28 @@
-//! Memory maps of a file's bytes, for programs that embed the file system: [`File::map_read`] and [`File::map_write`].
+//! Memory maps of a file's bytes, for programs that embed the file system: [`File::map_read`] and
+//! [`File::map_write`].
 //!
 //! ```text
 //!   map_read    folio ──────────── the same bytes; a writer gives the folio other memory meanwhile
 //!   map_write   folio ── copy ──► bytes of the caller's own ── commit ──► folio, dirty
-//!                        space reserved                        the space becomes the reservation of delayed blocks
+//!                        space reserved                  the space becomes that of delayed blocks
 //! ```
 //!
 //! A memory map has nothing to do with a *mapping* ([`crate::iomap`]), which is where blocks of a file lie.
 //!
 //! Invariants:
-//! - A memory map holds no lock of the file, so its owner may keep it for any time: fsync, truncation, reads and writes go
-//!   on. Data that is on its way to the device never changes under it, since no writer changes a viewed folio in place.
-//! - A commit writes within the file, to the byte. Were bytes put behind the end, an extension of the file would show them.
-//! - Space is reserved by `map_write`, or it fails with `ENOSPC`; a commit needs no more. Reserved space that was not used
-//!   is released when the map is dropped: a reservation without dirty data above it would never be used or released.
-//! - Read maps hold at most a quarter of the memory for file data: a folio that is given other memory finds some.
+//! - A memory map holds no lock of the file, so its owner may keep it for any time: fsync, truncation, reads
+//!   and writes go on. Data that is on its way to the device never changes under it, since no writer changes
+//!   a viewed folio in place.
+//! - A commit writes within the file, to the byte. Were bytes put behind the end, an extension of the file
+//!   would show them.
+//! - Space is reserved by `map_write`, or it fails with `ENOSPC`; a commit needs no more. Reserved space that
+//!   was not used is released when the map is dropped: a reservation without dirty data above it would never
+//!   be used or released.
+//! - Read maps hold at most a quarter of the memory for file data: a folio that is given other memory finds
+//!   some.
 //!
-//! Locks: `rwlock` of the inode for writing while space is reserved and while a commit writes; the folio lock while a
-//! read map is made.
+//! Locks: `rwlock` of the inode for writing while space is reserved and while a commit writes; the folio lock
+//! while a read map is made.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -40,8 +45,8 @@ use crate::iomap::allocate::{self, ENOSPC_RETRIES};
 use crate::iomap::reserved_blocks::ReservedBlocks;
 use crate::writeback::flusher::throttle;
 
-/// Bytes of a file to change and commit: a memory map for writing, from [`File::map_write`]. They are the owner's own
-/// copy; dropping it without [`MappedBytesMut::commit`] writes nothing.
+/// Bytes of a file to change and commit: a memory map for writing, from [`File::map_write`]. They are the
+/// owner's own copy; dropping it without [`MappedBytesMut::commit`] writes nothing.
 pub struct MappedBytesMut<'f> {
     file: &'f File,
     offset: u64,
@@ -76,15 +81,16 @@ impl MappedBytesMut<'_> {
         self.offset
     }
 
-    /// Writes all bytes of the map into the page cache, as one write. Returns how many bytes were written: fewer than
-    /// the map has only if the file was cut shorter since it was made. They are dirty then, and become durable as those
-    /// of any write do.
+    /// Writes all bytes of the map into the page cache, as one write. Returns how many bytes were written:
+    /// fewer than the map has only if the file was cut shorter since it was made. They are dirty then, and
+    /// become durable as those of any write do.
     ///
     /// # Errors
     /// - `ENOENT`: the file was deleted.
     /// - `EROFS`, `ENODEV`: the file system is not written any more, or is unmounted.
     /// - `ENOSPC`: only if a hole was made in the range since the map was made.
-    /// - `EIO`, `EUCLEAN`: a block that is written in part had to be read, and the device or what it holds failed.
+    /// - `EIO`, `EUCLEAN`: a block that is written in part had to be read, and the device or what it holds
+    ///   failed.
     pub async fn commit(self) -> Result<usize> {
         let file = self.file;
         let written = file.filesystem.observe("write", file.inode.number, self.write()).await?;
@@ -153,7 +159,8 @@ impl AsRef<[u8]> for MappedBytes {
     }
 }
 
-/// Passes the view on without a copy: the [`Bytes`] and its clones keep the folio's memory until the last is dropped.
+/// Passes the view on without a copy: the [`Bytes`] and its clones keep the folio's memory until the last is
+/// dropped.
 impl From<MappedBytes> for Bytes {
     fn from(mapped: MappedBytes) -> Self {
         Self::from_owner(mapped)
@@ -173,12 +180,13 @@ impl Drop for MappedBytes {
 }
 
 impl File {
-    /// A memory map for writing: the bytes from byte `offset` on, at most `len`, up to the end of the file and up to the
-    /// next multiple of 2 MiB. They hold what the file holds; nothing is written before [`MappedBytesMut::commit`].
-    /// Space for holes in the range is reserved now (or blocks are allocated, if space is low).
+    /// A memory map for writing: the bytes from byte `offset` on, at most `len`, up to the end of the file
+    /// and up to the next multiple of 2 MiB. They hold what the file holds; nothing is written before
+    /// [`MappedBytesMut::commit`]. Space for holes in the range is reserved now (or blocks are allocated, if
+    /// space is low).
     ///
-    /// The map is a copy of the caller's own and holds no lock. A commit writes all of its bytes, over what other
-    /// writers wrote there since: map what is to be written and no more.
+    /// The map is a copy of the caller's own and holds no lock. A commit writes all of its bytes, over what
+    /// other writers wrote there since: map what is to be written and no more.
     ///
     /// # Errors
     /// - `ENXIO`: `offset` is at or behind the end of the file (the kernel's SIGBUS), or `len` is 0.
@@ -234,8 +242,8 @@ impl File {
         Ok(offset.saturating_add(len as u64).min(size).min(folio_end))
     }
 
-    /// Reserves space for the holes of bytes `offset..end`, or allocates their blocks. The caller holds `rwlock` for
-    /// writing.
+    /// Reserves space for the holes of bytes `offset..end`, or allocates their blocks. The caller holds
+    /// `rwlock` for writing.
     async fn reserve_holes(&self, reserved: &ReservedBlocks, offset: u64, end: u64) -> Result<()> {
         let (fs, inode) = (self.fs(), &self.inode);
         let bits = fs.volume.info.block_size().bits();
@@ -265,10 +273,10 @@ impl File {
         reserved.add(holes)
     }
 
-    /// A memory map for reading, without a copy: the bytes from byte `offset` on, at most `len`, up to the end of the file
-    /// and as far as one folio holds them. They stay as they were when the map was made: a later write gives the folio
-    /// other memory, so a reader that wants to see it maps again. A map holds no lock, but keeps the memory of its folio
-    /// in use until it is dropped.
+    /// A memory map for reading, without a copy: the bytes from byte `offset` on, at most `len`, up to the
+    /// end of the file and as far as one folio holds them. They stay as they were when the map was made: a
+    /// later write gives the folio other memory, so a reader that wants to see it maps again. A map holds no
+    /// lock, but keeps the memory of its folio in use until it is dropped.
     ///
     /// # Errors
     /// - `ENXIO`: `offset` is at or behind the end of the file, or `len` is 0.

@@ -6,16 +6,18 @@
 //! | `transfer` | reads and writes with flags, of many slices, and of small ones without a future |
 //! | `direct` | direct I/O |
 //! | `bytes`, `map` | reads that hand out memory; memory maps |
-//! | `fallocate`, `copy_file_range`, `sync_file_range`, `inline_extent` | the system calls of these names; fiemap |
+//! | `fallocate`, `copy_file_range`, `sync_file_range` | the system calls of these names |
+//! | `inline_extent` | fiemap of inline data |
 //!
-//! Every method takes a byte offset first, then the memory or the length. What an operation does to the file's bytes is
-//! in [`crate::io`]; here are the options of the opener, access times, and what a synchronous file makes durable.
+//! Every method takes a byte offset first, then the memory or the length. What an operation does to the
+//! file's bytes is in [`crate::io`]; here are the options of the opener, access times, and what a synchronous
+//! file makes durable.
 //!
 //! Invariants:
-//! - An error of writeback is reported once to each opener: every [`File`] has a cursor of its own into the inode's
-//!   error sequence (the kernel's `errseq_t`).
-//! - An open file counts in its inode's open count until it is dropped. So unmount fails while it is open, and an inode
-//!   without links is deleted when its last file is closed.
+//! - An error of writeback is reported once to each opener: every [`File`] has a cursor of its own into the
+//!   inode's error sequence (the kernel's `errseq_t`).
+//! - An open file counts in its inode's open count until it is dropped. So unmount fails while it is open,
+//!   and an inode without links is deleted when its last file is closed.
 
 pub(crate) mod bytes;
 pub(crate) mod close;
@@ -66,7 +68,8 @@ pub struct File {
 pub enum SeekTarget {
     /// The next byte at or after the offset that is not in a hole (`SEEK_DATA`).
     Data,
-    /// The next byte at or after the offset that is in a hole (`SEEK_HOLE`); the end of the file counts as one.
+    /// The next byte at or after the offset that is in a hole (`SEEK_HOLE`); the end of the file counts as
+    /// one.
     Hole,
 }
 
@@ -81,8 +84,8 @@ impl File {
         &self.filesystem.inner
     }
 
-    /// pread(2): reads at byte `offset` into `buffer`. Returns how many bytes were read, fewer only at the end of the
-    /// file.
+    /// pread(2): reads at byte `offset` into `buffer`. Returns how many bytes were read, fewer only at the
+    /// end of the file.
     ///
     /// # Errors
     /// - `EINVAL`: the file was opened for direct I/O, and offset or length are not multiples of
@@ -122,8 +125,8 @@ impl File {
         self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock())
     }
 
-    /// pwrite(2): writes all of `data` at byte `offset`, into the page cache, or past it if the file was opened for direct
-    /// I/O. Returns how many bytes were written; fewer only if an error came after some.
+    /// pwrite(2): writes all of `data` at byte `offset`, into the page cache, or past it if the file was
+    /// opened for direct I/O. Returns how many bytes were written; fewer only if an error came after some.
     ///
     /// # Errors
     /// - `ENOSPC`: no free blocks.
@@ -131,7 +134,8 @@ impl File {
     /// - `EROFS`: the file system is not written.
     /// - `EINVAL`: the file was opened for direct I/O, and offset or length are not multiples of
     ///   [`File::direct_alignment`].
-    /// - `EIO`, `EUCLEAN`: a block that is written in part had to be read, and the device or what it holds failed.
+    /// - `EIO`, `EUCLEAN`: a block that is written in part had to be read, and the device or what it holds
+    ///   failed.
     /// - Those of [`File::sync_all`], if the file was opened for synchronous writes.
     pub async fn write_at(&self, offset: u64, data: &[u8]) -> Result<usize> {
         if self.write_now(Some(offset), data).is_some() {
@@ -140,10 +144,12 @@ impl File {
         self.write_at_with(offset, data, WriteFlags::empty()).await
     }
 
-    /// fsync(2): data, size and attributes are durable when it returns. Errors of earlier writeback are reported once.
+    /// fsync(2): data, size and attributes are durable when it returns. Errors of earlier writeback are
+    /// reported once.
     ///
     /// # Errors
-    /// - `EIO`, `ENOSPC`, …: those of writeback since this file was opened, or since the last call that reported any.
+    /// - `EIO`, `ENOSPC`, …: those of writeback since this file was opened, or since the last call that
+    ///   reported any.
     /// - `EROFS`: the journal has aborted.
     pub async fn sync_all(&self) -> Result<()> {
         self.sync(false).await
@@ -161,8 +167,8 @@ impl File {
         self.sync_bytes(0..u64::MAX, datasync, OnMedium::No).await
     }
 
-    /// fsync of the data of bytes `range` only. If the range reaches past i_disksize, all data from i_disksize on is
-    /// included.
+    /// fsync of the data of bytes `range` only. If the range reaches past i_disksize, all data from
+    /// i_disksize on is included.
     pub(crate) async fn sync_bytes(
         &self,
         range: Range<u64>,
@@ -219,8 +225,9 @@ impl File {
         self.filesystem.attributes(self.inode.number).await
     }
 
-    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`: the byte offset of what `target` asks for, at or after byte `offset`;
-    /// `None` if no data follows. Unwritten blocks count as holes, unless there is data for them in the page cache.
+    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`: the byte offset of what `target` asks for, at or after byte
+    /// `offset`; `None` if no data follows. Unwritten blocks count as holes, unless there is data for them in
+    /// the page cache.
     ///
     /// # Errors
     /// - `ENXIO`: `offset` is at or behind the end of the file.
@@ -269,8 +276,8 @@ impl File {
         run_to_end(&runtime, async move { start_inode_range(&fs.engine, &inode, 0..u64::MAX).await }).await
     }
 
-    /// fiemap: the mappings of the file, without its holes. Delayed data is written back first. Empty if the file holds
-    /// inline data: see [`File::inline_extent`].
+    /// fiemap: the mappings of the file, without its holes. Delayed data is written back first. Empty if the
+    /// file holds inline data: see [`File::inline_extent`].
     ///
     /// # Errors
     /// - Those of writeback.

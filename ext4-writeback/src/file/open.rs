@@ -1,7 +1,7 @@
 //! open(2) of a regular file: checks, the open count, and what a synchronous file makes durable.
 //!
-//! Invariant: the open count is raised under the inode's lock, while its link count is looked at. So an unlink that takes
-//! the last link sees the opener, and leaves the inode to the close.
+//! Invariant: the open count is raised under the inode's lock, while its link count is looked at. So an
+//! unlink that takes the last link sees the opener, and leaves the inode to the close.
 
 use std::ops::Range;
 
@@ -67,8 +67,8 @@ impl File {
         self.options
     }
 
-    /// Makes bytes `range`, which were just changed through this file, durable, if the file was opened for that or if
-    /// `asked` says so.
+    /// Makes bytes `range`, which were just changed through this file, durable, if the file was opened for
+    /// that or if `asked` says so.
     ///
     /// # Errors
     /// Those of [`File::sync_all`].

@@ -23,8 +23,8 @@ pub struct OpenOptions {
     /// True if reads and writes go past the page cache (`O_DIRECT`). Offsets and lengths are multiples of
     /// [`crate::file::File::direct_alignment`].
     pub direct: bool,
-    /// What every write, truncation and allocation through this file makes durable before it returns. A file with the
-    /// flag `S` (`chattr +S`) is always opened with [`SyncMode::All`].
+    /// What every write, truncation and allocation through this file makes durable before it returns. A file
+    /// with the flag `S` (`chattr +S`) is always opened with [`SyncMode::All`].
     pub sync: SyncMode,
     /// True if every write goes to the end of the file, whatever its offset says (`O_APPEND`).
     pub append: bool,
@@ -49,18 +49,19 @@ bitflags! {
     /// The flags of one read (`RWF_*` of preadv2).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct ReadFlags: u32 {
-        /// The read waits for nothing (`RWF_NOWAIT`): it returns what is in memory, or `EAGAIN` if the first byte is not.
-        /// A direct read returns that too, and the zeros of holes and unwritten blocks that the extent status tree knows. It
-        /// starts no I/O, unlike the kernel's, which waits for the device and for nothing else.
+        /// The read waits for nothing (`RWF_NOWAIT`): it returns what is in memory, or `EAGAIN` if the first
+        /// byte is not. A direct read returns that too, and the zeros of holes and unwritten blocks that the
+        /// extent status tree knows. It starts no I/O, unlike the kernel's, which waits for the device and
+        /// for nothing else.
         const NOWAIT = 1 << 0;
     }
 
     /// The flags of one write (`RWF_*` of pwritev2).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct WriteFlags: u32 {
-        /// The write waits for nothing before its I/O starts (`RWF_NOWAIT`). A direct write fails with `EAGAIN` if a lock,
-        /// cached data or an allocation is in the way. A buffered write fails with `EOPNOTSUPP`, as the kernel's do over
-        /// iomap.
+        /// The write waits for nothing before its I/O starts (`RWF_NOWAIT`). A direct write fails with
+        /// `EAGAIN` if a lock, cached data or an allocation is in the way. A buffered write fails with
+        /// `EOPNOTSUPP`, as the kernel's do over iomap.
         const NOWAIT = 1 << 0;
         /// The write is durable as if the file were opened with [`SyncMode::Data`] (`RWF_DSYNC`).
         const DSYNC = 1 << 1;

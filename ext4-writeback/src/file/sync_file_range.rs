@@ -16,7 +16,8 @@ bitflags! {
     pub struct SyncRange: u32 {
         /// Waits for folios of the range that are under writeback already.
         const WAIT_BEFORE = 1 << 0;
-        /// Starts writeback of dirty folios, except those under writeback. With both waits: of all dirty folios.
+        /// Starts writeback of dirty folios, except those under writeback. With both waits: of all dirty
+        /// folios.
         const WRITE = 1 << 1;
         /// Waits for folios of the range that are under writeback after the other steps.
         const WAIT_AFTER = 1 << 2;
@@ -24,9 +25,9 @@ bitflags! {
 }
 
 impl File {
-    /// Writes bytes `offset..offset + len` back, as `flags` say; up to the end of the file if `len` is 0. No metadata is
-    /// committed and no device cache is flushed, so nothing is durable by it. The folios at the edges are written whole;
-    /// if the range reaches past i_disksize, all data from i_disksize on is written.
+    /// Writes bytes `offset..offset + len` back, as `flags` say; up to the end of the file if `len` is 0. No
+    /// metadata is committed and no device cache is flushed, so nothing is durable by it. The folios at the
+    /// edges are written whole; if the range reaches past i_disksize, all data from i_disksize on is written.
     ///
     /// # Errors
     /// - `ENOSPC`, `EIO`, `EUCLEAN`: blocks for delayed data could not be allocated.

@@ -1,7 +1,7 @@
 //! preadv2 and pwritev2: reads and writes with flags of their own (`RWF_*`), and of many slices.
 //!
-//! Invariant: a write of many slices is one write. It takes the inode's `rwlock` once, so no reader that takes that lock
-//! and no other writer sees a part of it.
+//! Invariant: a write of many slices is one write. It takes the inode's `rwlock` once, so no reader that
+//! takes that lock and no other writer sees a part of it.
 //!
 //! Locks: `freeze` and `rwlock` for writing around a buffered write; [`File::write_now`] tries `rwlock` only.
 
@@ -18,8 +18,8 @@ use crate::io::{buffered_write, read};
 use crate::iomap::pointers::{max_size, max_size_with_extents};
 use crate::writeback::flusher::throttle;
 
-/// Slices of at most this many bytes in all are joined before they are written: two halves of a block become a whole
-/// one, which need not be read first.
+/// Slices of at most this many bytes in all are joined before they are written: two halves of a block become
+/// a whole one, which need not be read first.
 const JOINED: usize = 256 << 10;
 
 impl File {
@@ -46,8 +46,8 @@ impl File {
         Error::posix(Errno::EAGAIN, format!("inode {}: {what} would wait", self.inode.number))
     }
 
-    /// preadv(2): reads at byte `offset` into `buffers`, one after the other. Returns how many bytes were read; fewer only
-    /// at the end of the file, or if an error came after some.
+    /// preadv(2): reads at byte `offset` into `buffers`, one after the other. Returns how many bytes were
+    /// read; fewer only at the end of the file, or if an error came after some.
     ///
     /// # Errors
     /// Those of [`File::read_at`].
@@ -68,8 +68,8 @@ impl File {
         Ok(done)
     }
 
-    /// As [`File::write_at`], with flags. Returns how many bytes were written; only [`File::append`] tells at which offset
-    /// a write with [`WriteFlags::APPEND`] was.
+    /// As [`File::write_at`], with flags. Returns how many bytes were written; only [`File::append`] tells at
+    /// which offset a write with [`WriteFlags::APPEND`] was.
     ///
     /// # Errors
     /// - `EOPNOTSUPP`: a buffered write with [`WriteFlags::NOWAIT`].
@@ -80,8 +80,8 @@ impl File {
         Ok(count)
     }
 
-    /// pwritev(2): writes all of `slices`, one after the other, at byte `offset`, as one write. Returns how many bytes were
-    /// written; fewer only if an error came after some.
+    /// pwritev(2): writes all of `slices`, one after the other, at byte `offset`, as one write. Returns how
+    /// many bytes were written; fewer only if an error came after some.
     ///
     /// # Errors
     /// Those of [`File::write_at`].
@@ -103,7 +103,8 @@ impl File {
         Ok(count)
     }
 
-    /// Writes `data` at the end of the file (`O_APPEND`). Returns the byte offset of that, and how many bytes were written.
+    /// Writes `data` at the end of the file (`O_APPEND`). Returns the byte offset of that, and how many bytes
+    /// were written.
     ///
     /// # Errors
     /// Those of [`File::write_at`].
@@ -114,8 +115,8 @@ impl File {
         self.write_slices(0, &[IoSlice::new(data)], WriteFlags::APPEND).await
     }
 
-    /// Writes `slices`: the way of every write but those of [`File::write_now`]. Returns the byte offset at which they were
-    /// written, and how many bytes.
+    /// Writes `slices`: the way of every write but those of [`File::write_now`]. Returns the byte offset at
+    /// which they were written, and how many bytes.
     pub(crate) async fn write_slices(
         &self,
         offset: u64,
@@ -143,9 +144,9 @@ impl File {
         Ok((at, count))
     }
 
-    /// Writes all of `data` at byte `position`, or at the end of the file if that is `None`, if the write has to wait for
-    /// nothing: no lock, no memory, no device, no throttling. Returns the byte offset. Returns `None`, and has changed
-    /// nothing, if it would have to wait.
+    /// Writes all of `data` at byte `position`, or at the end of the file if that is `None`, if the write has
+    /// to wait for nothing: no lock, no memory, no device, no throttling. Returns the byte offset. Returns
+    /// `None`, and has changed nothing, if it would have to wait.
     pub(crate) fn write_now(&self, position: Option<u64>, data: &[u8]) -> Option<u64> {
         if self.options.direct || self.options.sync != SyncMode::None || data.is_empty() {
             return None;
@@ -217,8 +218,8 @@ impl File {
         Ok((position, done))
     }
 
-    /// Updates mtime and ctime after a write, once for each clock tick as the kernel does. They are logged with the size,
-    /// by fsync or by the flusher, which has the inode in its queue.
+    /// Updates mtime and ctime after a write, once for each clock tick as the kernel does. They are logged
+    /// with the size, by fsync or by the flusher, which has the inode in its queue.
     pub(crate) async fn note_times(&self) {
         let now = self.fs().volume.now();
         let pages = &self.inode.pages;

@@ -1,4 +1,5 @@
-//! Link counts. A hashed directory with more subdirectories than a link count can say has a count of 1, and keeps it.
+//! Link counts (i_links_count) of directories. A hashed directory with more subdirectories than a link count
+//! can hold has a count of 1, and keeps it (feature `dir_nlink`).
 //!
 //! Source: kernel documentation, "Index Nodes" (i_links_count) and the feature dir_nlink.
 
@@ -9,7 +10,10 @@ use ext4_core::{Errno, Error, Result};
 /// The most links an inode has (`EXT4_LINK_MAX`).
 pub const LINK_MAX: u16 = 65_000;
 
-/// `EMLINK` where `directory` cannot have another subdirectory.
+/// Checks that `directory` can have another subdirectory.
+///
+/// # Errors
+/// `EMLINK`: it has 65,000 links, and is not hashed or the feature `dir_nlink` is off.
 pub fn check_room_for_subdirectory(features: Features, directory: &Inode) -> Result<()> {
     let uncounted =
         features.ro_compat.contains(RoCompat::DIR_NLINK) && directory.flags.contains(InodeFlags::INDEX);
@@ -19,7 +23,7 @@ pub fn check_room_for_subdirectory(features: Features, directory: &Inode) -> Res
     Ok(())
 }
 
-/// Counts the `..` of a new subdirectory.
+/// Raises the link count of `directory` for the `..` of a new subdirectory.
 pub fn add_subdirectory(directory: &mut Inode) {
     let hashed = directory.flags.contains(InodeFlags::INDEX);
     directory.links_count = match directory.links_count {
@@ -29,7 +33,8 @@ pub fn add_subdirectory(directory: &mut Inode) {
     };
 }
 
-/// Takes the `..` of a subdirectory off; a directory keeps its own two links, or the 1 of too many.
+/// Lowers the link count of `directory` for the `..` of a subdirectory that was removed. It keeps its own two
+/// links, or the count of 1.
 pub fn remove_subdirectory(directory: &mut Inode) {
     if directory.links_count > 2 {
         directory.links_count -= 1;

@@ -1,4 +1,6 @@
-//! Finding and listing names.
+//! lookup and readdir: finding a directory entry by its name, and listing them.
+//!
+//! Locks: `rwlock` of the directory for reading.
 
 use ext4_core::meta::directory;
 use ext4_core::meta::directory::DirectoryEntry;
@@ -9,10 +11,13 @@ use crate::inode::check_directory;
 use crate::namespace::NAME_MAX;
 
 impl Filesystem {
-    /// Finds `name` in a directory, also `.` and `..`.
+    /// The inode that the entry `name` of the directory `parent` points to; also for `.` and `..`.
     ///
     /// # Errors
-    /// `ENOENT` where it is not there, `ENOTDIR`, `ENAMETOOLONG`.
+    /// - `ENOENT`: the directory has no such entry, or was removed.
+    /// - `ENOTDIR`: `parent` is no directory.
+    /// - `ENAMETOOLONG`: the name is longer than 255 bytes.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn lookup(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<InodeNumber> {
         let name = name.as_ref();
         self.observe("lookup", parent, async {
@@ -38,11 +43,14 @@ impl Filesystem {
         .await
     }
 
-    /// Up to `max` entries of a directory from `position` on (0: the start; then [`DirectoryEntry::next`]). None are
-    /// returned at the end.
+    /// getdents(2): at most `max` entries of `directory` from `position` on, which is 0 at the start, then
+    /// the [`DirectoryEntry::next`] of the last entry. `.` and `..` are included. Returns no entry at the
+    /// end.
     ///
     /// # Errors
-    /// `ENOTDIR`, `ENOENT` where it was removed.
+    /// - `ENOTDIR`: it is no directory.
+    /// - `ENOENT`: it was removed.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn readdir(
         &self,
         directory: InodeNumber,
