@@ -130,12 +130,12 @@ impl Filesystem {
 
     async fn target_if_symlink(&self, inode: InodeNumber) -> Result<Option<Vec<u8>>> {
         self.observe("follow", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
             if raw.file_type() != Some(FileType::Symlink) {
                 return Ok(None);
             }
-            info.check_alive()?;
+            inode.check_alive()?;
             symlink::target(&self.inner.volume.info, &self.inner.volume.inode_layout, &raw).await.map(Some)
         })
         .await

@@ -32,29 +32,32 @@ impl Filesystem {
     pub async fn open_with(&self, inode: InodeNumber, options: OpenOptions) -> Result<File> {
         self.observe("open", inode, async {
             let mut options = options;
-            let info = self.inner.inode(inode).await?;
+            let inode = self.inner.inode(inode).await?;
             {
-                let raw = info.inode.read().await;
-                info.check_alive()?;
+                let raw = inode.inode.read().await;
+                inode.check_alive()?;
                 match raw.file_type() {
                     Some(FileType::Regular) => {}
                     Some(FileType::Directory) => {
-                        return Err(Error::posix(Errno::EISDIR, format!("inode {inode}")));
+                        return Err(Error::posix(Errno::EISDIR, format!("inode {}", inode.number)));
                     }
                     _ => {
-                        return Err(Error::posix(Errno::EINVAL, format!("inode {inode} is no regular file")));
+                        return Err(Error::posix(
+                            Errno::EINVAL,
+                            format!("inode {} is no regular file", inode.number),
+                        ));
                     }
                 }
                 if raw.links_count == 0 {
-                    return Err(Error::posix(Errno::ENOENT, format!("inode {inode} was unlinked")));
+                    return Err(Error::posix(Errno::ENOENT, format!("inode {} was unlinked", inode.number)));
                 }
                 if raw.flags.contains(InodeFlags::SYNC) {
                     options.sync = SyncMode::All;
                 }
                 // Under the lock, so that an unlink that takes the last link sees it.
-                self.inner.inodes.opened(&info);
+                self.inner.inodes.opened(&inode);
             }
-            Ok(File::new(self.clone(), info, options))
+            Ok(File::new(self.clone(), inode, options))
         })
         .await
     }

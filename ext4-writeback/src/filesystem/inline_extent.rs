@@ -14,8 +14,8 @@ impl Filesystem {
     /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn inline_extent(&self, inode: InodeNumber) -> Result<Option<InlineExtent>> {
         self.observe("fiemap", inode, async {
-            let info = self.inner.inode(inode).await?;
-            extent_of(&self.inner.volume, &info).await
+            let inode = self.inner.inode(inode).await?;
+            extent_of(&self.inner.volume, &inode).await
         })
         .await
     }

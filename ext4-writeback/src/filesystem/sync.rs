@@ -45,13 +45,13 @@ impl Filesystem {
             return Ok(());
         }
         self.run("fsync", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
+            let inode = fs.inode(inode).await?;
+            let regular = inode.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
-                crate::writeback::inode::sync_inode_data(&fs.engine, &info).await?;
+                crate::writeback::inode::sync_inode_data(&fs.engine, &inode).await?;
             }
             // As in the kernel: fsync of a directory or a symlink is a full commit.
-            fs.volume.make_durable(info.last_transaction(false), regular, OnMedium::No).await
+            fs.volume.make_durable(inode.last_transaction(false), regular, OnMedium::No).await
         })
         .await
     }

@@ -34,16 +34,16 @@ impl FilesystemInner {
 
     async fn sync_if_flagged(self: &Arc<Self>, inodes: &[InodeNumber], flags: InodeFlags) -> Result<()> {
         for number in inodes {
-            let info = match self.inode(*number).await {
-                Ok(info) => info,
+            let inode = match self.inode(*number).await {
+                Ok(inode) => inode,
                 // Deleted since then.
                 Err(error) if error.errno() == Errno::ENOENT => continue,
                 Err(error) => return Err(error),
             };
-            if !info.inode.read().await.flags.intersects(flags) {
+            if !inode.inode.read().await.flags.intersects(flags) {
                 continue;
             }
-            self.volume.make_durable(info.last_transaction(false), false, OnMedium::No).await?;
+            self.volume.make_durable(inode.last_transaction(false), false, OnMedium::No).await?;
         }
         Ok(())
     }

@@ -134,32 +134,32 @@ impl Filesystem {
     /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn attributes(&self, inode: InodeNumber) -> Result<Attributes> {
         self.observe("getattr", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
-            info.check_alive()?;
-            let what = format!("inode {inode}");
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
+            inode.check_alive()?;
+            let what = format!("inode {}", inode.number);
             let file_type = raw
                 .file_type()
                 .ok_or_else(|| Error::corrupt(what, format!("mode {:#o} has no type", raw.mode)))?;
             let device = matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
                 .then(|| raw.device_number());
             // As in the kernel: some programs take a file without blocks for one that is all hole.
-            let inline = if info.is_inline() && raw.file_type() == Some(FileType::Regular) {
+            let inline = if inode.is_inline() && raw.file_type() == Some(FileType::Regular) {
                 raw.size.div_ceil(512)
             } else {
                 0
             };
-            let reserved = info
+            let reserved = inode
                 .extent_status
                 .promised_blocks()
                 .saturating_mul(self.inner.volume.info.block_size().sectors());
             Ok(Attributes {
-                inode,
+                inode: inode.number,
                 file_type,
                 mode: raw.mode,
                 uid: raw.uid,
                 gid: raw.gid,
-                size: if file_type == FileType::Regular { info.size() } else { raw.size },
+                size: if file_type == FileType::Regular { inode.size() } else { raw.size },
                 sectors: raw.sectors.saturating_add(reserved).saturating_add(inline),
                 links: u32::from(raw.links_count),
                 atime: raw.atime,
@@ -193,17 +193,17 @@ impl Filesystem {
             ..*changes
         };
         self.run("setattr", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            info.check_alive()?;
-            check_changeable(&info, &changes).await?;
+            let inode = fs.inode(inode).await?;
+            inode.check_alive()?;
+            check_changeable(&inode, &changes).await?;
             if let Some(size) = changes.size {
-                truncate::set_size(&fs.engine, &info, size).await?;
+                truncate::set_size(&fs.engine, &inode, size).await?;
             }
             if changes == (SetAttributes { size: changes.size, ..SetAttributes::default() }) {
-                return fs.sync_attributes(inode).await;
+                return fs.sync_attributes(inode.number).await;
             }
-            set(&fs, &info, &changes).await?;
-            fs.sync_attributes(inode).await
+            set(&fs, &inode, &changes).await?;
+            fs.sync_attributes(inode.number).await
         })
         .await
     }
@@ -218,31 +218,31 @@ impl Filesystem {
     pub async fn restore_times(&self, inode: InodeNumber, times: &Times) -> Result<()> {
         let times = *times;
         self.run("restore times", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
+            let inode = fs.inode(inode).await?;
             let handle = fs.volume.begin_tracked(credits::INODE, "restore times").await?;
-            let mut raw = info.inode.write().await;
-            info.check_alive()?;
+            let mut raw = inode.inode.write().await;
+            inode.check_alive()?;
             raw.atime = fs.volume.keepable(times.atime);
             raw.mtime = fs.volume.keepable(times.mtime);
             raw.ctime = fs.volume.keepable(times.ctime);
             if times.crtime.is_some() && raw.crtime.is_some() {
                 raw.crtime = times.crtime;
             }
-            log_inode(&fs.volume, &handle, &info, &raw, false).await
+            log_inode(&fs.volume, &handle, &inode, &raw, false).await
         })
         .await
     }
 
     /// Updates atime, if access times are kept: as with `relatime`, only if it is a day old, or not newer
     /// than the last change.
-    pub(crate) async fn touch_atime(&self, info: &Arc<InodeInfo>) -> Result<()> {
+    pub(crate) async fn touch_atime(&self, inode: &Arc<InodeInfo>) -> Result<()> {
         let fs = &self.inner;
         if !fs.volume.options.access_times || fs.volume.check_writable().is_err() {
             return Ok(());
         }
         let now = fs.volume.now();
         {
-            let raw = info.inode.read().await;
+            let raw = inode.inode.read().await;
             let old = raw.atime <= raw.mtime || raw.atime <= raw.ctime;
             let day = now.seconds.saturating_sub(raw.atime.seconds) >= 24 * 60 * 60;
             if raw.flags.contains(InodeFlags::NOATIME) || !(old || day) {
@@ -250,54 +250,54 @@ impl Filesystem {
             }
         }
         if fs.volume.options.lazytime {
-            let mut raw = info.inode.write().await;
-            if info.check_alive().is_err() {
+            let mut raw = inode.inode.write().await;
+            if inode.check_alive().is_err() {
                 return Ok(());
             }
             raw.atime = now;
-            info.pages.times_dirty.store(true, Ordering::Release);
-            fs.engine.lazy_times.add(info, fs.volume.runtime.monotonic());
+            inode.pages.times_dirty.store(true, Ordering::Release);
+            fs.engine.lazy_times.add(inode, fs.volume.runtime.monotonic());
             return Ok(());
         }
-        let info = Arc::clone(info);
-        self.run("access time", info.number, move |fs| async move {
+        let inode = Arc::clone(inode);
+        self.run("access time", inode.number, move |fs| async move {
             let handle = fs.volume.begin_tracked(credits::INODE, "access time").await?;
-            let mut raw = info.inode.write().await;
-            if info.check_alive().is_err() {
+            let mut raw = inode.inode.write().await;
+            if inode.check_alive().is_err() {
                 return Ok(());
             }
             raw.atime = now;
-            log_inode(&fs.volume, &handle, &info, &raw, false).await
+            log_inode(&fs.volume, &handle, &inode, &raw, false).await
         })
         .await
     }
 }
 
-async fn set(fs: &Arc<FilesystemInner>, info: &Arc<InodeInfo>, changes: &SetAttributes) -> Result<()> {
-    let _content = info.rwlock.write().await;
-    info.check_alive()?;
+async fn set(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, changes: &SetAttributes) -> Result<()> {
+    let _content = inode.rwlock.write().await;
+    inode.check_alive()?;
     let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
     let handle = fs.volume.begin_tracked(credits::INODE + acl, "setattr").await?;
-    let mut raw = info.inode.write().await;
+    let mut raw = inode.inode.write().await;
     if let Some(mode) = changes.mode
         && xattr::follow_mode(&fs.volume.info, &handle, &mut raw, mode).await?
     {
         fs.volume.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
     }
     apply(&mut raw, changes, fs.volume.now());
-    log_inode(&fs.volume, &handle, info, &raw, false).await
+    log_inode(&fs.volume, &handle, inode, &raw, false).await
 }
 
-async fn check_changeable(info: &InodeInfo, changes: &SetAttributes) -> Result<()> {
-    let raw = info.inode.read().await;
+async fn check_changeable(inode: &InodeInfo, changes: &SetAttributes) -> Result<()> {
+    let raw = inode.inode.read().await;
     let append = raw.flags.contains(InodeFlags::APPEND);
     if raw.flags.contains(InodeFlags::IMMUTABLE) || (append && *changes != SetAttributes::default()) {
-        let context = format!("inode {} is immutable or append-only", info.number);
+        let context = format!("inode {} is immutable or append-only", inode.number);
         return Err(Error::posix(Errno::EPERM, context));
     }
     if changes.size.is_some() && raw.file_type() != Some(FileType::Regular) {
         let errno = if raw.is_dir() { Errno::EISDIR } else { Errno::EINVAL };
-        return Err(Error::posix(errno, format!("size of inode {}", info.number)));
+        return Err(Error::posix(errno, format!("size of inode {}", inode.number)));
     }
     Ok(())
 }

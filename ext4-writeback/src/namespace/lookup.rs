@@ -26,10 +26,10 @@ impl Filesystem {
                 let context = format!("name {:?}", String::from_utf8_lossy(name));
                 return Err(Error::posix(Errno::ENAMETOOLONG, context));
             }
-            let info = self.inner.inode(parent).await?;
-            let _names = info.rwlock.read().await;
-            let directory = info.inode.read().await;
-            info.check_alive()?;
+            let inode = self.inner.inode(parent).await?;
+            let _names = inode.rwlock.read().await;
+            let directory = inode.inode.read().await;
+            inode.check_alive()?;
             check_directory(&directory)?;
             match name {
                 b"" => Err(not_there()),
@@ -58,15 +58,15 @@ impl Filesystem {
         max: usize,
     ) -> Result<Vec<DirectoryEntry>> {
         self.observe("readdir", directory, async {
-            let info = self.inner.inode(directory).await?;
+            let inode = self.inner.inode(directory).await?;
             let entries = {
-                let _names = info.rwlock.read().await;
-                let raw = info.inode.read().await;
-                info.check_alive()?;
+                let _names = inode.rwlock.read().await;
+                let raw = inode.inode.read().await;
+                inode.check_alive()?;
                 check_directory(&raw)?;
                 directory::read(&self.inner.volume.info, &raw, position, max).await?
             };
-            self.touch_atime(&info).await?;
+            self.touch_atime(&inode).await?;
             Ok(entries)
         })
         .await

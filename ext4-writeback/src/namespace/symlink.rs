@@ -110,13 +110,13 @@ impl Filesystem {
     /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn readlink(&self, inode: InodeNumber) -> Result<Vec<u8>> {
         self.observe("readlink", inode, async {
-            let info = self.inner.inode(inode).await?;
+            let inode = self.inner.inode(inode).await?;
             let target = {
-                let raw = info.inode.read().await;
-                info.check_alive()?;
+                let raw = inode.inode.read().await;
+                inode.check_alive()?;
                 target(&self.inner.volume.info, &self.inner.volume.inode_layout, &raw).await?
             };
-            self.touch_atime(&info).await?;
+            self.touch_atime(&inode).await?;
             Ok(target)
         })
         .await

@@ -51,12 +51,13 @@ impl Filesystem {
     pub async fn getxattr(&self, inode: InodeNumber, name: impl AsRef<[u8]>) -> Result<Vec<u8>> {
         let name = name.as_ref();
         self.observe("getxattr", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
-            info.check_alive()?;
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
+            inode.check_alive()?;
             let value = xattr::get(&self.inner.volume.info, &raw, name).await?;
             value.ok_or_else(|| {
-                let context = format!("inode {inode}: attribute {:?}", String::from_utf8_lossy(name));
+                let name = String::from_utf8_lossy(name);
+                let context = format!("inode {}: attribute {name:?}", inode.number);
                 Error::posix(Errno::ENODATA, context)
             })
         })
@@ -70,9 +71,9 @@ impl Filesystem {
     /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn listxattr(&self, inode: InodeNumber) -> Result<Vec<Vec<u8>>> {
         self.observe("listxattr", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
-            info.check_alive()?;
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
+            inode.check_alive()?;
             xattr::list(&self.inner.volume.info, &raw).await
         })
         .await
@@ -98,9 +99,9 @@ impl Filesystem {
     ) -> Result<()> {
         let (name, value) = (name.as_ref().to_vec(), value.as_ref().to_vec());
         self.run("setxattr", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            set(&fs, &info, &name, Some(&value), mode, true).await?;
-            fs.sync_attributes(inode).await
+            let inode = fs.inode(inode).await?;
+            set(&fs, &inode, &name, Some(&value), mode, true).await?;
+            fs.sync_attributes(inode.number).await
         })
         .await
     }
@@ -116,9 +117,9 @@ impl Filesystem {
     pub async fn removexattr(&self, inode: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
         let name = name.as_ref().to_vec();
         self.run("removexattr", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            set(&fs, &info, &name, None, SetMode::Replace, true).await?;
-            fs.sync_attributes(inode).await
+            let inode = fs.inode(inode).await?;
+            set(&fs, &inode, &name, None, SetMode::Replace, true).await?;
+            fs.sync_attributes(inode.number).await
         })
         .await
     }
@@ -128,27 +129,27 @@ impl Filesystem {
 /// is true.
 pub(crate) async fn set(
     fs: &Arc<FilesystemInner>,
-    info: &Arc<InodeInfo>,
+    inode: &Arc<InodeInfo>,
     name: &[u8],
     value: Option<&[u8]>,
     mode: SetMode,
     ctime: bool,
 ) -> Result<()> {
     let attempt = async || {
-        let _content = info.rwlock.write().await;
+        let _content = inode.rwlock.write().await;
         let handle =
             fs.volume.begin_ineligible(credits::XATTR + credits::INODE, "setxattr", Reason::Xattr).await?;
-        let mut raw = info.inode.write().await;
-        info.check_alive()?;
+        let mut raw = inode.inode.write().await;
+        inode.check_alive()?;
         if raw.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {
-            let context = format!("inode {} is immutable or append-only", info.number);
+            let context = format!("inode {} is immutable or append-only", inode.number);
             return Err(Error::posix(Errno::EPERM, context));
         }
         let result = xattr::set(&fs.volume.info, &handle, &mut raw, name, value, mode).await;
         if ctime && result.is_ok() {
             raw.ctime = fs.volume.now();
         }
-        log_inode(&fs.volume, &handle, info, &raw, false).await?;
+        log_inode(&fs.volume, &handle, inode, &raw, false).await?;
         result
     };
     match attempt().await {
