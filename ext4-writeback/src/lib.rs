@@ -1,8 +1,9 @@
-//! The mounted file system.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![deny(clippy::self_named_module_files)]
 
 mod base;
+pub mod blocking;
 mod cache;
 mod file;
 mod filesystem;
@@ -21,13 +22,9 @@ mod writeback;
 pub use base::counters::Counters;
 pub use base::options::{Allocation, MountOptions, OnError};
 pub use base::runtime::TokioRuntime;
-pub use ext4_core::device::AlignedBuffer;
-pub use ext4_core::meta::xattr::SetMode;
-pub use ext4_core::{Error, InodeNumber, Result, Timestamp};
-pub use ext4_journal::FastCommitStatistics;
-pub use file::map::{MappedBytes, MappedFolio};
+pub use file::map::{MappedBytes, MappedBytesMut};
 pub use file::options::{OpenOptions, ReadFlags, SyncMode, WriteFlags};
-pub use file::sync_range::SyncRange;
+pub use file::sync_file_range::SyncRange;
 pub use file::{File, SeekTarget};
 pub use filesystem::Filesystem;
 pub use filesystem::statfs::StatFs;
@@ -40,4 +37,23 @@ pub use mount::unmounted_journal::{JournalReplay, inspect_journal, replay_journa
 pub use namespace::attributes::{Attributes, SetAttributes};
 pub use namespace::new_inode::{Credentials, NewInode, Times};
 pub use namespace::rename::RenameFlags;
+pub use path::MAX_SYMLINKS;
 pub use volume::fast_commit::reason::{FastCommitReasons, Reason as FastCommitReason};
+
+// What the signatures above name, so that a user needs this crate and a backend.
+pub use bytes::Bytes;
+pub use ext4_core::device::{AlignedBuffer, BlockDevice, Geometry, MemoryDevice};
+pub use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
+pub use ext4_core::format::inode::{FileType, InodeFlags};
+pub use ext4_core::format::superblock::Superblock;
+pub use ext4_core::meta::directory::DirectoryEntry;
+pub use ext4_core::meta::extent_tree::{Mapping, MappingState};
+pub use ext4_core::meta::mkfs::MkfsOptions;
+pub use ext4_core::meta::xattr::SetMode;
+pub use ext4_core::{
+    BlockNumber, BlockSize, Corrupt, Errno, Error, InodeNumber, LogicalBlock, Result, Timestamp,
+};
+pub use ext4_journal::Inspection;
+pub use ext4_journal::{
+    Damage, FastCommitStatistics, Recovery, RecoveryReport, Statistics as JournalStatistics,
+};

@@ -35,7 +35,7 @@ async fn default_lists_are_inherited_and_chmod_changes_the_mask_as_in_the_kernel
     filesystem.create(directory, b"our-file", owner(0o666)).await.unwrap();
     filesystem.mkdir(directory, b"our-directory", owner(0o777)).await.unwrap();
     let changed = filesystem.create(directory, b"our-changed", owner(0o666)).await.unwrap();
-    let mode = SetAttributes { mode: Some(0o751), ..SetAttributes::default() };
+    let mode = SetAttributes::new().mode(0o751);
     filesystem.set_attributes(changed, &mode).await.unwrap();
     // What a tool restores is as it was.
     let restored = NewInode::new(FileType::Regular, owner(0o640));

@@ -37,7 +37,7 @@ async fn quarrel(filesystem: Filesystem, directories: Arc<Vec<InodeNumber>>, see
             },
             8 => match filesystem.lookup(from.0, &from.1).await {
                 Ok(inode) => match filesystem.open(inode).await {
-                    Ok(file) => file.attributes().await.map(drop),
+                    Ok(file) => file.metadata().await.map(drop),
                     Err(error) => Err(error),
                 },
                 Err(error) => Err(error),
@@ -65,7 +65,7 @@ async fn quarrel(filesystem: Filesystem, directories: Arc<Vec<InodeNumber>>, see
 }
 
 async fn many_tasks(image: Image, workers: usize) {
-    let options = MountOptions { cache: 8 << 20, ..MountOptions::default() };
+    let options = MountOptions::new().cache(8 << 20);
     let mounted = common::mount_with(&image, options).await;
     let filesystem = &mounted.filesystem;
     let mut directories = vec![ROOT];
@@ -164,7 +164,7 @@ async fn dropped_calls(image: &Image, seed: u64) {
     let memory = Arc::new(MemoryDevice::from_image(image.clone()));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     let driver = Arc::clone(&faulty);
-    let options = MountOptions { cache: 1 << 20, ..MountOptions::default() };
+    let options = MountOptions::new().cache(1 << 20);
     let device = Arc::clone(&faulty) as Arc<dyn BlockDevice>;
     let filesystem = Filesystem::mount(device, options).await.unwrap();
     // From here on every I/O takes a few turns of the scheduler, so that calls are caught in the middle.
@@ -214,7 +214,7 @@ async fn a_directory_of_seventy_thousand_subdirectories() {
         return;
     }
     let image = mke2fs_image(&["-b", "1024", "-N", "80000", "-J", "size=8"], "160M");
-    let options = MountOptions { commit_interval: None, ..MountOptions::default() };
+    let options = MountOptions::new().commit_interval(None);
     let mounted = common::mount_with(&image, options).await;
     let filesystem = &mounted.filesystem;
     let parent = filesystem.mkdir(ROOT, b"many", Credentials::default()).await.unwrap();

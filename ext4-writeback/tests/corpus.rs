@@ -117,7 +117,7 @@ async fn change(filesystem: &Filesystem, found: &[(InodeNumber, Vec<u8>, InodeNu
 async fn exercise(name: &str, image: &Image) {
     let clean_before = is_clean(image);
     let device = std::sync::Arc::new(ext4_core::device::MemoryDevice::from_image(image.clone()));
-    let options = MountOptions { cache: 8 << 20, ..MountOptions::default() };
+    let options = MountOptions::new().cache(8 << 20);
     let filesystem = match Filesystem::mount(std::sync::Arc::clone(&device) as _, options).await {
         Ok(filesystem) => filesystem,
         Err(error) => {

@@ -84,7 +84,7 @@ async fn names_are_durable_in_their_order() {
     }
     for arguments in [&["-b", "1024"][..], &["-O", "orphan_file"], &["-O", "^metadata_csum,^64bit"]] {
         let device = Arc::new(RecordingDevice::new(mke2fs_image(arguments, "16M")));
-        let options = MountOptions { commit_interval: None, ..MountOptions::default() };
+        let options = MountOptions::new().commit_interval(None);
         let filesystem = Filesystem::mount(Arc::clone(&device) as _, options).await.unwrap();
         for number in 0..60_u32 {
             // Name `number` comes, name `number - 4` goes: one in each way there is.
@@ -104,7 +104,7 @@ async fn names_are_durable_in_their_order() {
                 }
             }
             if number % 7 == 6 {
-                filesystem.sync_inode(ROOT).await.unwrap();
+                filesystem.fsync(ROOT).await.unwrap();
                 device.mark(number.to_string());
             }
         }

@@ -14,7 +14,7 @@ use ext4_writeback::{Filesystem, MountOptions};
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
 
 fn discarding() -> MountOptions {
-    MountOptions { discard: true, ..MountOptions::default() }
+    MountOptions::new().discard(true)
 }
 
 /// The content of file `number` of `round`: no byte is 0, which is what a discarded block holds here, or

@@ -35,7 +35,7 @@ fn log_range(image: &Image) -> Range<u64> {
 
 /// Mount options without timers, so that the number of writes is the same each time.
 fn quiet() -> MountOptions {
-    MountOptions { commit_interval: None, ..MountOptions::default() }
+    MountOptions::new().commit_interval(None)
 }
 
 /// A device that fails on purpose under one that records.
@@ -117,14 +117,14 @@ async fn each_write_and_flush_that_fails_stops_everything_and_loses_nothing_that
                 }
                 if rig.filesystem.sync().await.is_err() {
                     // A flush alone that fails does not stop the journal: the next may succeed.
-                    stopped = rig.filesystem.sync_inode(ROOT).await.is_err();
+                    stopped = rig.filesystem.fsync(ROOT).await.is_err();
                     break;
                 }
                 promised.push(name);
             }
             if stopped {
                 for _ in 0..3 {
-                    rig.filesystem.sync_inode(ROOT).await.expect_err(&context);
+                    rig.filesystem.fsync(ROOT).await.expect_err(&context);
                     rig.filesystem.sync().await.expect_err(&context);
                 }
                 let error = rig.mkdir("late").await.expect_err(&context);
@@ -185,7 +185,7 @@ async fn a_failed_data_write_stops_the_journal_only_if_asked() {
     let image = mke2fs_image(&["-b", "1024"], "16M");
     let log = log_range(&image);
     for aborts in [false, true] {
-        let rig = rig(&image, MountOptions { data_error_aborts: aborts, ..quiet() }).await;
+        let rig = rig(&image, quiet().data_error_aborts(aborts)).await;
         let inode = rig.filesystem.create(ROOT, b"f", Credentials::default()).await.unwrap();
         let file = rig.filesystem.open(inode).await.unwrap();
         file.write_at(0, &[1; 50_000]).await.unwrap();
@@ -195,8 +195,8 @@ async fn a_failed_data_write_stops_the_journal_only_if_asked() {
         drop(file);
         assert_eq!(rig.faulty.faults_met(), 1);
         assert_eq!(rig.mkdir("d").await.is_err(), aborts);
-        assert_eq!(rig.filesystem.sync_inode(ROOT).await.is_err(), aborts);
-        assert_eq!(rig.filesystem.sync_inode(ROOT).await.is_err(), aborts);
+        assert_eq!(rig.filesystem.fsync(ROOT).await.is_err(), aborts);
+        assert_eq!(rig.filesystem.fsync(ROOT).await.is_err(), aborts);
         assert_eq!(rig.filesystem.clone().unmount().await.is_err(), aborts);
         if aborts {
             rig.assert_log_is_left_alone(&log, 1024, "data_err=abort");
@@ -230,7 +230,7 @@ async fn metadata_that_cannot_be_read_is_recorded_and_data_that_cannot_is_not() 
         return;
     }
     let (image, block) = directory().await;
-    let rig = rig(&image, MountOptions { errors: Some(OnError::Continue), ..quiet() }).await;
+    let rig = rig(&image, quiet().errors(Some(OnError::Continue))).await;
     let directory = rig.filesystem.lookup(ROOT, b"d").await.unwrap();
     rig.faulty.fail_range(Operation::Read, block);
     assert_eq!(rig.filesystem.lookup(directory, b"f").await.unwrap_err().errno(), Errno::EIO);
@@ -255,7 +255,7 @@ async fn errors_panic_poisons_the_file_system_and_not_the_process() {
     }
     let (mut image, block) = directory().await;
     image.fill(block.start + 8, 8, 0x55);
-    let rig = rig(&image, MountOptions { errors: Some(OnError::Panic), ..quiet() }).await;
+    let rig = rig(&image, quiet().errors(Some(OnError::Panic))).await;
     let filesystem = &rig.filesystem;
     let directory = filesystem.lookup(ROOT, b"d").await.unwrap();
     let file = filesystem.open(filesystem.resolve(b"/kept", false).await.unwrap()).await.unwrap();
@@ -267,7 +267,7 @@ async fn errors_panic_poisons_the_file_system_and_not_the_process() {
         filesystem.attributes(ROOT).await.unwrap_err(),
         filesystem.read("/kept").await.unwrap_err(),
         filesystem.sync().await.unwrap_err(),
-        filesystem.sync_inode(ROOT).await.unwrap_err(),
+        filesystem.fsync(ROOT).await.unwrap_err(),
         rig.mkdir("late").await.unwrap_err(),
         file.read_at(0, &mut buffer).await.map(drop).unwrap_err(),
         file.write_at(0, &buffer).await.map(drop).unwrap_err(),
@@ -295,7 +295,7 @@ async fn a_journal_that_stops_poisons_where_errors_is_panic() {
     }
     let image = mke2fs_image(&["-b", "1024", "-e", "panic"], "16M");
     for (errors, poisoned) in [(None, true), (Some(OnError::Continue), false)] {
-        let rig = rig(&image, MountOptions { errors, ..quiet() }).await;
+        let rig = rig(&image, quiet().errors(errors)).await;
         rig.mkdir("d").await.unwrap();
         rig.faulty.fail_nth(Operation::Write, 0);
         rig.filesystem.sync().await.unwrap_err();
@@ -318,7 +318,7 @@ async fn without_a_journal_a_contradiction_stops_what_it_is_to_stop() {
     let blocks = debugfs(&image, "blocks /d");
     let block: u64 = blocks.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     image.fill(block * 1024 + 8, 8, 0x55);
-    let rig = rig(&image, MountOptions { errors: Some(OnError::RemountReadOnly), ..quiet() }).await;
+    let rig = rig(&image, quiet().errors(Some(OnError::RemountReadOnly))).await;
     assert!(rig.filesystem.lookup(directory, b"f").await.unwrap_err().is_corrupt());
     assert_eq!(rig.mkdir("late").await.unwrap_err().errno(), Errno::EROFS);
     rig.filesystem.lookup(ROOT, b"d").await.unwrap();

@@ -71,10 +71,8 @@ impl BlockDevice for Timed {
 async fn pair(arguments: &[&str], journal: u64) -> (Image, Image) {
     let memory = Arc::new(MemoryDevice::from_image(mke2fs_image(arguments, "16M")));
     let log = Arc::new(MemoryDevice::new(journal));
-    let options = NewJournalOptions {
-        external: Some(ExternalJournal { device: Arc::clone(&log) as _, number: 0 }),
-        ..NewJournalOptions::default()
-    };
+    let options =
+        NewJournalOptions::new().external(Some(ExternalJournal { device: Arc::clone(&log) as _, number: 0 }));
     create_journal(Arc::clone(&memory) as _, None, &options, Arc::new(SystemEnvironment)).await.unwrap();
     (memory.image(), log.image())
 }
@@ -82,7 +80,7 @@ async fn pair(arguments: &[&str], journal: u64) -> (Image, Image) {
 async fn mount(image: &Image, log: &Image, read_only: bool) -> ([Arc<MemoryDevice>; 2], Filesystem) {
     let devices = [image, log].map(|image| Arc::new(MemoryDevice::from_image(image.clone())));
     let journal_device = Some(Arc::clone(&devices[1]) as _);
-    let options = MountOptions { journal_device, read_only, ..MountOptions::default() };
+    let options = MountOptions::new().journal_device(journal_device).read_only(read_only);
     let filesystem = Filesystem::mount(Arc::clone(&devices[0]) as _, options).await.unwrap();
     (devices, filesystem)
 }
@@ -121,12 +119,8 @@ async fn power_cuts(allocation: Allocation) {
         let (recording, clock) = (Arc::clone(&recordings[index]), Arc::clone(&clock));
         Arc::new(Timed { recording, clock, index })
     };
-    let options = MountOptions {
-        journal_device: Some(timed(1)),
-        commit_interval: None,
-        allocation,
-        ..MountOptions::default()
-    };
+    let options =
+        MountOptions::new().journal_device(Some(timed(1))).commit_interval(None).allocation(allocation);
     let filesystem = Filesystem::mount(timed(0), options).await.unwrap();
     for number in 0..60_u8 {
         let name = format!("/f{number}");
@@ -218,7 +212,7 @@ async fn a_journal_device_is_asked_for_by_its_uuid_and_must_be_the_right_one() {
     let (_, others) = pair(&["-b", "1024"], 2 << 20).await;
     let device = |image: &Image| Arc::new(MemoryDevice::from_image(image.clone())) as Arc<dyn BlockDevice>;
     let attempt = async |journal: Option<Arc<dyn BlockDevice>>| {
-        let options = MountOptions { journal_device: journal, ..MountOptions::default() };
+        let options = MountOptions::new().journal_device(journal);
         Filesystem::mount(device(&image), options).await
     };
     let error = attempt(None).await.unwrap_err();

@@ -28,7 +28,7 @@ use manifest::Manifest;
 /// Mounts `image`: the tree, and the image after the unmount.
 async fn recovered(image: &Image) -> Result<(Manifest, Image)> {
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
-    let options = MountOptions { cache: 8 << 20, ..MountOptions::default() };
+    let options = MountOptions::new().cache(8 << 20);
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, options).await?;
     let tree = manifest::of_filesystem(&filesystem).await;
     filesystem.unmount().await.unwrap();
@@ -484,7 +484,7 @@ async fn random_tags_do_no_harm() {
 async fn a_read_only_mount_replays_in_memory() {
     let Some(small) = Small::load() else { return };
     let device = Arc::new(MemoryDevice::from_image(small.image.clone()));
-    let options = MountOptions { read_only: true, ..MountOptions::default() };
+    let options = MountOptions::new().read_only(true);
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, options).await.unwrap();
     assert_same(&manifest::of_filesystem(&filesystem).await, &small.expected, "read-only");
     drop(filesystem);

@@ -85,11 +85,7 @@ async fn a_journal_is_added_resized_and_removed() {
         assert_works(&added, &format!("{context}: added")).await;
 
         let blocks = 2048;
-        let options = NewJournalOptions {
-            blocks: Some(blocks),
-            fast_commit_blocks: 512,
-            ..NewJournalOptions::default()
-        };
+        let options = NewJournalOptions::new().blocks(Some(blocks)).fast_commit_blocks(512);
         create(&device, options).await.unwrap();
         let resized = memory.image();
         assert!(superblock(&resized).features.compat.contains(Compat::FAST_COMMIT), "{context}");
@@ -135,7 +131,7 @@ async fn whatever_the_moment_of_a_crash_the_file_system_is_whole() {
     let bare = filled(&["-b", "1024", "-O", "^has_journal"], "16M").await;
     let with_journal = filled(&["-b", "1024"], "16M").await;
     let with_orphan_file = filled(&["-b", "1024", "-O", "orphan_file"], "16M").await;
-    let small = NewJournalOptions { blocks: Some(1024), ..NewJournalOptions::default() };
+    let small = NewJournalOptions::new().blocks(Some(1024));
     for (what, image) in [
         ("add", &bare),
         ("resize", &with_journal),
@@ -223,7 +219,7 @@ async fn what_is_not_at_rest_is_left_alone() {
         assert!(error.to_string().contains("journal has to be recovered"), "{error}");
     }
     for blocks in [1023, 9000] {
-        let options = NewJournalOptions { blocks: Some(blocks), force: true, ..NewJournalOptions::default() };
+        let options = NewJournalOptions::new().blocks(Some(blocks)).force(true);
         assert_eq!(create(&device, options).await.unwrap_err().errno(), Errno::EINVAL);
     }
     assert!(memory.image().to_vec() == dirty.to_vec());
@@ -237,7 +233,7 @@ async fn what_is_not_at_rest_is_left_alone() {
     mounted.filesystem.write("/all", vec![1; len]).await.unwrap();
     let full = mounted.unmount_clean("full").await;
     let memory = Arc::new(MemoryDevice::from_image(full.clone()));
-    let options = NewJournalOptions { blocks: Some(4096), ..NewJournalOptions::default() };
+    let options = NewJournalOptions::new().blocks(Some(4096));
     let error = create(&(Arc::clone(&memory) as _), options).await.unwrap_err();
     assert_eq!(error.errno(), Errno::ENOSPC);
     assert!(memory.image().to_vec() == full.to_vec());
@@ -257,12 +253,12 @@ async fn a_device_becomes_the_journal_and_stops_being_it() {
         let log = Arc::new(MemoryDevice::from_image(garbage));
         let journal = Arc::clone(&log) as Arc<dyn BlockDevice>;
         let external = Some(ExternalJournal { device: Arc::clone(&journal), number: 0 });
-        let options = NewJournalOptions { external: external.clone(), ..NewJournalOptions::default() };
+        let options = NewJournalOptions::new().external(external.clone());
         create(&device, options.clone()).await.unwrap();
         assert!(superblock(&memory.image()).journal_inum == 0 && has_journal(&memory.image()));
         check_pair(&memory.image(), &log.image());
 
-        let mount = MountOptions { journal_device: Some(Arc::clone(&journal)), ..MountOptions::default() };
+        let mount = MountOptions::new().journal_device(Some(Arc::clone(&journal)));
         let filesystem = Filesystem::mount(Arc::clone(&device), mount.clone()).await.unwrap();
         filesystem.mkdir(InodeNumber::ROOT, b"new", Credentials::default()).await.unwrap();
         filesystem.sync().await.unwrap();
@@ -270,7 +266,7 @@ async fn a_device_becomes_the_journal_and_stops_being_it() {
         filesystem.unmount().await.unwrap();
         let again = Arc::new(MemoryDevice::from_image(crashed));
         let again_log = Arc::new(MemoryDevice::from_image(crashed_log));
-        let recovering = MountOptions { journal_device: Some(Arc::clone(&again_log) as _), ..mount };
+        let recovering = mount.journal_device(Some(Arc::clone(&again_log) as _));
         let filesystem = Filesystem::mount(Arc::clone(&again) as _, recovering).await.unwrap();
         filesystem.lookup(InodeNumber::ROOT, b"new").await.unwrap();
         filesystem.unmount().await.unwrap();
@@ -282,12 +278,12 @@ async fn a_device_becomes_the_journal_and_stops_being_it() {
         assert_eq!(error.errno(), Errno::EEXIST);
         // A file system is not written over.
         let target = Some(ExternalJournal { device: Arc::clone(&other) as _, number: 0 });
-        let options = NewJournalOptions { external: target, ..NewJournalOptions::default() };
+        let options = NewJournalOptions::new().external(target);
         assert_eq!(create(&device, options).await.unwrap_err().errno(), Errno::EEXIST);
 
         remove_journal(Arc::clone(&device), Some(journal), false, Arc::new(SystemEnvironment)).await.unwrap();
         assert_clean(&memory.image(), "detached");
-        let options = NewJournalOptions { external, ..NewJournalOptions::default() };
+        let options = NewJournalOptions::new().external(external);
         create(&(Arc::clone(&other) as _), options).await.unwrap();
         check_pair(&other.image(), &log.image());
     }

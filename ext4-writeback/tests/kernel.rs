@@ -70,11 +70,9 @@ async fn fill(filesystem: &Filesystem, round: u32) {
         ctime: at(1_600_000_003, 333_333_333),
         crtime: Some(at(1_400_000_004, 444_444_444)),
     };
-    let new = NewInode {
-        times: Some(times),
-        xattrs: vec![(b"user.first".to_vec(), b"1".to_vec()), (b"user.second".to_vec(), vec![b'v'; 200])],
-        ..NewInode::new(FileType::Regular, owner(0o4711))
-    };
+    let new = NewInode::new(FileType::Regular, owner(0o4711))
+        .times(Some(times))
+        .xattrs(vec![(b"user.first".to_vec(), b"1".to_vec()), (b"user.second".to_vec(), vec![b'v'; 200])]);
     let whole = filesystem.create_with(top, b"with everything", new).await.unwrap();
     filesystem.link(whole, top, b"another name").await.unwrap();
     filesystem.setxattr(top, b"trusted.note", b"a directory", SetMode::Create).await.unwrap();

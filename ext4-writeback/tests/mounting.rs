@@ -26,7 +26,7 @@ fn superblock(image: &Image) -> Superblock {
 }
 
 fn read_only() -> MountOptions {
-    MountOptions { read_only: true, ..MountOptions::default() }
+    MountOptions::new().read_only(true)
 }
 
 /// Changes the superblock of an image as debugfs would (`set_super_value`).
@@ -47,11 +47,9 @@ async fn the_superblock_tells_mounted_from_clean() {
     let image = mke2fs_image(&[], "32M");
     let before = superblock(&image);
     let now = Timestamp { seconds: 2_000_000_000, nanoseconds: 5 };
-    let options = MountOptions {
-        environment: Arc::new(FixedEnvironment::new(now, 1)),
-        last_mounted: Some(b"/some/where".to_vec()),
-        ..MountOptions::default()
-    };
+    let options = MountOptions::new()
+        .environment(Arc::new(FixedEnvironment::new(now, 1)))
+        .last_mounted(Some(b"/some/where".to_vec()));
     let mounted = common::mount_with(&image, options).await;
     let during = superblock(&mounted.device.image());
     assert!(during.features.incompat.contains(Incompat::RECOVER));

@@ -97,15 +97,15 @@ async fn attributes_change_as_by_chmod_and_chown() {
     let file = filesystem.create(ROOT, b"f", owner(0o6755)).await.unwrap();
     let mode = async || filesystem.attributes(file).await.unwrap().mode & 0o7777;
     assert_eq!(mode().await, 0o6755);
-    let chown = SetAttributes { uid: Some(4_000_000_000), ..SetAttributes::default() };
+    let chown = SetAttributes::new().uid(4_000_000_000);
     filesystem.set_attributes(file, &chown).await.unwrap();
     assert_eq!(mode().await, 0o755, "a new owner takes the set-id bits");
-    let both = SetAttributes { mode: Some(0o4711), gid: Some(70_000), ..SetAttributes::default() };
+    let both = SetAttributes::new().mode(0o4711).gid(70_000);
     filesystem.set_attributes(file, &both).await.unwrap();
     assert_eq!(mode().await, 0o4711);
     let attributes = filesystem.attributes(file).await.unwrap();
     assert_eq!((attributes.uid, attributes.gid), (4_000_000_000, 70_000));
-    let size = SetAttributes { size: Some(12_345), ..SetAttributes::default() };
+    let size = SetAttributes::new().size(12_345);
     filesystem.set_attributes(file, &size).await.unwrap();
     assert_eq!(filesystem.attributes(file).await.unwrap().size, 12_345);
     assert_eq!(errno(filesystem.set_attributes(ROOT, &size)).await, Errno::EISDIR);
@@ -180,7 +180,7 @@ async fn names_and_targets_have_their_limits() {
     let beyond = InodeNumber(u32::MAX);
     assert_eq!(errno(filesystem.attributes(beyond)).await, Errno::EINVAL);
     assert_eq!(errno(filesystem.attributes(InodeNumber(1000))).await, Errno::ENOENT);
-    let new = NewInode { device: (5000, 0), ..NewInode::new(FileType::BlockDevice, owner(0)) };
+    let new = NewInode::new(FileType::BlockDevice, owner(0)).device((5000, 0));
     assert_eq!(errno(filesystem.create_with(ROOT, b"d", new)).await, Errno::EINVAL);
     mounted.unmount_clean("limits").await;
 }
@@ -206,7 +206,7 @@ async fn attributes_of_names_obey_their_modes() {
     assert_eq!(filesystem.listxattr(ROOT).await.unwrap(), [b"user.a".to_vec()]);
     // Many attributes at once: more than go into one handle.
     let xattrs = (0..20).map(|number| (format!("user.n{number}").into_bytes(), vec![b'v'; 20])).collect();
-    let new = NewInode { xattrs, ..NewInode::new(FileType::Regular, owner(0o644)) };
+    let new = NewInode::new(FileType::Regular, owner(0o644)).xattrs(xattrs);
     let file = filesystem.create_with(ROOT, b"f", new).await.unwrap();
     assert_eq!(filesystem.listxattr(file).await.unwrap().len(), 20);
     mounted.unmount_clean("attributes").await;
@@ -277,7 +277,7 @@ async fn inodes_come_and_go() {
     }
     let image = mke2fs_image(&["-N", "8192"], "64M");
     // 64 inodes in memory.
-    let options = MountOptions { cache: 1 << 20, commit_interval: None, ..MountOptions::default() };
+    let options = MountOptions::new().cache(1 << 20).commit_interval(None);
     let mounted = common::mount_with(&image, options).await;
     let filesystem = &mounted.filesystem;
     let mut inodes = Vec::new();
@@ -287,7 +287,7 @@ async fn inodes_come_and_go() {
         inodes.push(filesystem.create(ROOT, &name, credentials).await.unwrap());
     }
     for (number, inode) in inodes.iter().enumerate() {
-        let changes = SetAttributes { gid: Some(number as u32), ..SetAttributes::default() };
+        let changes = SetAttributes::new().gid(number as u32);
         filesystem.set_attributes(*inode, &changes).await.unwrap();
     }
     for (number, inode) in inodes.iter().enumerate() {
@@ -295,12 +295,12 @@ async fn inodes_come_and_go() {
         assert_eq!((attributes.uid, attributes.gid), (number as u32, number as u32));
     }
     // fsync of an inode that had left memory waits for what was done to it before.
-    let changes = SetAttributes { mode: Some(0o777), ..SetAttributes::default() };
+    let changes = SetAttributes::new().mode(0o777);
     filesystem.set_attributes(inodes[0], &changes).await.unwrap();
     for inode in &inodes[1..500] {
         filesystem.attributes(*inode).await.unwrap();
     }
-    filesystem.sync_inode(inodes[0]).await.unwrap();
+    filesystem.fsync(inodes[0]).await.unwrap();
     let crashed = common::mount(&mounted.device.image()).await;
     assert_eq!(crashed.filesystem.attributes(inodes[0]).await.unwrap().mode & 0o7777, 0o777);
     crashed.unmount_clean("crashed").await;
@@ -314,7 +314,7 @@ async fn access_times_follow_relatime_where_asked_for() {
     }
     let image = mke2fs_image(&[], "16M");
     for access_times in [false, true] {
-        let options = MountOptions { access_times, ..MountOptions::default() };
+        let options = MountOptions::new().access_times(access_times);
         let mounted = common::mount_with(&image, options).await;
         let filesystem = &mounted.filesystem;
         let old = Timestamp { seconds: 1_000_000_000, nanoseconds: 0 };
@@ -339,12 +339,10 @@ async fn images_are_reproducible() {
     let mut results = Vec::new();
     for _ in 0..2 {
         let now = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
-        let options = MountOptions {
-            commit_interval: None,
-            erase_journal: true,
-            environment: std::sync::Arc::new(ext4_core::environment::FixedEnvironment::new(now, 9)),
-            ..MountOptions::default()
-        };
+        let options = MountOptions::new()
+            .commit_interval(None)
+            .erase_journal(true)
+            .environment(std::sync::Arc::new(ext4_core::environment::FixedEnvironment::new(now, 9)));
         let mounted = common::mount_with(&image, options).await;
         let filesystem = &mounted.filesystem;
         for number in 0..300_usize {

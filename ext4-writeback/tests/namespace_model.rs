@@ -185,14 +185,9 @@ impl Run {
         let index = self.anything();
         let random = &mut self.random;
         let mtime = Timestamp { seconds: random.i64(-(1 << 31)..1 << 31), nanoseconds: 0 };
-        let changes = SetAttributes {
-            mode: Some(random.u16(..0o10000)),
-            uid: random.bool().then(|| random.u32(..)),
-            gid: None,
-            size: None,
-            atime: None,
-            mtime: random.bool().then_some(mtime),
-        };
+        let mut changes = SetAttributes::new().mode(random.u16(..0o10000));
+        changes.uid = random.bool().then(|| random.u32(..));
+        changes.mtime = random.bool().then_some(mtime);
         let node = &mut self.model.nodes[index];
         filesystem.set_attributes(node.number, &changes).await.unwrap();
         node.mode = changes.mode.unwrap_or(node.mode);
@@ -263,7 +258,7 @@ async fn random_operations(image: Image, seed: u64, data: bool, rounds: usize, j
     for round in 0..rounds {
         run.context = format!("seed {seed} round {round}");
         // A small cache: inodes and blocks come and go.
-        let options = MountOptions { cache: 4 << 20, commit_interval: None, ..MountOptions::default() };
+        let options = MountOptions::new().cache(4 << 20).commit_interval(None);
         let mounted = common::mount_with(&image, options).await;
         let filesystem = mounted.filesystem.clone();
         if round == 0 {
@@ -274,7 +269,7 @@ async fn random_operations(image: Image, seed: u64, data: bool, rounds: usize, j
             run.step(&filesystem).await;
         }
         for (file, index) in std::mem::take(&mut run.open) {
-            let attributes = file.attributes().await.unwrap();
+            let attributes = file.metadata().await.unwrap();
             assert_eq!(attributes.links, run.model.nodes[index].links, "{}", run.context);
         }
         run.model.compare(&filesystem, &run.context).await;

@@ -16,7 +16,7 @@ use ext4_writeback::{Credentials, Filesystem, MountOptions};
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
 
 fn read_only() -> MountOptions {
-    MountOptions { read_only: true, ..MountOptions::default() }
+    MountOptions::new().read_only(true)
 }
 
 /// An image whose journal holds the directory `d`, the file `kept` and the deletion of `open`, which was open
@@ -100,7 +100,7 @@ async fn noload_reads_the_file_system_as_it_lies() {
     }
     let (image, _) = dirty_image(&[]).await;
     let device = recorded(&image, true);
-    let options = MountOptions { noload: true, ..read_only() };
+    let options = read_only().noload(true);
     let filesystem = mount(&device, options).await.unwrap();
     let error = filesystem.lookup(InodeNumber::ROOT, b"d").await.unwrap_err();
     assert_eq!(error.errno(), Errno::ENOENT, "it is in the journal only");
@@ -114,7 +114,7 @@ async fn noload_is_for_reading_only() {
         return;
     }
     let device = recorded(&mke2fs_image(&[], "16M"), false);
-    let options = MountOptions { noload: true, ..MountOptions::default() };
+    let options = MountOptions::new().noload(true);
     let error = mount(&device, options).await.unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
     assert!(error.to_string().contains("noload"), "{error}");
@@ -128,7 +128,7 @@ async fn a_recovery_that_does_not_fit_in_memory_fails_and_says_why() {
     }
     let (image, _) = dirty_image(&[]).await;
     let device = recorded(&image, true);
-    let options = MountOptions { overlay_limit: 8192, ..read_only() };
+    let options = read_only().overlay_limit(8192);
     let error = mount(&device, options).await.unwrap_err();
     assert_eq!(error.errno(), Errno::ENOSPC);
     assert!(error.to_string().contains("overlay"), "{error}");

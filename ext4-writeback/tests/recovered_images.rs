@@ -35,13 +35,13 @@ fn image_of(corpus: &Path, name: &str) -> Image {
 }
 
 fn options() -> MountOptions {
-    MountOptions { cache: 16 << 20, ..MountOptions::default() }
+    MountOptions::new().cache(16 << 20)
 }
 
 /// The tree after recovery, from a mount that recovers in memory: the device is not changed.
 async fn tree(image: &Image) -> ext4_writeback::Result<Manifest> {
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
-    let read_only = MountOptions { read_only: true, ..options() };
+    let read_only = options().read_only(true);
     let filesystem = Filesystem::mount(Arc::clone(&device) as _, read_only).await?;
     let tree = manifest::of_filesystem(&filesystem).await;
     filesystem.unmount().await?;

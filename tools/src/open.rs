@@ -179,13 +179,11 @@ impl Opener {
     pub async fn mount(&self, path: &Path, access: Access) -> Result<Filesystem> {
         let access = if self.mount_options.read_only() { Access::Read } else { access };
         let device = self.device(path, access)?;
-        let mut options = MountOptions {
-            read_only: access == Access::Read,
-            noload: self.noload,
-            cache: self.cache,
-            journal_device: self.journal_device_of(&*device, access).await?,
-            ..MountOptions::default()
-        };
+        let mut options = MountOptions::new()
+            .read_only(access == Access::Read)
+            .noload(self.noload)
+            .cache(self.cache)
+            .journal_device(self.journal_device_of(&*device, access).await?);
         self.mount_options.apply(&mut options);
         Filesystem::mount(device, options).await
     }
@@ -212,11 +210,9 @@ impl Opener {
     }
 
     async fn journal_options(&self, device: &dyn BlockDevice, access: Access) -> Result<MountOptions> {
-        Ok(MountOptions {
-            cache: INSPECTION_CACHE,
-            journal_device: self.journal_device_of(device, access).await?,
-            ..MountOptions::default()
-        })
+        Ok(MountOptions::new()
+            .cache(INSPECTION_CACHE)
+            .journal_device(self.journal_device_of(device, access).await?))
     }
 
     /// Opens the external journal of the file system on `device`. Returns `None` if the file system has none,

@@ -36,7 +36,7 @@ async fn write_and_read(path: &Path, uring: bool, sector: usize, content: &[u8])
     let fs = Filesystem::mount(device(path, uring), MountOptions::default()).await.unwrap();
     let owner = Credentials { mode: 0o644, ..Credentials::default() };
     let number = fs.create(InodeNumber::ROOT, b"file", owner).await.unwrap();
-    let options = OpenOptions { direct: true, sync: SyncMode::Data, append: false };
+    let options = OpenOptions::new().direct(true).sync(SyncMode::Data).append(false);
     let file = Arc::new(fs.open_with(number, options).await.unwrap());
     assert_eq!(file.direct_alignment() as usize, sector);
     // Appended, in pieces that are no whole blocks if sectors are smaller.

@@ -1,4 +1,4 @@
-//! Mount options.
+//! Mount options (`mount -o`), and the macro that gives options structs their builder methods.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,83 +7,155 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
 
-/// What follows where the file system is found to contradict itself, or its metadata cannot be read or written
-/// (`errors=`).
+/// What the file system does after an error (`errors=`): its metadata is corrupt, or cannot be read or
+/// written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnError {
-    /// It is recorded, and work goes on. (Where the journal had to stop nothing more can be written all the same.)
+    /// The error is recorded, and work goes on. If the journal had to abort, nothing more is written all the
+    /// same.
     Continue,
-    /// Nothing is written any more.
+    /// Nothing is written any more; reads go on.
     RemountReadOnly,
-    /// The file system is poisoned: everything that is asked of it fails from then on, reads included. The process
-    /// lives.
+    /// Every operation fails from then on, reads included. The process lives.
     Panic,
 }
 
 /// When the blocks of delayed data become part of their file (`alloc=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocation {
-    /// Before the data is written, as unwritten blocks; when it is there a second transaction makes them written.
+    /// Before the data is written, as unwritten extents; a second transaction converts them when the data is
+    /// on the device.
     Unwritten,
-    /// When the data is on the device, all at once: one transaction less, and nothing unwritten. Until then the blocks
-    /// are kept in memory. (Files without extents are always written so.) Not with bigalloc.
+    /// When the data is on the device: one transaction less, and no unwritten extents. Until then the blocks
+    /// are picked in memory only. Files without extents are always written this way. Not with bigalloc.
     Publish,
 }
 
-/// How a file system is mounted.
+/// Gives an options struct a method for each field that sets it and returns the options, so that callers name
+/// what differs from the default, and a field that is added later breaks none of them.
+macro_rules! setters {
+    ($options:ident: $($name:ident: $type:ty),* $(,)?) => {
+        impl $options {
+            $(
+                #[doc = concat!(
+                    "Sets [`", stringify!($name), "`](Self#structfield.", stringify!($name), ")."
+                )]
+                #[must_use]
+                pub fn $name(mut self, $name: $type) -> Self {
+                    self.$name = $name;
+                    self
+                }
+            )*
+        }
+    };
+}
+pub(crate) use setters;
+
+/// How a file system is mounted: [`MountOptions::new`] has the defaults, a method for each field sets it.
+///
+/// ```
+/// use ext4_writeback::MountOptions;
+///
+/// let options = MountOptions::new().read_only(true).cache(64 << 20);
+/// assert!(options.read_only);
+/// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct MountOptions {
-    /// Nothing is changed: a journal that needs recovery is replayed in memory, over the device.
+    /// True if nothing on the device may change (`ro`): a journal that needs recovery is replayed in memory.
+    /// Default: false.
     pub read_only: bool,
-    /// The journal is not looked at, and the file system is read as it lies (`noload`); only with `read_only`.
+    /// True if the journal is not replayed, and the file system is read as it lies on the device (`noload`);
+    /// only with `read_only`. Default: false.
     pub noload: bool,
-    /// The most bytes of changes that recovery in memory keeps: 1 GiB. Where it needs more the mount fails (`ENOSPC`).
+    /// The most bytes of changes that recovery in memory keeps. The mount fails with `ENOSPC` if it needs
+    /// more. Default: 1 GiB.
     pub overlay_limit: u64,
-    /// The journal's own device, for a file system that has its journal on one (`journal_path`).
+    /// The journal device, for a file system with an external journal (`journal_path`). Default: none.
     pub journal_device: Option<Arc<dyn BlockDevice>>,
-    /// Bytes of memory for file data and metadata together: 256 MiB.
+    /// Bytes of memory for file data and metadata together. Default: 256 MiB.
     pub cache: usize,
-    /// Bytes of dirty data above which it is written back in the background (`vm.dirty_background_bytes`); `None`: an
-    /// eighth of `dirty_bytes`, from 16 to 32 MiB, or half of `dirty_bytes` where that is less.
+    /// Bytes of dirty data above which the flusher writes back (`vm.dirty_background_bytes`). `None`, the
+    /// default: an eighth of `dirty_bytes`, at least 16 and at most 32 MiB, or half of `dirty_bytes` if that
+    /// is less.
     pub dirty_background_bytes: Option<usize>,
-    /// Bytes of dirty data and of data under writeback at which writers wait; `None`: half of the memory for file data,
-    /// of which they never take more than seven eighths (`vm.dirty_bytes`).
+    /// Bytes of dirty data and of data under writeback at which writers are throttled (`vm.dirty_bytes`), at
+    /// most seven eighths of the memory for file data. `None`, the default: half of that memory.
     pub dirty_bytes: Option<usize>,
-    /// How often the flusher looks for old data: 5 s (`vm.dirty_writeback_centisecs`).
+    /// Time between two looks of the flusher for old dirty data (`vm.dirty_writeback_centisecs`). Default: 5
+    /// s.
     pub writeback_interval: Duration,
-    /// How old dirty data gets before it is written back: 30 s (`vm.dirty_expire_centisecs`).
+    /// Age at which dirty data is written back (`vm.dirty_expire_centisecs`). Default: 30 s.
     pub dirty_expiry: Duration,
-    /// Blocks are allocated at writeback (`delalloc`).
+    /// True if blocks are allocated at writeback and not by the write (`delalloc`). Default: true.
     pub delayed_allocation: bool,
-    /// When blocks become part of their file.
+    /// When the blocks of delayed data become part of their file (`alloc=`). Default:
+    /// [`Allocation::Unwritten`].
     pub allocation: Allocation,
-    /// Seconds between commits: 5. `None`: no timer (nothing happens unless asked: for images that must be the same
-    /// byte for byte); the flusher runs only when memory is short.
+    /// Time between two commits of the journal (`commit=`). `None`: no timer, and the flusher runs only if
+    /// memory is short; nothing happens unless asked, so an image can be the same byte for byte. Default: 5
+    /// s.
     pub commit_interval: Option<Duration>,
-    /// Device flushes where the order of writes asks for them.
+    /// True if the device is flushed when the order of writes asks for it (`barrier`). Default: true.
     pub barrier: bool,
-    /// What follows an error; `None`: what the superblock says.
+    /// What the file system does after an error (`errors=`). `None`, the default: what the superblock says.
     pub errors: Option<OnError>,
-    /// fsync of a file uses fast commits, where the file system has the feature `fast_commit`.
+    /// True if fsync uses fast commits, if the file system has the feature `fast_commit`. Default: true.
     pub fast_commit: bool,
-    /// A failed data write aborts the journal (`data_err=abort`).
+    /// True if a failed write of data aborts the journal (`data_err=abort`). Default: false.
     pub data_error_aborts: bool,
-    /// Freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one nothing
-    /// says when a deletion is durable.
+    /// True if freed blocks are discarded after the commit that freed them (`discard`). Only with a journal:
+    /// without one nothing tells when a deletion is durable. Default: false.
     pub discard: bool,
-    /// At unmount the log is zeroed and its sequence starts again at 1.
+    /// True if unmount zeroes the log and lets its sequence start at 1 again. Default: false.
     pub erase_journal: bool,
-    /// Access times are written (`relatime`); default off: `noatime`.
+    /// True if access times are kept (`relatime`). Default: false (`noatime`).
     pub access_times: bool,
-    /// Times that a write or a read changes are written only with another change of the inode, by fsync, sync and
-    /// unmount, or after a day (`lazytime`).
+    /// True if the times that a write or a read changes are logged only with another change of the inode, by
+    /// fsync, sync and unmount, or after a day (`lazytime`). Default: false.
     pub lazytime: bool,
-    /// What the superblock shall say where it was last mounted (up to 63 bytes); `None` leaves it.
+    /// The path of the last mount for the superblock (s_last_mounted, at most 63 bytes). `None`, the default,
+    /// leaves it.
     pub last_mounted: Option<Vec<u8>>,
-    /// Time and randomness.
+    /// The source of time and randomness. Default: [`SystemEnvironment`].
     pub environment: Arc<dyn Environment>,
-    /// Who runs tasks; `None`: the tokio runtime that `mount` is called in.
+    /// The runtime of tasks and timers. `None`, the default: the tokio runtime that `mount` is called in.
     pub runtime: Option<Arc<dyn Runtime>>,
+}
+
+impl MountOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+setters! {
+    MountOptions:
+    read_only: bool,
+    noload: bool,
+    overlay_limit: u64,
+    journal_device: Option<Arc<dyn BlockDevice>>,
+    cache: usize,
+    dirty_background_bytes: Option<usize>,
+    dirty_bytes: Option<usize>,
+    writeback_interval: Duration,
+    dirty_expiry: Duration,
+    delayed_allocation: bool,
+    allocation: Allocation,
+    commit_interval: Option<Duration>,
+    barrier: bool,
+    errors: Option<OnError>,
+    fast_commit: bool,
+    data_error_aborts: bool,
+    discard: bool,
+    erase_journal: bool,
+    access_times: bool,
+    lazytime: bool,
+    last_mounted: Option<Vec<u8>>,
+    environment: Arc<dyn Environment>,
+    runtime: Option<Arc<dyn Runtime>>,
 }
 
 impl Default for MountOptions {

@@ -1,4 +1,7 @@
-//! The runtime seam over tokio, and running an operation to its end.
+//! Tasks and timers: the runtime seam ([`Runtime`]) over tokio, and running an operation to its end.
+//!
+//! Invariant: an operation that may change metadata is polled inside [`run_to_end`]. If its caller stops
+//! waiting, a task of the runtime goes on with it, so no handle is left with half an operation in it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,10 +9,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ext4_core::environment::{BoxFuture, RunToEnd, Runtime};
+use ext4_core::{Errno, Error, Result};
 
 use crate::base::lock_order::Scoped;
 
-/// Tasks and timers of the tokio runtime it was made in.
+/// The tasks and timers of one tokio runtime, the one that it was made in.
+///
+/// Timers need a tokio runtime with time enabled (`enable_time` or `enable_all` of its builder).
 #[derive(Debug)]
 pub struct TokioRuntime {
     handle: tokio::runtime::Handle,
@@ -17,13 +23,28 @@ pub struct TokioRuntime {
 }
 
 impl TokioRuntime {
-    /// The runtime around the caller.
+    /// The tokio runtime that the caller runs in.
     ///
-    /// # Panics
-    /// Outside a tokio runtime, as [`tokio::runtime::Handle::current`].
-    #[must_use]
-    pub fn current() -> Self {
-        Self { handle: tokio::runtime::Handle::current(), started: Instant::now() }
+    /// # Errors
+    /// `EINVAL` if the caller runs outside a tokio runtime.
+    pub fn current() -> Result<Self> {
+        let handle = tokio::runtime::Handle::try_current().map_err(|_| {
+            let context = "no tokio runtime here: call this inside one, set MountOptions::runtime, or use \
+                           ext4_writeback::blocking";
+            Error::posix(Errno::EINVAL, context)
+        })?;
+        Ok(Self { handle, started: Instant::now() })
+    }
+
+    /// `given`, or else the tokio runtime that the caller runs in.
+    ///
+    /// # Errors
+    /// As [`TokioRuntime::current`], if none is given.
+    pub(crate) fn or_current(given: Option<&Arc<dyn Runtime>>) -> Result<Arc<dyn Runtime>> {
+        match given {
+            Some(runtime) => Ok(Arc::clone(runtime)),
+            None => Ok(Arc::new(Self::current()?)),
+        }
     }
 }
 
@@ -41,7 +62,8 @@ impl Runtime for TokioRuntime {
     }
 }
 
-/// `operation` as one operation of the lock order, run to its end even when its caller stops waiting.
+/// Runs `operation` to its end, even if its caller stops waiting, as one operation of the lock order
+/// ([`crate::base::lock_order`]).
 pub fn run_to_end<T: Send + 'static>(
     runtime: &Arc<dyn Runtime>,
     operation: impl Future<Output = T> + Send + 'static,
@@ -49,11 +71,13 @@ pub fn run_to_end<T: Send + 'static>(
     RunToEnd::new(runtime, Scoped::new(Box::pin(operation)))
 }
 
-/// Has the caller's task queue up behind those that are ready, where any thread of the runtime finds it.
+/// Puts the caller's task behind those that are ready, in the queue that every thread of the runtime takes
+/// from.
 ///
-/// A task that was just woken by this one waits in a place of its own, from which no other thread of tokio's takes it,
-/// until this one waits for something: a writer who never waits would keep the flusher from running. `yield_now` of
-/// tokio is not the same: there this task would wait until the other one does.
+/// tokio keeps the task that a running task has just woken in a slot of the running thread, from which no
+/// other thread takes it, until the running task waits for something. So a writer that never waits would keep
+/// the flusher from running. tokio's `yield_now` does something else: there the caller's task would wait
+/// until the woken one waits.
 pub async fn queue_up() {
     let mut queued = false;
     std::future::poll_fn(move |context| {

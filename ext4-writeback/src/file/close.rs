@@ -1,11 +1,12 @@
-//! Closing files: what the file system counts, and what it writes back then.
+//! Closing a file (the kernel's `ext4_release_file`): the open count, and writeback of a file that was
+//! replaced in place.
 //!
-//! A file that was cut to nothing and written again is about to hold what it held before, in a new version: an editor
-//! saves so. Until the new data is on the device a crash shows an empty file. When it is closed the data is sent off at
-//! once (the kernel's `EXT4_STATE_DA_ALLOC_CLOSE`), so that the next commit takes its size along; nobody waits for it,
-//! as in the kernel. Who has to be sure renames ([`crate::namespace`]), which waits, or asks for fsync.
+//! An editor that saves by truncation cuts a file to 0 bytes and writes it again. Until the new data is on
+//! the device a crash shows an empty file. So closing such a file starts its writeback (the kernel's
+//! `EXT4_STATE_DA_ALLOC_CLOSE`), and the next commit takes its size along. Closing does not wait for that, as
+//! in the kernel. A program that has to be sure renames a new file over the old one
+//! ([`crate::namespace::rename`]), which waits, or calls fsync.
 
-use crate::writeback::inode::start_inode_range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,6 +14,7 @@ use crate::base::lock_order::Scoped;
 use crate::file::File;
 use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::writeback::inode::start_inode_range;
 
 impl Drop for File {
     fn drop(&mut self) {
@@ -24,7 +26,8 @@ impl Drop for File {
     }
 }
 
-/// Starts writeback of `inode`, unless nothing may happen by itself, or the file is gone.
+/// Starts writeback of `inode`, unless the mount is one where nothing happens unasked (no commit interval),
+/// or the file was deleted.
 fn write_back_replaced(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>) {
     let pointless = inode.unlinked.load(Ordering::Acquire) || !inode.pages.is_dirty_folios();
     if pointless || fs.engine.dirty.is_deterministic() {

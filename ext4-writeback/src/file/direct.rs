@@ -1,32 +1,37 @@
-//! Direct I/O: between the caller's memory and the device, past the page cache.
+//! Direct I/O (`O_DIRECT`) of an open file: between the caller's memory and the device, past the page cache.
 //!
 //! ```text
-//!   read    rwlock(r) ─ write back what is dirty there ─ map ─ bios ─ zeros for holes and behind the end
-//!   write   rwlock(r) ─ write back, drop the folios ─ all blocks there: bios ─ convert ─ drop the folios again
-//!           rwlock(w) ─ … else: zero the old tail, write back ─ allocate unwritten ─ (w → r) ─ bios ─ convert, size ─ drop
+//!   read    rwlock(r) ─ write back dirty folios ─ map ─ bios ─ zeros for holes and behind the end
+//!   write   rwlock(r) ─ write back, drop the folios ─ all blocks mapped: bios ─ convert ─ drop again
+//!           rwlock(w) ─ … else: zero the old tail, write back ─ allocate unwritten ─ (w → r) ─ bios ─
+//!                       convert, size ─ drop
 //! ```
 //!
-//! | file | what |
+//! | file of `io/direct` | what |
 //! |---|---|
 //! | `coherence` | what the page cache holds of the range, before and after |
 //! | `transfer` | pieces of the caller's memory, to and from the device |
 //! | `read`, `write` | the two ways |
-//! | `complete` | conversion and size after a write; taking back what a failed one allocated |
+//! | `complete` | conversion and size after a write; freeing what a failed write allocated |
 //!
 //! Invariants:
-//! - `rwlock` is held, for reading at least, from the first look at the mapping until the I/O has ended and what follows
-//!   from it is done. Truncation and punching take it for writing: they wait for direct I/O in flight, and no block
-//!   that a device is writing to is given to another file.
-//! - A write runs to its end though its caller goes away: the lock would go with him.
-//! - What was written through the cache is on the device before a direct read or write of it starts, and a write drops
-//!   the folios before and after: a buffered reader may fill one while the I/O is under way, with blocks that were not
-//!   written yet.
-//! - Blocks that a write allocates are unwritten until its data is on the device. A write that extends the file begins when
-//!   i_disksize is i_size and the zeros behind an unaligned end are on the device, and the size moves in the handle that
-//!   converts its last blocks: a crash shows the old size or the data, never what lay there before.
-//! - An overwrite that is to be durable and changes nothing but data is written with FUA, where the device has that: no
-//!   flush follows it. Where anything leads to the data that is not durable yet, a commit does, and its flush.
-//! - A write that fails converts nothing and moves no size. What it allocated behind the end is freed.
+//! - `rwlock` is held, at least for reading, from the first look at the mapping until the I/O has ended and
+//!   its conversion and size are done. Truncation and punching take it for writing: they wait for direct I/O
+//!   in flight, so no block that a device is writing to is given to another file.
+//! - A write runs to its end even if its caller stops waiting: the lock would be released with the caller's
+//!   future.
+//! - Data that was written through the page cache is on the device before a direct read or write of it
+//!   starts. A write drops the folios before and after its I/O: a buffered reader may fill one while the I/O
+//!   is under way, with blocks that were not written yet.
+//! - Blocks that a write allocates are unwritten until its data is on the device. A write that extends the
+//!   file begins when i_disksize is i_size and the zeros behind an unaligned end are on the device, and the
+//!   size moves in the handle that converts its last blocks: a crash shows the old size or the data, never
+//!   what lay there before.
+//! - An overwrite that is to be durable and changes nothing but data is written with FUA, if the device has
+//!   that: no flush follows it. If anything that leads to the data is not durable yet, a commit makes it so,
+//!   with its flush.
+//! - A write that fails converts nothing and moves no size. Blocks that it allocated behind the end are
+//!   freed.
 
 use std::sync::Arc;
 
@@ -35,30 +40,31 @@ use ext4_core::device::AlignedBuffer;
 use parking_lot::Mutex;
 
 use crate::file::File;
-use crate::file::options::SyncMode;
-use crate::file::options::WriteFlags;
+use crate::file::options::{SyncMode, WriteFlags};
 use crate::io::direct::write::{How, Written};
 use crate::io::direct::{check_aligned, is_inline};
 use crate::volume::OnMedium;
 
-/// How much a direct read or write of borrowed memory copies at a time.
+/// Bytes that a direct read or write of borrowed memory copies at a time.
 const COPY_STEP: usize = 8 << 20;
 
 impl File {
-    /// What offsets and lengths of direct I/O must be multiples of, in bytes: the device's logical block. Memory is
-    /// always aligned in an [`AlignedBuffer`].
+    /// Bytes that offsets and lengths of direct I/O must be multiples of: the device's logical block size.
+    /// The memory of an [`AlignedBuffer`] is always aligned.
     #[must_use]
     pub fn direct_alignment(&self) -> u32 {
         self.fs().volume.info.device().geometry().logical_block_size
     }
 
-    /// Reads at byte `offset` into `buffer`, past the page cache and without a copy, however the file was opened.
-    /// Returns how many bytes, fewer than the buffer has only at the end of the file, and the buffer; what lies behind the
-    /// bytes read is anything. Several may be under way at the same time.
+    /// Reads at byte `offset` into `buffer`, past the page cache and without a copy, however the file was
+    /// opened. Returns how many bytes were read, fewer than the buffer has only at the end of the file, and
+    /// the buffer; its bytes behind those are undefined. Several direct reads may be under way at the same
+    /// time.
     ///
     /// # Errors
-    /// `EINVAL` where offset or length are not aligned (see [`File::direct_alignment`]); those of the device and of what
-    /// it holds; those of writing back what was dirty there.
+    /// - `EINVAL`: offset or length are not multiples of [`File::direct_alignment`].
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    /// - Those of writing back dirty folios of the range.
     pub async fn read_direct(&self, offset: u64, buffer: AlignedBuffer) -> (Result<usize>, AlignedBuffer) {
         let mut back = buffer;
         let read = async {
@@ -75,16 +81,20 @@ impl File {
         (result, back)
     }
 
-    /// Writes `buffer` at byte `offset`, past the page cache and without a copy, however the file was opened. Returns
-    /// how many bytes, all of them or an error, and the buffer. Several may be under way at the same time, but for
-    /// those that allocate blocks or extend the file. Where the blocks can only be written through the page cache (a
-    /// part of a block that holds nothing yet, a hole of a file without extents), it does that and waits for the device.
+    /// Writes `buffer` at byte `offset`, past the page cache and without a copy, however the file was opened.
+    /// Returns how many bytes were written, all of them or an error, and the buffer. Several direct writes
+    /// may be under way at the same time, except those that allocate blocks or extend the file. Blocks that
+    /// can only be written through the page cache (a part of a block that holds nothing yet, a hole of a file
+    /// without extents) are written that way, and waited for.
     ///
-    /// The data is on the device when it returns, as far as the device does not cache it: durable after fsync, or at
-    /// once where the file was opened for synchronous writes.
+    /// The data has left the page cache for the device when it returns. It is durable after fsync, or at once
+    /// if the file was opened for synchronous writes.
     ///
     /// # Errors
-    /// As [`File::read_direct`]; `ENOSPC`, `EFBIG`, `EROFS`.
+    /// - `ENOSPC`: no free blocks.
+    /// - `EFBIG`: past the largest size that the file can have.
+    /// - `EROFS`: the file system is not written.
+    /// - Those of [`File::read_direct`].
     pub async fn write_direct(&self, offset: u64, buffer: AlignedBuffer) -> (Result<usize>, AlignedBuffer) {
         self.write_direct_with(offset, buffer, WriteFlags::empty()).await
     }
@@ -92,7 +102,8 @@ impl File {
     /// As [`File::write_direct`], with flags.
     ///
     /// # Errors
-    /// As [`File::write_direct`]; `EAGAIN` with [`WriteFlags::NOWAIT`].
+    /// - `EAGAIN`: with [`WriteFlags::NOWAIT`], the write would wait.
+    /// - Those of [`File::write_direct`].
     pub async fn write_direct_with(
         &self,
         offset: u64,
@@ -112,8 +123,8 @@ impl File {
         (result, buffer)
     }
 
-    /// Whether FUA is worth its while: the data is to be durable and nothing else is, and FUA costs less than a flush. A
-    /// write that has its times made durable too needs a commit, which flushes.
+    /// Returns true if the write goes out with FUA: its data is to be durable and nothing else is, and FUA
+    /// costs less than a flush. A write whose times are to be durable too needs a commit, which flushes.
     fn writes_through(&self, flags: WriteFlags) -> bool {
         let fs = self.fs();
         self.options.sync.max(flags.sync_mode()) == SyncMode::Data
@@ -122,7 +133,7 @@ impl File {
             && fs.volume.info.device().geometry().fua
     }
 
-    /// At `position`, or at the end.
+    /// Writes `buffer` at byte `position`, or at the end of the file if that is `None`.
     async fn write_owned(
         &self,
         position: Option<u64>,
@@ -130,7 +141,7 @@ impl File {
         how: How,
     ) -> (Result<Written>, AlignedBuffer) {
         let inode = Arc::clone(&self.inode);
-        // The buffer is there again, whichever way the operation ends.
+        // The buffer comes back, whichever way the operation ends.
         let slot = Arc::new(Mutex::new(Some(buffer)));
         let held = Arc::clone(&slot);
         let result = self
@@ -150,14 +161,15 @@ impl File {
         (result, buffer.unwrap_or_else(AlignedBuffer::empty))
     }
 
-    /// mtime and ctime follow; nothing is dirty, but the flusher has to log them.
+    /// Updates mtime and ctime. No folio is dirty, but the flusher has to log the times.
     async fn note_direct_write(&self) {
         self.note_times().await;
         let engine = &self.fs().engine;
         engine.dirty.enqueue(engine.volume.runtime.monotonic(), &self.inode);
     }
 
-    /// What a direct read can give without waiting, also for the device.
+    /// What a direct read returns without waiting, not even for the device
+    /// ([`crate::file::options::ReadFlags::NOWAIT`]).
     pub(crate) fn read_direct_now(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         check_aligned(&self.fs().engine, &self.inode, offset, buffer.len())?;
         match crate::io::direct::read::read_now(&self.fs().engine, &self.inode, offset, buffer)? {
@@ -187,7 +199,8 @@ impl File {
         Ok(done)
     }
 
-    /// A direct write of memory that may lie anywhere. What is made durable is what FUA makes so, where that is asked for.
+    /// A direct write of borrowed memory, which is copied first. It makes nothing durable but what FUA does,
+    /// if that is asked for.
     pub(crate) async fn write_direct_copied(
         &self,
         position: Option<u64>,

@@ -1,4 +1,4 @@
-//! Where an open file's data lies, if the inode holds it itself.
+//! Inline data of an open file: where it lies in the inode (fiemap).
 
 use ext4_core::Result;
 
@@ -6,11 +6,11 @@ use crate::file::File;
 use crate::io::inline_data::{InlineExtent, extent_of};
 
 impl File {
-    /// Where the file's data lies, if the inode holds it itself (fiemap's FIEMAP_EXTENT_DATA_INLINE); `None` if it is
-    /// mapped to blocks, see [`File::extents`].
+    /// Where the file's inline data lies (fiemap's `FIEMAP_EXTENT_DATA_INLINE`); `None` if the file is mapped
+    /// to blocks, see [`File::extents`].
     ///
     /// # Errors
-    /// Corrupt; those of the device.
+    /// `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn inline_extent(&self) -> Result<Option<InlineExtent>> {
         let volume = &self.fs().volume;
         volume.errors.check_alive()?;

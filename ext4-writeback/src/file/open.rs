@@ -1,4 +1,7 @@
-//! Opening a file: past the page cache or through it, and what its writes make durable.
+//! open(2) of a regular file: checks, the open count, and what a synchronous file makes durable.
+//!
+//! Invariant: the open count is raised under the inode's lock, while its link count is looked at. So an
+//! unlink that takes the last link sees the opener, and leaves the inode to the close.
 
 use std::ops::Range;
 
@@ -11,60 +14,64 @@ use crate::filesystem::Filesystem;
 use crate::volume::OnMedium;
 
 impl Filesystem {
-    /// Opens a regular file.
+    /// Opens the regular file `inode`.
     ///
     /// # Errors
-    /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
+    /// Those of [`Filesystem::open_with`].
     pub async fn open(&self, inode: InodeNumber) -> Result<File> {
         self.open_with(inode, OpenOptions::default()).await
     }
-}
 
-impl Filesystem {
-    /// Opens a regular file as `options` say.
+    /// Opens the regular file `inode` as `options` say.
     ///
     /// # Errors
-    /// `EISDIR` for a directory, `EINVAL` for what is neither, `ENOENT` where the inode has no name any more.
+    /// - `EISDIR`: it is a directory.
+    /// - `EINVAL`: it is no regular file, or no file can have that number.
+    /// - `ENOENT`: the inode is free, or has no links any more.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn open_with(&self, inode: InodeNumber, options: OpenOptions) -> Result<File> {
         self.observe("open", inode, async {
             let mut options = options;
-            let info = self.inner.inode(inode).await?;
+            let inode = self.inner.inode(inode).await?;
             {
-                let raw = info.inode.read().await;
-                info.check_alive()?;
+                let raw = inode.inode.read().await;
+                inode.check_alive()?;
                 match raw.file_type() {
                     Some(FileType::Regular) => {}
                     Some(FileType::Directory) => {
-                        return Err(Error::posix(Errno::EISDIR, format!("inode {inode}")));
+                        return Err(Error::posix(Errno::EISDIR, format!("inode {}", inode.number)));
                     }
                     _ => {
-                        return Err(Error::posix(Errno::EINVAL, format!("inode {inode} is no regular file")));
+                        return Err(Error::posix(
+                            Errno::EINVAL,
+                            format!("inode {} is no regular file", inode.number),
+                        ));
                     }
                 }
                 if raw.links_count == 0 {
-                    return Err(Error::posix(Errno::ENOENT, format!("inode {inode} was unlinked")));
+                    return Err(Error::posix(Errno::ENOENT, format!("inode {} was unlinked", inode.number)));
                 }
                 if raw.flags.contains(InodeFlags::SYNC) {
                     options.sync = SyncMode::All;
                 }
-                // Under the lock, so that whoever takes the last link away sees it.
-                self.inner.inodes.opened(&info);
+                // Under the lock, so that an unlink that takes the last link sees it.
+                self.inner.inodes.opened(&inode);
             }
-            Ok(File::new(self.clone(), info, options))
+            Ok(File::new(self.clone(), inode, options))
         })
         .await
     }
 }
 
 impl File {
-    /// How it was opened; `sync` is what holds for it, the inode's flag included.
+    /// How the file was opened; `sync` is [`SyncMode::All`] also if the inode has the flag `S`.
     #[must_use]
     pub fn options(&self) -> OpenOptions {
         self.options
     }
 
-    /// Makes bytes `range`, which were just changed through this file, durable, as far as it was opened for that or
-    /// `asked` says so.
+    /// Makes bytes `range`, which were just changed through this file, durable, if the file was opened for
+    /// that or if `asked` says so.
     ///
     /// # Errors
     /// Those of [`File::sync_all`].
@@ -72,7 +79,7 @@ impl File {
         self.sync_written(range, asked, OnMedium::No).await
     }
 
-    /// The same, for a change whose data may be on the medium already.
+    /// As [`File::sync_change`], for a change whose data may be on the medium already.
     ///
     /// # Errors
     /// Those of [`File::sync_all`].

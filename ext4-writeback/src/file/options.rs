@@ -1,53 +1,73 @@
-//! How a file is opened, and how one read or write of it is done.
+//! Open flags (`O_*`), and the flags of one read or write (`RWF_*`).
 
 use bitflags::bitflags;
 
-/// What has to be durable when a write returns.
+use crate::base::options::setters;
+
+/// What is durable when a write returns.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum SyncMode {
-    /// Nothing: fsync comes when it comes.
+    /// Nothing, until fsync, sync or unmount.
     #[default]
     None,
-    /// The data, and what is needed to find it again (`O_DSYNC`).
+    /// The data, and the metadata that is needed to read it (`O_DSYNC`).
     Data,
     /// The data and all attributes (`O_SYNC`).
     All,
 }
 
-/// How a file is opened.
+/// How a file is opened: [`OpenOptions::new`] has the defaults, a method for each field sets it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct OpenOptions {
-    /// Reads and writes go past the page cache (`O_DIRECT`). Offsets and lengths are multiples of
-    /// [`File::direct_alignment`].
+    /// True if reads and writes go past the page cache (`O_DIRECT`). Offsets and lengths are multiples of
+    /// [`crate::file::File::direct_alignment`].
     pub direct: bool,
-    /// What every write, truncation and allocation through this file makes durable before it returns. A file with the
-    /// flag `S` (`chattr +S`) is always [`SyncMode::All`].
+    /// What every write, truncation and allocation through this file makes durable before it returns. A file
+    /// with the flag `S` (`chattr +S`) is always opened with [`SyncMode::All`].
     pub sync: SyncMode,
-    /// Every write goes to the end of the file, whatever its offset says (`O_APPEND`).
+    /// True if every write goes to the end of the file, whatever its offset says (`O_APPEND`).
     pub append: bool,
 }
 
+impl OpenOptions {
+    /// Through the page cache, with no write durable before it is asked for.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+setters! {
+    OpenOptions:
+    direct: bool,
+    sync: SyncMode,
+    append: bool,
+}
+
 bitflags! {
-    /// How one read is done.
+    /// The flags of one read (`RWF_*` of preadv2).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct ReadFlags: u32 {
-        /// Nothing is waited for: what is in memory, `EAGAIN` where the first byte is not (`RWF_NOWAIT`). A direct read
-        /// gives that too, and the zeros of holes and unwritten blocks, as far as it is known in memory where they are. It
-        /// starts no I/O: unlike the kernel's, which waits for the device, though for nothing else.
+        /// The read waits for nothing (`RWF_NOWAIT`): it returns what is in memory, or `EAGAIN` if the first
+        /// byte is not. A direct read returns that too, and the zeros of holes and unwritten blocks that the
+        /// extent status tree knows. It starts no I/O, unlike the kernel's, which waits for the device and
+        /// for nothing else.
         const NOWAIT = 1 << 0;
     }
 
-    /// How one write is done.
+    /// The flags of one write (`RWF_*` of pwritev2).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct WriteFlags: u32 {
-        /// Nothing is waited for before the I/O starts (`RWF_NOWAIT`). For direct writes: `EAGAIN` where a lock, cached
-        /// data or an allocation is in the way. Buffered writes refuse it (`EOPNOTSUPP`), as the kernel's do over iomap.
+        /// The write waits for nothing before its I/O starts (`RWF_NOWAIT`). A direct write fails with
+        /// `EAGAIN` if a lock, cached data or an allocation is in the way. A buffered write fails with
+        /// `EOPNOTSUPP`, as the kernel's do over iomap.
         const NOWAIT = 1 << 0;
-        /// As for a file opened with [`SyncMode::Data`] (`RWF_DSYNC`).
+        /// The write is durable as if the file were opened with [`SyncMode::Data`] (`RWF_DSYNC`).
         const DSYNC = 1 << 1;
-        /// As for a file opened with [`SyncMode::All`] (`RWF_SYNC`).
+        /// The write is durable as if the file were opened with [`SyncMode::All`] (`RWF_SYNC`).
         const SYNC = 1 << 2;
-        /// The offset is the end of the file, whatever was given (`RWF_APPEND`).
+        /// The write goes to the end of the file, whatever its offset says (`RWF_APPEND`).
         const APPEND = 1 << 3;
     }
 }

@@ -1,10 +1,10 @@
-//! Reads and writes with flags of their own (`RWF_*` of preadv2 and pwritev2), and of many slices.
+//! preadv2 and pwritev2: reads and writes with flags of their own (`RWF_*`), and of many slices.
 //!
-//! A vectored call is one call: a write takes the file's lock once and is in nobody's way half done.
+//! Invariant: a write of many slices is one write. It takes the inode's `rwlock` once, so no reader that
+//! takes that lock and no other writer sees a part of it.
+//!
+//! Locks: `freeze` and `rwlock` for writing around a buffered write; [`File::write_now`] tries `rwlock` only.
 
-use crate::io::read;
-use crate::iomap::pointers::max_size_with_extents;
-use crate::writeback::flusher::throttle;
 use std::borrow::Cow;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::Ordering;
@@ -13,19 +13,22 @@ use ext4_core::{Errno, Error, Result};
 
 use crate::file::File;
 use crate::file::options::{ReadFlags, SyncMode, WriteFlags};
-use crate::io::buffered_write;
 use crate::io::direct::write::Written;
+use crate::io::{buffered_write, read};
+use crate::iomap::pointers::{max_size, max_size_with_extents};
+use crate::writeback::flusher::throttle;
 
-/// Slices of up to so many bytes in all are joined before they are written: two halves of a block are a whole one then,
-/// which need not be read first.
+/// Slices of at most this many bytes in all are joined before they are written: two halves of a block become
+/// a whole one, which need not be read first.
 const JOINED: usize = 256 << 10;
 
 impl File {
     /// As [`File::read_at`], with flags.
     ///
     /// # Errors
-    /// As [`File::read_at`]; `EAGAIN` with [`ReadFlags::NOWAIT`].
-    pub async fn read_with(&self, offset: u64, buffer: &mut [u8], flags: ReadFlags) -> Result<usize> {
+    /// - `EAGAIN`: with [`ReadFlags::NOWAIT`], the first byte is not in memory.
+    /// - Those of [`File::read_at`].
+    pub async fn read_at_with(&self, offset: u64, buffer: &mut [u8], flags: ReadFlags) -> Result<usize> {
         if !flags.contains(ReadFlags::NOWAIT) {
             return self.read_at(offset, buffer).await;
         }
@@ -43,11 +46,11 @@ impl File {
         Error::posix(Errno::EAGAIN, format!("inode {}: {what} would wait", self.inode.number))
     }
 
-    /// Reads at byte `offset` into `buffers`, one after the other; returns how many bytes, fewer only at the end of the
-    /// file.
+    /// preadv(2): reads at byte `offset` into `buffers`, one after the other. Returns how many bytes were
+    /// read; fewer only at the end of the file, or if an error came after some.
     ///
     /// # Errors
-    /// As [`File::read_at`]; what was read before an error is reported instead of it.
+    /// Those of [`File::read_at`].
     pub async fn read_vectored_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<usize> {
         let mut done = 0;
         for buffer in buffers {
@@ -65,22 +68,32 @@ impl File {
         Ok(done)
     }
 
-    /// As [`File::write_at`], with flags. Returns how many bytes were written; where, with [`WriteFlags::APPEND`], only
-    /// [`File::append`] tells.
+    /// As [`File::write_at`], with flags. Returns how many bytes were written; only [`File::append`] tells at
+    /// which offset a write with [`WriteFlags::APPEND`] was.
     ///
     /// # Errors
-    /// As [`File::write_at`]; `EOPNOTSUPP` and `EAGAIN` for [`WriteFlags::NOWAIT`]; those of fsync where the write is to be
-    /// durable.
-    pub async fn write_with(&self, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
+    /// - `EOPNOTSUPP`: a buffered write with [`WriteFlags::NOWAIT`].
+    /// - `EAGAIN`: a direct write with [`WriteFlags::NOWAIT`] would wait.
+    /// - Those of [`File::write_at`]; those of [`File::sync_all`], if the flags ask for a durable write.
+    pub async fn write_at_with(&self, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
         let (_, count) = self.write_slices(offset, &[IoSlice::new(data)], flags).await?;
         Ok(count)
     }
 
-    /// Writes all of `slices`, one after the other, at byte `offset`, in one call.
+    /// pwritev(2): writes all of `slices`, one after the other, at byte `offset`, as one write. Returns how
+    /// many bytes were written; fewer only if an error came after some.
     ///
     /// # Errors
-    /// As [`File::write_with`].
-    pub async fn write_vectored_at(
+    /// Those of [`File::write_at`].
+    pub async fn write_vectored_at(&self, offset: u64, slices: &[IoSlice<'_>]) -> Result<usize> {
+        self.write_vectored_at_with(offset, slices, WriteFlags::empty()).await
+    }
+
+    /// As [`File::write_vectored_at`], with flags.
+    ///
+    /// # Errors
+    /// Those of [`File::write_at_with`].
+    pub async fn write_vectored_at_with(
         &self,
         offset: u64,
         slices: &[IoSlice<'_>],
@@ -90,10 +103,11 @@ impl File {
         Ok(count)
     }
 
-    /// Writes `data` at the end of the file; returns where that was, and how many bytes.
+    /// Writes `data` at the end of the file (`O_APPEND`). Returns the byte offset of that, and how many bytes
+    /// were written.
     ///
     /// # Errors
-    /// As [`File::write_at`].
+    /// Those of [`File::write_at`].
     pub async fn append(&self, data: &[u8]) -> Result<(u64, usize)> {
         if let Some(position) = self.write_now(None, data) {
             return Ok((position, data.len()));
@@ -101,7 +115,8 @@ impl File {
         self.write_slices(0, &[IoSlice::new(data)], WriteFlags::APPEND).await
     }
 
-    /// Every write goes through here: where it went and how many bytes.
+    /// Writes `slices`: the way of every write but those of [`File::write_now`]. Returns the byte offset at
+    /// which they were written, and how many bytes.
     pub(crate) async fn write_slices(
         &self,
         offset: u64,
@@ -129,19 +144,20 @@ impl File {
         Ok((at, count))
     }
 
-    /// Writes `data`, all of it, where nothing has to be waited for: no lock, no memory, no device, no other writers'
-    /// share. Returns where. `None` where it is not so, and nothing happened.
+    /// Writes all of `data` at byte `position`, or at the end of the file if that is `None`, if the write has
+    /// to wait for nothing: no lock, no memory, no device, no throttling. Returns the byte offset. Returns
+    /// `None`, and has changed nothing, if it would have to wait.
     pub(crate) fn write_now(&self, position: Option<u64>, data: &[u8]) -> Option<u64> {
         if self.options.direct || self.options.sync != SyncMode::None || data.is_empty() {
             return None;
         }
         let (fs, inode) = (self.fs(), &self.inode);
-        // Not under `freeze`: nobody unmounts while a file is open.
+        // Not under `freeze`: unmount fails while a file is open.
         if fs.volume.check_writable().is_err() || throttle::would_throttle(&fs.engine) {
             return None;
         }
         let _changing = inode.rwlock.try_write().ok()?;
-        // What is noted once for each tick is left to who waits.
+        // The first write of a clock tick updates the times, which may wait: it goes the other way.
         if inode.check_alive().is_err() || !inode.pages.are_times_of(fs.volume.now()) {
             return None;
         }
@@ -163,7 +179,7 @@ impl File {
         }
         fs.volume.check_writable()?;
         throttle::throttle(&fs.engine, &self.inode).await;
-        // It may have been waiting when the error struck.
+        // The file system may have stopped writing while this writer was throttled.
         fs.volume.check_writable()?;
         let _changing = match self.inode.rwlock.try_write() {
             Ok(guard) => guard,
@@ -171,7 +187,7 @@ impl File {
         };
         self.inode.check_alive()?;
         let position = position.unwrap_or_else(|| self.inode.size());
-        let limit = crate::iomap::pointers::max_size(&fs.volume, &self.inode).await;
+        let limit = max_size(&fs.volume, &self.inode).await;
         if position >= limit {
             return Err(Error::posix(Errno::EFBIG, format!("a write at {position}: files end at {limit}")));
         }
@@ -202,8 +218,8 @@ impl File {
         Ok((position, done))
     }
 
-    /// A write changes mtime and ctime, in steps of the kernel's clock ticks. They are logged with the size, by fsync
-    /// or by the flusher, which has the inode in its queue.
+    /// Updates mtime and ctime after a write, once for each clock tick as the kernel does. They are logged
+    /// with the size, by fsync or by the flusher, which has the inode in its queue.
     pub(crate) async fn note_times(&self) {
         let now = self.fs().volume.now();
         let pages = &self.inode.pages;

@@ -1,10 +1,13 @@
-//! Deleting inodes: what follows when the last link and the last open file are gone, and what a crash left of it.
+//! Deleting inodes (the kernel's `ext4_evict_inode`) when the last link and the last open file are gone, and
+//! processing the orphans that a crash left.
 //!
-//! Invariant: an inode without links is on the orphan list or file from the transaction that took its last link until
-//! the one that frees its number. A crash in between leaves an orphan, which the next mount deletes; without that its
-//! blocks would be lost until a check.
+//! Invariant: an inode without links is on the orphan list or in the orphan file from the transaction that
+//! took its last link until the one that frees its number. A crash in between leaves an orphan, which the
+//! next mount deletes; without that its blocks would be lost until a check.
+//!
+//! Locks: a deletion takes the inode's `rwlock` for writing, then handles of its own. The caller holds
+//! neither.
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,11 +17,13 @@ use ext4_core::{InodeNumber, Result};
 
 use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
+use crate::io::truncate;
 use crate::volume::fast_commit::reason::Reason;
 
 impl FilesystemInner {
-    /// Deletes `inode` where it has no links, is not open and was not deleted already. The caller holds no handle and
-    /// no lock of it.
+    /// Deletes `inode`, if it has no links, is not open and was not deleted already. The caller holds no
+    /// handle and no lock of the inode.
     pub async fn delete_inode(self: &Arc<Self>, inode: &Arc<InodeInfo>) -> Result<()> {
         let _content = inode.rwlock.write().await;
         let has_content = {
@@ -31,7 +36,7 @@ impl FilesystemInner {
                 || maps_blocks(&raw, self.volume.info.cluster_sectors())
         };
         if has_content {
-            crate::io::truncate::free_all_blocks(&self.engine, inode).await?;
+            truncate::free_all_blocks(&self.engine, inode).await?;
         }
         let credits = credits::ALLOCATE_INODE + credits::XATTR + credits::ORPHAN + credits::INODE;
         let handle = self.volume.begin_tracked(credits, "delete inode").await?;
@@ -46,13 +51,14 @@ impl FilesystemInner {
         log_inode(&self.volume, &handle, inode, &raw, true).await?;
         self.volume.fast_commits.inode_freed(handle.id(), inode.number);
         inode.freed.store(true, Ordering::Release);
-        // Out of the cache before the number is free: whoever gets it next makes an inode of its own.
+        // Out of the cache before the number is free: the creator that gets it next makes an inode of its
+        // own.
         self.inodes.remove(inode.number);
         inode_allocator::free_inode(&self.volume.info, &handle, inode.number, raw.is_dir()).await
     }
 
-    /// Deletes `inode` if it has lost its last link and nobody has it open. A failure does not undo what the caller
-    /// did: the inode stays an orphan.
+    /// Deletes `inode` if it has lost its last link and is not open. A failure is reported and does not undo
+    /// what the caller did: the inode stays an orphan.
     pub async fn delete_unlinked(self: &Arc<Self>, inode: &Arc<InodeInfo>) {
         if !inode.unlinked.load(Ordering::Acquire) || inode.open_count.load(Ordering::Acquire) > 0 {
             return;
@@ -63,15 +69,15 @@ impl FilesystemInner {
         }
     }
 
-    /// Deletes the inodes without links whose last file was closed.
+    /// Deletes the inodes without links whose last open file was closed.
     pub async fn delete_released(self: &Arc<Self>) {
         while let Some(inode) = self.inodes.next_released() {
             self.delete_unlinked(&inode).await;
         }
     }
 
-    /// Finishes what a crash interrupted: deletes orphans without links, cuts the others to their size. One that
-    /// cannot be finished is reported and left.
+    /// Orphan processing at mount (the kernel's `ext4_orphan_cleanup`): deletes orphans without links, and
+    /// finishes the truncation of the others. An orphan that cannot be processed is reported and left.
     pub(crate) async fn process_orphans(self: &Arc<Self>) {
         for number in self.volume.orphans.pending() {
             if let Err(error) = self.process_orphan(number).await {
@@ -82,7 +88,7 @@ impl FilesystemInner {
         if self.volume.orphans.is_damaged()
             && let Err(error) = self.mend_orphan_list().await
         {
-            tracing::warn!(%error, "the list of orphans could not be mended");
+            tracing::warn!(%error, "the orphan list could not be repaired");
         }
     }
 
@@ -98,12 +104,12 @@ impl FilesystemInner {
         if inode.unlinked.load(Ordering::Acquire) {
             self.delete_inode(&inode).await
         } else {
-            crate::io::truncate::resume(&self.engine, &inode).await
+            truncate::resume(&self.engine, &inode).await
         }
     }
 }
 
-/// True where blocks hang on `inode` besides its attribute block.
+/// Returns true if `inode`, a directory or symlink, has blocks besides its attribute block.
 fn maps_blocks(inode: &Inode, cluster_sectors: u64) -> bool {
     let attributes = if inode.file_acl.0 == 0 { 0 } else { cluster_sectors };
     let typed = matches!(inode.file_type(), Some(FileType::Directory | FileType::Symlink));
@@ -119,7 +125,7 @@ mod tests {
 
     use crate::testing::{PAGE, assert_clean, mounted, poll_once};
 
-    /// The file's last name is gone, it was closed, and its deletion is on its way when the file system is unmounted.
+    /// The file has lost its last name and was closed, and its deletion is under way when unmount is called.
     #[tokio::test]
     async fn unmount_waits_for_a_deletion_that_has_begun() {
         let (device, fs, file) = mounted(BlockSize::KIB_4).await;
@@ -141,7 +147,7 @@ mod tests {
             drop(held);
             unmount.await.expect("unmounts");
         }
-        // With an orphan left it would not be.
+        // e2fsck would complain of an orphan that is left.
         assert_clean(&device);
     }
 }

@@ -1,4 +1,4 @@
-//! Where the data of an inode of any kind lies, if the inode holds it itself.
+//! Inline data of an inode of any type: where it lies in the inode (fiemap).
 
 use ext4_core::{InodeNumber, Result};
 
@@ -6,14 +6,16 @@ use crate::filesystem::Filesystem;
 use crate::io::inline_data::{InlineExtent, extent_of};
 
 impl Filesystem {
-    /// Where the data of an inode of any kind lies, if the inode holds it itself: also of directories and symlinks.
+    /// Where the inline data of an inode of any type lies (fiemap's `FIEMAP_EXTENT_DATA_INLINE`), also of
+    /// directories and symlinks; `None` if its data lies in blocks.
     ///
     /// # Errors
-    /// Corrupt; those of the device.
+    /// - `ENOENT`: the inode is free.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn inline_extent(&self, inode: InodeNumber) -> Result<Option<InlineExtent>> {
         self.observe("fiemap", inode, async {
-            let info = self.inner.inode(inode).await?;
-            extent_of(&self.inner.volume, &info).await
+            let inode = self.inner.inode(inode).await?;
+            extent_of(&self.inner.volume, &inode).await
         })
         .await
     }

@@ -1,4 +1,5 @@
-//! Finding inodes: by number, by a directory entry, and what follows when the last file of one is closed.
+//! Inodes in memory (the kernel's `iget` and `iput`): found by number or directory entry, and let go by a
+//! close.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,15 +12,17 @@ use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 
 impl FilesystemInner {
-    /// `inode` in memory, of this file system.
+    /// An inode in memory, of this file system, that holds `inode`.
     pub fn new_inode_info(&self, inode: Inode) -> InodeInfo {
         InodeInfo::new(inode, self.volume.info.cluster_bits(), &self.reclaimable_extents)
     }
 
-    /// The inode `number`, read where it is not in memory.
+    /// The inode `number`, which is read from the inode table if it is not in memory.
     ///
     /// # Errors
-    /// `ENOENT` where it is free, `EINVAL` where no file can have that number; those of the inode table.
+    /// - `ENOENT`: the inode is free.
+    /// - `EINVAL`: the file system has no inode of that number.
+    /// - `EIO`, `EUCLEAN`: the inode table could not be read.
     pub async fn inode(self: &Arc<Self>, number: InodeNumber) -> Result<Arc<InodeInfo>> {
         self.inodes
             .get(number, async {
@@ -40,7 +43,11 @@ impl FilesystemInner {
         inode_table::read_inode(&self.volume.info, number).await
     }
 
-    /// The inode that the entry `name` of `directory` points to. Where no file can be there, the directory is wrong.
+    /// The inode `number`, to which the entry `name` of `directory` points.
+    ///
+    /// # Errors
+    /// - `EUCLEAN`: no file can have that inode, so the directory is corrupt.
+    /// - Those of [`FilesystemInner::inode`].
     pub async fn inode_of_entry(
         self: &Arc<Self>,
         directory: InodeNumber,
@@ -59,13 +66,15 @@ impl FilesystemInner {
         }
     }
 
-    /// Counts a closed file; where it was the last of an inode without links, has the inode deleted.
+    /// Lowers the open count of `inode`. If that was its last open file and it has no links, a task deletes
+    /// it.
     pub fn close_file(self: &Arc<Self>, inode: &Arc<InodeInfo>) {
         if self.inodes.closed(inode) && inode.unlinked.load(Ordering::Acquire) {
             self.inodes.release(Arc::clone(inode));
             let fs = Arc::clone(self);
             self.volume.runtime.spawn(Box::pin(async move {
-                // Held to the end: unmount does not find what is being deleted, and would close the journal before it.
+                // Held to the end: unmount does not see an inode that is being deleted, and would close the
+                // journal under it.
                 let mounted = fs.volume.freeze.read().await;
                 if *mounted {
                     fs.delete_released().await;

@@ -1,13 +1,14 @@
-//! The mounted file system: what all of it shares, and how an operation enters it.
+//! The mounted file system (the kernel's `super_block`): what its operations share, and how an operation
+//! enters it.
 //!
 //! Invariants:
-//! - Every operation that changes something runs inside [`RunToEnd`] and under `freeze`, held for reading. So a caller
-//!   that stops waiting leaves no half operation behind, and unmount, which takes `freeze` for writing, finds none
-//!   running.
-//! - Nothing that runs in the background holds the file system but weakly: dropping the last [`Filesystem`] is a
-//!   crash, after which nobody touches the device.
+//! - Every operation that changes something runs inside [`RunToEnd`] and under `freeze`, held for reading. So
+//!   a caller that stops waiting leaves no half operation behind, and unmount, which takes `freeze` for
+//!   writing, finds no operation running.
+//! - Background tasks hold the file system weakly only. So dropping the last [`Filesystem`] is a crash, after
+//!   which no task writes to the device.
 //!
-//! Locks, outermost first: `freeze` → `rename` → the inodes' (see `inode_info`).
+//! Locks, outermost first: `freeze` → `rename` → the inodes' ([`crate::inode`]).
 
 pub(crate) mod deletion;
 pub(crate) mod inline_extent;
@@ -32,15 +33,19 @@ use crate::inode::cache::InodeCache;
 use crate::volume::Volume;
 use crate::writeback::Engine;
 
-/// A mounted ext4 file system. Cloning shares it. Dropping the last one without [`Filesystem::unmount`] is a crash,
-/// and as safe as one.
+/// A mounted ext4 file system. Cloning shares it. Dropping the last one without [`Filesystem::unmount`] is a
+/// crash, and as safe as one.
+///
+/// Operations on an inode take its number, operations on a directory entry `(parent, name)`; both have the
+/// names of the system calls. Operations on a path are named as in `std::fs` ([`Filesystem::resolve`]).
+/// Permissions are not checked.
 #[derive(Clone, Debug)]
 pub struct Filesystem {
     pub(crate) inner: Arc<FilesystemInner>,
 }
 
-/// What all of a mounted file system share: the engine that moves data, and the inodes in memory. Tasks in the background
-/// hold the engine weakly, so that dropping the last [`Filesystem`] lets go of the device.
+/// What all operations of a mounted file system share: the engine that moves data, and the inodes in memory.
+/// Background tasks hold the engine weakly, so that dropping the last [`Filesystem`] lets go of the device.
 pub(crate) struct FilesystemInner {
     /// Device, superblock, journal, error policy.
     pub volume: Arc<Volume>,
@@ -48,13 +53,13 @@ pub(crate) struct FilesystemInner {
     pub engine: Arc<Engine>,
     /// Inodes in memory.
     pub inodes: InodeCache,
-    /// Held by renames from one directory into another (s_vfs_rename_mutex): the tree of directories stands still.
+    /// Held by a rename from one directory into another (`s_vfs_rename_mutex`): no directory moves meanwhile.
     pub rename: Mutex<()>,
-    /// The first inode that a name may have, but for the root.
+    /// The first inode that a directory entry may point to, besides the root directory (s_first_ino).
     pub first_inode: InodeNumber,
     /// Blocks of fixed metadata and of the journal, for statfs.
     pub overhead_blocks: u64,
-    /// What is known of the extents of all inodes, as far as it could be read again: how much it is.
+    /// How many entries the extent status trees of all inodes have that can be dropped and read again.
     pub reclaimable_extents: Arc<Reclaimable>,
 }
 
@@ -68,9 +73,9 @@ impl std::fmt::Debug for FilesystemInner {
     }
 }
 
-/// Without a journal: how many dirty blocks a handle may find before it has them written first.
 impl Filesystem {
-    /// Runs an operation that changes something: to its end, under `freeze`, its errors noted.
+    /// Runs an operation that changes something: to its end, under `freeze`, with its errors reported to the
+    /// error policy.
     pub(crate) fn run<T, F>(
         &self,
         operation: &'static str,
@@ -96,7 +101,8 @@ impl Filesystem {
         })
     }
 
-    /// The same for an operation that only reads: it may be dropped at any time.
+    /// Runs an operation that only reads, with its errors reported to the error policy. It may be dropped at
+    /// any time.
     pub(crate) async fn observe<T>(
         &self,
         operation: &'static str,
@@ -116,7 +122,8 @@ impl Filesystem {
         self.inner.volume.info.superblock()
     }
 
-    /// The present time of the environment it was mounted with: what is stamped into inodes.
+    /// The present time, by the environment that the file system was mounted with: what inodes are stamped
+    /// with.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.inner.volume.info.environment.now()

@@ -1,4 +1,4 @@
-//! Space and inodes.
+//! statfs(2): blocks and inodes, free and in all.
 
 use ext4_core::GroupNumber;
 use ext4_core::format::features::Compat;
@@ -6,30 +6,31 @@ use ext4_core::format::superblock::Superblock;
 
 use crate::filesystem::Filesystem;
 
-/// What statfs tells.
+/// What statfs(2) tells: blocks and inodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct StatFs {
-    /// Bytes of a block.
+    /// Bytes in a block.
     pub block_size: u32,
-    /// Blocks in all, less the fixed metadata (the kernel's `minixdf` is off).
+    /// Blocks in all, less fixed metadata and journal (as the kernel without `minixdf`).
     pub blocks: u64,
     /// Free blocks.
     pub free_blocks: u64,
-    /// Free blocks that are not kept for root.
+    /// Free blocks that are not reserved for root.
     pub available_blocks: u64,
-    /// Inodes.
+    /// Inodes in all.
     pub inodes: u64,
     /// Free inodes.
     pub free_inodes: u64,
 }
 
 impl Filesystem {
-    /// Space and inodes, as statfs(2) tells them: blocks promised to data that is not written yet count as used.
+    /// statfs(2): blocks and inodes. Blocks that are reserved for delayed data count as used.
     #[must_use]
     pub fn statfs(&self) -> StatFs {
         let superblock = self.inner.volume.info.superblock();
-        let (free, promised) = self.inner.volume.info.free_and_reserved_blocks();
-        let free_blocks = free.saturating_sub(promised);
+        let (free, reserved) = self.inner.volume.info.free_and_reserved_blocks();
+        let free_blocks = free.saturating_sub(reserved);
         StatFs {
             block_size: superblock.block_size.bytes(),
             blocks: superblock.blocks_count.saturating_sub(self.inner.overhead_blocks),
@@ -41,7 +42,8 @@ impl Filesystem {
     }
 }
 
-/// Blocks that no file can have: superblocks, descriptors, bitmaps, inode tables, and the journal's.
+/// Blocks that no file can have (s_overhead): superblocks, group descriptors, bitmaps, inode tables, and the
+/// journal.
 pub(crate) fn overhead(superblock: &Superblock) -> u64 {
     if superblock.overhead_blocks != 0 {
         return u64::from(superblock.overhead_blocks) << superblock.cluster_bits();

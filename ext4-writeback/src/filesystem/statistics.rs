@@ -1,4 +1,4 @@
-//! What a mounted file system did, in figures.
+//! Statistics of a mounted file system: counters of the data path, the journal and fast commits.
 
 use ext4_journal::FastCommitStatistics;
 
@@ -7,20 +7,20 @@ use crate::filesystem::Filesystem;
 use crate::volume::fast_commit::reason::FastCommitReasons;
 
 impl Filesystem {
-    /// What the data path did since the mount.
+    /// The counters of the data path since the mount.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.inner.volume.counters.snapshot()
     }
 
-    /// What the journal did since the mount; `None` without a journal, and for a read-only mount.
+    /// The journal's statistics since the mount; `None` without a journal, and for a read-only mount.
     #[must_use]
     pub fn journal_statistics(&self) -> Option<ext4_journal::Statistics> {
         self.inner.volume.journal.as_ref().map(|journal| journal.statistics())
     }
 
-    /// What fast commits did since the mount, and what led to full ones: by the journal's reasons and by the file
-    /// system's own.
+    /// The statistics of fast commits since the mount, and how many full commits were made instead, by the
+    /// journal's reasons and by the file system's own.
     #[must_use]
     pub fn fast_commit_statistics(&self) -> (FastCommitStatistics, FastCommitReasons) {
         let journal = self.inner.volume.journal.as_ref().map(|journal| journal.statistics().fast_commits);

@@ -1,7 +1,7 @@
-//! Making things durable: sync of the whole file system, and of one inode.
+//! sync(2) of the whole file system, and fsync of one inode by its number.
 //!
-//! Invariant: data first, then the commit, then, where the commit did not do it, a flush of the device. The other way
-//! round a size could be durable before the bytes that it covers.
+//! Invariant: data first, then the commit, then a flush of the device, if the commit did not flush it. In
+//! another order a size could be durable before the bytes that it covers.
 
 use std::sync::Arc;
 
@@ -13,10 +13,12 @@ use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::volume::OnMedium;
 
 impl Filesystem {
-    /// sync(2): everything written so far is durable when it returns.
+    /// syncfs(2): everything that was written before is durable when it returns.
     ///
     /// # Errors
-    /// The first of the device's and the journal's; what can be written is written all the same.
+    /// The first of these; what can be written is written all the same:
+    /// - `ENOSPC`, `EIO`, `EUCLEAN`: data could not be written back.
+    /// - `EROFS`: the journal has aborted.
     pub async fn sync(&self) -> Result<()> {
         self.inner.volume.errors.check_alive()?;
         if self.inner.volume.options.read_only {
@@ -30,31 +32,33 @@ impl Filesystem {
         .await
     }
 
-    /// fsync of an inode by its number: a directory's names, a file's data and attributes are durable when it
-    /// returns.
+    /// fsync(2) of an inode of any type: a directory's names, or a file's data and attributes, are durable
+    /// when it returns.
     ///
     /// # Errors
-    /// The device's and the journal's, `ENOENT`.
-    pub async fn sync_inode(&self, inode: InodeNumber) -> Result<()> {
+    /// - `ENOENT`: the inode is free.
+    /// - `ENOSPC`, `EIO`, `EUCLEAN`: data could not be written back.
+    /// - `EROFS`: the file system is not written, or the journal has aborted.
+    pub async fn fsync(&self, inode: InodeNumber) -> Result<()> {
         self.inner.volume.errors.check_alive()?;
         if self.inner.volume.options.read_only {
             return Ok(());
         }
         self.run("fsync", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
+            let inode = fs.inode(inode).await?;
+            let regular = inode.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
-                crate::writeback::inode::sync_inode_data(&fs.engine, &info).await?;
+                crate::writeback::inode::sync_inode_data(&fs.engine, &inode).await?;
             }
-            // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
-            fs.volume.make_durable(info.last_transaction(false), regular, OnMedium::No).await
+            // As in the kernel: fsync of a directory or a symlink is a full commit.
+            fs.volume.make_durable(inode.last_transaction(false), regular, OnMedium::No).await
         })
         .await
     }
 }
 
 impl FilesystemInner {
-    /// Writes everything: data, then metadata, then flushes.
+    /// Writes all data back, then commits all metadata, then flushes the device.
     pub(crate) async fn sync_all(self: &Arc<Self>) -> Result<()> {
         tracing::debug!("ext4_sync_fs");
         self.delete_released().await;

@@ -1,8 +1,9 @@
-//! FITRIM: the device is told of all free blocks, group by group.
+//! FITRIM: discards all free blocks, group by group.
 //!
-//! Invariant: a run is discarded while it is withheld from allocation, and only where its last owner's transaction has
-//! committed ([`ext4_core::meta::free_runs`]). Were it allocated meanwhile, the discard could take its new content; were
-//! it not free after a crash, a file would have lost its own.
+//! Invariant: a run of free blocks is discarded while it is withheld from allocation, and only if the
+//! transaction that freed it has committed ([`ext4_core::meta::free_runs`]). If it were allocated meanwhile,
+//! the discard could take its new content; if it were not free after a crash, a file would have lost its
+//! content.
 
 use std::ops::Range;
 
@@ -12,12 +13,15 @@ use ext4_core::{BlockNumber, Errno, Error, GroupNumber, InodeNumber, Result};
 use crate::filesystem::{Filesystem, FilesystemInner};
 
 impl Filesystem {
-    /// Discards the free blocks among bytes `range` of the file system that lie in runs of at least `minimum_len`
-    /// bytes. Returns how many bytes were discarded. Works while the file system is used.
+    /// FITRIM: discards the free blocks among bytes `range` of the file system that lie in runs of at least
+    /// `minimum_len` bytes. Returns how many bytes were discarded. Other operations go on meanwhile.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` where the device cannot discard; `EINVAL` for a range behind the end or shorter than a block, and
-    /// for a minimum longer than a group; `EROFS`; those of the device.
+    /// - `EOPNOTSUPP`: the device cannot discard.
+    /// - `EINVAL`: the range is behind the end or shorter than a block, or the minimum is longer than a
+    ///   group.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn trim(&self, range: Range<u64>, minimum_len: u64) -> Result<u64> {
         self.run("trim", InodeNumber(0), move |fs| async move { trim(&fs, range, minimum_len).await }).await
     }
@@ -49,7 +53,7 @@ async fn trim(fs: &FilesystemInner, range: Range<u64>, minimum_len: u64) -> Resu
         // Within the group, which has less than 2^32 blocks.
         let within = |block: u64| u32::try_from(block.saturating_sub(base)).unwrap_or(u32::MAX);
         let (mut at, stop) = (within(start), within(end));
-        // At most a group's.
+        // `least` is at most the blocks of a group.
         while let Some(run) = withhold_free_run(info, group, at..stop, least as u32).await? {
             let blocks = u64::from(run.blocks());
             let Some(offset) = run.first().byte(block_size) else { break };

@@ -1,4 +1,8 @@
-//! TODO header.
+//! The first part of mounting (the kernel's `ext4_load_super`): superblock and group descriptors read and
+//! verified, the journal found and opened. Writes nothing.
+//!
+//! Invariant: until recovery nothing else of the file system is read, since the log holds newer images of
+//! every other block; what was read here is read again after it.
 
 use std::sync::Arc;
 
@@ -14,15 +18,20 @@ use crate::base::options::MountOptions;
 use crate::mount::journal_location;
 use crate::volume::superblock_state::FormerErrors;
 
-/// What a file system lies on.
+/// The devices of one file system.
 #[derive(Clone, Debug)]
 pub(crate) struct Devices {
+    /// The device of the file system.
     pub filesystem: Arc<dyn BlockDevice>,
-    /// The journal's own, where it has one.
+    /// The journal device, if it was given.
     pub journal: Option<Arc<dyn BlockDevice>>,
 }
 
 impl Devices {
+    /// Checks that the devices can be written.
+    ///
+    /// # Errors
+    /// `EROFS`: one of them cannot.
     pub fn check_writable(&self) -> Result<()> {
         let read_only = |device: &Arc<dyn BlockDevice>| device.geometry().read_only;
         if read_only(&self.filesystem) {
@@ -35,24 +44,26 @@ impl Devices {
     }
 }
 
-/// A file system as it lies on the device.
+/// A file system as it lies on the device, before recovery.
 pub(crate) struct Found {
+    /// Superblock and group descriptors.
     pub info: Arc<SuperblockInfo>,
-    /// Not recovered, where it needs that.
+    /// The journal, which may need recovery; `None` without one, and with `noload`.
     pub journal: Option<Arc<Journal>>,
-    /// What the superblock said of errors.
+    /// What the superblock says of earlier errors.
     pub former: FormerErrors,
-    /// The journal was stopped by an error in its last life.
+    /// True if the journal recorded an error when it was aborted (j_errno).
     pub journal_error: bool,
 }
 
 impl Found {
-    /// True where the log holds something. It is replayed also where the superblock does not say so, as e2fsck does.
+    /// Returns true if the log is not empty. It is replayed even if the superblock lacks `RECOVER`, as e2fsck
+    /// does.
     pub fn needs_recovery(&self) -> bool {
         self.journal.as_ref().is_some_and(|journal| journal.needs_recovery())
     }
 
-    /// Says what is known of errors, once at each mount.
+    /// Warns of recorded errors, once at each mount.
     pub fn warn_of_errors(&self) {
         let superblock = self.info.superblock();
         if superblock.state & STATE_ERROR != 0 || self.journal_error {
@@ -62,12 +73,21 @@ impl Found {
     }
 }
 
+/// Reads and verifies superblock and group descriptors.
+///
+/// # Errors
+/// - `EUCLEAN`, `EOPNOTSUPP`: no ext4 file system, a corrupt one, or one with unsupported features.
+/// - `EIO`: the device failed.
 pub(crate) async fn load(devices: &Devices, options: &MountOptions) -> Result<Arc<SuperblockInfo>> {
     let (device, environment) = (Arc::clone(&devices.filesystem), Arc::clone(&options.environment));
     SuperblockInfo::load(device, options.cache / 4, environment, options.read_only).await
 }
 
-/// Reads superblock and groups, finds the journal and looks at it. Writes nothing.
+/// Loads the file system, and opens its journal without recovering it. Writes nothing.
+///
+/// # Errors
+/// - Those of [`load`] and [`journal_location::locate`].
+/// - `EUCLEAN`, `EOPNOTSUPP`: a corrupt journal superblock, or one with unsupported features.
 pub(crate) async fn look(
     devices: &Devices,
     options: &MountOptions,

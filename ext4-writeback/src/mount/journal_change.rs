@@ -1,4 +1,4 @@
-//! Adding, removing and resizing the journal of a file system that is not mounted.
+//! Adding, removing and resizing the journal of an unmounted file system (`tune2fs -O has_journal`).
 //!
 //! ```text
 //!   add      not valid ─► log zeroed, its superblock ─► bitmaps, inode 8 ─► has_journal, valid
@@ -7,18 +7,20 @@
 //!   on a device of its own: that device whole ─► has_journal with its UUID; and back
 //! ```
 //!
-//! Each arrow is a flush. There is no journal to make several blocks change together, so the order does what can be
-//! done:
+//! Each arrow is a flush. There is no journal that makes several blocks change together, so safety comes from
+//! the order.
 //!
 //! Invariants:
-//! - Whatever the moment of a crash, the superblock names a journal only when all of it is there. In between the file
-//!   system is one without a journal, whole, and not marked as valid: every checker and kernel takes it; what is left
-//!   behind is blocks that nobody owns or an inode 8 that nobody needs, which `e2fsck -p` gives back without a question.
-//! - An orphan file goes with the journal, in a transaction of it, before it; with another journal to come it stays.
-//! - Nothing is done to a file system whose log holds something, unless that is to be thrown away.
+//! - At every moment of a crash, the superblock names a journal only if all of it is on the device. In
+//!   between the file system is a whole one without a journal that is not marked as valid: every checker and
+//!   kernel accepts it. What is left behind are blocks in use by no file, or an inode 8 without use, which
+//!   `e2fsck -p` frees without a question.
+//! - An orphan file is removed before the journal, in a transaction of it; if a new journal follows, it
+//!   stays.
+//! - A file system whose log is not empty is left alone, unless the log is to be discarded (`force`).
 //! - The whole new journal is known to fit before the old one is removed.
 //!
-//! Source of the order of tune2fs, which this one is a safe version of: e2fsprogs, `add_journal`, `remove_journal_inode`.
+//! Source: the order of tune2fs, made safe: e2fsprogs, `add_journal`, `remove_journal_inode`.
 
 use std::sync::Arc;
 
@@ -35,47 +37,69 @@ use ext4_core::{BlockNumber, BlockSize, Errno, Error, GroupNumber, InodeNumber, 
 use ext4_journal::JournalHeader;
 use ext4_journal::{NewJournal, attach_user, detach_user, external_superblock_block};
 
-use crate::base::options::MountOptions;
+use crate::base::options::{MountOptions, setters};
 use crate::filesystem::Filesystem;
 use crate::mount::journal_location;
 use crate::mount::journal_location::{has_external_journal, read_journal_device};
 
-/// Bytes of metadata cache for the work.
+/// Bytes of metadata cache for a change of the journal.
 const CACHE: usize = 64 << 20;
 
 /// Credits to free an orphan file of the largest size, 512 blocks.
 const ORPHAN_FILE_CREDITS: u32 = 200;
 
-/// Which journal a file system is to get.
+/// The journal that a file system is to get: for [`create_journal`].
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct NewJournalOptions {
-    /// Blocks of the journal, without the fast-commit area; `None`: by the file system's size, as mke2fs has it; on a
-    /// device of its own always the whole device.
+    /// File-system blocks of the journal, without the fast-commit area. `None`: by the file system's size, as
+    /// mke2fs does; an external journal always has the whole device.
     pub blocks: Option<u32>,
-    /// Blocks of a fast-commit area besides; more than 0 turns the feature `fast_commit` on.
+    /// File-system blocks of the fast-commit area besides; more than 0 turns the feature `fast_commit` on.
     pub fast_commit_blocks: u32,
-    /// A device that becomes the journal.
+    /// The journal device, for an external journal.
     pub external: Option<ExternalJournal>,
-    /// A journal that holds something is thrown away; what stands on the journal device is written over.
+    /// True if a log that is not empty is discarded, and what lies on the journal device is overwritten.
     pub force: bool,
 }
 
-/// A device that becomes a journal.
+impl NewJournalOptions {
+    /// A journal inside the file system, as large as mke2fs makes one, without fast commits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+setters! {
+    NewJournalOptions:
+    blocks: Option<u32>,
+    fast_commit_blocks: u32,
+    external: Option<ExternalJournal>,
+    force: bool,
+}
+
+/// A journal device: a device that becomes an external journal.
 #[derive(Clone, Debug)]
 pub struct ExternalJournal {
     /// The device.
     pub device: Arc<dyn BlockDevice>,
-    /// Its number for `s_journal_dev`, by which the kernel finds it first; 0 where it has none.
+    /// Its device number for s_journal_dev, by which the kernel looks for it first; 0 if it has none.
     pub number: u32,
 }
 
-/// Gives the file system on `device`, which must not be mounted, a journal; one that it has is removed first.
-/// `old_journal`: the device of that, where it has its own and it can be had.
+/// Gives the unmounted file system on `device` a journal; a journal that it has is removed first.
+/// `old_journal` is the device of that one, if it is external and at hand.
 ///
 /// # Errors
-/// `EINVAL` for a size that cannot be, `ENOSPC`, `EBUSY` where the log has to be recovered, the file system was not
-/// unmounted cleanly or has errors, `EEXIST` where a file system stands on the journal device; unsupported, corrupt;
-/// the devices'.
+/// - `EINVAL`: a size that a journal cannot have, or a size for an external journal.
+/// - `ENOSPC`: no room for the journal.
+/// - `EBUSY`: the log has to be recovered, or the file system was not unmounted cleanly, has errors or
+///   orphans.
+/// - `EEXIST`: a file system, or the journal of another one, is on the journal device.
+/// - `EROFS`: a device cannot be written.
+/// - `EOPNOTSUPP`: a file system without extents, or with feature `mmp`.
+/// - `EIO`, `EUCLEAN`: a device, or what it holds.
 pub async fn create_journal(
     device: Arc<dyn BlockDevice>,
     old_journal: Option<Arc<dyn BlockDevice>>,
@@ -93,7 +117,7 @@ pub async fn create_journal(
     };
     drop(info);
     if superblock.features.compat.contains(Compat::HAS_JOURNAL) {
-        // Not valid until there is another.
+        // Not marked as valid until the new journal is there.
         take_away(&device, old_journal, options.force, 0, &environment).await?;
     }
     let info = open(&device, &environment).await?;
@@ -106,20 +130,22 @@ pub async fn create_journal(
     }
 }
 
-/// What the new journal comes with.
+/// The features and the state of the file system after the new journal is there.
 struct Added {
     fast_commit_blocks: u32,
-    /// The feature is on.
+    /// True if the feature `fast_commit` is on.
     fast_commits: bool,
-    /// `STATE_VALID` where the file system had it.
+    /// `STATE_VALID` if the file system had it, else 0.
     valid: u16,
 }
 
-/// Takes the journal away from the file system on `device`, which must not be mounted. `journal_device`: its own
-/// device, where it has one; left alone where it is not given.
+/// Removes the journal of the unmounted file system on `device`. `journal_device` is the device of an
+/// external journal; if it is not given, that device is left as it is. With `force` a log that is not empty
+/// is discarded.
 ///
 /// # Errors
-/// `EINVAL` where there is none; as [`create_journal`]. With `force` a log that has to be recovered is thrown away.
+/// - `EINVAL`: the file system has no journal.
+/// - Those of [`create_journal`].
 pub async fn remove_journal(
     device: Arc<dyn BlockDevice>,
     journal_device: Option<Arc<dyn BlockDevice>>,
@@ -137,7 +163,7 @@ pub async fn remove_journal(
     let orphan_file = features.compat.contains(Compat::ORPHAN_FILE);
     let thrown_away = features.incompat.contains(Incompat::RECOVER);
     if orphan_file && !thrown_away {
-        // While there is a journal, so that it happens as a whole.
+        // While there is a journal, which makes it atomic.
         let options = MountOptions {
             journal_device: journal_device.clone(),
             commit_interval: None,
@@ -162,13 +188,14 @@ pub async fn remove_journal(
 
 async fn drop_orphan_file(filesystem: &Filesystem) -> Result<()> {
     let inner = &filesystem.inner;
-    // Its blocks lie in a few groups: a bitmap and a descriptor each.
+    // The orphan file's blocks lie in a few groups: a bitmap and a descriptor each.
     let most = inner.volume.journal.as_ref().map_or(u32::MAX, |journal| journal.max_credits());
     let handle = inner.volume.begin(most.min(ORPHAN_FILE_CREDITS), "remove the orphan file").await?;
     journal_inode::remove_orphan_file(&inner.volume.info, &handle).await
 }
 
-/// Takes the journal away; an orphan file stays. `valid`: `STATE_VALID` where the file system is to have that then.
+/// Removes the journal; an orphan file stays. `valid` is `STATE_VALID` if the file system is to be marked so
+/// then, else 0.
 async fn take_away(
     device: &Arc<dyn BlockDevice>,
     journal_device: Option<Arc<dyn BlockDevice>>,
@@ -183,7 +210,7 @@ async fn take_away(
     if !external && superblock.journal_inum != InodeNumber::JOURNAL.0 {
         return Err(Error::Unsupported(format!("removing a journal in inode {}", superblock.journal_inum)));
     }
-    // A journal on another device that is not this file system's is not touched.
+    // Fails if the given device is not this file system's journal, which would be changed otherwise.
     if let (true, Some(journal)) = (external, &journal_device) {
         journal_location::locate(&info, Some(journal)).await?;
     }
@@ -233,13 +260,17 @@ async fn open(
     SuperblockInfo::load(Arc::clone(device), CACHE, Arc::clone(environment), false).await
 }
 
-/// Refuses what is not at rest.
+/// Checks that the file system was unmounted cleanly, has no errors and no orphans.
+///
+/// # Errors
+/// `EBUSY`: it was not, or has.
 async fn check_quiet(info: &SuperblockInfo, force: bool) -> Result<()> {
     let superblock = info.superblock();
     let busy = |why: &str| Err(Error::posix(Errno::EBUSY, format!("the file system {why}")));
     let in_inode =
         superblock.features.compat.contains(Compat::HAS_JOURNAL) && !has_external_journal(&superblock);
-    // A log can hold something though the superblock does not say so. One that cannot be read holds nothing.
+    // A log may be not empty although the superblock lacks `RECOVER`. A log that cannot be read counts as
+    // empty.
     let holds_something = in_inode && !force && inode_log_start(info).await.unwrap_or(0) != 0;
     if (superblock.features.incompat.contains(Incompat::RECOVER) || holds_something) && !force {
         return busy("was not unmounted cleanly: its journal has to be recovered (mount it, or e2fsck)");
@@ -259,7 +290,7 @@ async fn check_quiet(info: &SuperblockInfo, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Where the log in the journal's inode starts; 0 for an empty one.
+/// The first block of the log in the journal's inode (s_start); 0 for an empty log.
 async fn inode_log_start(info: &SuperblockInfo) -> Result<u32> {
     let location = journal_location::locate(info, None).await?;
     let available = location.runs.iter().fold(0_u32, |sum, (_, count)| sum.saturating_add(*count));
@@ -269,13 +300,13 @@ async fn inode_log_start(info: &SuperblockInfo) -> Result<u32> {
     Ok(JournalHeader::parse(&block, info.block_size(), available)?.start)
 }
 
-/// Where the new journal goes, and how many blocks it has with its fast-commit area.
+/// The place of the new journal, and its blocks, the fast-commit area included.
 enum Plan {
     Inode(u32),
     External(u32),
 }
 
-/// The size of a journal in the inode: one that can be and has room, that of the old one counted.
+/// The blocks of the new journal in inode 8: a valid size that fits, if the blocks of the old one are free.
 async fn check_inode(info: &SuperblockInfo, options: &NewJournalOptions) -> Result<u32> {
     let superblock = info.superblock();
     if !superblock.features.incompat.contains(Incompat::EXTENTS) {
@@ -290,7 +321,7 @@ async fn check_inode(info: &SuperblockInfo, options: &NewJournalOptions) -> Resu
     check_journal_blocks(all, superblock.blocks_count)?;
     let old = if has_external_journal(&superblock) { 0 } else { journal_blocks(&superblock) };
     let free = superblock.free_blocks_count + u64::from(old);
-    // Nodes of an extent tree: one for some hundred extents, of which a group has few.
+    // Nodes of the extent tree: one for some hundred extents, of which each group needs few.
     let needed = u64::from(all) + 2 + u64::from(info.groups_count()) / 64;
     if needed > free {
         let context = format!("a journal of {all} blocks in a file system with {free} free blocks");
@@ -299,7 +330,7 @@ async fn check_inode(info: &SuperblockInfo, options: &NewJournalOptions) -> Resu
     Ok(all)
 }
 
-/// Blocks of the journal's inode, by the superblock's copy; 0 where there is none.
+/// Blocks of the journal's inode, by the superblock's copy (s_jnl_blocks); 0 without a copy.
 fn journal_blocks(superblock: &Superblock) -> u32 {
     if superblock.jnl_backup_type != journal_inode::JOURNAL_BACKUP_BLOCKS {
         return 0;
@@ -308,7 +339,7 @@ fn journal_blocks(superblock: &Superblock) -> u32 {
     u32::try_from(superblock.block_size.blocks_for(u64::from(high) << 32 | u64::from(low))).unwrap_or(0)
 }
 
-/// s_overhead_blocks less a journal's; 0 stays "not known".
+/// s_overhead_blocks without the `journal` blocks of a journal; 0 stays "not known".
 fn without(overhead: u32, journal: u32) -> u32 {
     overhead.saturating_sub(journal)
 }
@@ -325,7 +356,7 @@ async fn add_inode(info: &SuperblockInfo, blocks: u32, added: &Added) -> Result<
     };
     let transaction = DirectTransaction::new(Arc::clone(&info.cache));
     let copy = journal_inode::create(info, &transaction, blocks, &new.superblock()).await?;
-    // The log first: what follows makes blocks reachable.
+    // The log first: the blocks that follow make it reachable.
     info.device().flush().await?;
     info.cache.write_dirty().await?;
     info.device().flush().await?;
@@ -344,7 +375,7 @@ async fn add_inode(info: &SuperblockInfo, blocks: u32, added: &Added) -> Result<
     write_copies(info).await
 }
 
-/// The size of a journal on `external`: all of the device.
+/// The blocks of an external journal: all of the device.
 async fn check_external(
     external: &ExternalJournal,
     block_size: BlockSize,
@@ -386,7 +417,7 @@ async fn add_external(
     info.environment.random(&mut random);
     let uuid = uuid::Builder::from_random_bytes(random).into_uuid().into_bytes();
     let device = &*external.device;
-    // A crash from here on leaves no journal device, or one that nobody names.
+    // A crash from here on leaves no journal device, or one that no superblock names.
     device.write_zeroes(0, u64::from(blocks) << block_size.bits()).await?;
     device.flush().await?;
     let fast_commit_blocks = added.fast_commit_blocks;
@@ -441,7 +472,7 @@ async fn write_block(
     device.write_at(at, vec![Segment::Owned(AlignedBuffer::copied(content)?)], BioFlags::META).await
 }
 
-/// Writes the 1,024 bytes at byte 1,024 of a device.
+/// Writes the superblock of a device: 1,024 bytes at byte 1,024.
 async fn write_superblock_of(device: &dyn BlockDevice, bytes: &[u8; SUPERBLOCK_SIZE]) -> Result<()> {
     let unit = u64::from(device.geometry().logical_block_size);
     let first = SUPERBLOCK_OFFSET / unit * unit;
@@ -453,7 +484,8 @@ async fn write_superblock_of(device: &dyn BlockDevice, bytes: &[u8; SUPERBLOCK_S
     device.write_at(first, vec![Segment::Owned(content)], BioFlags::META).await
 }
 
-/// Brings the copies of the superblock up to date: a checker that falls back on one must not look for another journal.
+/// Updates the copies of the superblock: a checker that falls back on one must not look for the former
+/// journal.
 async fn write_copies(info: &SuperblockInfo) -> Result<()> {
     let superblock = info.superblock();
     let device = info.device();
@@ -461,7 +493,7 @@ async fn write_copies(info: &SuperblockInfo) -> Result<()> {
         let Some(at) = info.group_first_block(group).byte(info.block_size()) else { continue };
         let mut content = device.read_at(at, info.block_size().len()).await?;
         let mut copy = superblock.clone();
-        // As mke2fs: the group modulo 2^16; and a copy is never the state of a clean unmount.
+        // As mke2fs: the group modulo 2^16; and a copy never says that the file system was unmounted cleanly.
         copy.block_group_nr = (group.0 & 0xffff) as u16;
         copy.state &= !STATE_VALID;
         content[..SUPERBLOCK_SIZE].copy_from_slice(&copy.to_bytes());

@@ -1,11 +1,12 @@
-//! Finding the journal: by its inode, by the superblock's copy of that inode's mapping, or on a device of its own.
+//! The journal's location: by its inode, by the superblock's copy of that inode's mapping, or on a device of
+//! its own.
 //!
 //! Invariants:
-//! - A journal on another device is the one that the superblock means: the device's UUID is `s_journal_uuid`, and the
-//!   journal counts this file system, and no other, among its users. Were another's log replayed, its blocks would land
-//!   on this file system's.
-//! - A journal in an inode is mapped in full, by blocks that a file may have. Were one of them fixed metadata, the
-//!   first commit would overwrite it.
+//! - An external journal is the one that the superblock names: the device's UUID is s_journal_uuid, and this
+//!   file system is the only user of the journal. If the log of another file system were replayed, its blocks
+//!   would overwrite this one's.
+//! - A journal in an inode is mapped in full, by blocks that a file may have. If one of them were fixed
+//!   metadata, the first commit would overwrite it.
 //!
 //! Source: the kernel's `ext4_get_journal_blkdev` and `ext4_open_inode_journal`.
 
@@ -21,13 +22,13 @@ use ext4_core::{BlockNumber, Errno, Error, InodeNumber, LogicalBlock, Result, Ti
 use ext4_journal::external_superblock_block;
 use ext4_journal::{JournalHeader, JournalLocation};
 
-/// True where the file system's journal lies on another device.
+/// Returns true if the file system has an external journal: one on a device of its own.
 #[must_use]
 pub fn has_external_journal(superblock: &Superblock) -> bool {
     superblock.features.compat.contains(Compat::HAS_JOURNAL) && superblock.journal_inum == 0
 }
 
-/// The error for a journal on another device that was not given.
+/// The error for an external journal without a device given.
 pub(crate) fn device_is_missing(superblock: &Superblock) -> Error {
     let uuid = uuid::Uuid::from_bytes(superblock.journal_uuid);
     let context =
@@ -35,10 +36,14 @@ pub(crate) fn device_is_missing(superblock: &Superblock) -> Error {
     Error::posix(Errno::ENXIO, context)
 }
 
-/// Where the journal's blocks lie. `device`: the journal's own, for a file system that says it has one.
+/// Where the journal's blocks lie. `device` is the journal device, for a file system with an external
+/// journal.
 ///
 /// # Errors
-/// `ENXIO` where that is not given; corrupt; the device's.
+/// - `ENXIO`: the journal is external, and `device` is `None`.
+/// - `EINVAL`: `device` is not the journal of this file system.
+/// - `EOPNOTSUPP`: the journal has several users.
+/// - `EIO`, `EUCLEAN`: a device, or what it holds.
 pub(crate) async fn locate(
     info: &SuperblockInfo,
     device: Option<&Arc<dyn BlockDevice>>,
@@ -56,7 +61,7 @@ pub(crate) async fn locate(
     let runs = match by_inode.await {
         Err(error) if error.is_corrupt() => {
             let Some(inode) = backup(&superblock, number) else { return Err(error) };
-            tracing::warn!(%error, "the journal's inode is damaged; using the superblock's copy of its mapping");
+            tracing::warn!(%error, "the journal's inode is damaged; its copy in the superblock is used");
             runs(info, &inode).await?
         }
         runs => runs?,
@@ -65,7 +70,7 @@ pub(crate) async fn locate(
     Ok(JournalLocation { device, block_size, runs, superblock: 0 })
 }
 
-/// The journal that fills `device`, where it is that of the file system with `superblock`.
+/// The location of the external journal on `device`, checked to be that of the file system with `superblock`.
 async fn on_device(device: &Arc<dyn BlockDevice>, superblock: &Superblock) -> Result<JournalLocation> {
     let found = read_journal_device(&**device).await?;
     let uuid = |bytes| uuid::Uuid::from_bytes(bytes);
@@ -97,10 +102,11 @@ async fn on_device(device: &Arc<dyn BlockDevice>, superblock: &Superblock) -> Re
     Ok(JournalLocation { device, block_size, runs, superblock: place })
 }
 
-/// What the superblock of a journal device says.
+/// The superblock of a journal device.
 ///
 /// # Errors
-/// Corrupt where the device is none; the device's.
+/// - `EUCLEAN`: the device is no journal device.
+/// - `EIO`: the device failed.
 pub(crate) async fn read_journal_device(device: &dyn BlockDevice) -> Result<JournalDevice> {
     let geometry = device.geometry();
     let end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64;
@@ -132,7 +138,10 @@ pub(crate) async fn read_block(
     }
 }
 
-/// The blocks of the journal's inode, which must be all there.
+/// The runs of blocks of the journal's inode.
+///
+/// # Errors
+/// `EUCLEAN`: a block of it is not mapped, or is one that no file can have.
 pub(crate) async fn runs(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<(BlockNumber, u32)>> {
     let wrong = |problem: String| Error::corrupt(format!("inode {}: journal", inode.number), problem);
     if inode.links_count == 0 || inode.file_type() != Some(FileType::Regular) {
@@ -162,8 +171,8 @@ pub(crate) async fn runs(info: &SuperblockInfo, inode: &Inode) -> Result<Vec<(Bl
     Ok(runs)
 }
 
-/// The journal's inode as far as the superblock keeps a copy of it. Source: kernel documentation, "Super Block"
-/// (s_jnl_blocks: i_block, then the high and the low half of the size).
+/// The journal's inode, by the superblock's copy of it; `None` without one. Source: kernel documentation,
+/// "Super Block" (s_jnl_blocks: i_block, then the high and the low half of the size).
 fn backup(superblock: &Superblock, number: InodeNumber) -> Option<Inode> {
     if superblock.jnl_backup_type != 1 {
         return None;
@@ -184,7 +193,7 @@ fn backup(superblock: &Superblock, number: InodeNumber) -> Option<Inode> {
     for (bytes, word) in inode.i_block.chunks_exact_mut(4).zip(words) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
-    // An extent header's magic tells which way the copy maps.
+    // The copy maps by extents if it begins with the magic of an extent header.
     let extents = superblock.features.incompat.contains(Incompat::EXTENTS);
     inode.flags.set(InodeFlags::EXTENTS, extents && inode.i_block[..2] == [0x0a, 0xf3]);
     Some(inode)

@@ -1,4 +1,4 @@
-//! TODO header.
+//! mkfs: ext4-core's, with the journal superblock of ext4-journal, which ext4-core does not know.
 
 use std::sync::Arc;
 
@@ -7,7 +7,13 @@ use ext4_core::device::BlockDevice;
 use ext4_core::meta::mkfs::MkfsOptions;
 use ext4_journal::NewJournal;
 
-/// Makes a file system with a journal superblock of the journal crate (see [`ext4_core::meta::mkfs::mkfs`]).
+/// Makes an ext4 file system on `device` (mke2fs). Time, UUID and hash seed come from `environment`.
+///
+/// # Errors
+/// - `EINVAL`: options that contradict each other or do not fit the device.
+/// - `ENOSPC`: the device is too small.
+/// - `EROFS`: the device cannot be written.
+/// - `EIO`: the device failed.
 pub async fn mkfs(
     device: Arc<dyn BlockDevice>,
     options: &MkfsOptions,

@@ -1,14 +1,23 @@
-//! Mounting.
+//! Mounting and unmounting (the kernel's `ext4_fill_super`, `ext4_put_super`), and work on an unmounted file
+//! system's journal.
 //!
 //! ```text
 //!   superblock, groups ─► journal found ─► recovered ─► read again ─► marked as mounted ─► journal runs ─►
 //!   orphans finished ─► flusher runs
 //! ```
 //!
-//! Invariant: nothing of the file system but its superblock, its group descriptors and the journal's inode is looked
-//! at before recovery; what the log holds is newer. All of it is read again afterwards.
+//! | file | what |
+//! |---|---|
+//! | `found`, `run` | before recovery; recovery and all that runs afterwards |
+//! | `read_only` | mounting read-only, which never writes |
+//! | `unmount` | bringing everything to rest |
+//! | `journal_location`, `journal_change` | where the journal lies; adding and removing it |
+//! | `unmounted_journal` | inspection and replay of the log without a mount |
+//! | `mkfs` | making a file system |
 //!
-//! Where the journal lies: `journal_location.rs`; mounting to read only, which never writes: `read_only.rs`.
+//! Invariant: before recovery nothing of the file system is read but its superblock, its group descriptors
+//! and the journal's inode; the log may hold newer images of everything else. All of it is read again after
+//! recovery.
 
 pub(crate) mod found;
 pub(crate) mod journal_change;
@@ -33,15 +42,20 @@ use crate::mount::found::{Devices, look};
 use crate::mount::run::{recover, run};
 
 impl Filesystem {
-    /// Mounts: verifies the superblock, recovers the journal, processes orphans, marks the superblock as mounted.
-    /// Read-only, nothing is written: a file system that needs recovery is recovered in memory.
+    /// Mounts the file system on `device`: verifies the superblock, recovers the journal, processes orphans,
+    /// marks the superblock as mounted. A read-only mount writes nothing: a file system that needs recovery
+    /// is recovered in memory.
     ///
     /// # Errors
-    /// Corrupt, or unsupported with the names of the features; `EROFS` for a device that cannot be written and is to
-    /// be; `EINVAL` for options that contradict each other or the file system; `ENXIO` for a journal device that was
-    /// not given; the devices'.
+    /// - `EINVAL`: the caller runs outside a tokio runtime and [`MountOptions::runtime`] is `None`; options
+    ///   contradict each other or the file system; the given journal device is another file system's.
+    /// - `EROFS`: the device cannot be written, and the mount is not read-only.
+    /// - `ENXIO`: the file system has an external journal, and its device was not given.
+    /// - `ENOSPC`: recovery in memory needs more than [`MountOptions::overlay_limit`].
+    /// - `EOPNOTSUPP`: the file system has unsupported features, which the error names.
+    /// - `EIO`, `EUCLEAN`: a device, or what it holds.
     pub async fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Self> {
-        let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
+        let runtime = TokioRuntime::or_current(options.runtime.as_ref())?;
         let mounting = mount(device, options, Arc::clone(&runtime));
         run_to_end(&runtime, mounting).await
     }

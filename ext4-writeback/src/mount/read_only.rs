@@ -1,18 +1,20 @@
-//! Mounting to read only. Nothing is written, ever: not to the file system's device, not to its journal's.
+//! Read-only mounts (`ro`). They never write: neither to the file system's device nor to the journal device.
 //!
 //! ```text
 //!   journal empty, no orphans ─────────────────────────────────► the device as it is
-//!   something to recover ─► an overlay in memory over each device ─► journal replayed, orphans finished in the
-//!   overlay ─► the overlay, sealed
+//!   something to recover ─► an overlay in memory over each device ─► in the overlay: journal replayed,
+//!   orphans processed ─► the overlay, sealed
 //! ```
 //!
-//! The kernel's read-only mount writes where the device allows it (it replays the journal in place). This one does not:
-//! who opens an image to read it may not be allowed to change it, or must not (a backup, evidence).
+//! The kernel's read-only mount replays the journal in place if the device can be written. This one does not:
+//! a caller that opens an image to read may lack the permission to change it, or must not change it (a
+//! backup, evidence).
 //!
-//! Invariant: whatever recovery or the deletion of orphans write goes to an overlay, whose device below gets reads
-//! only. What is shown is the state that a mount for writing would have come to.
+//! Invariant: all writes of recovery and of orphan processing go to an overlay, and the device below gets
+//! reads only. The file system looks as a mount for writing would have left it.
 //!
-//! With `noload` the journal is not looked at: the file system is read as it lies, perhaps half an operation.
+//! With `noload` the journal is not replayed: the file system is read as it lies, perhaps with half an
+//! operation in it.
 
 use std::sync::Arc;
 
@@ -35,7 +37,7 @@ pub(crate) async fn mount(
     runtime: Arc<dyn Runtime>,
 ) -> Result<Filesystem> {
     if devices.journal.is_none() {
-        // A journal device that holds nothing is not needed, and not missed.
+        // The device of an empty external journal is not needed.
         let superblock = ext4_core::meta::SuperblockInfo::read_superblock(&*devices.filesystem).await?;
         let clean = !superblock.features.incompat.contains(Incompat::RECOVER);
         options.noload |= has_external_journal(&superblock) && clean;
@@ -43,7 +45,7 @@ pub(crate) async fn mount(
     let found = look(&devices, &options, &runtime).await?;
     found.warn_of_errors();
     if options.noload {
-        // Orphans are part of what the journal would bring to an end.
+        // Orphans are not processed either: the journal may hold the end of their deletion.
         let orphans = Orphans::load(&found.info).await?;
         return Ok(rest(found, orphans, options, runtime));
     }
@@ -76,8 +78,8 @@ pub(crate) async fn mount(
     Ok(rest(found, orphans, options, runtime))
 }
 
-/// Deletes and truncates what a crash left half done. That takes a running journal: it runs for as long. What cannot
-/// be written by this library, or not be finished, is shown as it is.
+/// Processes orphans in the overlay. That takes a mount for writing, with a running journal, for as long. If
+/// such a mount is not possible, or fails, the orphans stay as they are.
 async fn finish_orphans(
     overlay: &Devices,
     found: Found,
@@ -99,7 +101,7 @@ async fn finish_orphans(
     Ok(())
 }
 
-/// The mounted file system: nothing runs.
+/// The mounted file system, without journal, flusher and tasks.
 fn rest(found: Found, orphans: Orphans, options: MountOptions, runtime: Arc<dyn Runtime>) -> Filesystem {
     Filesystem { inner: assemble(Volume::new(found.info, None, orphans, None, options, runtime)) }
 }

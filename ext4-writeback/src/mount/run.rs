@@ -1,4 +1,8 @@
-//! The later part of mounting: recovery, then everything that runs, and how the parts are put together.
+//! The second part of mounting: recovery, then everything that runs while mounted, and how the parts are put
+//! together.
+//!
+//! Invariant: the superblock says that the file system is mounted before the first transaction can start, so
+//! a crash at any time later leads to recovery, or to a check without a journal.
 
 use std::sync::Arc;
 
@@ -21,10 +25,10 @@ use crate::volume::discard::Discards;
 use crate::volume::superblock_state::{mark_mounted, mark_recovered};
 use crate::writeback::{Engine, flusher};
 
-/// Bytes of the cache that stand for one inode in memory: 256 MiB hold 16,384.
+/// Bytes of [`MountOptions::cache`] for each inode in memory: 256 MiB allow 16,384 inodes.
 const CACHE_PER_INODE: usize = 16 << 10;
 
-/// Replays the journal where it holds something, and reads the file system again.
+/// Replays the journal if its log is not empty, applies its fast commits, and loads the file system again.
 pub(crate) async fn recover(devices: &Devices, found: Found, options: &MountOptions) -> Result<Found> {
     let Found { info, journal: Some(journal), former, journal_error } = found else { return Ok(found) };
     if !journal.needs_recovery() {
@@ -43,7 +47,8 @@ pub(crate) async fn recover(devices: &Devices, found: Found, options: &MountOpti
     Ok(Found { info, journal: Some(journal), former, journal_error })
 }
 
-/// Mounts for writing what needs no recovery any more.
+/// Mounts a recovered file system for writing: marks it as mounted, starts the journal, processes orphans,
+/// starts the flusher.
 pub(crate) async fn run(
     opened: Found,
     options: MountOptions,
@@ -73,7 +78,8 @@ pub(crate) async fn run(
         journal.set_on_abort(Box::new(move |error| {
             if let Some(engine) = weak.upgrade() {
                 engine.volume.journal_aborted(error);
-                // Writers that wait for memory, or for less dirty data, see that nothing is written any more.
+                // Wakes writers that wait for memory, or for less dirty data: they find that nothing is
+                // written any more.
                 engine.dirty.note_progress();
             }
         }));
@@ -83,7 +89,10 @@ pub(crate) async fn run(
     Ok(Filesystem { inner })
 }
 
-/// The way of freed blocks, where they are to be discarded and the device can.
+/// The queue of freed blocks to discard, if `discard` was asked for and the device can.
+///
+/// # Errors
+/// `EINVAL`: `discard` without a journal.
 fn discards(
     info: &SuperblockInfo,
     journal: Option<&Arc<Journal>>,

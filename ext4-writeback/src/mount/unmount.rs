@@ -1,8 +1,12 @@
-//! Unmounting: everything comes to rest, from the outside inwards.
+//! Unmounting (the kernel's `ext4_put_super`): everything comes to rest, from the outside inwards.
 //!
-//! Callers (kept out by `freeze`) → the flusher, which writes all data back → its completions → commit → checkpoint →
-//! discards → the superblock marked clean → the device flushed. Each step only finds work that the steps before have
-//! finished making; in another order a late conversion would need a journal that is closed.
+//! ```text
+//!   callers kept out (freeze) ─► flusher writes all data back ─► completions ─► commit ─► checkpoint ─►
+//!   discards ─► device flushed ─► superblock marked clean
+//! ```
+//!
+//! Invariant: each step starts when the steps before make no more work for it. In another order a late
+//! conversion would need a journal that is closed.
 
 use std::sync::Arc;
 
@@ -10,14 +14,17 @@ use ext4_core::{Errno, Error, Result};
 
 use crate::base::runtime::run_to_end;
 use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::writeback::flusher;
 
 impl Filesystem {
-    /// Drains and closes everything; the device holds a clean file system when it returns. Other clones of the file
-    /// system get `ENODEV` from then on.
+    /// umount(2): drains and closes everything; the device holds a clean file system when it returns.
+    /// Operations of other clones of the file system fail with `ENODEV` from then on.
     ///
     /// # Errors
-    /// `EBUSY` where files are open: nothing has happened then. Others: what failed; the file system is as after a
-    /// crash.
+    /// - `EBUSY`: files are open, and nothing has happened.
+    /// - `ENODEV`: it is unmounted already.
+    /// - `ENOSPC`, `EIO`, `EUCLEAN`, `EROFS`: data or metadata could not be written. The file system is
+    ///   unmounted, as after a crash.
     pub async fn unmount(self) -> Result<()> {
         let fs = Arc::clone(&self.inner);
         run_to_end(&self.inner.volume.runtime, unmount(fs)).await
@@ -38,10 +45,10 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
         return Ok(());
     }
     fs.delete_released().await;
-    let stopped = crate::writeback::flusher::stop(&fs.engine).await;
+    let stopped = flusher::stop(&fs.engine).await;
     if let Err(error) = fs.volume.check_writable() {
-        // Nothing more may be written but what was found: the superblock keeps saying that there is something to
-        // recover.
+        // Nothing more is written but the errors that were found: the superblock keeps saying that the file
+        // system needs recovery.
         if let Err(error) = fs.volume.record_on_device().await {
             tracing::warn!(%error, "the error could not be recorded in the superblock");
         }

@@ -1,11 +1,12 @@
-//! The journal of a file system that is not mounted: looking at its log, and replaying it without a mount.
+//! The journal of an unmounted file system: inspection of its log, and replay without a mount
+//! (`e2fsck -E journal_only`).
 //!
 //! Invariants:
-//! - A replay leaves what a mount for reading and writing would start from: the log empty, `RECOVER` gone only after
-//!   that is on the device. Orphans stay for the next mount, or for e2fsck.
-//! - What a salvage had to leave out is known before the log is empty: the journal's own superblock says so in the same
-//!   write, and keeps saying it until the file system's superblock does. Were it the other way around, a crash could
-//!   leave a damaged file system that passes for a sound one.
+//! - A replay leaves what a mount for writing would start from: an empty log, and `RECOVER` cleared only
+//!   after that is on the device. Orphans stay for the next mount, or for e2fsck.
+//! - An error is recorded for what a salvage left out before the log is empty: the journal's superblock
+//!   records it in the same write (j_errno), and keeps it until the file system's superblock has it. In
+//!   another order a crash could leave a damaged file system that is marked as sound.
 
 use std::sync::Arc;
 
@@ -24,24 +25,27 @@ use crate::mount::found::{Devices, load, look};
 use crate::mount::journal_location;
 use crate::volume::superblock_state::mark_recovered;
 
-/// What a replay without a mount did, or would do.
+/// What a replay without a mount did, or would do with [`Recovery::check`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct JournalReplay {
     /// What the journal found and replayed.
     pub report: RecoveryReport,
-    /// The file system is marked as one that has errors: what a salvage left out, or an error that the journal had been
-    /// stopped with.
+    /// True if the file system is marked as having errors: a salvage left something out, or the journal had
+    /// been aborted with an error.
     pub error_recorded: bool,
-    /// Inodes that were being deleted or truncated: the next mount, or e2fsck, finishes that.
+    /// Number of orphans: inodes whose deletion or truncation the next mount, or e2fsck, finishes.
     pub orphans: usize,
 }
 
-/// Opens the log of the file system on `device` to look at it. Writes nothing; of the options only the journal's device
-/// and the environment count.
+/// Opens the log of the unmounted file system on `device` for inspection. Writes nothing. Of the options only
+/// the journal device, the environment and the size of the cache count.
 ///
 /// # Errors
-/// `EINVAL` for a file system without a journal, `ENXIO` for a journal device that was not given; corrupt or
-/// unsupported by name; the devices'.
+/// - `EINVAL`: the file system has no journal.
+/// - `ENXIO`: its journal is external, and the device was not given.
+/// - `EOPNOTSUPP`: unsupported features, which the error names.
+/// - `EIO`, `EUCLEAN`: a device, or what it holds.
 pub async fn inspect_journal(device: Arc<dyn BlockDevice>, options: &MountOptions) -> Result<Inspection> {
     let environment = Arc::clone(&options.environment);
     let info = SuperblockInfo::load(device, options.cache / 4, environment, true).await?;
@@ -49,18 +53,22 @@ pub async fn inspect_journal(device: Arc<dyn BlockDevice>, options: &MountOption
     Inspection::open(journal_location::locate(&info, options.journal_device.as_ref()).await?).await
 }
 
-/// Replays the log of the file system on `device` in the given mode, and marks the superblock accordingly.
+/// Replays the log of the unmounted file system on `device` as `mode` says, and marks the superblock
+/// accordingly.
 ///
 /// # Errors
-/// As [`inspect_journal`]; `EROFS` for a device that cannot be written, unless this only checks; corrupt where a
-/// committed transaction is damaged and that is refused.
+/// - `EINVAL`: the caller runs outside a tokio runtime and [`MountOptions::runtime`] is `None`.
+/// - `EROFS`: a device cannot be written, unless `mode` only checks.
+/// - `EUCLEAN`: a committed transaction is damaged, and `mode` refuses that.
+/// - Those of [`inspect_journal`].
 pub async fn replay_journal(
     device: Arc<dyn BlockDevice>,
     options: &MountOptions,
     mode: Recovery,
 ) -> Result<JournalReplay> {
-    let runtime = options.runtime.clone().unwrap_or_else(|| Arc::new(TokioRuntime::current()));
-    // What the log holds are blocks: replaying it takes no more of the file system than reading does.
+    let runtime = TokioRuntime::or_current(options.runtime.as_ref())?;
+    // The log holds images of blocks: replaying it needs no feature of the file system that reading does not
+    // need.
     let options = MountOptions { read_only: true, noload: false, ..options.clone() };
     let replaying = replay(device, options, mode, Arc::clone(&runtime));
     run_to_end(&runtime, replaying).await
@@ -84,7 +92,7 @@ async fn replay(
     }
     devices.check_writable()?;
     let report = journal.recover_with(&devices.filesystem, mode).await?;
-    // What was read before the replay is old.
+    // Blocks that were read before the replay may be old.
     let mut info = load(&devices, &options).await?;
     if !report.fast_commits.is_empty() {
         crate::recovery::finish_recovery(&info, journal, &report.fast_commits).await?;

@@ -1,7 +1,13 @@
-//! What stat, setattr and statfs speak of.
+//! getattr and setattr: the attributes of an inode, and access times.
+//!
+//! Invariant: a new mode and the access control list that follows it change in one handle, so no crash shows
+//! permission bits that say one thing and a list that says another.
+//!
+//! Locks: `rwlock` for writing around a change; a change of size takes its own locks first
+//! ([`crate::io::truncate`]).
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::meta::{Transaction as _, credits};
@@ -9,25 +15,29 @@ use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
+use crate::io::truncate;
 use crate::namespace::new_inode::Times;
+use crate::namespace::xattr;
 use crate::volume::fast_commit::reason::Reason;
 
-/// What stat tells about an inode.
+/// What stat(2) tells of an inode.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Attributes {
-    /// Its number.
+    /// The number.
     pub inode: InodeNumber,
-    /// Its type.
+    /// The type.
     pub file_type: FileType,
-    /// Type and permission bits.
+    /// Type and permission bits (i_mode).
     pub mode: u16,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Size in bytes (i_size: what was written, also where it is not on the device yet).
+    /// Size in bytes (i_size): it counts delayed data too.
     pub size: u64,
-    /// Allocated and reserved, in 512-byte sectors.
+    /// Allocated blocks, and blocks reserved for delayed data, in sectors of 512 bytes.
     pub sectors: u64,
     /// Hard links.
     pub links: u32,
@@ -37,20 +47,22 @@ pub struct Attributes {
     pub mtime: Timestamp,
     /// Last change of the inode.
     pub ctime: Timestamp,
-    /// Creation, where recorded.
+    /// Creation; `None` if the inode has no room for it.
     pub crtime: Option<Timestamp>,
     /// For device nodes: major and minor number.
     pub device: Option<(u32, u32)>,
-    /// Flags.
+    /// Flags (i_flags).
     pub flags: InodeFlags,
-    /// Generation.
+    /// Generation (i_generation), for NFS handles.
     pub generation: u32,
 }
 
-/// What to change of an inode; `None` leaves it.
+/// The attributes of an inode to change: none by [`SetAttributes::new`]; a method for each field sets a new
+/// value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct SetAttributes {
-    /// Permission bits (the type bits are ignored).
+    /// Permission bits; type bits are ignored.
     pub mode: Option<u16>,
     /// Owner.
     pub uid: Option<u32>,
@@ -64,40 +76,91 @@ pub struct SetAttributes {
     pub mtime: Option<Timestamp>,
 }
 
+impl SetAttributes {
+    /// No change.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Changes the permission bits.
+    #[must_use]
+    pub fn mode(mut self, mode: u16) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// Changes the owner.
+    #[must_use]
+    pub fn uid(mut self, uid: u32) -> Self {
+        self.uid = Some(uid);
+        self
+    }
+
+    /// Changes the group.
+    #[must_use]
+    pub fn gid(mut self, gid: u32) -> Self {
+        self.gid = Some(gid);
+        self
+    }
+
+    /// Changes the size, in bytes.
+    #[must_use]
+    pub fn size(mut self, size: u64) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Changes the time of the last access.
+    #[must_use]
+    pub fn atime(mut self, atime: Timestamp) -> Self {
+        self.atime = Some(atime);
+        self
+    }
+
+    /// Changes the time of the last change of the content.
+    #[must_use]
+    pub fn mtime(mut self, mtime: Timestamp) -> Self {
+        self.mtime = Some(mtime);
+        self
+    }
+}
+
 impl Filesystem {
-    /// What stat tells of an inode.
+    /// stat(2) of an inode (FUSE's getattr).
     ///
     /// # Errors
-    /// `ENOENT` where it is free.
+    /// - `ENOENT`: the inode is free.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn attributes(&self, inode: InodeNumber) -> Result<Attributes> {
         self.observe("getattr", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
-            info.check_alive()?;
-            let what = format!("inode {inode}");
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
+            inode.check_alive()?;
+            let what = format!("inode {}", inode.number);
             let file_type = raw
                 .file_type()
                 .ok_or_else(|| Error::corrupt(what, format!("mode {:#o} has no type", raw.mode)))?;
             let device = matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
                 .then(|| raw.device_number());
-            // As the kernel: some programs take a file of no blocks for one that is all hole.
-            let inline = if info.is_inline() && raw.file_type() == Some(FileType::Regular) {
+            // As in the kernel: some programs take a file without blocks for one that is all hole.
+            let inline = if inode.is_inline() && raw.file_type() == Some(FileType::Regular) {
                 raw.size.div_ceil(512)
             } else {
                 0
             };
-            let promised = info
+            let reserved = inode
                 .extent_status
                 .promised_blocks()
                 .saturating_mul(self.inner.volume.info.block_size().sectors());
             Ok(Attributes {
-                inode,
+                inode: inode.number,
                 file_type,
                 mode: raw.mode,
                 uid: raw.uid,
                 gid: raw.gid,
-                size: if file_type == FileType::Regular { info.size() } else { raw.size },
-                sectors: raw.sectors.saturating_add(promised).saturating_add(inline),
+                size: if file_type == FileType::Regular { inode.size() } else { raw.size },
+                sectors: raw.sectors.saturating_add(reserved).saturating_add(inline),
                 links: u32::from(raw.links_count),
                 atime: raw.atime,
                 mtime: raw.mtime,
@@ -111,12 +174,18 @@ impl Filesystem {
         .await
     }
 
-    /// Changes attributes; ctime follows. As for chown(2), a new owner or group takes the set-user-ID bit from what is
-    /// no directory, and the set-group-ID bit where the group may execute, unless `mode` is given too.
+    /// chmod(2), chown(2), utimensat(2) and truncate(2) of an inode (FUSE's setattr). ctime is updated. As by
+    /// chown(2), a new owner or group takes the set-user-ID bit from an inode that is no directory, and its
+    /// set-group-ID bit if the group may execute, unless a mode is given too.
     ///
     /// # Errors
-    /// `EPERM` for an immutable inode, `EISDIR` and `EINVAL` for the size of what is no regular file, `EFBIG`,
-    /// `ENOSPC`, `ENOENT`.
+    /// - `EPERM`: the inode is immutable or append-only.
+    /// - `EISDIR`, `EINVAL`: the size of a directory, or of another inode that is no regular file.
+    /// - `EFBIG`: the size is past the largest that the file can have.
+    /// - `ENOSPC`: no free block for an access control list.
+    /// - `ENOENT`: the inode is free.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn set_attributes(&self, inode: InodeNumber, changes: &SetAttributes) -> Result<()> {
         let changes = SetAttributes {
             atime: changes.atime.map(|time| self.inner.volume.keepable(time)),
@@ -124,53 +193,56 @@ impl Filesystem {
             ..*changes
         };
         self.run("setattr", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            info.check_alive()?;
-            check_changeable(&info, &changes).await?;
+            let inode = fs.inode(inode).await?;
+            inode.check_alive()?;
+            check_changeable(&inode, &changes).await?;
             if let Some(size) = changes.size {
-                crate::io::truncate::set_size(&fs.engine, &info, size).await?;
+                truncate::set_size(&fs.engine, &inode, size).await?;
             }
             if changes == (SetAttributes { size: changes.size, ..SetAttributes::default() }) {
-                return fs.sync_attributes(inode).await;
+                return fs.sync_attributes(inode.number).await;
             }
-            set(&fs, &info, &changes).await?;
-            fs.sync_attributes(inode).await
+            set(&fs, &inode, &changes).await?;
+            fs.sync_attributes(inode.number).await
         })
         .await
     }
 
-    /// Sets all times at once, also those no program can set through a kernel: for tools that restore a tree.
+    /// Sets all times of an inode at once, also ctime and crtime, which no system call sets: for tools that
+    /// restore a tree.
     ///
     /// # Errors
-    /// As [`Filesystem::set_attributes`].
+    /// - `ENOENT`: the inode is free.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn restore_times(&self, inode: InodeNumber, times: &Times) -> Result<()> {
         let times = *times;
         self.run("restore times", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
+            let inode = fs.inode(inode).await?;
             let handle = fs.volume.begin_tracked(credits::INODE, "restore times").await?;
-            let mut raw = info.inode.write().await;
-            info.check_alive()?;
+            let mut raw = inode.inode.write().await;
+            inode.check_alive()?;
             raw.atime = fs.volume.keepable(times.atime);
             raw.mtime = fs.volume.keepable(times.mtime);
             raw.ctime = fs.volume.keepable(times.ctime);
             if times.crtime.is_some() && raw.crtime.is_some() {
                 raw.crtime = times.crtime;
             }
-            log_inode(&fs.volume, &handle, &info, &raw, false).await
+            log_inode(&fs.volume, &handle, &inode, &raw, false).await
         })
         .await
     }
 
-    /// Notes an access where access times are written: as with `relatime`, only where the one noted is a day old or
-    /// older than the last change.
-    pub(crate) async fn touch_atime(&self, info: &Arc<InodeInfo>) -> Result<()> {
+    /// Updates atime, if access times are kept: as with `relatime`, only if it is a day old, or not newer
+    /// than the last change.
+    pub(crate) async fn touch_atime(&self, inode: &Arc<InodeInfo>) -> Result<()> {
         let fs = &self.inner;
         if !fs.volume.options.access_times || fs.volume.check_writable().is_err() {
             return Ok(());
         }
         let now = fs.volume.now();
         {
-            let raw = info.inode.read().await;
+            let raw = inode.inode.read().await;
             let old = raw.atime <= raw.mtime || raw.atime <= raw.ctime;
             let day = now.seconds.saturating_sub(raw.atime.seconds) >= 24 * 60 * 60;
             if raw.flags.contains(InodeFlags::NOATIME) || !(old || day) {
@@ -178,54 +250,54 @@ impl Filesystem {
             }
         }
         if fs.volume.options.lazytime {
-            let mut raw = info.inode.write().await;
-            if info.check_alive().is_err() {
+            let mut raw = inode.inode.write().await;
+            if inode.check_alive().is_err() {
                 return Ok(());
             }
             raw.atime = now;
-            info.pages.times_dirty.store(true, std::sync::atomic::Ordering::Release);
-            fs.engine.lazy_times.add(info, fs.volume.runtime.monotonic());
+            inode.pages.times_dirty.store(true, Ordering::Release);
+            fs.engine.lazy_times.add(inode, fs.volume.runtime.monotonic());
             return Ok(());
         }
-        let info = Arc::clone(info);
-        self.run("access time", info.number, move |fs| async move {
+        let inode = Arc::clone(inode);
+        self.run("access time", inode.number, move |fs| async move {
             let handle = fs.volume.begin_tracked(credits::INODE, "access time").await?;
-            let mut raw = info.inode.write().await;
-            if info.check_alive().is_err() {
+            let mut raw = inode.inode.write().await;
+            if inode.check_alive().is_err() {
                 return Ok(());
             }
             raw.atime = now;
-            log_inode(&fs.volume, &handle, &info, &raw, false).await
+            log_inode(&fs.volume, &handle, &inode, &raw, false).await
         })
         .await
     }
 }
 
-async fn set(fs: &Arc<FilesystemInner>, info: &Arc<InodeInfo>, changes: &SetAttributes) -> Result<()> {
-    let _content = info.rwlock.write().await;
-    info.check_alive()?;
+async fn set(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, changes: &SetAttributes) -> Result<()> {
+    let _content = inode.rwlock.write().await;
+    inode.check_alive()?;
     let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
     let handle = fs.volume.begin_tracked(credits::INODE + acl, "setattr").await?;
-    let mut raw = info.inode.write().await;
+    let mut raw = inode.inode.write().await;
     if let Some(mode) = changes.mode
-        && crate::namespace::xattr::follow_mode(&fs.volume.info, &handle, &mut raw, mode).await?
+        && xattr::follow_mode(&fs.volume.info, &handle, &mut raw, mode).await?
     {
         fs.volume.fast_commits.mark_ineligible(handle.id(), Reason::Xattr);
     }
     apply(&mut raw, changes, fs.volume.now());
-    log_inode(&fs.volume, &handle, info, &raw, false).await
+    log_inode(&fs.volume, &handle, inode, &raw, false).await
 }
 
-async fn check_changeable(info: &InodeInfo, changes: &SetAttributes) -> Result<()> {
-    let raw = info.inode.read().await;
+async fn check_changeable(inode: &InodeInfo, changes: &SetAttributes) -> Result<()> {
+    let raw = inode.inode.read().await;
     let append = raw.flags.contains(InodeFlags::APPEND);
     if raw.flags.contains(InodeFlags::IMMUTABLE) || (append && *changes != SetAttributes::default()) {
-        let context = format!("inode {} is immutable or append-only", info.number);
+        let context = format!("inode {} is immutable or append-only", inode.number);
         return Err(Error::posix(Errno::EPERM, context));
     }
     if changes.size.is_some() && raw.file_type() != Some(FileType::Regular) {
         let errno = if raw.is_dir() { Errno::EISDIR } else { Errno::EINVAL };
-        return Err(Error::posix(errno, format!("size of inode {}", info.number)));
+        return Err(Error::posix(errno, format!("size of inode {}", inode.number)));
     }
     Ok(())
 }

@@ -1,13 +1,17 @@
-//! Making files, directories, symlinks and special files.
+//! creat(2), mkdir(2), mknod(2) and symlink(2): new inodes and their first names.
 //!
-//! Invariant: a name is added last, when the inode it points to is whole; both are in one handle. Where adding fails
-//! (no space), the inode goes the way of an unlinked one: onto the orphan list in the same handle, then deleted.
+//! Invariant: the name is added last, when the inode that it points to is whole, and both in one handle. If
+//! adding fails (no space), the inode is treated as an unlinked one: put on the orphan list in the same
+//! handle, then deleted. So a crash shows the name with a whole inode, or no name and no lost inode.
+//!
+//! Locks: `rwlock` of the directory for writing; the new inode's own lock from before it is in the inode
+//! cache until it is whole.
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ext4_core::format::features::Incompat;
-use ext4_core::format::inode::{FileType, Inode};
+use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::format::xattr::acl::Acl;
 use ext4_core::meta::xattr::SetMode;
 use ext4_core::meta::{
@@ -16,9 +20,12 @@ use ext4_core::meta::{
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::inode::log::log_inode;
 use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_add, check_name};
-use crate::namespace::new_inode::{Credentials, NewInode, check_device, inherited_flags, mode_and_group};
+use crate::namespace::new_inode::{
+    Credentials, NewInode, Times, check_device, inherited_flags, mode_and_group,
+};
 use crate::namespace::xattr::{ACCESS_ACL, DEFAULT_ACL};
 use ext4_core::meta::links::{self, names_changed};
 
@@ -27,49 +34,61 @@ use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::Operation;
 use crate::volume::handle::Handle;
 
-/// Attributes that go into the handle that makes the inode; more follow one by one.
+/// Extended attributes that are set in the handle that creates the inode; more are set one by one after it.
 const XATTRS_AT_ONCE: usize = 8;
 
 impl Filesystem {
-    /// Makes a regular file.
+    /// creat(2): creates a regular file named `name` in the directory `parent`. Returns its inode.
     ///
     /// # Errors
-    /// As [`Filesystem::create_with`].
-    pub async fn create(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
+    /// Those of [`Filesystem::create_with`].
+    pub async fn create(
+        &self,
+        parent: InodeNumber,
+        name: impl AsRef<[u8]>,
+        owner: Credentials,
+    ) -> Result<InodeNumber> {
         self.create_with(parent, name, inheriting(FileType::Regular, owner)).await
     }
 
-    /// Makes a directory.
+    /// mkdir(2): creates a directory named `name` in the directory `parent`. Returns its inode.
     ///
     /// # Errors
-    /// As [`Filesystem::create_with`].
-    pub async fn mkdir(&self, parent: InodeNumber, name: &[u8], owner: Credentials) -> Result<InodeNumber> {
+    /// Those of [`Filesystem::create_with`].
+    pub async fn mkdir(
+        &self,
+        parent: InodeNumber,
+        name: impl AsRef<[u8]>,
+        owner: Credentials,
+    ) -> Result<InodeNumber> {
         self.create_with(parent, name, inheriting(FileType::Directory, owner)).await
     }
 
-    /// Makes a symlink to `target`.
+    /// symlink(2): creates a symlink to `target` named `name` in the directory `parent`. Returns its inode.
     ///
     /// # Errors
-    /// As [`Filesystem::create_with`].
+    /// Those of [`Filesystem::create_with`].
     pub async fn symlink(
         &self,
         parent: InodeNumber,
-        name: &[u8],
-        target: &[u8],
+        name: impl AsRef<[u8]>,
+        target: impl AsRef<[u8]>,
         owner: Credentials,
     ) -> Result<InodeNumber> {
-        let new = NewInode { target: target.to_vec(), ..NewInode::new(FileType::Symlink, owner) };
+        let new = NewInode { target: target.as_ref().to_vec(), ..NewInode::new(FileType::Symlink, owner) };
         self.create_with(parent, name, new).await
     }
 
-    /// Makes a device node (`device`: major, minor), FIFO or socket.
+    /// mknod(2): creates a regular file, device node (`device`: major and minor number), FIFO or socket named
+    /// `name` in the directory `parent`. Returns its inode.
     ///
     /// # Errors
-    /// As [`Filesystem::create_with`]; `EINVAL` for a type that has its own operation.
+    /// - `EINVAL`: the type is that of a directory or symlink.
+    /// - Those of [`Filesystem::create_with`].
     pub async fn mknod(
         &self,
         parent: InodeNumber,
-        name: &[u8],
+        name: impl AsRef<[u8]>,
         file_type: FileType,
         device: (u32, u32),
         owner: Credentials,
@@ -80,14 +99,28 @@ impl Filesystem {
         self.create_with(parent, name, NewInode { device, ..inheriting(file_type, owner) }).await
     }
 
-    /// Makes something with all its attributes, in one transaction and one write of its inode.
+    /// Creates what `new` says, with all its attributes, named `name` in the directory `parent`, in one
+    /// handle. Returns its inode.
     ///
     /// # Errors
-    /// `EEXIST`, `ENOENT` and `ENOTDIR` (the directory), `EMLINK` (too many subdirectories), `ENAMETOOLONG` (name or
-    /// target), `EINVAL` (name or device number), `EPERM` (immutable directory), `ENOSPC`; those of
-    /// [`Filesystem::setxattr`].
-    pub async fn create_with(&self, parent: InodeNumber, name: &[u8], new: NewInode) -> Result<InodeNumber> {
-        let name = name.to_vec();
+    /// - `EEXIST`: the name exists, or is `.` or `..`.
+    /// - `ENOENT`: the directory was removed, or the name or the symlink's target is empty.
+    /// - `ENOTDIR`: `parent` is no directory.
+    /// - `EMLINK`: the directory has too many subdirectories.
+    /// - `ENAMETOOLONG`: the name is longer than 255 bytes, or the symlink's target than a block or 4095
+    ///   bytes.
+    /// - `EINVAL`: a slash or NUL in the name, a NUL in the target, or a device number that does not fit.
+    /// - `EPERM`: the directory is immutable.
+    /// - `ENOSPC`: no free inode or block.
+    /// - `EROFS`: the file system is not written.
+    /// - Those of [`Filesystem::setxattr`].
+    pub async fn create_with(
+        &self,
+        parent: InodeNumber,
+        name: impl AsRef<[u8]>,
+        new: NewInode,
+    ) -> Result<InodeNumber> {
+        let name = name.as_ref().to_vec();
         self.run("create", parent, move |fs| async move {
             check_name(&name, Errno::EEXIST)?;
             symlink::check_target(&fs, &new)?;
@@ -104,7 +137,7 @@ impl Filesystem {
     }
 }
 
-/// What a program makes, not a tool that restores a tree.
+/// A new inode as a system call makes it: it inherits its directory's default access control list.
 fn inheriting(file_type: FileType, owner: Credentials) -> NewInode {
     NewInode { inherit_acl: true, ..NewInode::new(file_type, owner) }
 }
@@ -143,7 +176,7 @@ async fn make(
     track_inode(fs, &handle, number).await?;
     let child = Arc::new(fs.new_inode_info(Inode { number, ..template }));
     let made = {
-        // Held until the inode is whole: who finds it by its number before that waits.
+        // Held until the inode is whole: an operation that finds it by its number before that waits.
         let mut inode = child.inode.write().await;
         fs.inodes.insert(&child);
         let made = match fill(fs, &handle, &parent, &mut inode, new, at_once).await {
@@ -153,12 +186,12 @@ async fn make(
         if made.is_err() {
             fs.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
             inode.links_count = 0;
-            child.unlinked.store(true, std::sync::atomic::Ordering::Release);
+            child.unlinked.store(true, Ordering::Release);
             fs.volume.orphans.add(info, &handle, &mut inode).await?;
         }
-        child.size.store(inode.size, std::sync::atomic::Ordering::Release);
+        child.size.store(inode.size, Ordering::Release);
         log_inode(&fs.volume, &handle, &child, &inode, true).await?;
-        // From now on its slot is its own: what it holds that is not known here is kept.
+        // From now on a write of the inode keeps bytes of its slot that this library does not know.
         inode.is_new = false;
         made
     };
@@ -173,7 +206,7 @@ async fn make(
     Ok(number)
 }
 
-/// Tells fast commits of the inode, before anything of it is in its slot.
+/// Notes the new inode for fast commits, before anything of it is in its slot of the inode table.
 async fn track_inode(fs: &FilesystemInner, handle: &Handle, number: InodeNumber) -> Result<()> {
     if fs.volume.fast_commits.is_enabled() {
         let blank = inode_table::slot(&fs.volume.info, number).await?.is_blank(fs.volume.extra_isize);
@@ -192,7 +225,7 @@ fn credits_for(new: &NewInode, xattrs: usize) -> u32 {
     credits::ALLOCATE_INODE + content + xattrs + credits::ADD_NAME + credits::INODE + credits::ORPHAN
 }
 
-/// The new inode but for its number and content.
+/// The new inode, without number and content.
 fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inode> {
     let info = &fs.volume.info;
     let now = fs.volume.now();
@@ -203,17 +236,8 @@ fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inod
     inode.gid = gid;
     inode.flags = inherited_flags(parent.flags, new.file_type);
     inode.generation = info.environment.random_u32();
-    inode.project = if inode.flags.contains(ext4_core::format::inode::InodeFlags::PROJINHERIT) {
-        parent.project
-    } else {
-        0
-    };
-    let times = new.times.unwrap_or(crate::namespace::new_inode::Times {
-        atime: now,
-        mtime: now,
-        ctime: now,
-        crtime: None,
-    });
+    inode.project = if inode.flags.contains(InodeFlags::PROJINHERIT) { parent.project } else { 0 };
+    let times = new.times.unwrap_or(Times { atime: now, mtime: now, ctime: now, crtime: None });
     inode.atime = fs.volume.keepable(times.atime);
     inode.mtime = fs.volume.keepable(times.mtime);
     inode.ctime = fs.volume.keepable(times.ctime);
@@ -229,7 +253,7 @@ fn template(fs: &FilesystemInner, parent: &Inode, new: &NewInode) -> Result<Inod
     Ok(inode)
 }
 
-/// Gives the new inode its content and attributes.
+/// Gives the new inode its content and its extended attributes.
 async fn fill(
     fs: &FilesystemInner,
     handle: &Handle,
@@ -259,7 +283,8 @@ async fn fill(
     Ok(())
 }
 
-/// Gives the new inode what its directory's default access control list says, and a directory that list as well.
+/// Gives the new inode the access control list and mode that follow from its directory's default list; a new
+/// directory gets the default list as well.
 async fn inherit_acl(
     fs: &FilesystemInner,
     handle: &Handle,
@@ -304,8 +329,8 @@ async fn add_name(
             links::add_subdirectory(&mut directory);
         }
     }
-    // Also where it failed: it may have grown in vain.
-    parent.size.store(directory.size, std::sync::atomic::Ordering::Release);
+    // Even if adding failed: the directory may have grown.
+    parent.size.store(directory.size, Ordering::Release);
     log_inode(&fs.volume, handle, parent, &directory, true).await?;
     added
 }

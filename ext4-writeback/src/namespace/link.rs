@@ -1,7 +1,9 @@
-//! Giving an inode another name.
+//! link(2): another name for an inode.
+//!
+//! Locks: `rwlock` of the directory, then that of the inode, both for writing.
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ext4_core::format::inode::{FileType, InodeFlags};
 use ext4_core::meta::{Transaction as _, credits, directory};
@@ -9,19 +11,23 @@ use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::check_directory;
+use crate::inode::log::log_inode;
 use crate::namespace::names::{check_may_add, check_name};
 use crate::volume::fast_commit::track::Operation;
 use ext4_core::meta::links::LINK_MAX;
 use ext4_core::meta::links::names_changed;
 
 impl Filesystem {
-    /// Gives an inode another name.
+    /// link(2): gives `inode` the further name `name` in the directory `parent`.
     ///
     /// # Errors
-    /// `EPERM` for a directory and for an immutable or append-only inode, `EMLINK` past 65,000 links, `ENOENT` where
-    /// it has no name any more, `EEXIST`, `ENOSPC`.
-    pub async fn link(&self, inode: InodeNumber, parent: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    /// - `EPERM`: the inode is a directory, immutable or append-only, or the directory is immutable.
+    /// - `EMLINK`: the inode has 65,000 links.
+    /// - `ENOENT`: the inode has no links any more, the directory was removed, or the name is empty.
+    /// - `EEXIST`: the name exists, or is `.` or `..`.
+    /// - `ENOTDIR`, `ENAMETOOLONG`, `EINVAL`, `ENOSPC`, `EROFS`: as for [`Filesystem::create_with`].
+    pub async fn link(&self, inode: InodeNumber, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("link", parent, move |fs| async move {
             check_name(&name, Errno::EEXIST)?;
             match link(&fs, inode, parent, &name).await {
@@ -85,7 +91,7 @@ async fn link(
             fs.volume.fast_commits.name_changed(handle.id(), Operation::Link, parent.number, number, name);
             names_changed(&mut directory, now);
         }
-        parent.size.store(directory.size, std::sync::atomic::Ordering::Release);
+        parent.size.store(directory.size, Ordering::Release);
         log_inode(&fs.volume, &handle, &parent, &directory, true).await?;
         added
     };

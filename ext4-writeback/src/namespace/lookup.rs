@@ -1,4 +1,6 @@
-//! Finding and listing names.
+//! lookup and readdir: finding a directory entry by its name, and listing them.
+//!
+//! Locks: `rwlock` of the directory for reading.
 
 use ext4_core::meta::directory;
 use ext4_core::meta::directory::DirectoryEntry;
@@ -9,21 +11,25 @@ use crate::inode::check_directory;
 use crate::namespace::NAME_MAX;
 
 impl Filesystem {
-    /// Finds `name` in a directory, also `.` and `..`.
+    /// The inode that the entry `name` of the directory `parent` points to; also for `.` and `..`.
     ///
     /// # Errors
-    /// `ENOENT` where it is not there, `ENOTDIR`, `ENAMETOOLONG`.
-    pub async fn lookup(&self, parent: InodeNumber, name: &[u8]) -> Result<InodeNumber> {
+    /// - `ENOENT`: the directory has no such entry, or was removed.
+    /// - `ENOTDIR`: `parent` is no directory.
+    /// - `ENAMETOOLONG`: the name is longer than 255 bytes.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    pub async fn lookup(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<InodeNumber> {
+        let name = name.as_ref();
         self.observe("lookup", parent, async {
             let not_there = || Error::posix(Errno::ENOENT, format!("{:?}", String::from_utf8_lossy(name)));
             if name.len() > NAME_MAX {
                 let context = format!("name {:?}", String::from_utf8_lossy(name));
                 return Err(Error::posix(Errno::ENAMETOOLONG, context));
             }
-            let info = self.inner.inode(parent).await?;
-            let _names = info.rwlock.read().await;
-            let directory = info.inode.read().await;
-            info.check_alive()?;
+            let inode = self.inner.inode(parent).await?;
+            let _names = inode.rwlock.read().await;
+            let directory = inode.inode.read().await;
+            inode.check_alive()?;
             check_directory(&directory)?;
             match name {
                 b"" => Err(not_there()),
@@ -37,11 +43,14 @@ impl Filesystem {
         .await
     }
 
-    /// Up to `max` entries of a directory from `position` on (0: the start; then [`DirectoryEntry::next`]). None are
-    /// returned at the end.
+    /// getdents(2): at most `max` entries of `directory` from `position` on, which is 0 at the start, then
+    /// the [`DirectoryEntry::next`] of the last entry. `.` and `..` are included. Returns no entry at the
+    /// end.
     ///
     /// # Errors
-    /// `ENOTDIR`, `ENOENT` where it was removed.
+    /// - `ENOTDIR`: it is no directory.
+    /// - `ENOENT`: it was removed.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn readdir(
         &self,
         directory: InodeNumber,
@@ -49,15 +58,15 @@ impl Filesystem {
         max: usize,
     ) -> Result<Vec<DirectoryEntry>> {
         self.observe("readdir", directory, async {
-            let info = self.inner.inode(directory).await?;
+            let inode = self.inner.inode(directory).await?;
             let entries = {
-                let _names = info.rwlock.read().await;
-                let raw = info.inode.read().await;
-                info.check_alive()?;
+                let _names = inode.rwlock.read().await;
+                let raw = inode.inode.read().await;
+                inode.check_alive()?;
                 check_directory(&raw)?;
                 directory::read(&self.inner.volume.info, &raw, position, max).await?
             };
-            self.touch_atime(&info).await?;
+            self.touch_atime(&inode).await?;
             Ok(entries)
         })
         .await

@@ -1,14 +1,16 @@
-//! What a new inode is made of: type, owner, inherited flags, device number, times.
+//! The attributes of a new inode: type, owner, mode, inherited flags, device number, times.
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::{Errno, Error, Result, Timestamp};
 
-/// Who creates something, and with which permissions.
+use crate::base::options::setters;
+
+/// Owner and permission bits of a new inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Credentials {
     /// Owner.
     pub uid: u32,
-    /// Group (a set-group-ID directory's own group wins).
+    /// Group; in a set-group-ID directory the directory's group is taken.
     pub gid: u32,
     /// Permission bits.
     pub mode: u16,
@@ -23,32 +25,33 @@ pub struct Times {
     pub mtime: Timestamp,
     /// Last change of the inode.
     pub ctime: Timestamp,
-    /// Creation; kept as it is where `None`. Lost where inodes are too small to hold it.
+    /// Creation; `None` leaves it as it is. An inode of 128 bytes has no room for it.
     pub crtime: Option<Timestamp>,
 }
 
-/// Something to be made, with everything it shall have: [`crate::filesystem::Filesystem::create_with`].
+/// An inode to be created, with all its attributes: for [`crate::filesystem::Filesystem::create_with`].
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct NewInode {
-    /// What it is.
+    /// The type.
     pub file_type: FileType,
-    /// Whose it is, and its permissions.
+    /// Owner and permission bits.
     pub credentials: Credentials,
     /// For device nodes: major and minor number.
     pub device: (u32, u32),
     /// For symlinks: the target.
     pub target: Vec<u8>,
-    /// Its times; `None`: now.
+    /// The times; `None` for the present.
     pub times: Option<Times>,
-    /// Its extended attributes: full names and values.
+    /// The extended attributes: full names and values.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// It takes on its directory's default access control list, as what a program makes does; a tool that restores a
-    /// tree knows the list that each file had and leaves this off.
+    /// True if the inode inherits its directory's default access control list, as by the system calls. A tool
+    /// that restores a tree sets the list that each file had, and leaves this false.
     pub inherit_acl: bool,
 }
 
 impl NewInode {
-    /// One of `file_type` with no attributes and the present time.
+    /// An inode of `file_type` without extended attributes and with the present time.
     #[must_use]
     pub fn new(file_type: FileType, credentials: Credentials) -> Self {
         Self {
@@ -63,11 +66,20 @@ impl NewInode {
     }
 }
 
+setters! {
+    NewInode:
+    device: (u32, u32),
+    target: Vec<u8>,
+    times: Option<Times>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    inherit_acl: bool,
+}
+
 /// The set-group-ID bit.
 const S_ISGID: u16 = 0o2000;
 
-/// Mode and group of a new inode in a directory: a set-group-ID directory hands on its group, and to directories the
-/// bit as well.
+/// Mode and group of a new inode in the directory `parent`: a set-group-ID directory hands on its group, and
+/// to directories the bit as well.
 pub(crate) fn mode_and_group(new: &NewInode, parent: &Inode) -> (u16, u32) {
     let mut mode = new.file_type.mode_bits() | (new.credentials.mode & 0o7777);
     if parent.mode & S_ISGID == 0 {
@@ -79,10 +91,10 @@ pub(crate) fn mode_and_group(new: &NewInode, parent: &Inode) -> (u16, u32) {
     (mode, parent.gid)
 }
 
-/// i_flags of a new inode in a directory with `parent` flags. Source: kernel documentation, "Index Nodes" (i_flags):
-/// what is inherited, and by which types.
+/// i_flags of a new inode in a directory with the flags `parent`. Source: kernel documentation, "Index Nodes"
+/// (i_flags): which flags are inherited, and by which types.
 pub(crate) fn inherited_flags(parent: InodeFlags, file_type: FileType) -> InodeFlags {
-    /// "Do not compress": a flag of the kernel's that has no use of its own.
+    /// `EXT4_NOCOMPR_FL` ("do not compress"): the kernel keeps and inherits it, and never looks at it.
     const NOCOMPR: InodeFlags = InodeFlags::from_bits_retain(0x400);
     let inherited = InodeFlags::SECRM
         | InodeFlags::UNRM
@@ -105,7 +117,10 @@ pub(crate) fn inherited_flags(parent: InodeFlags, file_type: FileType) -> InodeF
     }
 }
 
-/// Checks that a device number fits: 12 bits and 20.
+/// Checks that a device number fits: 12 bits for major, 20 bits for minor.
+///
+/// # Errors
+/// `EINVAL`: it does not.
 pub(crate) fn check_device((major, minor): (u32, u32)) -> Result<()> {
     if major < 1 << 12 && minor < 1 << 20 {
         return Ok(());

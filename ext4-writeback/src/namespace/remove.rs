@@ -1,6 +1,10 @@
-//! Removing names: unlink and rmdir.
+//! unlink(2) and rmdir(2): removing directory entries.
+//!
+//! Invariant: the transaction that takes the last link of an inode puts it on the orphan list, so a crash
+//! before its deletion loses no block.
+//!
+//! Locks: `rwlock` of the directory, then that of the inode, both for writing.
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,6 +12,7 @@ use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::inode::log::log_inode;
 use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_remove, check_name};
 use crate::volume::fast_commit::reason::Reason;
@@ -16,12 +21,18 @@ use crate::volume::handle::Handle;
 use ext4_core::meta::links::{self, names_changed};
 
 impl Filesystem {
-    /// Removes a name that is not a directory's; the inode goes when it was the last and nobody has it open.
+    /// unlink(2): removes the entry `name`, which is no directory, of the directory `parent`. The inode is
+    /// deleted when its last link is gone and its last open file is closed.
     ///
     /// # Errors
-    /// `ENOENT`, `EISDIR`, `ENOTDIR` (the parent), `EPERM` (immutable or append-only).
-    pub async fn unlink(&self, parent: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    /// - `ENOENT`: there is no such entry, or the directory was removed.
+    /// - `EISDIR`: the entry is a directory.
+    /// - `ENOTDIR`: `parent` is no directory.
+    /// - `EPERM`: the inode or its directory is immutable or append-only.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    pub async fn unlink(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("unlink", parent, move |fs| async move {
             check_name(&name, Errno::EISDIR)?;
             remove(&fs, parent, &name, false).await?;
@@ -30,12 +41,18 @@ impl Filesystem {
         .await
     }
 
-    /// Removes an empty directory.
+    /// rmdir(2): removes the empty directory `name` of the directory `parent`.
     ///
     /// # Errors
-    /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, `EINVAL` (`.` and `..`), `EPERM` (immutable or append-only).
-    pub async fn rmdir(&self, parent: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    /// - `ENOENT`: there is no such entry, or the directory was removed.
+    /// - `ENOTDIR`: the entry or `parent` is no directory.
+    /// - `ENOTEMPTY`: it has entries besides `.` and `..`.
+    /// - `EINVAL`: the name is `.` or `..`.
+    /// - `EPERM`: it or its directory is immutable or append-only.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    pub async fn rmdir(&self, parent: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("rmdir", parent, move |fs| async move {
             check_name(&name, Errno::EINVAL)?;
             remove(&fs, parent, &name, true).await?;
@@ -94,7 +111,11 @@ async fn remove(
     Ok(())
 }
 
-/// A directory that is its own entry would be locked twice.
+/// Checks that `child` is neither `parent` nor the root directory. A corrupt directory with an entry for
+/// itself would be locked twice.
+///
+/// # Errors
+/// `EUCLEAN`: it is.
 pub(crate) fn check_not_above(parent: &InodeInfo, child: &InodeInfo) -> Result<()> {
     if parent.number == child.number || child.number == InodeNumber::ROOT {
         return Err(Error::corrupt(
@@ -124,7 +145,8 @@ async fn check_removable(
     Ok(())
 }
 
-/// Takes one link off `victim` (a directory: all of them); without links it becomes an orphan.
+/// Lowers the link count of `victim` by one, or to 0 for a directory. An inode without links becomes an
+/// orphan.
 pub(crate) async fn drop_link(
     fs: &FilesystemInner,
     handle: &Handle,

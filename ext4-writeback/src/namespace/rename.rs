@@ -1,10 +1,13 @@
-//! Renaming: moving a name, replacing another, exchanging two.
+//! rename(2): moving a directory entry, replacing another, exchanging two.
 //!
-//! Invariant: a regular file that replaces another has its data on the device, and its size in the journal, before the
-//! rename's handle starts. Were it not so, a crash after the rename committed could show an empty file under a name
-//! whose old content is gone: the way programs save files ("write a new one, rename it over the old") would lose both.
+//! Invariant: a regular file that replaces another has its data on the device, and its size in the journal,
+//! before the rename's handle starts (the kernel's `ext4_alloc_da_blocks`). Otherwise a crash after the
+//! rename committed could show an empty file under a name whose old content is gone: a program that saves a
+//! file by writing a new one and renaming it over the old one would lose both.
+//!
+//! Locks: the rename mutex if there are two directories; their `rwlock`s, the upper one's first; then those
+//! of the inodes whose links or `..` change ([`lock_children`]).
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +17,7 @@ use ext4_core::{Errno, Error, InodeNumber, Result};
 use tokio::sync::{MutexGuard, RwLockWriteGuard};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
+use crate::inode::log::log_inode;
 use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_add, check_may_remove, check_name};
 use crate::namespace::remove::{check_not_above, drop_link};
@@ -25,27 +29,37 @@ use ext4_core::meta::links::{self, names_changed};
 /// The flags of [`Filesystem::rename`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RenameFlags {
-    /// Fail where the target exists.
+    /// True if the rename fails with `EEXIST` if the target exists (`RENAME_NOREPLACE`).
     pub no_replace: bool,
-    /// Swap the two.
+    /// True if the two entries swap their inodes (`RENAME_EXCHANGE`).
     pub exchange: bool,
 }
 
 impl Filesystem {
-    /// rename(2): moves the name `from` (directory and name) to `to`, in one step that a crash shows done or not done.
-    /// `no_replace` is RENAME_NOREPLACE, `exchange` RENAME_EXCHANGE.
+    /// renameat2(2): moves the entry `from` (directory and name) to `to`, in one step that a crash shows done
+    /// or not done.
     ///
     /// # Errors
-    /// `ENOENT`, `EEXIST` (`no_replace`), `EINVAL` (a directory into itself, both flags), `ENOTEMPTY`, `ENOTDIR` and
-    /// `EISDIR` (one is a directory, the other is not), `EBUSY` (`.` and `..`), `EMLINK`, `EPERM`, `ENOSPC`.
+    /// - `ENOENT`: `from` does not exist, or `to` does not with `exchange`; one of the directories was
+    ///   removed.
+    /// - `EEXIST`: `to` exists, with `no_replace`.
+    /// - `EINVAL`: a directory would be moved into itself, or both flags are given.
+    /// - `ENOTEMPTY`: `to` is a directory with entries.
+    /// - `ENOTDIR`, `EISDIR`: one of the two is a directory and the other is not.
+    /// - `EBUSY`: one of the names is `.` or `..`.
+    /// - `EMLINK`: the new directory has too many subdirectories.
+    /// - `EPERM`: an inode or a directory is immutable or append-only.
+    /// - `ENOSPC`: no free block for the new entry.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn rename(
         &self,
-        from: (InodeNumber, &[u8]),
-        to: (InodeNumber, &[u8]),
+        from: (InodeNumber, impl AsRef<[u8]>),
+        to: (InodeNumber, impl AsRef<[u8]>),
         flags: RenameFlags,
     ) -> Result<()> {
-        let (from, from_name) = (from.0, from.1.to_vec());
-        let (to, to_name) = (to.0, to.1.to_vec());
+        let (from, from_name) = (from.0, from.1.as_ref().to_vec());
+        let (to, to_name) = (to.0, to.1.as_ref().to_vec());
         self.run("rename", from, move |fs| async move {
             check_name(&from_name, Errno::EBUSY)?;
             check_name(&to_name, Errno::EBUSY)?;
@@ -89,8 +103,9 @@ async fn find(fs: &FilesystemInner, directory: &InodeInfo, name: &[u8]) -> Resul
     Ok(directory::lookup(&fs.volume.info, &raw, name).await?.map(|(number, _)| number))
 }
 
-/// Where a regular file is about to replace something: waits until its data is on the device. Before any lock of the
-/// rename, because it takes long; what is written meanwhile by others is not waited for.
+/// Writes the data of a regular file that is about to replace something back, and waits for it. The caller
+/// holds no lock of the rename yet, because this takes long. Data that is written meanwhile is not waited
+/// for.
 async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> Result<()> {
     let source = {
         let (from, to) = (fs.inode(request.from).await?, fs.inode(request.to).await?);
@@ -115,12 +130,12 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
     Ok(())
 }
 
-/// The two directories, locked. Dropped in any order.
+/// The locks of the two directories. They may be dropped in any order.
 struct Directories<'a> {
     _tree: Option<MutexGuard<'a, ()>>,
     _first: RwLockWriteGuard<'a, ()>,
     _second: Option<RwLockWriteGuard<'a, ()>>,
-    /// Where one directory lies above the other: the entry of the upper one on the way to the lower one.
+    /// If one directory lies above the other: the upper one, and its child on the way to the lower one.
     way_down: Option<(InodeNumber, InodeNumber)>,
 }
 
@@ -148,14 +163,15 @@ async fn lock_directories<'a>(
     Ok(Directories { _tree: Some(tree), _first: first, _second: Some(second), way_down })
 }
 
-/// Where directory `upper` lies above directory `lower`: its child on the way. Under the rename mutex.
+/// The child of directory `upper` on the way to directory `lower`, if `upper` lies above it. The caller holds
+/// the rename mutex.
 async fn child_on_way(
     fs: &Arc<FilesystemInner>,
     upper: InodeNumber,
     lower: InodeNumber,
 ) -> Result<Option<InodeNumber>> {
     let mut current = lower;
-    // A loop of parents, which only a damaged file system has, ends here.
+    // Bounded: a corrupt file system may have a loop of parents.
     for _ in 0..fs.volume.info.inodes_count() {
         if current == InodeNumber::ROOT {
             return Ok(None);
@@ -219,7 +235,7 @@ async fn rename(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> Result<()> 
     Ok(())
 }
 
-/// Checks what follows from one directory lying above the other.
+/// Checks the flags, and that no directory is moved into itself or over one above it.
 fn check_way(
     request: &Request<'_>,
     directories: &Directories<'_>,
@@ -244,8 +260,8 @@ fn check_way(
     Ok(())
 }
 
-/// Locks those of the two whose links or `..` change: a directory only where its parent changes or it goes, so that
-/// two directories of one parent are never both locked.
+/// Locks those of the two inodes whose links or `..` change: a directory only if its parent changes or it is
+/// removed, so that two directories of one parent are never both locked.
 async fn lock_children<'a>(
     request: &Request<'_>,
     source: &'a InodeInfo,
@@ -259,7 +275,7 @@ async fn lock_children<'a>(
     let lock_source = !source_is_directory || request.crosses();
     let lock_target = !target_is_directory || request.crosses() || !request.flags.exchange;
     let mut order = [lock_source.then_some(source), target.filter(|_| lock_target)];
-    // Directories before what is none; two files by their numbers.
+    // A directory before another inode; two other inodes by their numbers.
     let target_first = match (source_is_directory, target_is_directory) {
         (true, _) => false,
         (false, true) => true,
@@ -277,7 +293,7 @@ async fn lock_children<'a>(
     guards
 }
 
-/// What source and target are.
+/// The types of source and target.
 #[derive(Clone, Copy)]
 struct Types {
     source: FileType,
@@ -431,7 +447,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Lets a directory's `..` point to its new parent.
+    /// Has the `..` of a directory point to its new parent.
     async fn set_parent(&self, child: &InodeInfo, parent: InodeNumber) -> Result<()> {
         let mut raw = child.inode.write().await;
         directory::replace(&self.fs.volume.info, self.handle, &mut raw, b"..", parent, FileType::Directory)
@@ -439,7 +455,7 @@ impl Step<'_> {
         log_inode(&self.fs.volume, self.handle, child, &raw, true).await
     }
 
-    /// The inode's ctime follows.
+    /// Updates the inode's ctime.
     async fn changed(&self, inode: &InodeInfo, now: ext4_core::Timestamp) -> Result<()> {
         let mut raw = inode.inode.write().await;
         raw.ctime = now;

@@ -1,8 +1,8 @@
-//! Symlinks: a short target lies in the inode, a longer one in one block.
+//! Symlinks and readlink(2): a short target lies in the inode (a fast symlink), a longer one in one block.
 //!
-//! Source: kernel documentation, "The Contents of inode.i_block" (symbolic links): a target of less than 60 bytes is
-//! in i_block. The block of a longer one is metadata here as in the kernel: it goes through the journal, and ends in
-//! a NUL that the size does not count.
+//! Source: kernel documentation, "The Contents of inode.i_block" (symbolic links): a target of less than 60
+//! bytes is in i_block. The block of a longer target is metadata as in the kernel: it is journaled, and ends
+//! in a NUL that the size does not count.
 
 use ext4_core::format::features::Incompat;
 use ext4_core::format::inode::{FileType, Inode, InodeLayout};
@@ -21,7 +21,12 @@ const FAST_LIMIT: usize = 60;
 /// The longest target (`PATH_MAX` with its NUL).
 const PATH_MAX: usize = 4096;
 
-/// Checks that a new symlink's target is not empty and fits.
+/// Checks the target of a new symlink.
+///
+/// # Errors
+/// - `ENOENT`: it is empty.
+/// - `EINVAL`: there is a NUL in it.
+/// - `ENAMETOOLONG`: it does not fit into a block, or has more than 4095 bytes.
 pub(crate) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
     if new.file_type != FileType::Symlink {
         return Ok(());
@@ -36,7 +41,7 @@ pub(crate) fn check_target(fs: &FilesystemInner, new: &NewInode) -> Result<()> {
     Ok(())
 }
 
-/// Gives the new symlink `inode` its target, which was checked.
+/// Gives the new symlink `inode` its target, which [`check_target`] has accepted.
 pub(crate) async fn store_target(
     info: &SuperblockInfo,
     handle: &Handle,
@@ -64,6 +69,10 @@ pub(crate) async fn store_target(
 }
 
 /// The target of the symlink `inode`.
+///
+/// # Errors
+/// - `EINVAL`: it is no symlink.
+/// - `EIO`, `EUCLEAN`: the device, or what it holds.
 pub(crate) async fn target(info: &SuperblockInfo, layout: &InodeLayout, inode: &Inode) -> Result<Vec<u8>> {
     if inode.file_type() != Some(FileType::Symlink) {
         return Err(Error::posix(Errno::EINVAL, format!("inode {} is no symlink", inode.number)));
@@ -91,19 +100,21 @@ pub(crate) async fn target(info: &SuperblockInfo, layout: &InodeLayout, inode: &
 }
 
 impl Filesystem {
-    /// A symlink's target.
+    /// readlink(2): the target of a symlink.
     ///
     /// # Errors
-    /// `EINVAL` where it is none.
+    /// - `EINVAL`: the inode is no symlink.
+    /// - `ENOENT`: the inode is free.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn readlink(&self, inode: InodeNumber) -> Result<Vec<u8>> {
         self.observe("readlink", inode, async {
-            let info = self.inner.inode(inode).await?;
+            let inode = self.inner.inode(inode).await?;
             let target = {
-                let raw = info.inode.read().await;
-                info.check_alive()?;
+                let raw = inode.inode.read().await;
+                inode.check_alive()?;
                 target(&self.inner.volume.info, &self.inner.volume.inode_layout, &raw).await?
             };
-            self.touch_atime(&info).await?;
+            self.touch_atime(&inode).await?;
             Ok(target)
         })
         .await

@@ -1,6 +1,8 @@
-//! Extended attributes of inodes. Nothing here asks whether the caller may: that is for those who serve others.
+//! Extended attributes: getxattr(2), listxattr(2), setxattr(2), removexattr(2) of an inode. Permissions are
+//! not checked: that is for programs that serve others.
+//!
+//! Locks: `rwlock` of the inode for writing around a change.
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
 
 use ext4_core::format::inode::{Inode, InodeFlags};
@@ -11,17 +13,18 @@ use ext4_core::{Errno, Error, InodeNumber, Result};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
 
-/// Who may what with an inode, beyond its permission bits.
+/// The access control list of an inode (POSIX ACL), which refines its permission bits.
 pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
-/// What is made in a directory gets this as its own.
+/// The default access control list of a directory, which inodes that are created in it inherit.
 pub(crate) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
-/// Has the access control list of `inode`, where there is one, follow new permission bits, as chmod does: were it not
-/// to, the bits would say one thing and the list another. True where there is a list.
+/// Adapts the access control list of `inode` to the new permission bits `mode`, as chmod(2) does: otherwise
+/// the bits would say one thing and the list another. Returns true if the inode has a list.
 pub(crate) async fn follow_mode(
     info: &SuperblockInfo,
     handle: &Handle,
@@ -39,91 +42,114 @@ pub(crate) async fn follow_mode(
 }
 
 impl Filesystem {
-    /// The value of an extended attribute, by its full name (`user.colour`).
+    /// getxattr(2): the value of an extended attribute, by its full name (`user.colour`).
     ///
     /// # Errors
-    /// `ENODATA` where it is not there.
-    pub async fn getxattr(&self, inode: InodeNumber, name: &[u8]) -> Result<Vec<u8>> {
+    /// - `ENODATA`: the inode has no such attribute.
+    /// - `ENOENT`: the inode is free.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    pub async fn getxattr(&self, inode: InodeNumber, name: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        let name = name.as_ref();
         self.observe("getxattr", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
-            info.check_alive()?;
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
+            inode.check_alive()?;
             let value = xattr::get(&self.inner.volume.info, &raw, name).await?;
             value.ok_or_else(|| {
-                let context = format!("inode {inode}: attribute {:?}", String::from_utf8_lossy(name));
+                let name = String::from_utf8_lossy(name);
+                let context = format!("inode {}: attribute {name:?}", inode.number);
                 Error::posix(Errno::ENODATA, context)
             })
         })
         .await
     }
 
-    /// The full names of all extended attributes.
+    /// listxattr(2): the full names of all extended attributes.
     ///
     /// # Errors
-    /// `ENOENT` where the inode is free.
+    /// - `ENOENT`: the inode is free.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
     pub async fn listxattr(&self, inode: InodeNumber) -> Result<Vec<Vec<u8>>> {
         self.observe("listxattr", inode, async {
-            let info = self.inner.inode(inode).await?;
-            let raw = info.inode.read().await;
-            info.check_alive()?;
+            let inode = self.inner.inode(inode).await?;
+            let raw = inode.inode.read().await;
+            inode.check_alive()?;
             xattr::list(&self.inner.volume.info, &raw).await
         })
         .await
     }
 
-    /// Sets an extended attribute.
+    /// setxattr(2): sets an extended attribute, as `mode` says about one that exists.
     ///
     /// # Errors
-    /// `EEXIST` and `ENODATA` by `mode`, `ERANGE` (name), `EOPNOTSUPP` (prefix), `ENOSPC`, `EPERM` (immutable).
-    pub async fn setxattr(&self, inode: InodeNumber, name: &[u8], value: &[u8], mode: SetMode) -> Result<()> {
-        let (name, value) = (name.to_vec(), value.to_vec());
+    /// - `EEXIST`, `ENODATA`: the attribute exists, or does not, against `mode`.
+    /// - `ERANGE`: the name is empty or too long.
+    /// - `EOPNOTSUPP`: the name has no known prefix (`user.`, `trusted.`, …).
+    /// - `ENOSPC`: no room for the value.
+    /// - `EPERM`: the inode is immutable or append-only.
+    /// - `ENOENT`: the inode is free.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    pub async fn setxattr(
+        &self,
+        inode: InodeNumber,
+        name: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        mode: SetMode,
+    ) -> Result<()> {
+        let (name, value) = (name.as_ref().to_vec(), value.as_ref().to_vec());
         self.run("setxattr", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            set(&fs, &info, &name, Some(&value), mode, true).await?;
-            fs.sync_attributes(inode).await
+            let inode = fs.inode(inode).await?;
+            set(&fs, &inode, &name, Some(&value), mode, true).await?;
+            fs.sync_attributes(inode.number).await
         })
         .await
     }
 
-    /// Removes an extended attribute.
+    /// removexattr(2): removes an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA` where it is not there, `EPERM` (immutable).
-    pub async fn removexattr(&self, inode: InodeNumber, name: &[u8]) -> Result<()> {
-        let name = name.to_vec();
+    /// - `ENODATA`: the inode has no such attribute.
+    /// - `EPERM`: the inode is immutable or append-only.
+    /// - `ENOENT`: the inode is free.
+    /// - `EROFS`: the file system is not written.
+    /// - `EIO`, `EUCLEAN`: the device, or what it holds.
+    pub async fn removexattr(&self, inode: InodeNumber, name: impl AsRef<[u8]>) -> Result<()> {
+        let name = name.as_ref().to_vec();
         self.run("removexattr", inode, move |fs| async move {
-            let info = fs.inode(inode).await?;
-            set(&fs, &info, &name, None, SetMode::Replace, true).await?;
-            fs.sync_attributes(inode).await
+            let inode = fs.inode(inode).await?;
+            set(&fs, &inode, &name, None, SetMode::Replace, true).await?;
+            fs.sync_attributes(inode.number).await
         })
         .await
     }
 }
 
-/// Sets or removes one attribute in a handle of its own; ctime follows where `touch`.
+/// Sets one attribute, or removes it if `value` is `None`, in a handle of its own. Updates ctime if `ctime`
+/// is true.
 pub(crate) async fn set(
     fs: &Arc<FilesystemInner>,
-    info: &Arc<InodeInfo>,
+    inode: &Arc<InodeInfo>,
     name: &[u8],
     value: Option<&[u8]>,
     mode: SetMode,
-    touch: bool,
+    ctime: bool,
 ) -> Result<()> {
     let attempt = async || {
-        let _content = info.rwlock.write().await;
+        let _content = inode.rwlock.write().await;
         let handle =
             fs.volume.begin_ineligible(credits::XATTR + credits::INODE, "setxattr", Reason::Xattr).await?;
-        let mut raw = info.inode.write().await;
-        info.check_alive()?;
+        let mut raw = inode.inode.write().await;
+        inode.check_alive()?;
         if raw.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {
-            let context = format!("inode {} is immutable or append-only", info.number);
+            let context = format!("inode {} is immutable or append-only", inode.number);
             return Err(Error::posix(Errno::EPERM, context));
         }
         let result = xattr::set(&fs.volume.info, &handle, &mut raw, name, value, mode).await;
-        if touch && result.is_ok() {
+        if ctime && result.is_ok() {
             raw.ctime = fs.volume.now();
         }
-        log_inode(&fs.volume, &handle, info, &raw, false).await?;
+        log_inode(&fs.volume, &handle, inode, &raw, false).await?;
         result
     };
     match attempt().await {

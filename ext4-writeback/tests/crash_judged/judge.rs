@@ -231,13 +231,11 @@ fn show(image: &Image, read_only: bool, context: &str) -> (Tree, Image) {
 fn try_show(image: &Image, read_only: bool, context: &str) -> Result<(Tree, Image)> {
     let world = Simulation::new(1);
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
-    let options = MountOptions {
-        read_only,
-        cache: 8 << 20,
-        runtime: Some(world.runtime()),
-        environment: world.environment(),
-        ..MountOptions::default()
-    };
+    let options = MountOptions::new()
+        .read_only(read_only)
+        .cache(8 << 20)
+        .runtime(Some(world.runtime()))
+        .environment(world.environment());
     let mounted = Arc::clone(&device);
     let work = async move {
         let filesystem = Filesystem::mount(mounted, options).await?;

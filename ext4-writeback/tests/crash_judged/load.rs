@@ -124,11 +124,7 @@ pub fn record(image: Image, seed: u64, operations: usize) -> (Recording, Promise
     let device = RecordingDevice::around(faulty, image);
     // If FUA is a flush, commits go another way.
     let device = Arc::new(if seed.is_multiple_of(2) { device } else { device.without_fua() });
-    let options = MountOptions {
-        runtime: Some(world.runtime()),
-        environment: world.environment(),
-        ..MountOptions::default()
-    };
+    let options = MountOptions::new().runtime(Some(world.runtime())).environment(world.environment());
     let (recorder, runtime) = (Arc::clone(&device), world.runtime());
     let others = world.clone();
     let promises = world
@@ -142,7 +138,7 @@ pub fn record(image: Image, seed: u64, operations: usize) -> (Recording, Promise
                     let name = format!("o{}", number % 20);
                     let _ = other.unlink(directory, name.as_bytes()).await;
                     other.create(directory, name.as_bytes(), owner()).await.unwrap();
-                    other.sync_inode(directory).await.unwrap();
+                    other.fsync(directory).await.unwrap();
                     runtime.sleep(Duration::from_millis(random.u64(1..4000))).await;
                 }
             }));
@@ -429,8 +425,7 @@ impl Work {
         let name = format!("user.n{}", self.random.u32(..4));
         match self.random.u32(..4) {
             0 => {
-                let mode = Some(self.random.u16(..0o1000));
-                let changes = SetAttributes { mode, ..SetAttributes::default() };
+                let changes = SetAttributes::new().mode(self.random.u16(..0o1000));
                 self.filesystem.set_attributes(inode, &changes).await.unwrap();
             }
             1 => {

@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::common::*;
-use ext4_writeback::MountOptions;
 
 struct Counting;
 
@@ -52,14 +51,12 @@ async fn cached_writes_and_reads_allocate_nothing_per_block() {
     if !have_e2fsprogs() {
         return;
     }
-    // No other task runs on this thread meanwhile.
-    let options = MountOptions {
-        cache: 256 << 20,
-        dirty_background_bytes: Some(64 << 20),
-        commit_interval: Some(Duration::from_secs(3600)),
-        writeback_interval: Duration::from_secs(3600),
-        ..options()
-    };
+    // Nobody else runs on this thread meanwhile.
+    let options = options()
+        .cache(256 << 20)
+        .dirty_background_bytes(Some(64 << 20))
+        .commit_interval(Some(Duration::from_secs(3600)))
+        .writeback_interval(Duration::from_secs(3600));
     const CALLS: u64 = 4096;
     let (device, fs) = mount_image(make_image(128, 4096, &[], 0), options).await;
     for unit in [1024_usize, 4096] {

@@ -3,7 +3,6 @@
 use super::common::*;
 use ext4_core::Errno;
 use ext4_test_support::tools::changed_by_debugfs;
-use ext4_writeback::MountOptions;
 use ext4_writeback::SeekTarget;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -17,7 +16,7 @@ async fn what_was_written_is_read_now_and_after_a_remount() {
         let data = pattern(1, 0, 5_000_001);
         assert_eq!(file.write_at(0, &data).await.expect("writes"), data.len());
         assert_eq!(content(&file).await, data);
-        let sectors = file.attributes().await.expect("stat").sectors;
+        let sectors = file.metadata().await.expect("stat").sectors;
         assert!(sectors * 512 >= data.len() as u64, "delayed blocks count: {sectors}");
         drop(file);
         let image = finish(&device, fs).await;
@@ -35,7 +34,7 @@ async fn k_39_a_long_delayed_run_is_one_allocation_and_few_ioends() {
         return;
     }
     // Memory enough that the flusher does not begin before all of it is there.
-    let options = MountOptions { cache: 96 << 20, ..options() };
+    let options = options().cache(96 << 20);
     let (device, fs) = mount_image(make_image(128, 4096, &[], 0), options).await;
     let file = create(&fs, "file").await;
     // Small sequential writes.
@@ -97,7 +96,7 @@ async fn memory_stays_within_the_cache() {
     if !have_e2fsprogs() {
         return;
     }
-    let options = MountOptions { cache: 8 << 20, ..options() };
+    let options = options().cache(8 << 20);
     let (device, fs) = mount_image(make_image(128, 4096, &[], 0), options).await;
     let file = create(&fs, "file").await;
     let data = pattern(3, 0, 1 << 20);
@@ -120,7 +119,7 @@ async fn k_36_a_full_device_says_so_and_stays_whole() {
         return;
     }
     for delayed_allocation in [true, false] {
-        let options = MountOptions { delayed_allocation, ..options() };
+        let options = options().delayed_allocation(delayed_allocation);
         let (device, fs) = mount_image(make_image(16, 4096, &["-m", "0"], 0), options).await;
         let file = create(&fs, "file").await;
         let data = pattern(4, 0, 1 << 20);

@@ -7,7 +7,7 @@ use super::crash::{quiet, record};
 use super::cuts::at_every_cut;
 use ext4_core::device::simulated::RecordingDevice;
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::{Filesystem, MountOptions};
+use ext4_writeback::Filesystem;
 
 const CLUSTERS: &[(u32, &str)] = &[(1024, "16384"), (1024, "65536"), (4096, "16384"), (4096, "65536")];
 
@@ -39,7 +39,7 @@ async fn k_38_statfs_and_stat_count_each_cluster_once() {
             let (fs, file) = (&fs, &file);
             async move {
                 assert_eq!(start - fs.statfs().free_blocks, clusters * per_cluster, "{what}: statfs");
-                let sectors = file.attributes().await.expect("stat").sectors;
+                let sectors = file.metadata().await.expect("stat").sectors;
                 assert_eq!(sectors, clusters * per_cluster * block / 512, "{what}: stat");
             }
         };
@@ -93,7 +93,7 @@ async fn a_file_system_of_clusters_can_be_filled_to_the_last_one() {
         return;
     }
     for delayed_allocation in [true, false] {
-        let options = MountOptions { delayed_allocation, ..options() };
+        let options = options().delayed_allocation(delayed_allocation);
         let (device, fs) = mount_image(image(16, 1024, "16384", 0), options).await;
         fs.sync().await.expect("syncs");
         let start = fs.statfs();

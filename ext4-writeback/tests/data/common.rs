@@ -37,7 +37,7 @@ pub async fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Files
 
 /// Options for tests: no timers that race with what a test looks at.
 pub fn options() -> MountOptions {
-    MountOptions { cache: 32 << 20, ..MountOptions::default() }
+    MountOptions::new().cache(32 << 20)
 }
 
 pub async fn create(fs: &Filesystem, name: &str) -> File {

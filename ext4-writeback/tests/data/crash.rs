@@ -21,7 +21,7 @@ pub const STALE: u8 = 0xaa;
 /// all the writers would write back themselves.)
 pub fn quiet() -> MountOptions {
     let hour = std::time::Duration::from_secs(3600);
-    MountOptions { commit_interval: Some(hour), ..options() }
+    options().commit_interval(Some(hour))
 }
 
 /// Runs `work` on a recorded device over `image`, which reorders what is in flight, and drops the file system
@@ -63,7 +63,7 @@ pub async fn record_failing<F: Future<Output = ()>>(
 pub async fn commits(fs: &Filesystem) {
     for i in 0.. {
         drop(create(fs, &format!("other{i}")).await);
-        fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
+        fs.fsync(ext4_core::InodeNumber::ROOT).await.expect("commits");
     }
 }
 
@@ -238,7 +238,7 @@ async fn k_05_the_size_waits_for_the_zeroed_tail() {
             tokio::task::yield_now().await;
         }
         drop(create(&fs, &format!("other{at}")).await);
-        fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
+        fs.fsync(ext4_core::InodeNumber::ROOT).await.expect("commits");
         recovered(memory.image(), "file", |bytes| assert_eq!(bytes.expect("is there").len(), 2000)).await;
     }
     assert!(fs.counters().parked > 0);
@@ -396,7 +396,7 @@ pub async fn what_was_cut_off(way: Way) {
 
 pub async fn random_workload(way: Way, seed: u64, delayed_allocation: bool) {
     println!("seed {seed}, {way:?}");
-    let options = way.mounted(MountOptions { delayed_allocation, ..quiet() });
+    let options = way.mounted(quiet().delayed_allocation(delayed_allocation));
     let mut history: Vec<HashSet<u8>> = vec![HashSet::from([0]); 300_000];
     let mut random = fastrand::Rng::with_seed(seed);
     // Chosen before, so that the check knows them.

@@ -17,7 +17,7 @@ use ext4_writeback::{
 
 async fn open_direct(fs: &Filesystem, name: &str) -> File {
     let number = fs.lookup(InodeNumber::ROOT, name.as_bytes()).await.expect("is there");
-    let options = OpenOptions { direct: true, ..OpenOptions::default() };
+    let options = OpenOptions::new().direct(true);
     fs.open_with(number, options).await.expect("opens")
 }
 
@@ -105,7 +105,7 @@ async fn overwrites_take_no_handle_and_go_beside_each_other() {
         return;
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 4096, &[], 0)));
-    let runtime = Arc::new(TokioRuntime::current());
+    let runtime = Arc::new(TokioRuntime::current().expect("inside tokio"));
     let slow = DelayedDevice::new(Arc::clone(&memory) as _, runtime, Duration::from_millis(1), 1);
     let fs = mount(Arc::new(slow), options()).await;
     let file = create(&fs, "file").await;
@@ -172,7 +172,7 @@ async fn nowait_takes_what_is_there_and_nothing_else() {
     let (device, fs) = mount_image(make_image(16, 4096, &[], 0), options()).await;
     let file = create(&fs, "file").await;
     let direct = open_direct(&fs, "file").await;
-    let error = file.write_with(0, b"abc", WriteFlags::NOWAIT).await.expect_err("refused");
+    let error = file.write_at_with(0, b"abc", WriteFlags::NOWAIT).await.expect_err("refused");
     assert_eq!(error.errno(), Errno::EOPNOTSUPP);
     let nowait = |offset| direct.write_direct_with(offset, aligned(2, 0, 4096), WriteFlags::NOWAIT);
     assert_eq!(nowait(0).await.0.expect_err("extends").errno(), Errno::EAGAIN);
@@ -182,10 +182,13 @@ async fn nowait_takes_what_is_there_and_nothing_else() {
     assert_eq!(nowait(0).await.0.expect("writes"), 4096);
     let mut bytes = [0; 100];
     let error =
-        file.read_with(0, &mut bytes, ext4_writeback::ReadFlags::NOWAIT).await.expect_err("not cached");
+        file.read_at_with(0, &mut bytes, ext4_writeback::ReadFlags::NOWAIT).await.expect_err("not cached");
     assert_eq!(error.errno(), Errno::EAGAIN);
     file.read_at(0, &mut bytes).await.expect("reads");
-    assert_eq!(file.read_with(0, &mut bytes, ext4_writeback::ReadFlags::NOWAIT).await.expect("cached"), 100);
+    assert_eq!(
+        file.read_at_with(0, &mut bytes, ext4_writeback::ReadFlags::NOWAIT).await.expect("cached"),
+        100
+    );
     assert!(bytes[..] == pattern(2, 0, 100)[..]);
     drop((file, direct));
     finish(&device, fs).await;
@@ -308,7 +311,7 @@ async fn direct_and_cached_io_agree_with_an_array_of_bytes() {
     }
     for block_size in [1024, 2048, 4096] {
         mix(seed_or(4711), block_size, 1200, options()).await;
-        mix(seed_or(4711), block_size, 600, MountOptions { delayed_allocation: false, ..options() }).await;
+        mix(seed_or(4711), block_size, 600, options().delayed_allocation(false)).await;
     }
 }
 
@@ -383,7 +386,8 @@ async fn crowd(seed: u64, block_size: u64) {
     println!("seed {seed}, blocks of {block_size}");
     let image = make_image(32, block_size as u32, &[], 0xaa);
     let memory = Arc::new(MemoryDevice::from_image(image));
-    let runtime: Arc<dyn ext4_core::environment::Runtime> = Arc::new(TokioRuntime::current());
+    let runtime: Arc<dyn ext4_core::environment::Runtime> =
+        Arc::new(TokioRuntime::current().expect("inside tokio"));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
     let slow = DelayedDevice::new(Arc::clone(&faulty) as _, runtime, Duration::from_micros(300), seed);
     let fs = mount(Arc::new(slow), options()).await;
@@ -441,7 +445,7 @@ async fn crowd(seed: u64, block_size: u64) {
                         (4, _) => drop(cached.sync_data().await),
                         (_, 0..6) => drop(cached.set_len(at).await),
                         (_, 6..10) => drop(fs.sync().await),
-                        _ => drop(cached.sync_range(at, 10 * BLOCK, SyncRange::all()).await),
+                        _ => drop(cached.sync_file_range(at, 10 * BLOCK, SyncRange::all()).await),
                     }
                     if fs.create(InodeNumber::ROOT, b"file", Default::default()).await.is_ok() {
                         panic!("it is there");
@@ -520,7 +524,7 @@ async fn direct_nowait_reads_give_what_needs_no_io() {
         let direct = &direct;
         async move {
             let mut bytes = vec![0xee; len];
-            let count = direct.read_with(offset, &mut bytes, ReadFlags::NOWAIT).await?;
+            let count = direct.read_at_with(offset, &mut bytes, ReadFlags::NOWAIT).await?;
             bytes.truncate(count);
             Ok::<_, ext4_core::Error>(bytes)
         }

@@ -10,11 +10,11 @@ use super::way::Way;
 use ext4_core::InodeNumber;
 use ext4_core::device::simulated::{Change, Event, RecordingDevice};
 use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, MemoryDevice};
-use ext4_writeback::{File, Filesystem, MountOptions, OpenOptions, SyncMode, WriteFlags};
+use ext4_writeback::{File, Filesystem, OpenOptions, SyncMode, WriteFlags};
 
 async fn open_direct(fs: &Filesystem, sync: SyncMode) -> File {
     let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
-    let options = OpenOptions { direct: true, sync, append: false };
+    let options = OpenOptions::new().direct(true).sync(sync).append(false);
     fs.open_with(number, options).await.expect("opens")
 }
 
@@ -212,7 +212,7 @@ async fn a_caller_that_goes_away_leaves_a_whole_write_behind() {
     }
     let memory = Arc::new(MemoryDevice::from_image(make_image(16, 4096, &[], STALE)));
     let faulty = Arc::new(ext4_core::device::FaultyDevice::new(Arc::clone(&memory) as _));
-    let fs = mount(Arc::clone(&faulty) as _, MountOptions { commit_interval: None, ..options() }).await;
+    let fs = mount(Arc::clone(&faulty) as _, options().commit_interval(None)).await;
     drop(create(&fs, "file").await);
     let file = open_direct(&fs, SyncMode::None).await;
     faulty.reorder(1);
@@ -282,7 +282,7 @@ async fn g_11_durable_direct_overwrites_need_no_flush() {
             let at = round * LEN as u64;
             let data = pattern(round, at, LEN);
             if round % 2 == 0 {
-                file.write_with(at, &data, asked).await.expect("writes");
+                file.write_at_with(at, &data, asked).await.expect("writes");
             } else {
                 let data = AlignedBuffer::copied(&data).expect("memory");
                 file.write_direct_with(at, data, asked).await.0.expect("writes");

@@ -16,7 +16,7 @@ use ext4_core::device::Operation;
 use ext4_core::device::simulated::{FaultyDevice, Image, RecordingDevice};
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::{File, Filesystem, MountOptions};
+use ext4_writeback::{File, Filesystem};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 16;
@@ -165,7 +165,7 @@ async fn g_14_after_a_failed_write_no_transaction_commits_at_any_cut() {
             let _ = fs.sync().await;
             let _ = fs.unmount().await;
         };
-        let aborting = MountOptions { data_error_aborts: true, ..quiet() };
+        let aborting = quiet().data_error_aborts(true);
         let recording = record_failing(image, Some(seed), aborting, work).await;
         let look = async |image: Image| {
             let (device, fs) = mount_image(image, options()).await;

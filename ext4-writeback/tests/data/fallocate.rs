@@ -5,7 +5,7 @@ use super::crash::{quiet, recovered};
 use ext4_core::Errno;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_writeback::SeekTarget;
-use ext4_writeback::{FallocateMode, File, MountOptions};
+use ext4_writeback::{FallocateMode, File};
 use ext4_writeback::{OpenOptions, SyncMode};
 
 const BLOCK: u64 = 4096;
@@ -71,7 +71,7 @@ async fn files_of_indirect_blocks_can_only_be_punched() {
     ] {
         fails(&file, mode, 0, 4096, Errno::EOPNOTSUPP).await;
     }
-    let before = file.attributes().await.expect("stat").sectors;
+    let before = file.metadata().await.expect("stat").sectors;
     let mut expected = data;
     for (from, to) in [(500, 20_000), (100_000, 290_100), (299_000, 400_000)] {
         file.fallocate(FallocateMode::PunchHole, from, to - from).await.expect("punches");
@@ -79,7 +79,7 @@ async fn files_of_indirect_blocks_can_only_be_punched() {
         expected[from as usize..end].fill(0);
     }
     assert!(content(&file).await == expected);
-    assert!(file.attributes().await.expect("stat").sectors < before - 400);
+    assert!(file.metadata().await.expect("stat").sectors < before - 400);
     drop(file);
     let image = finish(&device, fs).await;
     recovered(image, "file", |bytes| assert!(bytes.expect("is there") == expected)).await;
@@ -97,7 +97,7 @@ async fn k_37_allocating_delayed_blocks_claims_nothing_twice() {
     let reserved = fs.statfs().free_blocks;
     file.fallocate(FallocateMode::Allocate, 0, 200 * BLOCK).await.expect("allocates");
     assert_eq!(fs.statfs().free_blocks, reserved);
-    assert_eq!(file.attributes().await.expect("stat").sectors, 1600);
+    assert_eq!(file.metadata().await.expect("stat").sectors, 1600);
     file.sync_all().await.expect("syncs");
     assert_eq!(fs.statfs().free_blocks, reserved);
     assert!(content(&file).await == data);
@@ -238,9 +238,9 @@ async fn k_45_a_synchronous_file_has_its_edges_zeroed_when_the_call_returns() {
     let mut expected = pattern(13, 0, 40_000);
     file.write_at(0, &expected).await.expect("writes");
     file.sync_all().await.expect("syncs");
-    let number = file.attributes().await.expect("stat").inode;
+    let number = file.metadata().await.expect("stat").inode;
     drop(file);
-    let synchronous = OpenOptions { sync: SyncMode::All, ..OpenOptions::default() };
+    let synchronous = OpenOptions::new().sync(SyncMode::All);
     let file = fs.open_with(number, synchronous).await.expect("opens");
     for (mode, from, to) in [
         (FallocateMode::PunchHole, 100, 9000),
@@ -394,34 +394,34 @@ async fn a_copy_has_the_same_bytes_and_the_same_holes() {
     source.write_at(5000, &pattern(11, 5000, 20_000)).await.expect("writes");
     source.write_at(3 << 20, &pattern(11, 3 << 20, 2_000_000)).await.expect("writes");
     source.set_len(8 << 20).await.expect("extends");
-    let copied = target.copy_range_from(&source, 0, 0, u64::MAX).await.expect("copies");
+    let copied = target.copy_file_range(&source, 0, 0, u64::MAX).await.expect("copies");
     assert_eq!(copied, 8 << 20);
     let bytes = content(&source).await;
     assert!(content(&target).await == bytes);
     target.sync_all().await.expect("syncs");
     source.sync_all().await.expect("syncs");
-    let sectors = async |file: &File| file.attributes().await.expect("stat").sectors;
+    let sectors = async |file: &File| file.metadata().await.expect("stat").sectors;
     assert_eq!(sectors(&target).await, sectors(&source).await, "holes are holes");
     // A hole over data, at an odd place; the end of the source ends the copy.
     let mut expected = bytes.clone();
-    let copied = target.copy_range_from(&source, 30_000, (3 << 20) + 777, 1_000_000).await.expect("copies");
+    let copied = target.copy_file_range(&source, 30_000, (3 << 20) + 777, 1_000_000).await.expect("copies");
     assert_eq!(copied, 1_000_000);
     expected[(3 << 20) + 777..(3 << 20) + 1_000_777].copy_from_slice(&bytes[30_000..1_030_000]);
     assert!(content(&target).await == expected);
-    assert_eq!(target.copy_range_from(&source, (8 << 20) - 10, 0, 100).await.expect("copies"), 10);
-    assert_eq!(target.copy_range_from(&source, 8 << 20, 0, 100).await.expect("copies"), 0);
+    assert_eq!(target.copy_file_range(&source, (8 << 20) - 10, 0, 100).await.expect("copies"), 10);
+    assert_eq!(target.copy_file_range(&source, 8 << 20, 0, 100).await.expect("copies"), 0);
     // Within one file.
-    let overlap = target.copy_range_from(&target, 0, 100, 200).await.expect_err("overlaps");
+    let overlap = target.copy_file_range(&target, 0, 100, 200).await.expect_err("overlaps");
     assert_eq!(overlap.errno(), Errno::EINVAL);
     // Past the page cache, at a place that is not aligned for it.
-    let number = target.attributes().await.expect("stat").inode;
-    let direct = OpenOptions { direct: true, ..OpenOptions::default() };
+    let number = target.metadata().await.expect("stat").inode;
+    let direct = OpenOptions::new().direct(true);
     let direct = fs.open_with(number, direct).await.expect("opens");
-    direct.copy_range_from(&direct, 3 << 20, 10 << 20, 5000).await.expect("copies");
+    direct.copy_file_range(&direct, 3 << 20, 10 << 20, 5000).await.expect("copies");
     drop(direct);
-    let append = OpenOptions { append: true, ..OpenOptions::default() };
+    let append = OpenOptions::new().append(true);
     let append = fs.open_with(number, append).await.expect("opens");
-    let refused = append.copy_range_from(&source, 0, 0, 100).await.expect_err("must fail");
+    let refused = append.copy_file_range(&source, 0, 0, 100).await.expect_err("must fail");
     assert_eq!(refused.errno(), Errno::EBADF);
     drop(append);
     expected[..10].copy_from_slice(&bytes[(8 << 20) - 10..]);
@@ -494,7 +494,7 @@ async fn trimming(block_size: u32, features: &[&str]) {
     assert!(content(&kept).await == data);
     drop(kept);
     let image = finish(&device, fs).await;
-    let (device, fs) = mount_image(image, MountOptions { read_only: true, ..options() }).await;
+    let (device, fs) = mount_image(image, options().read_only(true)).await;
     for i in 0..60 {
         assert!(content(&open(&fs, &format!("new{i}")).await).await == pattern(i, 0, 400_000), "new{i}");
     }

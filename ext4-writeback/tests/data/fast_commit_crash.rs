@@ -140,7 +140,7 @@ impl Steps<'_> {
                     let bytes = self.files.remove(&name).expect("is there");
                     self.files.insert(to, bytes);
                 }
-                self.fs.sync_inode(number).await.expect("syncs");
+                self.fs.fsync(number).await.expect("syncs");
                 return;
             }
             17 => {
@@ -149,7 +149,7 @@ impl Steps<'_> {
                 if to != name {
                     let data = self.files[&to].clone();
                     self.put(&name, 0, &data);
-                    let copied = file.copy_range_from(&source, 0, 0, data.len() as u64).await;
+                    let copied = file.copy_file_range(&source, 0, 0, data.len() as u64).await;
                     assert_eq!(copied.expect("copies"), data.len() as u64);
                 }
             }

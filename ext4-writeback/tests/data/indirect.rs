@@ -154,7 +154,7 @@ async fn random_sparse(seed: u64, block_size: u32, name: &str, features: &[&str]
     let before = fs.statfs().free_blocks;
     let file = open(&fs, "file").await;
     model.check(&file).await;
-    let sectors = file.attributes().await.expect("stat").sectors;
+    let sectors = file.metadata().await.expect("stat").sectors;
     file.set_len(0).await.expect("cuts");
     drop(file);
     fs.sync().await.expect("syncs");
@@ -199,7 +199,7 @@ async fn sparse_files_of_all_levels_agree_with_a_model_and_the_kernel() {
     for (name, features) in OLD {
         for block_size in [1024, 4096] {
             for delayed_allocation in [true, false] {
-                let options = MountOptions { delayed_allocation, ..options() };
+                let options = options().delayed_allocation(delayed_allocation);
                 random_sparse(seed_or(7), block_size, name, features, options).await;
             }
         }
@@ -310,7 +310,7 @@ async fn what_was_accepted_on_a_full_device_finds_its_pointers() {
         return;
     }
     for delayed_allocation in [true, false] {
-        let options = MountOptions { delayed_allocation, ..options() };
+        let options = options().delayed_allocation(delayed_allocation);
         let image = make_image(16, 1024, &["-t", "ext3", "-m", "0"], 0);
         let (device, fs) = mount_image(image, options.clone()).await;
         let before = fs.statfs().free_blocks;
@@ -343,7 +343,7 @@ async fn g_15_data_without_pointers_is_lost_and_reported() {
     }
     let hour = std::time::Duration::from_secs(3600);
     // So much memory, and so little of it dirty, that the flusher leaves the scattered file alone.
-    let options = MountOptions { commit_interval: Some(hour), cache: 128 << 20, ..options() };
+    let options = options().commit_interval(Some(hour)).cache(128 << 20);
     let image = make_image(16, 1024, &["-t", "ext3", "-m", "0"], 0);
     let (device, fs): (Arc<MemoryDevice>, Filesystem) = mount_image(image, options.clone()).await;
     let before = fs.statfs().free_blocks;

@@ -385,7 +385,7 @@ async fn data_that_moves_out_takes_one_cluster() {
             async move {
                 let blocks = 16384 / u64::from(block_size);
                 assert_eq!(start - fs.statfs().free_blocks, clusters * blocks, "{what}: statfs");
-                let sectors = file.attributes().await.expect("stat").sectors;
+                let sectors = file.metadata().await.expect("stat").sectors;
                 let inline = file.inline_extent().await.expect("tells").is_some();
                 assert_eq!(sectors, if inline { 1 } else { clusters * 32 }, "{what}: stat");
             }

@@ -2,7 +2,7 @@
 //! always gets some.
 
 use super::common::*;
-use ext4_writeback::{File, MountOptions};
+use ext4_writeback::File;
 
 /// Writes a file and drops it from memory by a remount.
 async fn write_file(file: &File, seed: u64, len: usize) {
@@ -42,7 +42,7 @@ async fn a_long_sequential_read_or_write_leaves_a_working_set_in_memory() {
     }
     let image = finish(&device, fs).await;
     for (unit, write) in [(1 << 20, false), (4096, false), (64 << 10, true)] {
-        let options = MountOptions { cache: 32 << 20, ..options() };
+        let options = options().cache(32 << 20);
         let (device, fs) = mount_image(image.clone(), options).await;
         let hot = open(&fs, "hot").await;
         let mut random = fastrand::Rng::with_seed(5);
@@ -78,7 +78,7 @@ async fn memory_in_small_pieces_makes_folios_small_and_nothing_fail() {
     }
     const LEN: u64 = 48 << 20;
     // Three quarters are for data: nearly all of the one region of 32 MiB that the pool takes.
-    let options = MountOptions { cache: 42 << 20, ..options() };
+    let options = options().cache(42 << 20);
     let (device, fs) = mount_image(make_image(200, 4096, &[], 0), options).await;
     let (pages, long) = (create(&fs, "pages").await, create(&fs, "long").await);
     let mut random = fastrand::Rng::with_seed(8);

@@ -193,12 +193,12 @@ impl Mix {
                 let start = self.random.u64(0..span);
                 // A range onto itself; a file that is open for appending.
                 let answers = [gone, Errno::EINVAL, Errno::EBADF];
-                answered(file.copy_range_from(&source, start, offset, len as u64).await, &answers)
+                answered(file.copy_file_range(&source, start, offset, len as u64).await, &answers)
             }
             32..34 => {
                 let flags = SyncRange::from_bits_truncate(self.random.u32(1..8));
                 said(&format!("sync_range {flags:?}"));
-                file.sync_range(offset, len as u64, flags).await
+                file.sync_file_range(offset, len as u64, flags).await
             }
             34 => {
                 said("fdatasync");

@@ -248,7 +248,7 @@ impl World {
             930..950 => {
                 let (offset, len) = (self.offset(len), self.length() as u64);
                 let flags = if self.random.bool() { SyncRange::WRITE } else { SyncRange::all() };
-                self.files[i].sync_range(offset, len, flags).await.expect("goes to the device");
+                self.files[i].sync_file_range(offset, len, flags).await.expect("goes to the device");
             }
             950..955 => {
                 self.fs().sync().await.expect("syncs");
@@ -502,7 +502,7 @@ async fn run(seed: u64, form: &Form, steps: usize) {
     let before = world.fs().statfs().free_blocks;
     let mut sectors = 0;
     for file in &world.files {
-        sectors += file.attributes().await.expect("stat").sectors;
+        sectors += file.metadata().await.expect("stat").sectors;
         file.set_len(0).await.expect("truncates");
     }
     world.files.clear();
@@ -542,7 +542,7 @@ async fn files_agree_with_arrays_of_bytes() {
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_in_clusters() {
-    let nodelalloc = MountOptions { delayed_allocation: false, ..options() };
+    let nodelalloc = options().delayed_allocation(false);
     let form = |name, block_size, features, options: &MountOptions| Form {
         name,
         block_size,
@@ -570,19 +570,19 @@ async fn files_agree_with_arrays_of_bytes_on_two_threads() {
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_with_little_memory() {
-    let options = MountOptions { cache: 3 << 20, ..options() };
+    let options = options().cache(3 << 20);
     worlds(&forms("little memory", &[1024, 4096], options), STEPS).await;
 }
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_without_delayed_allocation() {
-    let options = MountOptions { delayed_allocation: false, ..options() };
+    let options = options().delayed_allocation(false);
     worlds(&forms("nodelalloc", &[1024, 4096], options), STEPS).await;
 }
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_without_a_flusher() {
-    let options = MountOptions { commit_interval: None, cache: 6 << 20, ..options() };
+    let options = options().commit_interval(None).cache(6 << 20);
     worlds(&forms("no flusher", &[4096], options), STEPS).await;
 }
 

@@ -114,19 +114,19 @@ async fn files_agree_with_arrays_of_bytes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_agree_with_arrays_of_bytes_on_two_threads_with_little_memory() {
-    let options = MountOptions { cache: 6 << 20, ..options() };
+    let options = options().cache(6 << 20);
     worlds(&in_ways(&forms("published, little memory", &[1024], options)), STEPS / 2).await;
 }
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_without_delayed_allocation() {
-    let options = MountOptions { delayed_allocation: false, ..options() };
+    let options = options().delayed_allocation(false);
     worlds(&in_ways(&forms("published, nodelalloc", &[1024], options)), STEPS / 2).await;
 }
 
 #[tokio::test]
 async fn files_agree_with_arrays_of_bytes_without_a_flusher() {
-    let options = MountOptions { commit_interval: None, cache: 12 << 20, ..options() };
+    let options = options().commit_interval(None).cache(12 << 20);
     worlds(&in_ways(&forms("published, no flusher", &[4096], options)), STEPS / 2).await;
 }
 
@@ -150,7 +150,7 @@ async fn sixty_four_tasks_on_sixteen_files() {
 /// No timers, and a cache in which the flusher has nothing to do.
 fn quiet() -> MountOptions {
     let hour = std::time::Duration::from_secs(3600);
-    MountOptions { commit_interval: Some(hour), cache: 64 << 20, ..options() }
+    options().commit_interval(Some(hour)).cache(64 << 20)
 }
 
 /// The cost of one sync of `writes`: (counters, handles of the journal).
@@ -236,7 +236,7 @@ async fn what_is_overwritten_in_flight_stays_where_it_is() {
         file.start_writeback().await.expect("starts");
         assert!(device.holds() > 0, "{way:?}: the data is on its way");
         assert_eq!(fs.statfs().free_blocks, free - 4, "picked blocks are reserved ones");
-        fs.sync_inode(ext4_core::InodeNumber::ROOT).await.expect("commits");
+        fs.fsync(ext4_core::InodeNumber::ROOT).await.expect("commits");
         let (seen, crashed) = mount_image(memory.image(), options()).await;
         assert_eq!(open(&crashed, "file").await.len(), 4096);
         assert_eq!(crashed.statfs().free_blocks, free, "nothing of it is on the device");

@@ -11,7 +11,7 @@ use super::way::Way;
 use ext4_core::device::simulated::{FaultyDevice, RecordingDevice};
 use ext4_core::device::{BlockDevice, Geometry, MemoryDevice, Operation, Plug};
 use ext4_core::{Errno, InodeNumber};
-use ext4_writeback::{FallocateMode, Filesystem, MountOptions};
+use ext4_writeback::{FallocateMode, Filesystem};
 
 /// A test that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,7 +83,7 @@ async fn k_10_a_commit_does_not_wait_for_a_folio_whose_tail_is_on_its_way() {
     for i in 0..5 {
         tokio::task::yield_now().await;
         drop(create(&fs, &format!("other{i}")).await);
-        let commit = fs.sync_inode(InodeNumber::ROOT);
+        let commit = fs.fsync(InodeNumber::ROOT);
         tokio::time::timeout(PATIENCE, commit).await.expect("no deadlock").expect("commits");
     }
     assert!(!syncing.is_finished(), "the tail is not on the device");
@@ -107,7 +107,7 @@ async fn k_11_k_12_writeback_completions_and_commits_in_a_small_journal_do_not_w
     }
     // A quarter of 1,024 blocks is the most that a transaction holds: handles wait for commits all the time.
     let image = make_image(32, 1024, &["-J", "size=1"], STALE);
-    let (device, fs) = mount_image(image, MountOptions { cache: 4 << 20, ..quiet() }).await;
+    let (device, fs) = mount_image(image, quiet().cache(4 << 20)).await;
     let mut tasks = Vec::new();
     for i in 0..6_u64 {
         let fs = fs.clone();
@@ -193,7 +193,7 @@ async fn k_16_k_18_k_19_a_write_cut_short_leaves_no_reservation_without_data() {
     }
     assert!(dropped > 10, "{dropped} were cut short");
     file.sync_all().await.expect("syncs");
-    let sectors = file.attributes().await.expect("stat").sectors;
+    let sectors = file.metadata().await.expect("stat").sectors;
     // What is not free is the file's: nothing is reserved any more.
     assert_eq!(free - fs.statfs().free_blocks, sectors / 2);
     let size = file.len() as usize;
@@ -282,7 +282,7 @@ async fn k_35_what_is_freed_but_not_committed_can_be_had_after_a_commit() {
     }
     for delayed_allocation in [true, false] {
         let image = make_image(16, 4096, &["-m", "0", "-J", "size=4"], STALE);
-        let (device, fs) = mount_image(image, MountOptions { delayed_allocation, ..quiet() }).await;
+        let (device, fs) = mount_image(image, quiet().delayed_allocation(delayed_allocation)).await;
         let all = fs.statfs().free_blocks * 4096 / 10 * 9;
         let old = create(&fs, "old").await;
         old.write_at(0, &pattern(1, 0, all as usize)).await.expect("writes");
@@ -346,7 +346,7 @@ async fn k_43_what_is_cut_off_while_its_ioends_wait_does_not_come_back() {
     for i in 0..5 {
         tokio::task::yield_now().await;
         drop(create(&fs, &format!("other{i}")).await);
-        fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
+        fs.fsync(InodeNumber::ROOT).await.expect("commits");
         recovered(memory.image(), "file", |bytes| assert_eq!(bytes.expect("is there").len(), 2000)).await;
     }
     holding.release();

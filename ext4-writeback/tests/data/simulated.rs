@@ -90,7 +90,7 @@ async fn disturb(fs: Filesystem, i: u64, seed: u64, steps: usize, weather: Weath
             0..4 => file.start_writeback().await,
             4 => file.sync_all().await,
             5 => file.sync_data().await,
-            6 => fs.sync_inode(InodeNumber::ROOT).await,
+            6 => fs.fsync(InodeNumber::ROOT).await,
             _ => {
                 let mut bytes = vec![0; random.usize(1..9000)];
                 file.read_at(random.u64(0..MAX), &mut bytes).await.map(drop)
@@ -129,14 +129,12 @@ impl World {
         let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
         let latency = Duration::from_micros(100);
         let device = Arc::new(DelayedDevice::new(Arc::clone(&faulty) as _, world.runtime(), latency, seed));
-        let options = MountOptions {
-            runtime: Some(world.runtime()),
-            environment: world.environment(),
-            delayed_allocation: weather.delayed_allocation,
-            allocation: if weather.published { Allocation::Publish } else { Allocation::Unwritten },
-            cache: 4 << 20,
-            ..MountOptions::default()
-        };
+        let options = MountOptions::new()
+            .runtime(Some(world.runtime()))
+            .environment(world.environment())
+            .delayed_allocation(weather.delayed_allocation)
+            .allocation(if weather.published { Allocation::Publish } else { Allocation::Unwritten })
+            .cache(4 << 20);
         Self { world, memory, faulty, device, options }
     }
 }
@@ -231,11 +229,7 @@ fn simulate_mixes(image: Image, seed: u64, steps: usize, weather: Weather) {
 /// Mounts `memory` and unmounts it again, so that the journal is recovered.
 fn recover(memory: Arc<MemoryDevice>, seed: u64) {
     let world = Simulation::new(seed);
-    let options = MountOptions {
-        runtime: Some(world.runtime()),
-        environment: world.environment(),
-        ..MountOptions::default()
-    };
+    let options = MountOptions::new().runtime(Some(world.runtime())).environment(world.environment());
     let recovery = async move { Filesystem::mount(memory, options).await?.unmount().await };
     world.run(recovery).expect("it ends").expect("recovers");
 }

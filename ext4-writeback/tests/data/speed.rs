@@ -2,7 +2,6 @@
 //! speed -- --ignored --nocapture`.
 
 use super::common::*;
-use ext4_writeback::MountOptions;
 
 /// Seconds this thread has run: the machine may be busy with other things.
 fn cpu() -> f64 {
@@ -13,7 +12,7 @@ fn cpu() -> f64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn cached_write_speed() {
-    let options = MountOptions { cache: 2 << 30, ..options() };
+    let options = options().cache(2 << 30);
     let (device, fs) = mount_image(make_image(1024, 4096, &[], 0), options).await;
     let file = create(&fs, "file").await;
     let total: usize = 256 << 20;

@@ -17,7 +17,7 @@ use ext4_core::device::{BlockDevice, MemoryDevice, Operation};
 use ext4_core::meta::extent_tree::{Mapping, MappingState};
 use ext4_core::{Errno, InodeNumber};
 
-use ext4_writeback::{Filesystem, MountOptions, RenameFlags};
+use ext4_writeback::{Filesystem, RenameFlags};
 
 /// Mounts `image` and returns the mapping of its file, its size, and the device as it is then.
 async fn mapped(image: Image, name: &str) -> Option<(Vec<Mapping>, u64, Image)> {
@@ -63,7 +63,7 @@ pub async fn written_blocks_have_data(way: Way) {
                 () = writing => {}
             }
         };
-        let options = MountOptions { delayed_allocation, ..quiet() };
+        let options = quiet().delayed_allocation(delayed_allocation);
         let options = way.mounted(options);
         let recording = record(blank(way), Some(seed), options, work).await;
         let mut written = 0;
@@ -394,8 +394,8 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         drop(new);
         let root = InodeNumber::ROOT;
         fs.rename((root, b"config.new"), (root, b"config"), RenameFlags::default()).await.expect("renames");
-        // Another caller's fsync commits the rename, and the power goes.
-        fs.sync_inode(root).await.expect("commits");
+        // The rename is committed by somebody else, and the power goes.
+        fs.fsync(root).await.expect("commits");
         device.mark("renamed");
         fs.sync().await.expect("syncs");
     };
@@ -443,7 +443,7 @@ async fn g_20_a_file_cut_to_nothing_and_written_again_goes_to_the_device_when_it
         // The commit of another caller's fsync; the conversion's handle has ended, or its transaction waits
         // for it.
         drop(create(&fs, "other").await);
-        fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
+        fs.fsync(InodeNumber::ROOT).await.expect("commits");
         device.mark("closed and committed");
     };
     let recording = record(blank(Way::Unwritten), Some(202), quiet(), work).await;

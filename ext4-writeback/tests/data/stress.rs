@@ -109,7 +109,7 @@ pub async fn stress(way: Way, options: MountOptions, trouble: Trouble, seed: u64
 }
 
 fn little_memory() -> MountOptions {
-    MountOptions { cache: 16 << 20, ..options() }
+    options().cache(16 << 20)
 }
 
 /// One round for each seed: `short` of them, `long` in the long form.
@@ -205,7 +205,7 @@ async fn g_14_k_26_data_err_abort_stops_the_journal_on_a_failed_overwrite() {
     if !have_e2fsprogs() {
         return;
     }
-    let (memory, faulty, fs, data) = one_file(MountOptions { data_error_aborts: true, ..options() }).await;
+    let (memory, faulty, fs, data) = one_file(options().data_error_aborts(true)).await;
     let file = open(&fs, "file").await;
     faulty.fail_range(Operation::Write, data..data + 4096);
     file.write_at(0, &pattern(2, 0, 100)).await.expect("the cache takes it");

@@ -13,9 +13,7 @@ use ext4_core::environment::{BoxFuture, Environment, Runtime};
 use ext4_core::{InodeNumber, Timestamp};
 use ext4_test_support::tools::changed_by_debugfs;
 use ext4_writeback::RenameFlags;
-use ext4_writeback::{
-    Credentials, Filesystem, MountOptions, OpenOptions, SetAttributes, SyncMode, SyncRange, WriteFlags,
-};
+use ext4_writeback::{Credentials, Filesystem, OpenOptions, SetAttributes, SyncMode, SyncRange, WriteFlags};
 
 fn image() -> Image {
     make_image(16, 4096, &["-J", "size=4"], 0xaa)
@@ -35,12 +33,12 @@ async fn g_11_a_synchronous_write_is_durable_when_it_returns() {
         let (device, fs) = mount_image(image(), quiet()).await;
         drop(create(&fs, "file").await);
         let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
-        let file = fs.open_with(number, OpenOptions { sync, ..OpenOptions::default() }).await.expect("opens");
-        file.write_with(0, &pattern(1, 0, 10_000), flags).await.expect("writes");
+        let file = fs.open_with(number, OpenOptions::new().sync(sync)).await.expect("opens");
+        file.write_at_with(0, &pattern(1, 0, 10_000), flags).await.expect("writes");
         let expected = pattern(1, 0, 10_000);
         recovered(device.image(), "file", |bytes| assert_eq!(bytes.as_ref(), Some(&expected))).await;
         let slices = [IoSlice::new(&expected[..100]), IoSlice::new(&[]), IoSlice::new(&expected[100..5000])];
-        assert_eq!(file.write_vectored_at(5000, &slices, flags).await.expect("writes"), 5000);
+        assert_eq!(file.write_vectored_at_with(5000, &slices, flags).await.expect("writes"), 5000);
         let mut expected = expected.clone();
         expected.copy_within(0..5000, 5000);
         recovered(device.image(), "file", |bytes| assert_eq!(bytes.as_ref(), Some(&expected))).await;
@@ -60,7 +58,7 @@ async fn an_append_goes_to_the_end_whatever_its_offset_says() {
     let (device, fs) = mount_image(image(), options()).await;
     let file = Arc::new(create(&fs, "file").await);
     let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
-    let options = OpenOptions { append: true, ..OpenOptions::default() };
+    let options = OpenOptions::new().append(true);
     let log = Arc::new(fs.open_with(number, options).await.expect("opens"));
     let tasks: Vec<_> = (0..8_u8)
         .map(|i| {
@@ -110,7 +108,7 @@ async fn a_file_and_a_directory_with_the_flags_are_synchronous() {
     file.write_at(0, b"kept").await.expect("writes");
     recovered(device.image(), "file", |bytes| assert_eq!(bytes.as_deref(), Some(&b"kept"[..]))).await;
     let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
-    let changes = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+    let changes = SetAttributes::new().mode(0o600);
     fs.set_attributes(number, &changes).await.expect("changes");
     {
         let (_, crashed) = mount_image(device.image(), options()).await;
@@ -165,12 +163,12 @@ async fn a_synced_range_is_on_the_device_without_a_flush_or_a_commit() {
     };
     file.write_at(8192, &pattern(2, 8192, 4096)).await.expect("writes");
     assert_eq!(on_device(8192), pattern(1, 8192, 4096));
-    file.sync_range(8192, 4096, SyncRange::WAIT_BEFORE).await.expect("waits for nothing");
+    file.sync_file_range(8192, 4096, SyncRange::WAIT_BEFORE).await.expect("waits for nothing");
     assert_eq!(on_device(8192), pattern(1, 8192, 4096), "nothing is started by waiting");
-    file.sync_range(8192, 4096, SyncRange::all()).await.expect("writes");
+    file.sync_file_range(8192, 4096, SyncRange::all()).await.expect("writes");
     assert_eq!(on_device(8192), pattern(2, 8192, 4096));
     file.write_at(500_000, &pattern(3, 500_000, 4096)).await.expect("writes");
-    file.sync_range(400_000, 0, SyncRange::WRITE | SyncRange::WAIT_AFTER).await.expect("writes");
+    file.sync_file_range(400_000, 0, SyncRange::WRITE | SyncRange::WAIT_AFTER).await.expect("writes");
     assert_eq!(on_device(500_000), pattern(3, 500_000, 4096));
     let now = fs.journal_statistics().expect("a journal");
     assert_eq!((now.transactions, now.flushes), (statistics.transactions, statistics.flushes));
@@ -191,10 +189,10 @@ async fn a_failed_range_is_reported_once_to_the_caller_that_waits() {
     file.sync_all().await.expect("syncs");
     file.write_at(0, &pattern(2, 0, 4096)).await.expect("writes");
     faulty.fail_nth(ext4_core::device::Operation::Write, 0);
-    file.sync_range(0, 0, SyncRange::WRITE).await.expect("is only started");
-    let error = file.sync_range(0, 0, SyncRange::WAIT_AFTER).await.expect_err("the device failed");
+    file.sync_file_range(0, 0, SyncRange::WRITE).await.expect("is only started");
+    let error = file.sync_file_range(0, 0, SyncRange::WAIT_AFTER).await.expect_err("the device failed");
     assert_eq!(error.errno(), ext4_core::Errno::EIO);
-    file.sync_range(0, 0, SyncRange::all()).await.expect("was reported");
+    file.sync_file_range(0, 0, SyncRange::all()).await.expect("was reported");
     file.sync_all().await.expect("was reported");
     drop(file);
     finish(&memory, fs).await;
@@ -237,7 +235,7 @@ impl Environment for Clock {
 async fn after_a_crash(device: &MemoryDevice) -> (i64, Vec<u8>) {
     let (_, fs) = mount_image(device.image(), options()).await;
     let file = open(&fs, "file").await;
-    let seconds = file.attributes().await.expect("stat").mtime.seconds;
+    let seconds = file.metadata().await.expect("stat").mtime.seconds;
     let mut bytes = vec![0; 4];
     file.read_at(0, &mut bytes).await.expect("reads");
     (seconds, bytes)
@@ -246,18 +244,16 @@ async fn after_a_crash(device: &MemoryDevice) -> (i64, Vec<u8>) {
 async fn mount_lazy(lazytime: bool) -> (Arc<MemoryDevice>, Filesystem, i64) {
     let clock = Clock::new();
     let hour = Some(Duration::from_secs(600));
-    let options = MountOptions {
-        lazytime,
-        commit_interval: hour,
-        environment: Arc::clone(&clock) as _,
-        runtime: Some(clock),
-        ..options()
-    };
+    let options = options()
+        .lazytime(lazytime)
+        .commit_interval(hour)
+        .environment(Arc::clone(&clock) as _)
+        .runtime(Some(clock));
     let (device, fs) = mount_image(image(), options).await;
     let file = create(&fs, "file").await;
     file.write_at(0, b"old!").await.expect("writes");
     file.sync_all().await.expect("syncs");
-    let written = file.attributes().await.expect("stat").mtime.seconds;
+    let written = file.metadata().await.expect("stat").mtime.seconds;
     assert_eq!(after_a_crash(&device).await, (written, b"old!".to_vec()));
     tokio::time::sleep(Duration::from_secs(100)).await;
     file.write_at(0, b"new!").await.expect("writes");
@@ -296,10 +292,10 @@ async fn lazytime_writes_times_with_the_inode_and_when_asked() {
             1 => file.sync_all().await.expect("syncs"),
             2 => {
                 // Another change of the inode takes them along.
-                let changes = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+                let changes = SetAttributes::new().mode(0o600);
                 let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
                 fs.set_attributes(number, &changes).await.expect("changes");
-                fs.sync_inode(InodeNumber::ROOT).await.expect("commits");
+                fs.fsync(InodeNumber::ROOT).await.expect("commits");
                 tokio::time::sleep(Duration::from_secs(700)).await;
             }
             3 => file.sync_data().await.expect("syncs"),
@@ -322,7 +318,7 @@ async fn times_that_wait_do_not_outlive_their_inode() {
     if !have_e2fsprogs() {
         return;
     }
-    let options = MountOptions { lazytime: true, access_times: true, ..quiet() };
+    let options = quiet().lazytime(true).access_times(true);
     let (device, fs) = mount_image(image(), options).await;
     let owner = Credentials { mode: 0o755, ..Credentials::default() };
     let directory = fs.mkdir(InodeNumber::ROOT, b"directory", owner).await.expect("makes");
@@ -350,18 +346,19 @@ async fn a_read_is_noted_where_access_times_are_kept() {
     }
     for lazytime in [false, true] {
         let clock = Clock::new();
-        let options = MountOptions { lazytime, access_times: true, environment: clock, ..quiet() };
+        let options = quiet().lazytime(lazytime).access_times(true).environment(clock);
         let (device, fs) = mount_image(image(), options).await;
         let file = create(&fs, "file").await;
         file.write_at(0, b"something").await.expect("writes");
         file.sync_all().await.expect("syncs");
         let old = Some(Timestamp { seconds: 1_000_000, nanoseconds: 0 });
         let number = fs.lookup(InodeNumber::ROOT, b"file").await.expect("is there");
-        let changes = SetAttributes { atime: old, ..SetAttributes::default() };
+        let mut changes = SetAttributes::new();
+        changes.atime = old;
         fs.set_attributes(number, &changes).await.expect("changes");
-        assert_eq!(Some(file.attributes().await.expect("stat").atime), old);
+        assert_eq!(Some(file.metadata().await.expect("stat").atime), old);
         content(&file).await;
-        assert!(file.attributes().await.expect("stat").atime.seconds >= 1_700_000_000);
+        assert!(file.metadata().await.expect("stat").atime.seconds >= 1_700_000_000);
         drop(file);
         let image = finish(&device, fs).await;
         let (device, fs) = mount_image(image, quiet()).await;

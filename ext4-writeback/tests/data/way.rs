@@ -34,6 +34,6 @@ impl Way {
     /// `options` with what it takes.
     pub fn mounted(self, options: MountOptions) -> MountOptions {
         let allocation = if self == Self::Publish { Allocation::Publish } else { Allocation::Unwritten };
-        MountOptions { allocation, ..options }
+        options.allocation(allocation)
     }
 }

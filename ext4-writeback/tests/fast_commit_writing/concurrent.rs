@@ -6,7 +6,7 @@ use ext4_core::InodeNumber;
 use ext4_core::device::simulated::{Event, FaultyDevice, Image, RecordingDevice};
 use ext4_core::device::{BioFlags, MemoryDevice};
 use ext4_test_support::tools::{can_mount, debugfs, have, mke2fs_image};
-use ext4_writeback::{Credentials, FastCommitStatistics, Filesystem, MountOptions};
+use ext4_writeback::{Credentials, FastCommitStatistics, Filesystem};
 
 use crate::{judge, quiet};
 
@@ -145,7 +145,7 @@ async fn an_append_and_its_fsync_cost_one_flush_and_one_block() {
     for fast_commit in [true, false] {
         let memory = Arc::new(MemoryDevice::from_image(image.clone()));
         let device = Arc::new(RecordingDevice::around(memory, image.clone()));
-        let options = MountOptions { fast_commit, ..quiet() };
+        let options = quiet().fast_commit(fast_commit);
         let filesystem = Filesystem::mount(Arc::clone(&device) as _, options).await.unwrap();
         prepare(&filesystem, 1).await;
         append(&filesystem, 1, 1).await;

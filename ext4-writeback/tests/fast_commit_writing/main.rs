@@ -26,5 +26,5 @@ use ext4_writeback::MountOptions;
 /// No timers: what reaches the device is what the test asked for. (A commit interval of an hour: with none at
 /// all the writers would write back themselves.)
 fn quiet() -> MountOptions {
-    MountOptions { commit_interval: Some(Duration::from_secs(3600)), ..MountOptions::default() }
+    MountOptions::new().commit_interval(Some(Duration::from_secs(3600)))
 }

@@ -143,8 +143,7 @@ impl<'a> Mix<'a> {
             }
             35..38 => {
                 let (_, inode) = self.any_file();
-                let mode = Some(self.random.u16(0..0o1000));
-                let changes = SetAttributes { mode, ..SetAttributes::default() };
+                let changes = SetAttributes::new().mode(self.random.u16(0..0o1000));
                 filesystem.set_attributes(inode, &changes).await.unwrap();
                 Some(inode)
             }
@@ -194,7 +193,7 @@ async fn run(arguments: &[&str], seed: u64, steps: u32, most_cuts: usize) {
         device.mark(format!("begin {step}"));
         let Some(inode) = mix.step().await else { continue };
         if mix.random.u8(0..3) > 0 {
-            filesystem.sync_inode(inode).await.unwrap();
+            filesystem.fsync(inode).await.unwrap();
             mix.dirty.remove(&u64::from(inode.0));
             device.mark(format!("synced {step}"));
             let expectation = Expectation { tree: judge::live(&filesystem).await, dirty: mix.dirty.clone() };

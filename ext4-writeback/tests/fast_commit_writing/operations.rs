@@ -124,7 +124,7 @@ async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
                 open(&name).await.start_writeback().await.unwrap();
             }
             for number in 0..30 {
-                filesystem.sync_inode(find(&format!("/dir/new file number {number}")).await).await.unwrap();
+                filesystem.fsync(find(&format!("/dir/new file number {number}")).await).await.unwrap();
             }
             find("/dir/new file number 3").await
         }
@@ -178,14 +178,7 @@ async fn perform(filesystem: &Filesystem, operation: &str) -> InodeNumber {
         "attributes" => {
             let file = find("/dir/file1").await;
             let time = ext4_core::Timestamp { seconds: 1_234_567_890, nanoseconds: 5 };
-            let changes = SetAttributes {
-                mode: Some(0o600),
-                uid: Some(100_000),
-                gid: Some(5),
-                mtime: Some(time),
-                atime: Some(time),
-                ..SetAttributes::default()
-            };
+            let changes = SetAttributes::new().mode(0o600).uid(100_000).gid(5).mtime(time).atime(time);
             filesystem.set_attributes(file, &changes).await.unwrap();
             file
         }
@@ -368,7 +361,7 @@ async fn one_by_one(arguments: &[&str], kind: &str) {
         prepare(filesystem).await;
         let (before, _) = filesystem.fast_commit_statistics();
         let inode = perform(filesystem, operation).await;
-        filesystem.sync_inode(inode).await.unwrap();
+        filesystem.fsync(inode).await.unwrap();
         let (after, reasons) = filesystem.fast_commit_statistics();
         let counted = reasons.counts().into_iter().filter(|(_, count)| *count > 0).collect::<Vec<_>>();
         match reason {

@@ -120,7 +120,7 @@ impl ImageSink {
     /// and writing has changed its times.
     fn attributes(&self, node: &Node) -> SetAttributes {
         let Credentials { uid, gid, mode } = self.credentials(node);
-        let mut changes = SetAttributes { mode: Some(mode), ..SetAttributes::default() };
+        let mut changes = SetAttributes::new().mode(mode);
         if node.file_type == FileType::Symlink {
             changes.mode = None;
         }
@@ -148,13 +148,11 @@ impl ImageSink {
             let (atime, mtime) = self.times(node);
             Times { atime, mtime, ctime: now, crtime: Some(now) }
         });
-        let new = NewInode {
-            device: node.device,
-            target: node.target.clone(),
-            times,
-            xattrs: if self.options.preserve.xattrs { node.xattrs.clone() } else { Vec::new() },
-            ..NewInode::new(node.file_type, credentials)
-        };
+        let new = NewInode::new(node.file_type, credentials)
+            .device(node.device)
+            .target(node.target.clone())
+            .times(times)
+            .xattrs(if self.options.preserve.xattrs { node.xattrs.clone() } else { Vec::new() });
         let inode = self.filesystem.create_with(self.parent(), name, new).await?;
         let lends_group = self.directories.last().is_some_and(|level| level.lends_group);
         if lends_group && self.options.preserve.owner && node.file_type != FileType::Directory {

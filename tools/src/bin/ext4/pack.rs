@@ -201,20 +201,17 @@ impl Job<'_> {
             .await
             .map_err(|error| naming(&pack.target, error.into()))?;
         let reproducible = epoch.is_some();
-        let mut mount = MountOptions {
-            cache: if reproducible {
+        let mut mount = MountOptions::new()
+            .cache(if reproducible {
                 context.opener.cache.max(REPRODUCIBLE_CACHE)
             } else {
                 context.opener.cache
-            },
-            // A temporary image gets its name when it is complete: before that, nothing has to survive a
-            // crash.
-            barrier: temporary.is_none(),
-            commit_interval: (temporary.is_none() && !reproducible).then_some(Duration::from_secs(5)),
-            erase_journal: temporary.is_some() || reproducible,
-            environment,
-            ..MountOptions::default()
-        };
+            })
+            // Nobody sees a temporary image before it is complete: nothing in it has to survive a crash.
+            .barrier(temporary.is_none())
+            .commit_interval((temporary.is_none() && !reproducible).then_some(Duration::from_secs(5)))
+            .erase_journal(temporary.is_some() || reproducible)
+            .environment(environment);
         context.opener.mount_options.apply(&mut mount);
         let filesystem = Filesystem::mount(device.clone(), mount)
             .await

@@ -58,7 +58,7 @@ fn open(path: &Path) -> anyhow::Result<Arc<dyn BlockDevice>> {
 async fn mount(target: &Target, workload: &FileWorkload) -> anyhow::Result<Filesystem> {
     let range = workload.transfers.range;
     let cache = usize::try_from(4 * range + (64 << 20))?;
-    let mut options = MountOptions { cache, ..MountOptions::default() };
+    let mut options = MountOptions::new().cache(cache);
     target.mount_options.apply(&mut options);
     let filesystem = Filesystem::mount(open(&target.device)?, options).await.context("mount")?;
     let inode = filesystem.create(InodeNumber::ROOT, b"warm", owner()).await.context("create")?;

@@ -49,12 +49,11 @@ impl Create {
         let blocks =
             |size: u64| u32::try_from(size / block).map_err(|_| usage(format!("{size} bytes are too many")));
         let old_journal = context.opener.journal_device_of(&*device, Access::Write).await.map_err(name)?;
-        let options = NewJournalOptions {
-            blocks: self.size.map(blocks).transpose()?,
-            fast_commit_blocks: self.fast_commit_size.map(blocks).transpose()?.unwrap_or(0),
-            external: self.external.as_deref().map(|path| external(&context.opener, path)).transpose()?,
-            force: self.force,
-        };
+        let options = NewJournalOptions::new()
+            .blocks(self.size.map(blocks).transpose()?)
+            .fast_commit_blocks(self.fast_commit_size.map(blocks).transpose()?.unwrap_or(0))
+            .external(self.external.as_deref().map(|path| external(&context.opener, path)).transpose()?)
+            .force(self.force);
         create_journal(device, old_journal, &options, Arc::new(SystemEnvironment)).await.map_err(name)
     }
 }

@@ -1,8 +1,5 @@
-//! Writing a range of a file to the device, without making it durable: sync_file_range(2).
+//! sync_file_range(2): writeback of a range of a file, without making it durable.
 
-use crate::writeback::completion::wait;
-use crate::writeback::inode::start_inode_range;
-use crate::writeback::inode::sync_inode_range;
 use std::sync::Arc;
 
 use bitflags::bitflags;
@@ -10,28 +7,32 @@ use ext4_core::Result;
 
 use crate::base::runtime::run_to_end;
 use crate::file::File;
+use crate::writeback::completion::wait;
+use crate::writeback::inode::{start_inode_range, sync_inode_range};
 
 bitflags! {
-    /// What [`File::sync_range`] does, in this order.
+    /// The steps of [`File::sync_file_range`], in this order.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct SyncRange: u32 {
-        /// Waits for what is on its way to the device already.
+        /// Waits for folios of the range that are under writeback already.
         const WAIT_BEFORE = 1 << 0;
-        /// Starts writing what is dirty, but for what is on its way. With both waits: all of it.
+        /// Starts writeback of dirty folios, except those under writeback. With both waits: of all dirty
+        /// folios.
         const WRITE = 1 << 1;
-        /// Waits for what is on its way then.
+        /// Waits for folios of the range that are under writeback after the other steps.
         const WAIT_AFTER = 1 << 2;
     }
 }
 
 impl File {
-    /// Writes bytes `offset..offset + len` to the device, as `flags` say; to the end of the file where `len` is 0. No
-    /// metadata is committed and no cache is flushed: nothing is durable by it. The folios at the edges are written
-    /// whole; where the range reaches past what the device has of the file, all from there on is.
+    /// Writes bytes `offset..offset + len` back, as `flags` say; up to the end of the file if `len` is 0. No
+    /// metadata is committed and no device cache is flushed, so nothing is durable by it. The folios at the
+    /// edges are written whole; if the range reaches past i_disksize, all data from i_disksize on is written.
     ///
     /// # Errors
-    /// Those of mapping; where it waits, those of writeback that this file has not reported yet.
-    pub async fn sync_range(&self, offset: u64, len: u64, flags: SyncRange) -> Result<()> {
+    /// - `ENOSPC`, `EIO`, `EUCLEAN`: blocks for delayed data could not be allocated.
+    /// - If it waits, those of writeback that this file has not reported yet.
+    pub async fn sync_file_range(&self, offset: u64, len: u64, flags: SyncRange) -> Result<()> {
         let end = if len == 0 { u64::MAX } else { offset.saturating_add(len) };
         let range = offset..end;
         let fs = Arc::clone(self.fs());

@@ -1,12 +1,13 @@
-//! copy_file_range: from one file of the file system to another, or to another place of the same, through the page
+//! copy_file_range(2): from one file to another, or to another place of the same file, through the page
 //! cache.
 //!
-//! Holes are not copied byte by byte: where the destination has something they are punched, behind its end they are
-//! left out.
+//! Holes of the source are not copied byte by byte: they are punched into the destination, and left out
+//! behind its end.
 //!
-//! Locks: piece by piece, those of a read of the source, then those of a write of the destination, never both: there is
-//! no order of two files to keep, and a copy from a to b beside one from b to a is no deadlock. So the copy is as atomic
-//! as so many reads and writes: who changes the source meanwhile finds either content in the destination.
+//! Locks: for each piece those of a read of the source, then those of a write of the destination, never both
+//! at a time. So two files need no order, and a copy from a to b beside one from b to a is no deadlock. The
+//! copy is as atomic as that many reads and writes: if the source is changed meanwhile, the destination may
+//! hold either content.
 
 use std::sync::Arc;
 
@@ -17,17 +18,20 @@ use crate::file::{File, SeekTarget};
 use crate::io::fallocate::request::FallocateMode;
 use crate::io::truncate;
 
-/// How much is read and written at a time.
+/// Bytes that are read and written at a time.
 const PIECE: u64 = 1 << 20;
 
 impl File {
-    /// Copies up to `len` bytes at byte `source_offset` of `source` to byte `offset` of this file. Returns how many
-    /// bytes; fewer where the source ends, or where an error came after some.
+    /// Copies up to `len` bytes from byte `source_offset` of `source` to byte `offset` of this file. Returns
+    /// how many bytes were copied: fewer if the source ends before, or if an error came after some.
     ///
     /// # Errors
-    /// `EBADF` where this file was opened for appending; `EXDEV` where the files are on different file systems, `EINVAL` where both are the same and the ranges overlap,
-    /// `EFBIG`; those of a read and of a write.
-    pub async fn copy_range_from(
+    /// - `EBADF`: this file was opened for appending.
+    /// - `EXDEV`: the files are on different file systems.
+    /// - `EINVAL`: both files are the same, and the ranges overlap.
+    /// - `EFBIG`: `offset` is past the largest size that this file can have.
+    /// - Those of [`File::read_at`] and [`File::write_at`].
+    pub async fn copy_file_range(
         &self,
         source: &Self,
         source_offset: u64,
@@ -70,7 +74,8 @@ impl File {
         Ok(done)
     }
 
-    /// The same file without `direct`, whose alignment a copy need not have; `None` where it has not.
+    /// The same file opened without `direct`, since a copy need not be aligned; `None` if it was not opened
+    /// so.
     fn through_the_cache(&self) -> Option<Self> {
         if !self.options.direct {
             return None;
@@ -80,12 +85,13 @@ impl File {
         Some(Self::new(self.filesystem.clone(), Arc::clone(&self.inode), options))
     }
 
-    /// Copies the data, or the hole, that begins at `from`; 0 at the end of the source.
+    /// Copies the data, or the hole, that begins at byte `from`, at most `most` bytes. Returns how many
+    /// bytes; 0 at the end of the source.
     async fn copy_piece(&self, source: &Self, from: u64, to: u64, most: u64) -> Result<u64> {
         let data = match source.seek(from, SeekTarget::Data).await {
-            // To the end nothing but a hole.
+            // Nothing but a hole up to the end.
             Ok(data) => data.unwrap_or(u64::MAX),
-            // It became shorter meanwhile.
+            // The source became shorter meanwhile.
             Err(error) if error.errno() == Errno::ENXIO => return Ok(0),
             Err(error) => return Err(error),
         };
@@ -104,7 +110,7 @@ impl File {
         Ok(self.write_at(to, &bytes[..count]).await? as u64)
     }
 
-    /// `len` bytes from `to` on read as zeros, without blocks where that can be.
+    /// Has `len` bytes from byte `to` on read as zeros, without blocks if possible.
     async fn put_hole(&self, to: u64, len: u64) -> Result<()> {
         if len == 0 {
             return Ok(());

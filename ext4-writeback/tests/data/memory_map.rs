@@ -8,7 +8,7 @@ use super::cuts::at_every_cut;
 use super::way::Way;
 use ext4_core::Errno;
 use ext4_core::device::simulated::RecordingDevice;
-use ext4_writeback::{Filesystem, MountOptions};
+use ext4_writeback::Filesystem;
 
 #[tokio::test]
 async fn a_store_is_there_when_it_is_committed_and_not_before() {
@@ -75,7 +75,7 @@ async fn k_16_k_17_k_18_a_store_that_is_dropped_gives_its_reservation_back_and_o
     let file = create(&fs, "file").await;
     file.set_len(1 << 20).await.expect("extends");
     fs.sync().await.expect("syncs");
-    let sectors = async || file.attributes().await.expect("stat").sectors;
+    let sectors = async || file.metadata().await.expect("stat").sectors;
     let free = fs.statfs().free_blocks;
     let before = sectors().await;
     let map = file.map_write(0, 65_536).await.expect("maps");
@@ -108,7 +108,7 @@ async fn k_34_a_store_fails_for_space_before_it_is_made() {
         return;
     }
     for delayed_allocation in [true, false] {
-        let options = MountOptions { delayed_allocation, ..options() };
+        let options = options().delayed_allocation(delayed_allocation);
         let (device, fs) = mount_image(make_image(8, 4096, &["-O", "^has_journal"], 0), options).await;
         let file = create(&fs, "file").await;
         file.set_len(64 << 20).await.expect("extends");
