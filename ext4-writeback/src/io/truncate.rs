@@ -89,12 +89,14 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         engine.volume.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
         inode.pages.note_cut(size);
+        inode.completion.note_truncation(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
         touch(engine, &mut disk);
         log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }
-    inode.completion.forget_failed_tail();
+    let first = u32::try_from(engine.volume.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
+    inode.completion.forget_failed_tail(&(first..u32::MAX));
     drop_folios(engine, inode, size..u64::MAX).await;
     zero_block_tail(engine, inode, size).await?;
     free_behind(engine, inode, size, true).await

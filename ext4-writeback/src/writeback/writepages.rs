@@ -18,7 +18,7 @@
 //! - For the same reason a pass ends where the file was cut off while it ran: what lies behind the cut by now is new,
 //!   and begins before the place where the pass is.
 
-use crate::writeback::completion::wait;
+use crate::writeback::completion::{self, wait};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -171,11 +171,17 @@ pub(crate) async fn writepages(
         if let Some(block) = tail {
             inode.completion.expect_tail(block);
         }
+        // In flight before the dirty bits are taken: mapping may wait, and no size moves over them meanwhile.
+        inode.completion.open_window(guard.start()..guard.end(), engine.dirty.next_ioend());
         let outcome = context.writeback_folio(gather, &guard).await;
         if tail.is_some() {
             gather.close();
             inode.completion.note_tail_sent(&outcome);
         }
+        if inode.completion.close_window() {
+            completion::schedule(engine, inode);
+        }
+        engine.dirty.note_progress();
         drop(guard);
         if let Err(error) = outcome {
             inode.write_errors.record(&error);

@@ -203,7 +203,8 @@ impl Expectation {
         let size = bytes.len() as u64;
         let mut changes = self.changes.clone();
         // What could have made this size: truncations that had ended before any of it began are on the device.
-        let earliest = changes.iter().filter(|change| change.reaches() >= size).map(|change| change.began).min();
+        let earliest =
+            changes.iter().filter(|change| change.reaches() >= size).map(|change| change.began).min();
         let Some(earliest) = earliest else {
             return Err(Violation(format!("no call made the file {size} bytes long")));
         };
@@ -267,9 +268,8 @@ impl Expectation {
 
     /// The numbers of which the file's name may end in one.
     pub fn names(&self) -> Vec<u64> {
-        let current = |change: &&Change| {
-            !self.renames.iter().any(|later| later.durable && later.is_after(change))
-        };
+        let current =
+            |change: &&Change| !self.renames.iter().any(|later| later.durable && later.is_after(change));
         self.renames
             .iter()
             .filter(current)

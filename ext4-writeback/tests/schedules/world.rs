@@ -5,11 +5,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ext4_core::InodeNumber;
 use ext4_core::device::simulated::{DelayedDevice, Image, Recording, RecordingDevice};
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::environment::{Runtime, Simulation};
 use ext4_core::format::superblock::Superblock;
-use ext4_core::InodeNumber;
 use ext4_writeback::{
     Allocation, Credentials, Error, File, Filesystem, MountOptions, RenameFlags, SyncRange,
 };
@@ -145,7 +145,10 @@ impl World {
             judged += 1;
             let found = self.recover(image, seed)?;
             self.judge(&ops, position, weather, &found).map_err(|violation| {
-                format!("{weather:?}, cut {cut} after {position} events: {violation}\n{}", report(&ops, position))
+                format!(
+                    "{weather:?}, cut {cut} after {position} events: {violation}\n{}",
+                    report(&ops, position)
+                )
             })?;
         }
         Ok(judged)
@@ -235,7 +238,8 @@ impl World {
             }
             Ok::<_, Error>(found)
         });
-        let found = found.map_err(|stuck| format!("recovery: {stuck}"))?.map_err(|e| format!("recovery: {e}"))?;
+        let found =
+            found.map_err(|stuck| format!("recovery: {stuck}"))?.map_err(|e| format!("recovery: {e}"))?;
         if judged {
             assert_clean(&memory.image(), seed);
         }
