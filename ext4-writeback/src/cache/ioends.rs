@@ -153,6 +153,16 @@ impl CompletionQueue {
         self.state.lock().syncs.retain(|(of, _)| *of != number);
     }
 
+    /// The block at the end of i_disksize that could not be written.
+    pub fn failed_tail_block(&self) -> Option<u32> {
+        self.state.lock().failed_tail.as_ref().map(|(block, _)| *block)
+    }
+
+    /// The rest of `block`, in which the file ends, could not be zeroed: no size may pass it.
+    pub fn set_failed_tail(&self, block: u32, error: &Error) {
+        self.state.lock().failed_tail = Some((block, error.clone()));
+    }
+
     /// Blocks `blocks` are no longer part of the file: if the failed tail is among them, it is none any more.
     pub fn forget_failed_tail(&self, blocks: &Range<u32>) {
         self.note_tail_written(blocks);

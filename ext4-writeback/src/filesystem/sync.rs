@@ -42,12 +42,15 @@ impl Filesystem {
         }
         self.run("fsync", inode, move |fs| async move {
             let info = fs.inode(inode).await?;
+            // As a file that was opened for this call.
+            let mut cursor = info.write_errors.sample();
             let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
                 crate::writeback::inode::sync_inode_data(&fs.engine, &info).await?;
             }
             // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
-            fs.volume.make_durable(info.last_transaction(false), regular, OnMedium::No).await
+            let durable = fs.volume.make_durable(info.last_transaction(false), regular, OnMedium::No).await;
+            info.take_write_error(&fs.volume, &mut cursor).and(durable)
         })
         .await
     }
@@ -65,6 +68,7 @@ impl FilesystemInner {
             None => self.volume.write_dirty_blocks().await,
         };
         let flushed = self.volume.flush_device().await;
-        data.and(metadata).and(flushed).and(findings)
+        let lost = self.volume.write_errors.take_for_sync();
+        data.and(metadata).and(flushed).and(findings).and(lost)
     }
 }

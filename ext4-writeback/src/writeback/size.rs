@@ -52,6 +52,8 @@ pub(crate) fn grow(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode, si
 /// logs the inode.
 pub(crate) fn settle_size(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode) {
     if inode.size() > disk.size && !follow_size(&engine.volume, inode, disk) {
+        // In the queue also if nothing is dirty: a sync of everything makes the size durable.
+        engine.dirty.enqueue(engine.volume.runtime.monotonic(), inode);
         engine.dirty.expedite(inode);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
             settled = size.follow(&engine.volume, u64::MAX).await;
         }
         result = result.and(settled);
-        if inode.pages.is_dirty() && engine.volume.check_writable().is_ok() {
+        if inode.needs_writeback() && engine.volume.check_writable().is_ok() {
             control.enqueue(engine.volume.runtime.monotonic(), inode);
         }
     }

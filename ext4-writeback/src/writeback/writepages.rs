@@ -97,7 +97,7 @@ pub(crate) async fn writepages(
         && let Err(error) = engine.volume.check_writable()
     {
         // The kernel's ext4_writepages stops here too: with a journal that stopped, no data goes out.
-        inode.write_errors.record(&error);
+        inode.record_write_error(&engine.volume, &error);
         return Err(error);
     }
     gather.set_sync(control.mode == Mode::Sync);
@@ -177,6 +177,12 @@ pub(crate) async fn writepages(
         if tail.is_some() {
             gather.close();
             inode.completion.note_tail_sent(&outcome);
+            if let (Err(_), Some(block)) = (&outcome, inode.completion.failed_tail_block()) {
+                let within = block - guard.first_block();
+                if tail == Some(block) {
+                    engine.mark_dirty(inode, &guard, within..within + 1);
+                }
+            }
         }
         if inode.completion.close_window() {
             completion::schedule(engine, inode);
@@ -184,7 +190,7 @@ pub(crate) async fn writepages(
         engine.dirty.note_progress();
         drop(guard);
         if let Err(error) = outcome {
-            inode.write_errors.record(&error);
+            inode.record_write_error(&engine.volume, &error);
             result = result.and(Err(error));
         }
         if control.mode == Mode::Background && (result.is_err() || written >= control.budget) {

@@ -22,6 +22,7 @@ mod inline_data;
 mod memory;
 mod mix;
 mod model;
+mod promises;
 mod published;
 mod read_ahead;
 mod rows;
