@@ -34,6 +34,21 @@ pub(crate) struct State {
     pub(crate) failed_tail: Option<(u32, Error)>,
     /// That block is dirty and in no ioend yet, while its folio is written back.
     unsent_tail: Option<u32>,
+    /// The bytes of a folio whose dirty bits a pass takes, until all of them are in ioends; and the number that the next
+    /// ioend had when the pass began with it. There is one pass at a time.
+    window: Option<(Range<u64>, u64)>,
+    /// Syncs under way: their numbers, and the lowest size the file was truncated to since each began.
+    syncs: Vec<(u64, u64)>,
+    next_sync: u64,
+}
+
+impl State {
+    /// Returns true if bytes that reach past `position`, and begin before `below`, are on their way: taken by a pass, or in
+    /// an ioend that is not converted yet.
+    pub(crate) fn is_under_way(&self, position: u64, below: (u64, u64)) -> bool {
+        self.in_flight.range(..below).any(|(_, end)| *end > position)
+            || self.window.as_ref().is_some_and(|(taken, _)| taken.start < below.0 && taken.end > position)
+    }
 }
 
 /// The inode's list of ioends, and i_disksize for those who must not wait for the inode's lock.
@@ -90,14 +105,67 @@ impl CompletionQueue {
         }
     }
 
-    /// True where an ioend that reaches past `position` is unfinished.
+    /// Returns true if bytes that reach past `position` are on their way to the device.
     pub fn is_in_flight_from(&self, position: u64) -> bool {
-        self.state.lock().in_flight.values().any(|end| *end > position)
+        self.state.lock().is_under_way(position, (u64::MAX, u64::MAX))
     }
 
-    /// A truncation cut the failed block off, or it is to be tried again.
-    pub fn forget_failed_tail(&self) {
-        self.state.lock().failed_tail = None;
+    /// A pass is about to take the dirty bits of the folio with bytes `range`: from now on they are in flight, although
+    /// no ioend has them yet. `next_ioend`: the number that the next ioend of the file system will have. Were they
+    /// counted from their ioend on only, a size could move over them while the pass waits for a handle: a crash would
+    /// show what the device held there.
+    pub fn open_window(&self, range: Range<u64>, next_ioend: u64) {
+        self.state.lock().window = Some((range, next_ioend));
+    }
+
+    /// Everything that was taken is in ioends, or failed. Returns true if ioends are parked: they have to be looked at.
+    #[must_use]
+    pub fn close_window(&self) -> bool {
+        let mut state = self.state.lock();
+        state.window = None;
+        state.removals += 1;
+        !state.parked.is_empty()
+    }
+
+    /// The file is truncated to `size` bytes. The caller holds the inode's lock for writing.
+    pub fn note_truncation(&self, size: u64) {
+        for (_, lowest) in &mut self.state.lock().syncs {
+            *lowest = size.min(*lowest);
+        }
+    }
+
+    /// A sync begins: its number. [`CompletionQueue::end_sync`] ends it.
+    pub fn begin_sync(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.next_sync += 1;
+        let number = state.next_sync;
+        state.syncs.push((number, u64::MAX));
+        number
+    }
+
+    /// The lowest size that the file was truncated to since sync `number` began; `u64::MAX` if it was not.
+    pub fn lowest_since(&self, number: u64) -> u64 {
+        self.state.lock().syncs.iter().find(|(of, _)| *of == number).map_or(0, |(_, lowest)| *lowest)
+    }
+
+    /// Sync `number` ended.
+    pub fn end_sync(&self, number: u64) {
+        self.state.lock().syncs.retain(|(of, _)| *of != number);
+    }
+
+    /// The block at the end of i_disksize that could not be written.
+    pub fn failed_tail_block(&self) -> Option<u32> {
+        self.state.lock().failed_tail.as_ref().map(|(block, _)| *block)
+    }
+
+    /// The rest of `block`, in which the file ends, could not be zeroed: no size may pass it.
+    pub fn set_failed_tail(&self, block: u32, error: &Error) {
+        self.state.lock().failed_tail = Some((block, error.clone()));
+    }
+
+    /// Blocks `blocks` are no longer part of the file: if the failed tail is among them, it is none any more.
+    pub fn forget_failed_tail(&self, blocks: &Range<u32>) {
+        self.note_tail_written(blocks);
     }
 
     /// Blocks `blocks` have been written: if the failed tail is among them, it is none any more.
@@ -113,10 +181,13 @@ impl CompletionQueue {
         self.state.lock().failed_tail.is_some()
     }
 
-    /// True where every ioend over bytes `range` with a number below `id` is finished.
+    /// Returns true if every ioend over bytes `range` with a number below `id` is finished, and no pass that began before
+    /// that number has taken dirty bits there that are in no ioend yet.
     pub fn is_range_finished_below(&self, range: &Range<u64>, id: u64) -> bool {
         let state = self.state.lock();
-        !state.unfinished.range(..id).any(|(_, of)| of.start < range.end && range.start < of.end)
+        let within = |of: &Range<u64>| of.start < range.end && range.start < of.end;
+        !state.unfinished.range(..id).any(|(_, of)| within(of))
+            && !state.window.as_ref().is_some_and(|(taken, next_ioend)| *next_ioend < id && within(taken))
     }
 
     /// From now on whoever calls this does the workers' part, until [`CompletionQueue::stop_attending`].

@@ -122,7 +122,7 @@ impl File {
 
     /// Returns the errors of writeback that this opener has not seen.
     pub(crate) fn report_write_errors(&self) -> Result<()> {
-        self.inode.write_errors.check_and_advance(&mut self.error_cursor.lock())
+        self.inode.take_write_error(&self.fs().volume, &mut self.error_cursor.lock())
     }
 
     /// pwrite(2): writes all of `data` at byte `offset`, into the page cache, or past it if the file was

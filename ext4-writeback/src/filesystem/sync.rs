@@ -46,12 +46,15 @@ impl Filesystem {
         }
         self.run("fsync", inode, move |fs| async move {
             let inode = fs.inode(inode).await?;
+            // As a file that was opened for this call.
+            let mut cursor = inode.write_errors.sample();
             let regular = inode.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
                 crate::writeback::inode::sync_inode_data(&fs.engine, &inode).await?;
             }
-            // As in the kernel: fsync of a directory or a symlink is a full commit.
-            fs.volume.make_durable(inode.last_transaction(false), regular, OnMedium::No).await
+            // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
+            let durable = fs.volume.make_durable(inode.last_transaction(false), regular, OnMedium::No).await;
+            inode.take_write_error(&fs.volume, &mut cursor).and(durable)
         })
         .await
     }
@@ -69,6 +72,7 @@ impl FilesystemInner {
             None => self.volume.write_dirty_blocks().await,
         };
         let flushed = self.volume.flush_device().await;
-        data.and(metadata).and(flushed).and(findings)
+        let lost = self.volume.write_errors.take_for_sync();
+        data.and(metadata).and(flushed).and(findings).and(lost)
     }
 }

@@ -30,6 +30,7 @@ use crate::cache::extent_status::tree::Reclaimable;
 use crate::cache::ioends::CompletionQueue;
 use crate::cache::page_cache::PageCache;
 use crate::cache::picks::Preallocation;
+use crate::volume::Volume;
 
 /// Marks a word of [`InodeInfo::sync_transaction`] that holds a transaction id.
 const KNOWN: u64 = 1 << 32;
@@ -106,6 +107,27 @@ impl InodeInfo {
     /// i_size in bytes.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// Returns true if the flusher, or a sync, has something to do for the inode: dirty folios, times that are not logged, or a
+    /// size that the device does not have.
+    pub fn needs_writeback(&self) -> bool {
+        self.pages.is_dirty() || self.size() > self.completion.disk_size()
+    }
+
+    /// Remembers that data of the inode was lost, for its openers and for those who sync or unmount the file system.
+    pub fn record_write_error(&self, volume: &Volume, error: &Error) {
+        self.write_errors.record(error);
+        volume.write_errors.record(self.number, error);
+    }
+
+    /// The error that an opener with `cursor` has not been told of; it is told now.
+    pub fn take_write_error(&self, volume: &Volume, cursor: &mut u64) -> Result<()> {
+        let told = self.write_errors.check_and_advance(cursor);
+        if told.is_err() {
+            volume.write_errors.note_told(self.number);
+        }
+        told
     }
 
     /// True for a file that is mapped by indirect blocks, neither by extents nor holding its data itself. That does not

@@ -33,7 +33,7 @@ use crate::inode::InodeInfo;
 use crate::inode::locks::under_locks;
 use crate::io::inline_data;
 use crate::io::read::{find_or_create, read_blocks};
-use crate::io::zero::{mark_dirty, zero_block_tail};
+use crate::io::zero::zero_block_tail;
 use crate::iomap;
 use crate::iomap::allocate::ENOSPC_RETRIES;
 use crate::iomap::pointers::prepare_pointers;
@@ -356,7 +356,7 @@ fn step(
             folio.zero(end.clamp(from, to), size.clamp(end.clamp(from, to), to))?;
         }
     }
-    copy(inode, folio, position, data, || mark_dirty(engine, inode, folio, touched))
+    copy(inode, folio, position, data, || engine.mark_dirty(inode, folio, touched))
 }
 
 /// The first and the last of the blocks that a write touches, and whether memory holds their content.

@@ -27,7 +27,7 @@ use crate::cache::extent_status::status::Status;
 use crate::inode::InodeInfo;
 use crate::io::drop_folios::drop_folios;
 use crate::io::inline_data;
-use crate::io::zero::zero_block_tail;
+use crate::io::zero::{read_block_tail, zero_block_tail};
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
 use crate::writeback::Engine;
@@ -82,6 +82,8 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         inode.replaced_by_truncation.store(true, Ordering::Release);
     }
     let _dropping = inode.invalidate_lock.write().await;
+    // Before anything is changed: what cannot be read cannot be zeroed later, and the truncation would stay half done.
+    read_block_tail(engine, inode, size).await?;
     {
         let handle = engine.volume.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
@@ -89,15 +91,28 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         engine.volume.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
         inode.pages.note_cut(size);
+        inode.completion.note_truncation(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
         touch(engine, &mut disk);
         log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }
-    inode.completion.forget_failed_tail();
+    let first = u32::try_from(engine.volume.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
+    inode.completion.forget_failed_tail(&(first..u32::MAX));
     drop_folios(engine, inode, size..u64::MAX).await;
-    zero_block_tail(engine, inode, size).await?;
-    free_behind(engine, inode, size, true).await
+    cut_off(engine, inode, size).await
+}
+
+/// The last part of a truncation: zeroes the rest of the last block and frees what lies behind it. If the first fails, the
+/// second is done all the same, and no size passes the block ([`crate::writeback::completion::gate`]).
+async fn cut_off(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
+    let zeroed = zero_block_tail(engine, inode, size).await;
+    if let Err(error) = &zeroed {
+        let block = (size >> engine.volume.info.block_size().bits()) as u32;
+        inode.completion.set_failed_tail(block, error);
+    }
+    let freed = free_behind(engine, inode, size, true).await;
+    zeroed.and(freed)
 }
 
 /// Frees all blocks from byte `size` on, in as many transactions as it takes, and takes the inode off the orphans
@@ -238,6 +253,5 @@ pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Resu
         return inline_data::resume(engine, inode).await;
     }
     let _dropping = inode.invalidate_lock.write().await;
-    zero_block_tail(engine, inode, inode.size()).await?;
-    free_behind(engine, inode, inode.size(), true).await
+    cut_off(engine, inode, inode.size()).await
 }

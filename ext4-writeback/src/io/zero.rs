@@ -33,27 +33,11 @@ pub(crate) async fn zero_block_tail(
     if position.is_multiple_of(block_size) {
         return Ok(());
     }
-    let bits = engine.volume.info.block_size().bits();
     let end = position.next_multiple_of(block_size);
-    let extent = iomap::lookup(&engine.volume, inode, (position >> bits) as u32).await?;
-    if matches!(extent.status, Status::Written(_)) {
-        let mut folio = find_or_create(engine, inode, position, end - position, false).await?;
-        loop {
-            let block = folio.blocks_touched(position, end);
-            if !folio.is_uptodate(block.clone()) {
-                folio = read_blocks(engine, inode, folio, block).await?;
-            } else if folio.is_in_flight(&block) {
-                wait_for_io(&folio, &block).await;
-            } else if folio.is_removed() {
-                drop(folio);
-                folio = find_or_create(engine, inode, position, end - position, false).await?;
-            } else {
-                break;
-            }
-        }
+    if let Some(folio) = read_tail(engine, inode, position, end).await? {
         folio.zero(position, end)?;
         let block = folio.blocks_touched(position, end);
-        mark_dirty(engine, inode, &folio, block);
+        engine.mark_dirty(inode, &folio, block);
         return Ok(());
     }
     // Nothing stale can come from the device, but memory may hold what was cut off, or what could not be written.
@@ -66,6 +50,53 @@ pub(crate) async fn zero_block_tail(
         }
     }
     Ok(())
+}
+
+/// Reads the block that [`zero_block_tail`] will zero the rest of, so that zeroing it does not fail for the device, unless
+/// memory is so short that the block is given up before. For callers that change something between the two.
+///
+/// # Errors
+/// Those of reading the block; the host's refusal to map memory.
+pub(crate) async fn read_block_tail(
+    engine: &Arc<Engine>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+) -> Result<()> {
+    let block_size = u64::from(engine.volume.info.block_size().bytes());
+    if !position.is_multiple_of(block_size) {
+        let end = position.next_multiple_of(block_size);
+        drop(read_tail(engine, inode, position, end).await?);
+    }
+    Ok(())
+}
+
+/// The locked folio with the block of bytes `position..end`, uptodate and not read by the device, if the block is written
+/// there.
+async fn read_tail(
+    engine: &Arc<Engine>,
+    inode: &Arc<InodeInfo>,
+    position: u64,
+    end: u64,
+) -> Result<Option<FolioGuard>> {
+    let bits = engine.volume.info.block_size().bits();
+    let extent = iomap::lookup(&engine.volume, inode, (position >> bits) as u32).await?;
+    if !matches!(extent.status, Status::Written(_)) {
+        return Ok(None);
+    }
+    let mut folio = find_or_create(engine, inode, position, end - position, false).await?;
+    loop {
+        let block = folio.blocks_touched(position, end);
+        if !folio.is_uptodate(block.clone()) {
+            folio = read_blocks(engine, inode, folio, block).await?;
+        } else if folio.is_in_flight(&block) {
+            wait_for_io(&folio, &block).await;
+        } else if folio.is_removed() {
+            drop(folio);
+            folio = find_or_create(engine, inode, position, end - position, false).await?;
+        } else {
+            return Ok(Some(folio));
+        }
+    }
 }
 
 /// Zeroes bytes `from..to`, which lie in one block, in memory: to be written where the block holds data, or dirty memory
@@ -121,7 +152,7 @@ pub(crate) async fn zero_within_block(
             continue;
         }
         guard.zero(from, to)?;
-        mark_dirty(engine, inode, &guard, blocks);
+        engine.mark_dirty(inode, &guard, blocks);
         return Ok(());
     }
 }
@@ -129,17 +160,4 @@ pub(crate) async fn zero_within_block(
 /// Waits, with the folio locked, until no device reads `blocks`.
 pub(crate) async fn wait_for_io(folio: &FolioGuard, blocks: &std::ops::Range<u32>) {
     folio.wait_for_io(blocks).await;
-}
-
-/// `blocks` of the locked folio were changed.
-pub(crate) fn mark_dirty(
-    engine: &Arc<Engine>,
-    inode: &Arc<InodeInfo>,
-    folio: &FolioGuard,
-    blocks: std::ops::Range<u32>,
-) {
-    if folio.set_dirty(blocks) {
-        inode.pages.note_dirty(folio);
-        engine.dirty.note_dirty(engine.volume.runtime.monotonic(), inode, folio.len());
-    }
 }

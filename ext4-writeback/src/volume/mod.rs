@@ -19,6 +19,7 @@ pub(crate) mod error_policy;
 pub(crate) mod fast_commit;
 pub(crate) mod handle;
 pub(crate) mod superblock_state;
+pub(crate) mod write_errors;
 
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ use crate::volume::error_policy::{Consequence, ErrorPolicy};
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::{Table, Tracker};
 use crate::volume::handle::Handle;
+use crate::volume::write_errors::WriteErrors;
 
 /// Without a journal: how many dirty blocks a handle may find before it has them written first.
 const DIRECT_DIRTY_BLOCKS: usize = 4096;
@@ -77,6 +79,8 @@ pub(crate) struct Volume {
     direct: Arc<RwLock<()>>,
     /// What the data path did since the mount.
     pub counters: LiveCounters,
+    /// Data that could not be written.
+    pub write_errors: WriteErrors,
 }
 
 impl std::fmt::Debug for Volume {
@@ -129,6 +133,7 @@ impl Volume {
             found_state: superblock.state | STATE_VALID,
             direct: Arc::default(),
             counters: LiveCounters::default(),
+            write_errors: WriteErrors::default(),
             options,
             info,
         }

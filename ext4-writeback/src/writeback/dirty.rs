@@ -13,11 +13,12 @@
 //!
 //! Locks: the mutexes here are leaves.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ext4_core::InodeNumber;
 use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -106,6 +107,35 @@ struct DirtyInodes {
     queue: Mutex<VecDeque<DirtyInode>>,
     /// Inodes that are not to wait until they are old.
     urgent: Mutex<Vec<Arc<InodeInfo>>>,
+    /// Inodes that were taken out of the queue and not put back: in how many hands each is. A mutex below that of the queue.
+    in_hand: Mutex<BTreeMap<InodeNumber, (Arc<InodeInfo>, usize)>>,
+}
+
+/// A dirty inode in the hands of the flusher or of a sync. Until this is dropped, a sync of everything finds it.
+#[derive(Debug)]
+pub(crate) struct InHand<'a> {
+    dirty: &'a Dirty,
+    inode: Arc<InodeInfo>,
+}
+
+impl std::ops::Deref for InHand<'_> {
+    type Target = Arc<InodeInfo>;
+
+    fn deref(&self) -> &Arc<InodeInfo> {
+        &self.inode
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        let mut in_hand = self.dirty.inodes.in_hand.lock();
+        if let Some((_, hands)) = in_hand.get_mut(&self.inode.number) {
+            *hands -= 1;
+            if *hands == 0 {
+                in_hand.remove(&self.inode.number);
+            }
+        }
+    }
 }
 
 /// What the flusher is asked for, and whether it runs.
@@ -304,8 +334,30 @@ impl Dirty {
         self.kick();
     }
 
+    fn hand_out(&self, inode: Arc<InodeInfo>) -> InHand<'_> {
+        let mut in_hand = self.inodes.in_hand.lock();
+        in_hand.entry(inode.number).or_insert_with(|| (Arc::clone(&inode), 0)).1 += 1;
+        drop(in_hand);
+        InHand { dirty: self, inode }
+    }
+
+    /// All inodes that are dirty now: the whole queue, which is empty then, and those in the hands of the flusher and of other
+    /// syncs. Were those left out, a sync would return while their data is on its way.
+    pub(crate) fn take_all_dirty_inodes(&self) -> Vec<InHand<'_>> {
+        let mut queue = self.inodes.queue.lock();
+        let others: Vec<_> =
+            self.inodes.in_hand.lock().values().map(|(inode, _)| Arc::clone(inode)).collect();
+        let mut all = Vec::with_capacity(queue.len() + others.len());
+        for dirty in queue.drain(..) {
+            dirty.inode.pages.queued.store(false, Ordering::Release);
+            all.push(self.hand_out(dirty.inode));
+        }
+        all.extend(others.into_iter().map(|inode| self.hand_out(inode)));
+        all
+    }
+
     /// The oldest inode of the queue; `before`: if it has been there since then.
-    pub(crate) fn take_dirty_inode(&self, before: Option<Duration>) -> Option<Arc<InodeInfo>> {
+    pub(crate) fn take_dirty_inode(&self, before: Option<Duration>) -> Option<InHand<'_>> {
         let mut queue = self.inodes.queue.lock();
         if let (Some(before), Some(first)) = (before, queue.front())
             && first.since > before
@@ -314,12 +366,14 @@ impl Dirty {
         }
         let dirty = queue.pop_front()?;
         dirty.inode.pages.queued.store(false, Ordering::Release);
-        Some(dirty.inode)
+        // Under the queue's mutex: at no moment is the inode neither here nor there.
+        Some(self.hand_out(dirty.inode))
     }
 
     /// The inodes that are not to wait. They may be in the queue as well.
-    pub(crate) fn take_urgent(&self) -> Vec<Arc<InodeInfo>> {
-        std::mem::take(&mut *self.inodes.urgent.lock())
+    pub(crate) fn take_urgent(&self) -> Vec<InHand<'_>> {
+        let urgent = std::mem::take(&mut *self.inodes.urgent.lock());
+        urgent.into_iter().map(|inode| self.hand_out(inode)).collect()
     }
 
     pub(crate) fn queued_inodes(&self) -> usize {

@@ -32,6 +32,7 @@ use crate::writeback::Engine;
 use crate::writeback::completion::attendance::Attendance;
 use crate::writeback::completion::wait::wait_for_range;
 use crate::writeback::gather::Gather;
+use crate::writeback::size::SizeToSync;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
 /// After the writeback of everything: the size follows, and the times where asked for.
@@ -90,6 +91,7 @@ pub(crate) async fn sync_inode_range(
     range: Range<u64>,
     times: bool,
 ) -> Result<()> {
+    let size = SizeToSync::begin(inode);
     let (result, attendance) = {
         let _pass = inode.pages.writeback_lock.lock().await;
         let mut gather = Gather::new(engine);
@@ -107,5 +109,6 @@ pub(crate) async fn sync_inode_range(
     if range.end <= inode.completion.disk_size() && !times {
         return result;
     }
-    result.and(settle(engine, inode, times).await)
+    result.and(settle(engine, inode, times).await)?;
+    size.follow(&engine.volume, range.end).await
 }

@@ -20,11 +20,14 @@ mod tests;
 pub(crate) mod writepage;
 pub(crate) mod writepages;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use ext4_core::device::MemoryPool;
 
+use crate::cache::folio::FolioGuard;
+use crate::inode::InodeInfo;
 use crate::inode::lazytime::LazyTimes;
 use crate::volume::Volume;
 use crate::writeback::dirty::Dirty;
@@ -52,6 +55,14 @@ impl Engine {
             viewed: Arc::default(),
             lazy_times: LazyTimes::default(),
             volume: Arc::clone(volume),
+        }
+    }
+
+    /// `blocks` of the locked folio were changed.
+    pub fn mark_dirty(&self, inode: &Arc<InodeInfo>, folio: &FolioGuard, blocks: Range<u32>) {
+        if folio.set_dirty(blocks) {
+            inode.pages.note_dirty(folio);
+            self.dirty.note_dirty(self.volume.runtime.monotonic(), inode, folio.len());
         }
     }
 }

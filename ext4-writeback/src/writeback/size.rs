@@ -50,6 +50,8 @@ pub(crate) fn grow(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode, si
 /// logs the inode.
 pub(crate) fn settle_size(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode) {
     if inode.size() > disk.size && !follow_size(&engine.volume, inode, disk) {
+        // In the queue also if nothing is dirty: a sync of everything makes the size durable.
+        engine.dirty.enqueue(engine.volume.runtime.monotonic(), inode);
         engine.dirty.expedite(inode);
     }
 }
@@ -69,4 +71,52 @@ pub(crate) fn follow_size(volume: &Volume, inode: &InodeInfo, disk: &mut Inode) 
         inode.completion.set_disk_size(size);
     }
     may
+}
+
+/// The size that a sync has to make durable: i_size when the sync began.
+///
+/// [`follow_size`] waits until nothing below i_size is dirty. Writers that go on while a sync runs could keep i_disksize back
+/// for ever, and the sync would return with a size that a crash takes back. So a sync that has written all that was dirty
+/// when it began moves i_disksize up to the size it began with by itself: what became dirty later in a part of the file
+/// that was a hole then is zeros after a crash, which is what the file held when the sync began. A truncation meanwhile
+/// lowers what the sync may reach: behind the cut the sync has written nothing.
+pub(crate) struct SizeToSync<'a> {
+    inode: &'a Arc<InodeInfo>,
+    number: u64,
+    size: u64,
+}
+
+impl<'a> SizeToSync<'a> {
+    /// A sync of `inode` begins, before its pass.
+    pub fn begin(inode: &'a Arc<InodeInfo>) -> Self {
+        // In this order: a truncation between the two is seen.
+        let number = inode.completion.begin_sync();
+        Self { inode, number, size: inode.size() }
+    }
+
+    /// Everything that was dirty in bytes `..end` when the sync began has been written, without an error.
+    ///
+    /// # Errors
+    /// Those of the journal and of the device.
+    pub async fn follow(&self, volume: &Volume, end: u64) -> Result<()> {
+        let (inode, queue) = (self.inode, &self.inode.completion);
+        if end < self.size || self.size <= queue.disk_size() || queue.has_failed_tail() {
+            return Ok(());
+        }
+        let handle = volume.begin_tracked(credits::INODE, "sync").await?;
+        let mut disk = inode.inode.write().await;
+        let size = self.size.min(queue.lowest_since(self.number)).min(inode.size());
+        if size <= disk.size || queue.has_failed_tail() {
+            return Ok(());
+        }
+        disk.size = size;
+        queue.set_disk_size(size);
+        log_inode(volume, &handle, inode, &disk, true).await
+    }
+}
+
+impl Drop for SizeToSync<'_> {
+    fn drop(&mut self) {
+        self.inode.completion.end_sync(self.number);
+    }
 }

@@ -117,6 +117,8 @@ impl<'a> WritepageContext<'a> {
 
     /// What lies at `block`, allocated where it was delayed. `len`: how many blocks are wanted at least.
     async fn map(&mut self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+        // At each mapping, not once a pass: after an abort nothing more goes out, overwrites neither.
+        self.engine.volume.check_writable()?;
         let es = &self.inode.extent_status;
         if let Some(kept) = self.mapping
             && kept.sequence == es.sequence()

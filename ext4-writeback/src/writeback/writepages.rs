@@ -18,7 +18,7 @@
 //! - For the same reason a pass ends where the file was cut off while it ran: what lies behind the cut by now is new,
 //!   and begins before the place where the pass is.
 
-use crate::writeback::completion::wait;
+use crate::writeback::completion::{self, wait};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -97,7 +97,7 @@ pub(crate) async fn writepages(
         && let Err(error) = engine.volume.check_writable()
     {
         // The kernel's ext4_writepages stops here too: with a journal that stopped, no data goes out.
-        inode.write_errors.record(&error);
+        inode.record_write_error(&engine.volume, &error);
         return Err(error);
     }
     gather.set_sync(control.mode == Mode::Sync);
@@ -171,14 +171,26 @@ pub(crate) async fn writepages(
         if let Some(block) = tail {
             inode.completion.expect_tail(block);
         }
+        // In flight before the dirty bits are taken: mapping may wait, and no size moves over them meanwhile.
+        inode.completion.open_window(guard.start()..guard.end(), engine.dirty.next_ioend());
         let outcome = context.writeback_folio(gather, &guard).await;
         if tail.is_some() {
             gather.close();
             inode.completion.note_tail_sent(&outcome);
+            if let (Err(_), Some(block)) = (&outcome, inode.completion.failed_tail_block()) {
+                let within = block - guard.first_block();
+                if tail == Some(block) {
+                    engine.mark_dirty(inode, &guard, within..within + 1);
+                }
+            }
         }
+        if inode.completion.close_window() {
+            completion::schedule(engine, inode);
+        }
+        engine.dirty.note_progress();
         drop(guard);
         if let Err(error) = outcome {
-            inode.write_errors.record(&error);
+            inode.record_write_error(&engine.volume, &error);
             result = result.and(Err(error));
         }
         if control.mode == Mode::Background && (result.is_err() || written >= control.budget) {

@@ -21,6 +21,7 @@ mod memory;
 mod memory_map;
 mod mix;
 mod model;
+mod promises;
 mod published;
 mod read_ahead;
 mod rows;

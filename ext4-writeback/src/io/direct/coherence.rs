@@ -39,11 +39,11 @@ pub(crate) async fn write_back(
 }
 
 async fn write_back_busy(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, range: Range<u64>) -> Result<()> {
-    let mut cursor = inode.write_errors.sample();
+    let before = inode.write_errors.position();
     let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
     let operation = async move { sync_inode_range(&shared, &owned, range, false).await };
     run_to_end(&engine.volume.runtime, operation).await?;
-    inode.write_errors.check_and_advance(&mut cursor)
+    inode.write_errors.since(before)
 }
 
 /// i_disksize covers the file up to byte `end`.

@@ -39,9 +39,7 @@ impl Request<'_> {
             return;
         }
         let bytes = u64::from(blocks.start) << bits..u64::from(blocks.end) << bits;
-        drop_folios::drop_folios(engine, inode, bytes.clone()).await;
-        if bytes.contains(&inode.completion.disk_size()) {
-            inode.completion.forget_failed_tail();
-        }
+        drop_folios::drop_folios(engine, inode, bytes).await;
+        inode.completion.forget_failed_tail(blocks);
     }
 }

@@ -61,7 +61,9 @@ impl Batch<'_> {
             if ioend.kind == Kind::Picked && ioend.result.is_err() {
                 finish::discard(self.engine, &inode, &ioend).await;
             }
+            let failed = if ioend.result.is_err() { ioend.pieces.clone() } else { Vec::new() };
             finish::finish(self.engine, &inode, ioend);
+            finish::keep_failed_tail(self.engine, &inode, &failed).await;
         }
     }
 

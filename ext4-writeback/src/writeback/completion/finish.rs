@@ -1,18 +1,23 @@
 //! The end of an ioend: its folios are no longer under writeback, its error is recorded, picked blocks go back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use crate::cache::folio::Folio;
 use crate::cache::ioend::Ioend;
 use crate::inode::InodeInfo;
 use crate::iomap::preallocation::drop_delayed;
 use crate::writeback::Engine;
+
+/// A folio and those of its blocks that an ioend has.
+type Piece = (Arc<Folio>, Range<u32>);
 
 /// Everything of `ioend` is done: ends its folios' writeback and reports its error.
 pub(crate) fn finish(engine: &Engine, inode: &InodeInfo, mut ioend: Ioend) {
     if let Err(error) = &ioend.result {
         tracing::warn!(inode = inode.number.0, offset = ioend.offset, size = ioend.size, %error,
             "data was not written");
-        inode.write_errors.record(error);
+        inode.record_write_error(&engine.volume, error);
     }
     for (folio, _) in ioend.pieces.drain(..) {
         if folio.finish_piece() {
@@ -43,6 +48,24 @@ pub(crate) async fn discard(engine: &Engine, inode: &Arc<InodeInfo>, ioend: &Ioe
                 inode.preallocation.give_back(&engine.volume.info, first + dirty.start..first + dirty.end);
             }
             at = dirty.end;
+        }
+    }
+}
+
+/// If the failed tail was in `ioend`, and memory still holds it, it is dirty again: its zeros exist in memory only, and a
+/// folio that is clean would be given up. The next pass tries again. No handle may be held, nor the inode's lock.
+pub(crate) async fn keep_failed_tail(engine: &Engine, inode: &Arc<InodeInfo>, pieces: &[Piece]) {
+    let Some(block) = inode.completion.failed_tail_block() else { return };
+    for (folio, blocks) in pieces {
+        let blocks = folio.first_block() + blocks.start..folio.first_block() + blocks.end;
+        if !blocks.contains(&block) {
+            continue;
+        }
+        let guard = folio.lock().await;
+        let within = block - guard.first_block();
+        let still = inode.completion.failed_tail_block() == Some(block);
+        if still && !guard.is_removed() && guard.is_uptodate(within..within + 1) {
+            engine.mark_dirty(inode, &guard, within..within + 1);
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn gate(
 ) -> Gate {
     let floor = disk.size & !(u64::from(volume.info.block_size().bytes()) - 1);
     let state = inode.completion.state.lock();
-    if state.in_flight.range(..(group.offset, 0)).any(|(_, end)| *end > floor) {
+    if state.is_under_way(floor, (group.offset, 0)) {
         return Gate::Closed;
     }
     match &state.failed_tail {

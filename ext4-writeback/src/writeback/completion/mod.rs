@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::base::lock_order::Scoped;
+use crate::base::runtime::run_to_end;
 use crate::cache::ioend::{Ioend, Kind};
 use crate::inode::InodeInfo;
 use crate::writeback::Engine;
@@ -134,7 +135,9 @@ pub(crate) async fn run_when_io_ended(engine: &Arc<Engine>) -> bool {
         return false;
     }
     inodes.sort_by_key(|inode| inode.number);
-    process_and_schedule(engine, inodes).await;
+    // To its end, also if the caller stops waiting: the ioends are in no list any more.
+    let owned = Arc::clone(engine);
+    run_to_end(&engine.volume.runtime, async move { process_and_schedule(&owned, inodes).await }).await;
     true
 }
 

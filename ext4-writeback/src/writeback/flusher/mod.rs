@@ -154,7 +154,7 @@ async fn put_back(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
         }
         let _ = log::log_times(&engine.volume, inode).await;
     }
-    if inode.pages.is_dirty() && engine.volume.check_writable().is_ok() {
+    if inode.needs_writeback() && engine.volume.check_writable().is_ok() {
         engine.dirty.enqueue(engine.volume.runtime.monotonic(), inode);
     }
 }

@@ -49,6 +49,12 @@ impl RecordingDevice {
         self.events.lock().push(Event::Mark(name.into()));
     }
 
+    /// How many events were recorded so far: the position of a cut that is taken now.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.events.lock().len()
+    }
+
     /// Everything recorded so far.
     #[must_use]
     pub fn recording(&self) -> Recording {
