@@ -153,7 +153,7 @@ impl Folio {
     }
 
     /// Notes a use, for reclaim.
-    pub fn touch(&self) {
+    pub fn mark_accessed(&self) {
         // Two that come at once may count as one.
         let uses = self.uses.load(Ordering::Relaxed);
         if uses < MOST_USES {

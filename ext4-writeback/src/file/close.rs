@@ -5,7 +5,7 @@
 //! once (the kernel's `EXT4_STATE_DA_ALLOC_CLOSE`), so that the next commit takes its size along; nobody waits for it,
 //! as in the kernel. Who has to be sure renames ([`crate::namespace`]), which waits, or asks for fsync.
 
-use crate::writeback::inode::start_inode_range;
+use crate::writeback::sync_inode::start_inode_range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

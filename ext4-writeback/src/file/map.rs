@@ -274,7 +274,7 @@ impl File {
                         let context = format!("mappings hold {} bytes", viewed.load(Ordering::Acquire));
                         return Err(Error::posix(Errno::EAGAIN, context));
                     }
-                    guard.touch();
+                    guard.mark_accessed();
                     return Ok(MappedBytes {
                         view: View::Folio(guard.view(offset, stop)),
                         folio_len,

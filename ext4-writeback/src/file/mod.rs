@@ -12,8 +12,8 @@ pub(crate) mod sync_range;
 pub(crate) mod transfer;
 
 use crate::io::read;
-use crate::writeback::inode::start_inode_range;
-use crate::writeback::inode::sync_inode_data;
+use crate::writeback::sync_inode::start_inode_range;
+use crate::writeback::sync_inode::sync_inode_data;
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Writing a range of a file to the device, without making it durable: sync_file_range(2).
 
 use crate::writeback::completion::wait;
-use crate::writeback::inode::start_inode_range;
-use crate::writeback::inode::sync_inode_range;
+use crate::writeback::sync_inode::start_inode_range;
+use crate::writeback::sync_inode::sync_inode_range;
 use std::sync::Arc;
 
 use bitflags::bitflags;

@@ -44,7 +44,7 @@ impl Filesystem {
             let info = fs.inode(inode).await?;
             let regular = info.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
-                crate::writeback::inode::sync_inode_data(&fs.engine, &info).await?;
+                crate::writeback::sync_inode::sync_inode_data(&fs.engine, &info).await?;
             }
             // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
             fs.volume.make_durable(info.last_transaction(false), regular, OnMedium::No).await

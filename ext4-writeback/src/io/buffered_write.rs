@@ -257,7 +257,7 @@ pub(crate) fn write_now(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, position: 
     };
     let Ok(folio) = FolioGuard::try_new(folio) else { return false };
     if !goes_on {
-        folio.touch();
+        folio.mark_accessed();
     }
     // An error is found again by who writes step by step, who may find a remedy.
     matches!(step(engine, inode, &folio, position, data, None, None), Ok(Step::Done(_)))

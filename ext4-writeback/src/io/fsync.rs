@@ -8,7 +8,7 @@ use ext4_core::Result;
 use crate::inode::InodeInfo;
 use crate::volume::OnMedium;
 use crate::writeback::Engine;
-use crate::writeback::inode::sync_inode_range;
+use crate::writeback::sync_inode::sync_inode_range;
 
 /// What fsync of bytes `range` does, but for reporting errors of the past.
 ///

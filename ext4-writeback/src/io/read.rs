@@ -60,7 +60,7 @@ pub(crate) async fn read(
                 let count = (stop - at) as usize;
                 folio.read(at, stop, |bytes| buffer[done..done + count].copy_from_slice(bytes));
                 if done > 0 || at == folio.start() {
-                    folio.touch();
+                    folio.mark_accessed();
                 } else {
                     first = Some(folio);
                 }
@@ -75,7 +75,7 @@ pub(crate) async fn read(
         if let Some(folio) = first
             && !read_ahead.goes_on_at(position)
         {
-            folio.touch();
+            folio.mark_accessed();
         }
         read_ahead.advance(position, position + done as u64, inode.size(), limit)
     };
@@ -126,7 +126,7 @@ pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -
         if stop > at {
             let part = (at - position) as usize..(stop - position) as usize;
             folio.read(at, stop, |bytes| buffer[part].copy_from_slice(bytes));
-            folio.touch();
+            folio.mark_accessed();
             at = stop;
         }
         if gap.is_some() {
@@ -201,7 +201,7 @@ pub(crate) async fn find_or_create(
             Some(folio) => {
                 // A stream that goes on is one use of each folio, and makes most of them.
                 if !sequential {
-                    folio.touch();
+                    folio.mark_accessed();
                 }
                 folio
             }

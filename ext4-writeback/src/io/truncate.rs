@@ -31,7 +31,7 @@ use crate::io::zero::zero_block_tail;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
 use crate::writeback::Engine;
-use crate::writeback::size::{raise_size, touch};
+use crate::writeback::size::{raise_size, stamp_mtime_ctime};
 
 const ORPHAN_CREDITS: u32 = credits::ORPHAN + credits::INODE;
 
@@ -91,7 +91,7 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         inode.pages.note_cut(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
-        touch(engine, &mut disk);
+        stamp_mtime_ctime(engine, &mut disk);
         log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }
     inode.completion.forget_failed_tail();

@@ -148,7 +148,7 @@ pub(crate) async fn allocate_holes(
 }
 
 /// Allocates, as unwritten, as much of the hole `blocks` as one run has, in one handle; returns how many blocks.
-/// `operation` names the handle; `datasync`: fdatasync has to make the allocation durable; `settle` is called under the
+/// `operation` names the handle; `datasync`: fdatasync has to make the allocation durable; `on_allocated` is called under the
 /// inode's lock, before the inode is logged, with the block behind the last one allocated.
 ///
 /// # Errors
@@ -159,12 +159,12 @@ pub(crate) async fn allocate_hole(
     blocks: Range<u32>,
     operation: &'static str,
     datasync: bool,
-    settle: impl FnOnce(&mut Inode, u32) + Send,
+    on_allocated: impl FnOnce(&mut Inode, u32) + Send,
 ) -> Result<u32> {
     let handle = volume.begin_tracked(ALLOCATE_CREDITS, operation).await?;
     let mut disk = inode.inode.write().await;
     let run = allocate_run(volume, &handle, inode, &mut disk, (blocks.start, blocks.end), false).await?;
-    settle(&mut disk, blocks.start + run.len);
+    on_allocated(&mut disk, blocks.start + run.len);
     log_inode(volume, &handle, inode, &disk, datasync).await?;
     tracing::debug!(
         ino = inode.number.0,

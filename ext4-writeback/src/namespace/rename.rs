@@ -110,7 +110,7 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
         }
     };
     if source.inode.read().await.file_type() == Some(FileType::Regular) {
-        crate::writeback::inode::sync_inode_data(&fs.engine, &source).await?;
+        crate::writeback::sync_inode::sync_inode_data(&fs.engine, &source).await?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //!   ioends, bios and plugs.
 //! - `completion/`: what follows the I/O: conversion, publication, i_disksize.
 //! - `size.rs`: the sizes. `dirty.rs`: how much is dirty, where and since when. `flusher/`: the flusher, throttling and
-//!   memory. `inode.rs`, `sync_all.rs`: writing back one inode, and all of them.
+//!   memory. `sync_inode.rs`, `sync_all.rs`: writing back one inode, and all of them.
 //!
 //! Invariant: tasks in the background hold the [`Engine`] weakly, but for the pass and the ioends that are under way.
 
@@ -12,9 +12,9 @@ pub(crate) mod completion;
 pub(crate) mod dirty;
 pub(crate) mod flusher;
 pub(crate) mod gather;
-pub(crate) mod inode;
 pub(crate) mod size;
 pub(crate) mod sync_all;
+pub(crate) mod sync_inode;
 #[cfg(test)]
 mod tests;
 pub(crate) mod writepage;

@@ -16,7 +16,7 @@ use crate::volume::Volume;
 use crate::writeback::Engine;
 
 /// mtime and ctime become now.
-pub(crate) fn touch(engine: &Engine, disk: &mut Inode) {
+pub(crate) fn stamp_mtime_ctime(engine: &Engine, disk: &mut Inode) {
     let now = engine.volume.now();
     disk.mtime = now;
     disk.ctime = now;
@@ -43,14 +43,14 @@ pub(crate) async fn raise_size(
 pub(crate) fn grow(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode, size: u64) {
     // i_size first: a completion that is under way looks at it last, and takes i_disksize along.
     inode.raise_size(size);
-    settle_size(engine, inode, disk);
-    touch(engine, disk);
+    raise_disksize_or_expedite(engine, inode, disk);
+    stamp_mtime_ctime(engine, disk);
 }
 
 /// i_disksize becomes i_size, if all data before that is on the device: for sizes that no data of their own brings along.
 /// Otherwise the completion of that data does it, and the flusher is told not to wait until the data is old. The caller
 /// logs the inode.
-pub(crate) fn settle_size(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode) {
+pub(crate) fn raise_disksize_or_expedite(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode) {
     if inode.size() > disk.size && !follow_size(&engine.volume, inode, disk) {
         engine.dirty.expedite(inode);
     }

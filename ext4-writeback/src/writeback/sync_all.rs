@@ -1,6 +1,6 @@
 //! TODO header.
 
-use crate::writeback::inode::settle;
+use crate::writeback::sync_inode::log_size_and_times;
 use std::sync::Arc;
 
 use ext4_core::Result;
@@ -38,7 +38,7 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
     gather.submit();
     wait_for_ioends(engine).await;
     for inode in inodes {
-        result = result.and(settle(engine, &inode, true).await);
+        result = result.and(log_size_and_times(engine, &inode, true).await);
         if inode.pages.is_dirty() && engine.volume.check_writable().is_ok() {
             control.enqueue(engine.volume.runtime.monotonic(), &inode);
         }

@@ -1,6 +1,6 @@
 //! What the page cache holds of a range that goes past it.
 
-use crate::writeback::inode::sync_inode_range;
+use crate::writeback::sync_inode::sync_inode_range;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ async fn write_back_busy(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, range: Ra
 ///
 /// # Errors
 /// As [`write_back`]; `EIO` where earlier data could not be written and the size on the device stays behind it.
-pub(crate) async fn settle_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, end: u64) -> Result<()> {
+pub(crate) async fn ensure_disksize(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, end: u64) -> Result<()> {
     if inode.completion.disk_size() >= end {
         return Ok(());
     }

@@ -119,7 +119,7 @@ async fn overwrite(
         return Err(would_wait(inode));
     }
     coherence::write_back(engine, inode, &range).await?;
-    coherence::settle_size(engine, inode, range.end).await?;
+    coherence::ensure_disksize(engine, inode, range.end).await?;
     let Ground::Ready(plan) = survey(engine, inode, &range).await? else { return Ok(None) };
     coherence::invalidate(inode, &range).await;
     // Blocks to be converted need a commit, whose flush takes the data along.
@@ -159,7 +159,7 @@ async fn allocate_and_write(
         // The zeros behind the old end are data like any other: they are on the device before the size passes them.
         coherence::write_back(engine, inode, &(size.saturating_sub(1)..size + 1)).await?;
     }
-    coherence::settle_size(engine, inode, size.min(range.end)).await?;
+    coherence::ensure_disksize(engine, inode, size.min(range.end)).await?;
     let indirect = inode.is_indirect().await;
     let mut allocated = Vec::new();
     let plan = match survey(engine, inode, &range).await? {

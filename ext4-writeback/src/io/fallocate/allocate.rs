@@ -10,12 +10,12 @@
 //! Where the file grows, the size moves in the handle of each run: a crash half way shows the file as long as what it has
 //! blocks for, and none lies behind the size, where nobody would look for it. Only while earlier data, or the zeros behind
 //! an unaligned end, are on their way to the device does i_disksize wait for them, as for every growth
-//! ([`truncate::settle_size`]); a crash then leaves unwritten blocks behind the size, as `AllocateKeepSize` does. They
+//! ([`size::raise_disksize_or_expedite`]); a crash then leaves unwritten blocks behind the size, as `AllocateKeepSize` does. They
 //! read as zeros if the file grows over them, and a truncation frees them.
 
 use crate::iomap::allocate;
-use crate::writeback::inode::sync_inode_range;
 use crate::writeback::size;
+use crate::writeback::sync_inode::sync_inode_range;
 use std::ops::Range;
 
 use ext4_core::format::inode::Inode;
@@ -66,13 +66,13 @@ impl Request<'_> {
                     // The size moves along with the blocks: after a crash none of them lies behind it.
                     let limit = if grows { self.end } else { 0 };
                     let bits = engine.volume.info.block_size().bits();
-                    let settle = |disk: &mut Inode, end: u32| {
+                    let on_allocated = |disk: &mut Inode, end: u32| {
                         let reached = (u64::from(end) << bits).min(limit);
                         if reached > inode.size() {
                             size::grow(engine, inode, disk, reached);
                         }
                     };
-                    allocate::allocate_hole(&engine.volume, inode, at..stop, "fallocate", true, settle)
+                    allocate::allocate_hole(&engine.volume, inode, at..stop, "fallocate", true, on_allocated)
                         .await
                         .map(|_| ())
                 }

@@ -129,8 +129,8 @@ impl<'a> Request<'a> {
         let (engine, inode) = (self.engine, self.inode);
         let handle = engine.volume.begin_tracked(credits::INODE, "fallocate").await?;
         let mut disk = inode.inode.write().await;
-        size::settle_size(engine, inode, &mut disk);
-        size::touch(engine, &mut disk);
+        size::raise_disksize_or_expedite(engine, inode, &mut disk);
+        size::stamp_mtime_ctime(engine, &mut disk);
         log_inode(&engine.volume, &handle, inode, &disk, true).await
     }
 }

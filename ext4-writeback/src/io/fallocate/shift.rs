@@ -20,8 +20,8 @@
 use crate::inode::log::log_inode;
 use crate::io::drop_folios;
 use crate::iomap::pointers::max_size_with_extents;
-use crate::writeback::inode::sync_inode_data;
 use crate::writeback::size;
+use crate::writeback::sync_inode::sync_inode_data;
 use std::sync::atomic::Ordering;
 
 use ext4_core::meta::extent_tree::{Removal, Shift};
@@ -80,7 +80,7 @@ impl Request<'_> {
         self.inode.size.store(size, Ordering::SeqCst);
         disk.size = size;
         self.inode.completion.set_disk_size(size);
-        size::touch(self.engine, disk);
+        size::stamp_mtime_ctime(self.engine, disk);
     }
 
     pub(crate) async fn collapse(&self) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::io::fallocate::request::FallocateMode;
 use crate::iomap::preallocation;
 use crate::testing::{PAGE, finish, inner, mounted, mounted_with, poll_once, write_pages};
 use crate::writeback::gather::Gather;
-use crate::writeback::inode::sync_inode_data;
+use crate::writeback::sync_inode::sync_inode_data;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
 /// Polls a pass over `file`, all of which is delayed, to where it has looked at page 0 and waits for a handle; does

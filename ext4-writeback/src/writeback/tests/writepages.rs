@@ -7,7 +7,7 @@ use ext4_core::BlockSize;
 use crate::file::File;
 use crate::testing::{PAGE, finish, inner, mounted, poll_once, write_pages};
 use crate::writeback::gather::Gather;
-use crate::writeback::inode::{start_inode_range, sync_inode_data, sync_inode_range};
+use crate::writeback::sync_inode::{start_inode_range, sync_inode_data, sync_inode_range};
 use crate::writeback::writepages::{Mode, WritebackControl, writepages};
 
 /// Which of the first `count` pages are dirty.

@@ -35,7 +35,11 @@ use crate::writeback::gather::Gather;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
 /// After the writeback of everything: the size follows, and the times where asked for.
-pub(crate) async fn settle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
+pub(crate) async fn log_size_and_times(
+    engine: &Arc<Engine>,
+    inode: &Arc<InodeInfo>,
+    times: bool,
+) -> Result<()> {
     if inode.size() > inode.completion.disk_size() && engine.volume.check_writable().is_ok() {
         process_and_schedule(engine, vec![Arc::clone(inode)]).await;
     }
@@ -107,5 +111,5 @@ pub(crate) async fn sync_inode_range(
     if range.end <= inode.completion.disk_size() && !times {
         return result;
     }
-    result.and(settle(engine, inode, times).await)
+    result.and(log_size_and_times(engine, inode, times).await)
 }
