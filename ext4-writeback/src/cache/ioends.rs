@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_core::{Error, Result};
+use ext4_core::{Error, LogicalBlock, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -31,9 +31,9 @@ pub(crate) struct State {
     /// How many wait for this inode and do its work meanwhile.
     pub(crate) attendants: u32,
     /// The block at the end of i_disksize could not be written, or not be mapped.
-    pub(crate) failed_tail: Option<(u32, Error)>,
+    pub(crate) failed_tail: Option<(LogicalBlock, Error)>,
     /// That block is dirty and in no ioend yet, while its folio is written back.
-    unsent_tail: Option<u32>,
+    unsent_tail: Option<LogicalBlock>,
 }
 
 /// The inode's list of ioends, and i_disksize for those who must not wait for the inode's lock.
@@ -77,7 +77,7 @@ impl CompletionQueue {
     }
 
     /// The folio that holds `block`, the dirty one at the end of i_disksize, is about to be written back.
-    pub fn expect_tail(&self, block: u32) {
+    pub fn expect_tail(&self, block: LogicalBlock) {
         self.state.lock().unsent_tail = Some(block);
     }
 
@@ -101,7 +101,7 @@ impl CompletionQueue {
     }
 
     /// Blocks `blocks` have been written: if the failed tail is among them, it is none any more.
-    pub fn note_tail_written(&self, blocks: &Range<u32>) {
+    pub fn note_tail_written(&self, blocks: &Range<LogicalBlock>) {
         let mut state = self.state.lock();
         if state.failed_tail.as_ref().is_some_and(|(block, _)| blocks.contains(block)) {
             state.failed_tail = None;
@@ -175,13 +175,13 @@ mod tests {
     use crate::testing::test_inode;
 
     fn ioend(inode: &Arc<InodeInfo>, id: u64, offset: u64) -> Ioend {
-        let first = (offset >> 12) as u32;
+        let first = LogicalBlock((offset >> 12) as u32);
         let ioend = Ioend {
             id,
             offset,
             size: 4096,
             blocks: first..first + 1,
-            physical: BlockNumber(1000 + u64::from(first)),
+            physical: BlockNumber(1000 + u64::from(first.0)),
             kind: Kind::Unwritten,
             pieces: Vec::new(),
             result: Ok(()),

@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::meta::block_map;
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::base::runtime::run_to_end;
@@ -168,9 +168,8 @@ pub(crate) async fn prepare(
     position: u64,
     end: u64,
 ) -> Result<()> {
-    let bits = engine.volume.info.block_size().bits();
-    let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
-    let blocks = (position >> bits) as u32..last;
+    let block_size = engine.volume.info.block_size();
+    let blocks = LogicalBlock::containing(position, block_size)..LogicalBlock::at_or_behind(end, block_size);
     let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
     under_locks(&engine.volume, inode, async move { prepare_pointers(&shared.volume, &owned, blocks).await })
         .await
@@ -228,8 +227,8 @@ async fn write_folio(
                 drop(folio);
                 let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
                 // As much as this call writes, at once.
-                let bits = engine.volume.info.block_size().bits();
-                let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
+                let block_size = engine.volume.info.block_size();
+                let last = LogicalBlock::at_or_behind(position + wanted, block_size);
                 under_locks(&engine.volume, inode, async move {
                     allocate::allocate_holes(&shared.volume, &owned, first..last).await
                 })
@@ -272,11 +271,11 @@ enum Step {
     /// A device may be reading some of these blocks.
     InFlight(Range<u32>),
     /// It is not known what lies below this block of the file.
-    Unknown(u32),
+    Unknown(LogicalBlock),
     /// These blocks of the folio are overwritten in part, and what they hold is on the device only.
     Read(Range<u32>),
     /// There are holes from this block of the file on, and space is too low for promises.
-    Hole(u32),
+    Hole(LogicalBlock),
 }
 
 /// Writes as much of `data` as goes into the locked folio, which holds `position`, or says what has to come first: then

@@ -345,7 +345,7 @@ async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<Blo
         *disk = before;
         return Err(error);
     }
-    inode.extent_status.remove(0..u32::MAX);
+    inode.extent_status.remove(first..LogicalBlock::END);
     inode.inline.store(false, Ordering::Release);
     if let Some(block) = block {
         if let Err(error) = use_picked(info, &handle, block, 1).await {
@@ -354,7 +354,7 @@ async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<Blo
             }
             return Err(error);
         }
-        inode.extent_status.set(0..1, Status::Written(block));
+        inode.extent_status.set(first..first + 1, Status::Written(block));
     }
     tracing::debug!(inode = inode.number.0, ?block, "ext4_convert_inline_data");
     log_inode(&engine.volume, &handle, inode, &disk, true).await

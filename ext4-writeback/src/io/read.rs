@@ -327,7 +327,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let extent = iomap::lookup(&self.engine.volume, self.inode, first + gap.start).await?;
-            let stop = gap.end.min(behind).min(extent.end.saturating_sub(first));
+            let stop = gap.end.min(behind).min(extent.end.distance(first));
             let run = gap.start..stop;
             at = stop;
             let Status::Written(physical) = extent.status else {

@@ -103,23 +103,21 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
 /// Frees all blocks from byte `size` on, in as many transactions as it takes, and takes the inode off the orphans
 /// where `finish`. The page cache there is gone and stays away.
 async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, finish: bool) -> Result<()> {
-    let first = engine.volume.info.block_size().blocks_for(size);
-    let first = u32::try_from(first).unwrap_or(u32::MAX);
+    let first = LogicalBlock::at_or_behind(size, engine.volume.info.block_size());
     tracing::debug!(ino = inode.number.0, size, "ext4_truncate_enter");
     loop {
         let handle = engine.volume.begin_tracked(FREE_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
         // Between two transactions somebody may have looked at what was not freed yet.
-        let promised = inode.extent_status.remove(first..u32::MAX);
-        inode.preallocation.give_back(&engine.volume.info, first..u32::MAX);
+        let promised = inode.extent_status.remove(first..LogicalBlock::END);
+        inode.preallocation.give_back(&engine.volume.info, first..LogicalBlock::END);
         engine.volume.info.release_reserved_blocks(promised);
         if promised > 0 {
             tracing::trace!(ino = inode.number.0, freed_blocks = promised, "ext4_da_release_space");
         }
-        tracing::trace!(ino = inode.number.0, lblk = first, "ext4_es_remove_extent");
-        let removal = if first < u32::MAX {
-            block_map::remove(&engine.volume.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX)
-                .await?
+        tracing::trace!(ino = inode.number.0, lblk = first.0, "ext4_es_remove_extent");
+        let removal = if first < LogicalBlock::END {
+            block_map::remove(&engine.volume.info, &handle, &mut disk, first, LogicalBlock::MAX).await?
         } else {
             Removal::Done
         };
@@ -130,7 +128,7 @@ async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, fi
             engine.volume.fast_commits.range_changed(
                 handle.id(),
                 inode.number,
-                (first, u32::MAX),
+                (first.0, u32::MAX),
                 Mapped::Hole,
             );
             engine.volume.fast_commits.truncation_ends(handle.id(), inode.number);
@@ -154,13 +152,13 @@ async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, fi
 pub(crate) async fn free_range(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    blocks: Range<u32>,
+    blocks: Range<LogicalBlock>,
     operation: &'static str,
 ) -> Result<()> {
     if blocks.is_empty() {
         return Ok(());
     }
-    let (first, last) = (LogicalBlock(blocks.start), LogicalBlock(blocks.end - 1));
+    let (first, last) = (blocks.start, LogicalBlock(blocks.end.0 - 1));
     loop {
         let handle = engine.volume.begin_tracked(FREE_RANGE_CREDITS, operation).await?;
         let mut disk = inode.inode.write().await;
@@ -173,11 +171,11 @@ pub(crate) async fn free_range(
         } else {
             // What other handles free of it is a hole too, as soon as this is durable: one of the states that a crash
             // may show.
-            let range = (blocks.start, blocks.end);
+            let range = (blocks.start.0, blocks.end.0);
             engine.volume.fast_commits.range_changed(handle.id(), inode.number, range, Mapped::Hole);
         }
         for end in [first, last] {
-            promise_freed_cluster(engine, inode, &disk, end.0).await;
+            promise_freed_cluster(engine, inode, &disk, end).await;
         }
         if matches!(removed, Ok(Removal::Done)) {
             inode.extent_status.set(blocks.clone(), Status::Hole);
@@ -195,14 +193,13 @@ async fn promise_freed_cluster(
     engine: &Engine,
     inode: &InodeInfo,
     disk: &ext4_core::format::inode::Inode,
-    block: u32,
+    block: LogicalBlock,
 ) {
     if !inode.extent_status.shares_cluster(block) {
         return;
     }
     // One promise too many is given back when the blocks are allocated; one too few would be taken from others.
-    let mapped =
-        extent_tree::is_cluster_mapped(&engine.volume.info, disk, LogicalBlock(block)).await.unwrap_or(false);
+    let mapped = extent_tree::is_cluster_mapped(&engine.volume.info, disk, block).await.unwrap_or(false);
     if !mapped && inode.extent_status.cluster_freed(block) {
         engine.volume.info.reserve_freed_clusters(1);
     }

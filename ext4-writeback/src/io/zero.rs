@@ -10,7 +10,7 @@
 use crate::writeback::completion::wait;
 use std::sync::Arc;
 
-use ext4_core::Result;
+use ext4_core::{LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::cache::folio::FolioGuard;
@@ -33,9 +33,13 @@ pub(crate) async fn zero_block_tail(
     if position.is_multiple_of(block_size) {
         return Ok(());
     }
-    let bits = engine.volume.info.block_size().bits();
     let end = position.next_multiple_of(block_size);
-    let extent = iomap::lookup(&engine.volume, inode, (position >> bits) as u32).await?;
+    let extent = iomap::lookup(
+        &engine.volume,
+        inode,
+        LogicalBlock::containing(position, engine.volume.info.block_size()),
+    )
+    .await?;
     if matches!(extent.status, Status::Written(_)) {
         let mut folio = find_or_create(engine, inode, position, end - position, false).await?;
         loop {
@@ -85,7 +89,7 @@ pub(crate) async fn zero_within_block(
     if from >= to {
         return Ok(());
     }
-    let number = (from >> engine.volume.info.block_size().bits()) as u32;
+    let number = LogicalBlock::containing(from, engine.volume.info.block_size());
     loop {
         let below = iomap::lookup(&engine.volume, inode, number).await?.status;
         let guard = if matches!(below, Status::Written(_)) {

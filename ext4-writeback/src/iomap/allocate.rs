@@ -45,7 +45,7 @@ struct Run {
     sequence: u64,
 }
 
-/// Allocates blocks for the file's blocks `at..end`, as far as one run goes, maps them as unwritten, and enters them in the
+/// Allocates blocks for the file's blocks `blocks`, as far as one run goes, maps them as unwritten, and enters them in the
 /// extent status tree and in the fast commit. `delayed`: they are reserved, and the reservation pays for them. If a node
 /// of the tree cannot be allocated, everything is as it was. The caller logs the inode, also after `Ok` only.
 async fn allocate_run(
@@ -53,20 +53,20 @@ async fn allocate_run(
     handle: &Handle,
     inode: &Arc<InodeInfo>,
     disk: &mut Inode,
-    (at, end): (u32, u32),
+    blocks: Range<LogicalBlock>,
     delayed: bool,
 ) -> Result<Run> {
-    let (info, logical) = (&volume.info, LogicalBlock(at));
+    let (info, at) = (&volume.info, blocks.start);
     let request = AllocationRequest {
-        goal: extent_tree::allocation_goal(info, disk, logical).await?,
+        goal: extent_tree::allocation_goal(info, disk, at).await?,
         inode: inode.number,
-        len: (end - at).min(MAX_EXTENT_BLOCKS),
+        len: (blocks.end - at).min(MAX_EXTENT_BLOCKS),
         reserved: delayed,
         metadata: false,
     };
-    let new = extent_tree::allocate(info, handle, disk, logical, &request).await?;
+    let new = extent_tree::allocate(info, handle, disk, at, &request).await?;
     let (physical, len) = (new.physical, new.len);
-    if let Err(error) = extent_tree::insert(info, handle, disk, logical, physical, len, true).await {
+    if let Err(error) = extent_tree::insert(info, handle, disk, at, physical, len, true).await {
         volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
         extent_tree::give_back(info, handle, &new, false).await?;
         if delayed {
@@ -77,7 +77,7 @@ async fn allocate_run(
         return Err(error);
     }
     let mapped = Mapped::Blocks { physical, unwritten: true };
-    volume.fast_commits.range_changed(handle.id(), inode.number, (at, at + len), mapped);
+    volume.fast_commits.range_changed(handle.id(), inode.number, (at.0, at.0 + len), mapped);
     // Delayed blocks that share a cluster with these need no reservation any more.
     let (reserved, sequence) = inode.extent_status.set(at..at + len, Status::Unwritten(physical));
     let used = if delayed { u64::from(new.clusters) } else { 0 };
@@ -92,7 +92,7 @@ async fn allocate_run(
 pub(crate) async fn allocate_delayed(
     volume: &Volume,
     inode: &Arc<InodeInfo>,
-    block: u32,
+    block: LogicalBlock,
     len: u32,
 ) -> Result<Extent> {
     let handle = volume.begin_tracked(ALLOCATE_CREDITS, "writepages").await?;
@@ -102,7 +102,7 @@ pub(crate) async fn allocate_delayed(
     let extent = match es.lookup(block) {
         Some(extent) => extent,
         None => {
-            let mapping = block_map::lookup(&volume.info, &disk, LogicalBlock(block)).await?;
+            let mapping = block_map::lookup(&volume.info, &disk, block).await?;
             let status = Status::from(mapping.state);
             Extent { start: block, end: block + mapping.len, status, sequence: es.sequence() }
         }
@@ -110,13 +110,13 @@ pub(crate) async fn allocate_delayed(
     if extent.status != Status::Delayed {
         return Ok(extent);
     }
-    let end = extent.end.min(block.saturating_add(len));
+    let end = extent.end.min(block.offset(len));
     let Run { physical, len: got, sequence } =
-        allocate_run(volume, &handle, inode, &mut disk, (block, end), true).await?;
+        allocate_run(volume, &handle, inode, &mut disk, block..end, true).await?;
     log_inode(volume, &handle, inode, &disk, false).await?;
     tracing::debug!(
         ino = inode.number.0,
-        lblk = block,
+        lblk = block.0,
         len = got,
         wanted = end - block,
         pblk = physical.0,
@@ -133,7 +133,7 @@ pub(crate) async fn allocate_delayed(
 pub(crate) async fn allocate_holes(
     volume: &Volume,
     inode: &Arc<InodeInfo>,
-    blocks: Range<u32>,
+    blocks: Range<LogicalBlock>,
 ) -> Result<()> {
     let mut at = blocks.start;
     while at < blocks.end {
@@ -156,19 +156,19 @@ pub(crate) async fn allocate_holes(
 pub(crate) async fn allocate_hole(
     volume: &Volume,
     inode: &Arc<InodeInfo>,
-    blocks: Range<u32>,
+    blocks: Range<LogicalBlock>,
     operation: &'static str,
     datasync: bool,
-    on_allocated: impl FnOnce(&mut Inode, u32) + Send,
+    on_allocated: impl FnOnce(&mut Inode, LogicalBlock) + Send,
 ) -> Result<u32> {
     let handle = volume.begin_tracked(ALLOCATE_CREDITS, operation).await?;
     let mut disk = inode.inode.write().await;
-    let run = allocate_run(volume, &handle, inode, &mut disk, (blocks.start, blocks.end), false).await?;
+    let run = allocate_run(volume, &handle, inode, &mut disk, blocks.clone(), false).await?;
     on_allocated(&mut disk, blocks.start + run.len);
     log_inode(volume, &handle, inode, &disk, datasync).await?;
     tracing::debug!(
         ino = inode.number.0,
-        lblk = blocks.start,
+        lblk = blocks.start.0,
         len = run.len,
         pblk = run.physical.0,
         "ext4_allocate_blocks"

@@ -69,10 +69,11 @@ impl<'a> Iterator<'a> {
             return Ok(None);
         }
         let bits = self.volume.info.block_size().bits();
-        let first = (self.position >> bits) as u32;
+        let block_size = self.volume.info.block_size();
+        let first = LogicalBlock::containing(self.position, block_size);
         let extent = lookup(self.volume, self.inode, first).await?;
-        let within = self.position - (u64::from(first) << bits);
-        let stop = (u64::from(extent.end) << bits).min(self.end);
+        let within = self.position - first.byte(block_size);
+        let stop = extent.end.byte(block_size).min(self.end);
         let byte = |block: BlockNumber| (block.0 << bits) + within;
         let map = Iomap {
             offset: self.position,
@@ -93,7 +94,7 @@ impl<'a> Iterator<'a> {
 ///
 /// # Errors
 /// Those of the device and of what it holds.
-pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: u32) -> Result<Extent> {
+pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: LogicalBlock) -> Result<Extent> {
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
@@ -107,7 +108,7 @@ pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: u32) -> Re
 pub(crate) async fn lookup_under_folio(
     volume: &Volume,
     inode: &InodeInfo,
-    block: u32,
+    block: LogicalBlock,
     len: u32,
 ) -> Result<Extent> {
     if let Some(extent) = inode.extent_status.lookup(block) {
@@ -116,13 +117,13 @@ pub(crate) async fn lookup_under_folio(
     load(volume, inode, block, len).await
 }
 
-async fn load(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Result<Extent> {
+async fn load(volume: &Volume, inode: &InodeInfo, block: LogicalBlock, len: u32) -> Result<Extent> {
     let disk = inode.inode.read().await;
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
-    let mut mapping = block_map::lookup(&volume.info, &disk, LogicalBlock(block)).await?;
-    if mapping.logical.0 != block || mapping.len == 0 {
+    let mut mapping = block_map::lookup(&volume.info, &disk, block).await?;
+    if mapping.logical != block || mapping.len == 0 {
         return Err(Error::corrupt(
             format!("inode {} block {block}", inode.number),
             format!("the block map answers for {} blocks at {}", mapping.len, mapping.logical),
@@ -132,7 +133,7 @@ async fn load(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Resul
     inode.extent_status.cache(&mapping);
     tracing::trace!(
         ino = inode.number.0,
-        lblk = block,
+        lblk = block.0,
         len = mapping.len,
         state = ?mapping.state,
         "ext4_es_cache_extent"

@@ -24,18 +24,18 @@ use crate::volume::Volume;
 pub(crate) async fn prepare_pointers(
     volume: &Volume,
     inode: &Arc<InodeInfo>,
-    blocks: Range<u32>,
+    blocks: Range<LogicalBlock>,
 ) -> Result<()> {
     let mut at = blocks.start;
     while at < blocks.end {
         let handle = volume.begin_tracked(credits::POINTERS + credits::INODE, "write").await?;
         let mut disk = inode.inode.write().await;
         let before = disk.sectors;
-        let room = block_map::prepare(&volume.info, &handle, &mut disk, LogicalBlock(at)).await?;
+        let room = block_map::prepare(&volume.info, &handle, &mut disk, at).await?;
         if disk.sectors != before {
             log_inode(volume, &handle, inode, &disk, false).await?;
         }
-        at = at.saturating_add(room);
+        at = at.offset(room);
     }
     Ok(())
 }

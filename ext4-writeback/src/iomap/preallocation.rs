@@ -56,7 +56,7 @@ pub(crate) async fn is_published(volume: &Volume, inode: &InodeInfo) -> bool {
 ///
 /// # Errors
 /// `ENOSPC`; those of the device and of what it holds.
-pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Result<bool> {
+pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: LogicalBlock, len: u32) -> Result<bool> {
     let disk = inode.inode.write().await;
     let extent = inode.extent_status.lookup(block).filter(|extent| extent.status == Status::Delayed);
     let Some(extent) = extent else { return Ok(false) };
@@ -64,10 +64,10 @@ pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: u32, len: u3
     if record.find(block).is_some() {
         return Ok(true);
     }
-    let end = extent.end.min(block.saturating_add(len)).min(record.next(block).unwrap_or(u32::MAX));
+    let end = extent.end.min(block.offset(len)).min(record.next(block).unwrap_or(LogicalBlock::END));
     let goal = match record.goal(block) {
         Some(goal) => Some(goal),
-        None => block_map::allocation_goal(&volume.info, &disk, LogicalBlock(block)).await?,
+        None => block_map::allocation_goal(&volume.info, &disk, block).await?,
     };
     let request =
         AllocationRequest { goal, inode: inode.number, len: end - block, reserved: true, metadata: false };
@@ -77,13 +77,19 @@ pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: u32, len: u3
     let counters = &volume.counters;
     LiveCounters::add(&counters.allocations, 1);
     LiveCounters::add(&counters.blocks_allocated, u64::from(got));
-    tracing::debug!(inode = inode.number.0, block, got, physical = physical.0, "ext4_da_pick_blocks");
+    tracing::debug!(
+        inode = inode.number.0,
+        block = block.0,
+        got,
+        physical = physical.0,
+        "ext4_da_pick_blocks"
+    );
     Ok(true)
 }
 
 /// Makes the delayed blocks of `range` a hole: their data is lost. The caller holds the lock of the folio they lie in,
 /// and no handle.
-pub(crate) async fn drop_delayed(volume: &Volume, inode: &InodeInfo, range: Range<u32>) {
+pub(crate) async fn drop_delayed(volume: &Volume, inode: &InodeInfo, range: Range<LogicalBlock>) {
     let _disk = inode.inode.write().await;
     inode.preallocation.give_back(&volume.info, range.clone());
     let dropped = inode.extent_status.remove_delayed(range);
@@ -95,6 +101,7 @@ pub(crate) async fn drop_delayed(volume: &Volume, inode: &InodeInfo, range: Rang
 mod tests {
     use super::*;
     use crate::cache::picks::Preallocation;
+    use crate::testing::blocks;
 
     #[test]
     fn a_record_agrees_with_a_vector_of_blocks() {
@@ -112,23 +119,28 @@ mod tests {
                 let free = model[start..end].iter().take_while(|block| block.is_none()).count();
                 if free > 0 {
                     let physical = random.u64(1000..9000);
-                    record.insert(start as u32..(start + free) as u32, BlockNumber(physical));
+                    record.insert(blocks(start as u32..(start + free) as u32), BlockNumber(physical));
                     for (n, block) in model[start..start + free].iter_mut().enumerate() {
                         *block = Some(physical + n as u64);
                     }
                 }
             } else {
-                let taken = record.take(start as u32..end as u32);
-                let blocks: Vec<u64> =
+                let taken = record.take(blocks(start as u32..end as u32));
+                let given: Vec<u64> =
                     taken.iter().flat_map(|(first, len)| (0..u64::from(*len)).map(|n| first.0 + n)).collect();
                 let expected: Vec<u64> = model[start..end].iter_mut().filter_map(Option::take).collect();
-                assert_eq!(blocks, expected);
+                assert_eq!(given, expected);
             }
             for (at, block) in model.iter().enumerate() {
-                assert_eq!(record.find(at as u32).map(|(physical, _)| physical.0), *block, "at {at}");
-                let next = model[at..].iter().position(Option::is_some).map(|n| (at + n) as u32);
+                assert_eq!(
+                    record.find(LogicalBlock(at as u32)).map(|(physical, _)| physical.0),
+                    *block,
+                    "at {at}"
+                );
+                let next =
+                    model[at..].iter().position(Option::is_some).map(|n| LogicalBlock((at + n) as u32));
                 if block.is_none() {
-                    assert_eq!(record.next(at as u32), next, "behind {at}");
+                    assert_eq!(record.next(LogicalBlock(at as u32)), next, "behind {at}");
                 }
             }
         }

@@ -73,7 +73,7 @@ impl Gather {
         let first = folio.first_block() + blocks.start;
         let count = blocks.end - blocks.start;
         let len = u64::from(count) << bits;
-        let offset = u64::from(first) << bits;
+        let offset = first.byte(self.engine.volume.info.block_size());
         let joins = self.open.as_ref().is_some_and(|(owner, open, _)| {
             Arc::ptr_eq(owner, inode)
                 && open.kind == kind

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::{Extent, Status};
 use crate::cache::folio::FolioGuard;
@@ -21,7 +21,7 @@ pub(crate) struct WritepageContext<'a> {
     inode: &'a Arc<InodeInfo>,
     /// The block behind the range that is written: what is allocated reaches so far at most, or to the end of the run
     /// of dirty blocks.
-    range_end: u32,
+    range_end: LogicalBlock,
     mapping: Option<Extent>,
     /// Delayed data is published, not allocated.
     publishes: bool,
@@ -30,8 +30,7 @@ pub(crate) struct WritepageContext<'a> {
 impl<'a> WritepageContext<'a> {
     /// For a pass over a range that ends at byte `range_end`.
     pub async fn new(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
-        let range_end =
-            u32::try_from(engine.volume.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
+        let range_end = LogicalBlock::at_or_behind(range_end, engine.volume.info.block_size());
         let publishes = preallocation::is_published(&engine.volume, inode).await;
         Self { engine, inode, range_end, mapping: None, publishes }
     }
@@ -101,7 +100,7 @@ impl<'a> WritepageContext<'a> {
                     // Where everything has stopped meanwhile, that has been said.
                     if engine.volume.check_writable().is_ok() {
                         let space = engine.volume.info.free_and_reserved_blocks();
-                        tracing::error!(ino = inode.number.0, lblk = first + run.start, %error, free = space.0,
+                        tracing::error!(ino = inode.number.0, lblk = (first + run.start).0, %error, free = space.0,
                             dirty = space.1, "no blocks for delayed data: it is lost");
                     }
                     result = Err(error);
@@ -116,7 +115,7 @@ impl<'a> WritepageContext<'a> {
     }
 
     /// What lies at `block`, allocated where it was delayed. `len`: how many blocks are wanted at least.
-    async fn map(&mut self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+    async fn map(&mut self, gather: &mut Gather, block: LogicalBlock, len: u32) -> Result<Extent> {
         let es = &self.inode.extent_status;
         if let Some(kept) = self.mapping
             && kept.sequence == es.sequence()
@@ -133,11 +132,11 @@ impl<'a> WritepageContext<'a> {
         Ok(extent)
     }
 
-    async fn allocate_retrying(&self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+    async fn allocate_retrying(&self, gather: &mut Gather, block: LogicalBlock, len: u32) -> Result<Extent> {
         let mut retries = 0;
         loop {
             // One allocation for the whole of a long run, of which this folio is the beginning.
-            let wanted = len.max(self.range_end.saturating_sub(block)).min(MAX_EXTENT_BLOCKS);
+            let wanted = len.max(self.range_end.distance(block)).min(MAX_EXTENT_BLOCKS);
             let allocated = if self.publishes {
                 pick_delayed(self.engine, self.inode, block, len, wanted).await
             } else {
@@ -162,7 +161,7 @@ impl<'a> WritepageContext<'a> {
 async fn pick_delayed(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    block: u32,
+    block: LogicalBlock,
     len: u32,
     wanted: u32,
 ) -> Result<Extent> {

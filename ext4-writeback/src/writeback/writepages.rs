@@ -30,7 +30,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use ext4_core::Result;
+use ext4_core::{LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -290,14 +290,14 @@ fn disk_end(engine: &Engine, inode: &InodeInfo) -> u64 {
 
 /// The block that i_disksize ends in, if i_disksize is unaligned, and the block is in `folio`, dirty, and may be written
 /// on the device: what the device holds in it behind i_disksize must not show.
-fn dirty_tail(engine: &Engine, inode: &InodeInfo, folio: &FolioGuard) -> Option<u32> {
+fn dirty_tail(engine: &Engine, inode: &InodeInfo, folio: &FolioGuard) -> Option<LogicalBlock> {
     let size = inode.completion.disk_size();
     let block_size = engine.volume.info.block_size();
     let within = (folio.start()..folio.end()).contains(&size);
     if !within || size.is_multiple_of(u64::from(block_size.bytes())) {
         return None;
     }
-    let block = (size >> block_size.bits()) as u32;
+    let block = LogicalBlock::containing(size, block_size);
     let status = inode.extent_status.lookup(block).map(|extent| extent.status);
     let harmless = matches!(status, Some(Status::Hole | Status::Delayed | Status::Unwritten(_)));
     (!harmless && folio.is_block_dirty(block - folio.first_block())).then_some(block)

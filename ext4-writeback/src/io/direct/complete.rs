@@ -23,7 +23,7 @@ const CREDITS: u32 = credits::EXTENT + credits::INODE;
 /// Unwritten blocks of the file that hold data now, and where they lie.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Run {
-    pub blocks: Range<u32>,
+    pub blocks: Range<LogicalBlock>,
     pub physical: BlockNumber,
 }
 
@@ -38,11 +38,11 @@ pub(crate) async fn complete(
     runs: &[Run],
     size: Option<u64>,
 ) -> Result<()> {
-    let bits = engine.volume.info.block_size().bits();
+    let block_size = engine.volume.info.block_size();
     for run in runs {
         let handle = engine.volume.begin_tracked(CREDITS, "direct write").await?;
         let mut disk = inode.inode.write().await;
-        let (first, len) = (LogicalBlock(run.blocks.start), run.blocks.end - run.blocks.start);
+        let (first, len) = (run.blocks.start, run.blocks.end - run.blocks.start);
         let converted =
             extent_tree::convert_to_written(&engine.volume.info, &handle, &mut disk, first, len).await;
         if let Err(error) = converted {
@@ -55,11 +55,11 @@ pub(crate) async fn complete(
         engine.volume.fast_commits.range_changed(
             handle.id(),
             inode.number,
-            (run.blocks.start, run.blocks.end),
+            (run.blocks.start.0, run.blocks.end.0),
             mapped,
         );
         if let Some(size) = size {
-            raise(inode, &mut disk, size.min(u64::from(run.blocks.end) << bits));
+            raise(inode, &mut disk, size.min(run.blocks.end.byte(block_size)));
         }
         log_inode(&engine.volume, &handle, inode, &disk, true).await?;
         LiveCounters::add(&engine.volume.counters.conversions, 1);
@@ -91,9 +91,9 @@ fn raise(inode: &InodeInfo, disk: &mut ext4_core::format::inode::Inode, size: u6
 pub(crate) async fn free_behind_end(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    allocated: &[Range<u32>],
+    allocated: &[Range<LogicalBlock>],
 ) -> Result<()> {
-    let end = u32::try_from(engine.volume.info.block_size().blocks_for(inode.size())).unwrap_or(u32::MAX);
+    let end = LogicalBlock::at_or_behind(inode.size(), engine.volume.info.block_size());
     for range in allocated.iter().rev() {
         let range = range.start.max(end)..range.end;
         if range.is_empty() {

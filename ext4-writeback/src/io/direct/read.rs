@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -110,13 +110,13 @@ pub(crate) fn read_now(
 
 /// How many bytes from `at` on, below `end`, are known to hold nothing, on the device and in memory.
 fn zeros_at(engine: &Engine, inode: &InodeInfo, at: u64, end: u64) -> u64 {
-    let bits = engine.volume.info.block_size().bits();
-    // Below i_size, which is below 2^32 blocks.
-    let Some(extent) = inode.extent_status.lookup((at >> bits) as u32) else { return 0 };
+    let block_size = engine.volume.info.block_size();
+    let block = LogicalBlock::containing(at, block_size);
+    let Some(extent) = inode.extent_status.lookup(block) else { return 0 };
     if !matches!(extent.status, Status::Hole | Status::Unwritten(_)) {
         return 0;
     }
-    let next_block = ((at >> bits) + 1) << bits;
+    let next_block = block.offset(1).byte(block_size);
     let in_memory = inode.pages.first_from(at).map_or(end, |folio| folio.start().max(next_block));
-    (u64::from(extent.end) << bits).min(in_memory).min(end) - at
+    extent.end.byte(block_size).min(in_memory).min(end) - at
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
-use ext4_core::{BlockNumber, Errno, Error, Result};
+use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -32,7 +32,7 @@ enum Ground {
     /// Blocks everywhere, and none is written in part that holds nothing yet.
     Ready(Plan),
     /// These blocks are missing.
-    Holes(Vec<Range<u32>>),
+    Holes(Vec<Range<LogicalBlock>>),
     /// A block that holds nothing yet would be written in part.
     Partial,
 }
@@ -225,7 +225,7 @@ async fn carry_out(
 async fn give_back(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    allocated: &[Range<u32>],
+    allocated: &[Range<LogicalBlock>],
     error: Error,
 ) -> Error {
     if let Err(second) = complete::free_behind_end(engine, inode, allocated).await {
@@ -237,10 +237,11 @@ async fn give_back(
 
 /// What lies under `range`. Nothing dirty is above it.
 async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Result<Ground> {
-    let bits = engine.volume.info.block_size().bits();
-    let byte = |block: u32| u64::from(block) << bits;
-    let first = (range.start >> bits) as u32;
-    let last = range.end.div_ceil(1 << bits) as u32;
+    let block_size = engine.volume.info.block_size();
+    let bits = block_size.bits();
+    let byte = |block: LogicalBlock| block.byte(block_size);
+    let first = LogicalBlock::containing(range.start, block_size);
+    let last = LogicalBlock::at_or_behind(range.end, block_size);
     let mut plan = Plan::default();
     let mut holes = Vec::new();
     let mut partial = false;
@@ -282,7 +283,7 @@ async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Resul
 }
 
 /// Allocates `holes` as unwritten blocks.
-async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<u32>]) -> Result<()> {
+async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<LogicalBlock>]) -> Result<()> {
     for hole in holes {
         let mut retries = 0;
         loop {

@@ -19,7 +19,7 @@ use crate::writeback::sync_inode::sync_inode_range;
 use std::ops::Range;
 
 use ext4_core::format::inode::Inode;
-use ext4_core::{Errno, Result};
+use ext4_core::{Errno, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::io::fallocate::request::Request;
@@ -55,19 +55,19 @@ impl Request<'_> {
     ///
     /// # Errors
     /// `ENOSPC`, with a part of them allocated; those of the journal and of the device.
-    pub(crate) async fn allocate_blocks(&self, blocks: Range<u32>, grows: bool) -> Result<()> {
+    pub(crate) async fn allocate_blocks(&self, blocks: Range<LogicalBlock>, grows: bool) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let (mut at, mut retries) = (blocks.start, 0);
         while at < blocks.end {
             let extent = iomap::lookup(&engine.volume, inode, at).await?;
-            let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
+            let stop = extent.end.min(blocks.end).min(at.offset(MAX_EXTENT_BLOCKS));
             let allocated = match extent.status {
                 Status::Hole => {
                     // The size moves along with the blocks: after a crash none of them lies behind it.
                     let limit = if grows { self.end } else { 0 };
-                    let bits = engine.volume.info.block_size().bits();
-                    let on_allocated = |disk: &mut Inode, end: u32| {
-                        let reached = (u64::from(end) << bits).min(limit);
+                    let block_size = engine.volume.info.block_size();
+                    let on_allocated = |disk: &mut Inode, end: LogicalBlock| {
+                        let reached = end.byte(block_size).min(limit);
                         if reached > inode.size() {
                             size::grow(engine, inode, disk, reached);
                         }
@@ -78,8 +78,8 @@ impl Request<'_> {
                 }
                 // Its blocks may be picked, and its data under way to them: they are mapped when it is there.
                 Status::Delayed if preallocation::is_published(&engine.volume, inode).await => {
-                    let bits = engine.volume.info.block_size().bits();
-                    let bytes = u64::from(at) << bits..u64::from(stop) << bits;
+                    let block_size = engine.volume.info.block_size();
+                    let bytes = at.byte(block_size)..stop.byte(block_size);
                     sync_inode_range(engine, inode, bytes, false).await
                 }
                 // Writeback may come first: then this finds its blocks, and allocates nothing.
@@ -118,6 +118,6 @@ impl Request<'_> {
         if at == blocks.start {
             return Ok(0);
         }
-        Ok(u64::from(at) << self.engine.volume.info.block_size().bits())
+        Ok(at.byte(self.engine.volume.info.block_size()))
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::io::drop_folios;
-use ext4_core::Result;
+use ext4_core::{LogicalBlock, Result};
 
 use crate::io::fallocate::request::Request;
 use crate::io::truncate;
@@ -32,13 +32,13 @@ impl Request<'_> {
 
     /// Drops the page cache of `blocks`, and forgets that the last block of i_disksize could not be written where it is
     /// among them: nothing stale is left of it.
-    pub(crate) async fn drop_cache(&self, blocks: &std::ops::Range<u32>) {
+    pub(crate) async fn drop_cache(&self, blocks: &std::ops::Range<LogicalBlock>) {
         let (engine, inode) = (self.engine, self.inode);
-        let bits = engine.volume.info.block_size().bits();
+        let block_size = engine.volume.info.block_size();
         if blocks.is_empty() {
             return;
         }
-        let bytes = u64::from(blocks.start) << bits..u64::from(blocks.end) << bits;
+        let bytes = blocks.start.byte(block_size)..blocks.end.byte(block_size);
         drop_folios::drop_folios(engine, inode, bytes.clone()).await;
         if bytes.contains(&inode.completion.disk_size()) {
             inode.completion.forget_failed_tail();

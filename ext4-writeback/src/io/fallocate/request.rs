@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ext4_core::format::inode::InodeFlags;
 use ext4_core::meta::credits;
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::inode::InodeInfo;
 use crate::writeback::Engine;
@@ -99,17 +99,16 @@ impl<'a> Request<'a> {
     }
 
     /// The blocks that the range touches.
-    pub(crate) fn touched(&self) -> std::ops::Range<u32> {
+    pub(crate) fn touched(&self) -> std::ops::Range<LogicalBlock> {
         let block_size = self.engine.volume.info.block_size();
-        // Within a file, so within 32 bits.
-        (self.offset >> block_size.bits()) as u32..block_size.blocks_for(self.end) as u32
+        LogicalBlock::containing(self.offset, block_size)..LogicalBlock::at_or_behind(self.end, block_size)
     }
 
     /// The blocks that lie wholly in bytes `offset..end`.
-    pub(crate) fn covered(&self, end: u64) -> std::ops::Range<u32> {
+    pub(crate) fn covered(&self, end: u64) -> std::ops::Range<LogicalBlock> {
         let block_size = self.engine.volume.info.block_size();
-        let first = block_size.blocks_for(self.offset) as u32;
-        first..((end >> block_size.bits()) as u32).max(first)
+        let first = LogicalBlock::at_or_behind(self.offset, block_size);
+        first..LogicalBlock::containing(end, block_size).max(first)
     }
 
     /// Zeroes the parts of blocks at the ends of bytes `offset..end`.

@@ -38,7 +38,7 @@ const SHIFT_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::INODE
 
 impl Request<'_> {
     /// Whole clusters; returns the first block and how many there are.
-    fn whole(&self) -> Result<(u32, u32)> {
+    fn whole(&self) -> Result<(LogicalBlock, u32)> {
         let unit = u64::from(self.engine.volume.info.block_size().bytes())
             << self.engine.volume.info.superblock().cluster_bits();
         if !self.offset.is_multiple_of(unit) || !self.end.is_multiple_of(unit) {
@@ -92,17 +92,17 @@ impl Request<'_> {
         }
         let _dropping = inode.invalidate_lock.write().await;
         self.quiesce().await?;
-        let mut from = LogicalBlock(first + count);
+        let mut from = first + count;
         let mut freed = false;
         loop {
             let handle = self.begin().await?;
             let mut disk = inode.inode.write().await;
-            inode.extent_status.remove(first..u32::MAX);
+            inode.extent_status.remove(first..LogicalBlock::END);
             let step = async {
                 if !freed {
-                    let (start, last) = (LogicalBlock(first), LogicalBlock(first + count - 1));
+                    let last = first + (count - 1);
                     let removal =
-                        extent_tree::remove(&engine.volume.info, &handle, &mut disk, start, last).await?;
+                        extent_tree::remove(&engine.volume.info, &handle, &mut disk, first, last).await?;
                     if removal == Removal::More {
                         return Ok(Shift::More(from));
                     }
@@ -136,19 +136,19 @@ impl Request<'_> {
         }
         let _dropping = inode.invalidate_lock.write().await;
         self.quiesce().await?;
-        let mut limit = LogicalBlock(u32::MAX);
+        let mut limit = LogicalBlock::END;
         let mut begun = false;
         loop {
             let handle = self.begin().await?;
             let mut disk = inode.inode.write().await;
-            inode.extent_status.remove(first..u32::MAX);
+            inode.extent_status.remove(first..LogicalBlock::END);
             if !begun {
                 self.check_room(&disk, count).await?;
-                extent_tree::split_at(&engine.volume.info, &handle, &mut disk, LogicalBlock(first)).await?;
+                extent_tree::split_at(&engine.volume.info, &handle, &mut disk, first).await?;
                 self.set_sizes(&mut disk, new);
                 begun = true;
             }
-            let start = LogicalBlock(first);
+            let start = first;
             let shifted =
                 extent_tree::shift_right(&engine.volume.info, &handle, &mut disk, start, limit, count).await;
             log_inode(&engine.volume, &handle, inode, &disk, true).await?;

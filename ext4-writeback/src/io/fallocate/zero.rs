@@ -52,7 +52,7 @@ impl Request<'_> {
     /// # Errors
     /// `ENOSPC` where a split needs a node of the extent tree and there is no block for it, not even after a commit: the
     /// blocks before are converted. Those of the journal and of the device.
-    async fn unwrite(&self, blocks: std::ops::Range<u32>) -> Result<()> {
+    async fn unwrite(&self, blocks: std::ops::Range<LogicalBlock>) -> Result<()> {
         let (mut at, mut retries) = (blocks.start, 0);
         while at < blocks.end {
             match self.unwrite_some(&mut at, blocks.end).await {
@@ -70,22 +70,22 @@ impl Request<'_> {
     }
 
     /// As far as one handle reaches, from block `at` on, which moves along.
-    async fn unwrite_some(&self, at: &mut u32, end: u32) -> Result<()> {
+    async fn unwrite_some(&self, at: &mut LogicalBlock, end: LogicalBlock) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let handle = engine.volume.begin_tracked(CONVERT_CREDITS, "fallocate").await?;
         let mut disk = inode.inode.write().await;
         let mut changed = false;
         while *at < end {
-            let mapping = block_map::lookup(&engine.volume.info, &disk, LogicalBlock(*at)).await?;
+            let mapping = block_map::lookup(&engine.volume.info, &disk, *at).await?;
             let len = mapping.len.min(end - *at).max(1);
             if let MappingState::Written(physical) = mapping.state {
                 if changed && handle.credits() < CONVERT_CREDITS && !handle.extend(CONVERT_CREDITS)? {
                     break;
                 }
                 changed = true;
-                let range = (*at, *at + len);
-                inode.extent_status.remove(range.0..range.1);
-                let (transaction, first) = (&handle, LogicalBlock(*at));
+                let range = *at..*at + len;
+                inode.extent_status.remove(range.clone());
+                let (transaction, first) = (&handle, *at);
                 let converted = extent_tree::convert_to_unwritten(
                     &engine.volume.info,
                     transaction,
@@ -100,7 +100,12 @@ impl Request<'_> {
                     return Err(error);
                 }
                 let mapped = Mapped::Blocks { physical, unwritten: true };
-                engine.volume.fast_commits.range_changed(handle.id(), inode.number, range, mapped);
+                engine.volume.fast_commits.range_changed(
+                    handle.id(),
+                    inode.number,
+                    (range.start.0, range.end.0),
+                    mapped,
+                );
             }
             *at += len;
         }

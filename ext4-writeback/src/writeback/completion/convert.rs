@@ -185,7 +185,7 @@ fn note_failure(engine: &Engine, inode: &InodeInfo, ioend: &Ioend) {
         }
         let size = inode.completion.disk_size();
         let block_size = engine.volume.info.block_size();
-        let tail = (size >> block_size.bits()) as u32;
+        let tail = LogicalBlock::containing(size, block_size);
         if ioend.kind == Kind::Overwrite
             && !size.is_multiple_of(u64::from(block_size.bytes()))
             && ioend.blocks.contains(&tail)
@@ -330,7 +330,7 @@ impl Hold<'_> {
     /// Unwritten blocks become written.
     async fn convert(&mut self, handle: &Handle, group: &Group, size: u64) -> Step {
         let volume = &self.engine.volume;
-        let first = LogicalBlock(group.blocks.start);
+        let first = group.blocks.start;
         let len = group.blocks.end - group.blocks.start;
         let converted =
             extent_tree::convert_to_written(&volume.info, handle, &mut self.disk, first, len).await;
@@ -350,7 +350,7 @@ impl Hold<'_> {
             "ext4_convert_unwritten_extents"
         );
         let mapped = Mapped::Blocks { physical: group.physical, unwritten: false };
-        let blocks = (group.blocks.start, group.blocks.end);
+        let blocks = (group.blocks.start.0, group.blocks.end.0);
         volume.fast_commits.range_changed(handle.id(), self.inode.number, blocks, mapped);
         LiveCounters::add(&volume.counters.conversions, 1);
         LiveCounters::add(&volume.counters.merges, group.members.len() as u64 - 1);
@@ -377,7 +377,7 @@ impl Hold<'_> {
                 Step::Again(Progress::NoSpace)
             }
             Err(error) => {
-                tracing::error!(inode = self.inode.number.0, block = group.published, %error,
+                tracing::error!(inode = self.inode.number.0, block = group.published.0, %error,
                     "publication failed: data is lost");
                 Step::Failed(error)
             }
@@ -397,7 +397,7 @@ async fn publish(
     size: u64,
 ) -> Result<bool> {
     let engine = batch.engine;
-    let end_of_file = u32::try_from(engine.volume.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
+    let end_of_file = LogicalBlock::at_or_behind(size, engine.volume.info.block_size());
     let end = group.blocks.end.min(end_of_file);
     while group.published < end {
         let Some(handle) = batch.handle.as_ref().filter(|_| batch.has_room(STEP_CREDITS)) else {

@@ -13,13 +13,13 @@ pub(crate) const CREDITS: u32 = credits::EXTENT + credits::INODE;
 
 /// Ioends that follow one another in the file and on the device.
 pub(crate) struct Group {
-    pub blocks: Range<u32>,
+    pub blocks: Range<LogicalBlock>,
     pub offset: u64,
     pub end: u64,
     pub kind: Kind,
     pub physical: BlockNumber,
     /// Blocks before this one are published.
-    pub published: u32,
+    pub published: LogicalBlock,
     /// A commit was made so that there may be space for its metadata.
     pub(crate) retried: bool,
     pub members: Vec<Ioend>,
@@ -35,7 +35,7 @@ impl Group {
     pub(crate) fn done_end(&self, block_size: BlockSize) -> u64 {
         match self.kind {
             Kind::Picked if self.published == self.blocks.start => 0,
-            Kind::Picked => self.end.min(LogicalBlock(self.published).byte(block_size)),
+            Kind::Picked => self.end.min(self.published.byte(block_size)),
             Kind::Overwrite | Kind::Unwritten => self.end,
         }
     }

@@ -37,17 +37,16 @@ pub(crate) async fn publish_step(
     handle: &Handle,
     inode: &InodeInfo,
     disk: &mut Inode,
-    first: u32,
+    first: LogicalBlock,
     physical: BlockNumber,
     len: u32,
 ) -> Result<u32> {
     let info = &engine.volume.info;
-    let logical = LogicalBlock(first);
     let len = len.min(Extent::max_len(false)).min(left_in_group(info, physical));
     let mapped = if disk.uses_extents() {
-        extent_tree::insert(info, handle, disk, logical, physical, len, false).await.map(|()| len)
+        extent_tree::insert(info, handle, disk, first, physical, len, false).await.map(|()| len)
     } else {
-        block_map::insert(info, handle, disk, logical, physical, len).await
+        block_map::insert(info, handle, disk, first, physical, len).await
     };
     let count =
         mapped.inspect_err(|_| engine.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure))?;
@@ -62,8 +61,8 @@ pub(crate) async fn publish_step(
     let (delayed, _) = inode.extent_status.set(first..first + count, Status::Written(physical));
     debug_assert_eq!(delayed, u64::from(count), "what is published was delayed");
     let mapped = Mapped::Blocks { physical, unwritten: false };
-    engine.volume.fast_commits.range_changed(handle.id(), inode.number, (first, first + count), mapped);
-    tracing::debug!(inode = inode.number.0, block = first, count, physical = physical.0, "publish");
+    engine.volume.fast_commits.range_changed(handle.id(), inode.number, (first.0, first.0 + count), mapped);
+    tracing::debug!(inode = inode.number.0, block = first.0, count, physical = physical.0, "publish");
     Ok(count)
 }
 

@@ -14,7 +14,7 @@ use crate::base::options::MountOptions;
 use crate::cache::folio::Folio;
 use crate::file::File;
 use crate::filesystem::Filesystem;
-use crate::testing::{PAGE, assert_clean, inner, mounted, write_pages};
+use crate::testing::{PAGE, assert_clean, blocks, inner, mounted, write_pages};
 
 async fn open(device: Arc<dyn BlockDevice>) -> (Filesystem, File) {
     let fs = Filesystem::mount(device, MountOptions::default()).await.expect("mounts");
@@ -48,7 +48,7 @@ async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
 
     file.write_at(20 * PAGE, &[2; PAGE as usize]).await.expect("writes");
     // As memory pressure would.
-    file.inode.extent_status.remove(TAIL as u32..TAIL as u32 + 1);
+    file.inode.extent_status.remove(blocks(TAIL as u32..TAIL as u32 + 1));
     inner(&file).volume.info.cache.clear();
     faulty.fail_nth(Operation::Read, 0);
     assert_eq!(file.sync_all().await.expect_err("the zeros are lost").errno(), Errno::EIO);

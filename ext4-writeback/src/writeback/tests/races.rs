@@ -7,10 +7,10 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use ext4_core::BlockSize;
 use ext4_core::device::MemoryDevice;
 use ext4_core::meta::Transaction as _;
 use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::{BlockSize, LogicalBlock};
 
 use crate::base::options::{Allocation, MountOptions};
 use crate::cache::extent_status::status::Status;
@@ -122,16 +122,20 @@ async fn k_20_blocks_are_picked_for_what_is_delayed_at_the_second_look() {
     let (device, fs, file) = mounted_with(BlockSize::KIB_4, options).await;
     let free = fs.statfs().free_blocks;
     write_pages(&file, 0..16, 1).await;
-    let looked = file.inode.extent_status.lookup(0).expect("known");
-    assert_eq!((looked.status, looked.end), (Status::Delayed, 16));
+    let looked = file.inode.extent_status.lookup(LogicalBlock(0)).expect("known");
+    assert_eq!((looked.status, looked.end), (Status::Delayed, LogicalBlock(16)));
     file.set_len(PAGE).await.expect("truncates");
     write_pages(&file, 8..10, 2).await;
     let folio = file.inode.pages.find(0).expect("cached").lock().await;
-    assert!(preallocation::pick(&inner(&file).volume, &file.inode, 0, looked.end).await.expect("picks"));
+    let (inode, first) = (&file.inode, LogicalBlock(0));
+    assert!(preallocation::pick(&inner(&file).volume, inode, first, looked.end.0).await.expect("picks"));
     drop(folio);
-    assert!(file.inode.preallocation.find(0).is_some_and(|(_, end)| end == 1), "page 0 and no more");
+    assert!(
+        file.inode.preallocation.find(first).is_some_and(|(_, end)| end == first + 1),
+        "page 0 and no more"
+    );
     for page in 1..10 {
-        assert!(file.inode.preallocation.find(page).is_none(), "page {page}");
+        assert!(file.inode.preallocation.find(LogicalBlock(page)).is_none(), "page {page}");
     }
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     assert_eq!(mapped_pages(&file).await, [0, 8, 9]);
