@@ -1,10 +1,10 @@
-//! One pass of writepages over the dirty folios of one inode: which folios, in which order, and when it ends (the
-//! kernel's `writeback_iter` and `writeback_control`).
+//! One pass of writepages over the dirty folios of one inode: which folios, in which order, and when it ends
+//! (the kernel's `writeback_iter` and `writeback_control`).
 //!
 //! ```text
 //!   range asked for                 [--------------)
 //!   i_disksize          |
-//!   range written       [--------------------------)     if it reaches past i_disksize: from i_disksize's block on
+//!   range written       [--------------------------)     past i_disksize: from the block of i_disksize on
 //!
 //!   begin ─► next dirty folio ─► lock ─► not dirty any more ───────────────────────► skipped
 //!        ▲                           ─► behind a truncation ──────────────────────► the pass ends
@@ -17,15 +17,16 @@
 //! ```
 //!
 //! Invariants:
-//! - A pass holds the inode's writeback lock and visits folios in ascending order, each once: it ends even if writers
-//!   keep making folios dirty. A pass in [`Mode::Sync`] takes what was dirty when it began and nothing else: every folio
-//!   has the number of the generation it became dirty in, and a pass begins a new generation.
-//! - Data behind i_disksize is submitted in the order of the file, without gaps: a range that reaches past i_disksize
-//!   begins at it, and a pass that may not wait stops at the first folio behind i_disksize that it would have to skip.
-//!   Otherwise a later ioend would find nothing unfinished before it and move i_disksize, and a crash would show zeros
-//!   in place of appended data.
-//! - For the same reason a pass ends if the file was truncated while it ran: data behind the cut is new by now, and
-//!   begins before the position of the pass.
+//! - A pass holds the inode's writeback lock and visits folios in ascending order, each once: it ends even if
+//!   writers keep making folios dirty. A pass in [`Mode::Sync`] takes what was dirty when it began and
+//!   nothing else: every folio has the number of the generation it became dirty in, and a pass begins a new
+//!   generation.
+//! - Data behind i_disksize is submitted in the order of the file, without gaps: a range that reaches past
+//!   i_disksize begins at it, and a pass that may not wait stops at the first folio behind i_disksize that it
+//!   would have to skip. Otherwise a later ioend would find nothing unfinished before it and move i_disksize,
+//!   and a crash would show zeros in place of appended data.
+//! - For the same reason a pass ends if the file was truncated while it ran: data behind the cut is new by
+//!   now, and begins before the position of the pass.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -44,8 +45,8 @@ use crate::writeback::writepage::WritepageContext;
 /// Which folios a writepages pass waits for or skips, and what it does after an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
-    /// Everything that was dirty when the pass began (WB_SYNC_ALL): waits for folios that are under writeback already,
-    /// goes on after an error.
+    /// Everything that was dirty when the pass began (WB_SYNC_ALL): waits for folios that are under writeback
+    /// already, goes on after an error.
     Sync,
     /// As much as the budget allows (WB_SYNC_NONE): skips folios that are under writeback, stops at an error.
     Background,
@@ -61,11 +62,11 @@ pub(crate) struct WritebackControl {
     /// In [`Mode::Background`]: the pass stops when folios of this many bytes were written (nr_to_write).
     pub budget: u64,
     /// Only folios that became dirty in this generation or before
-    /// ([`PageCache::tag_dirty`](crate::cache::page_cache::PageCache::tag_dirty)). A pass in [`Mode::Sync`] begins a
-    /// new generation.
+    /// ([`PageCache::tag_dirty`](crate::cache::page_cache::PageCache::tag_dirty)). A pass in [`Mode::Sync`]
+    /// begins a new generation.
     pub generation: u64,
-    /// True if the pass begins at the inode's writeback index, not at the start of the range (range_cyclic). It does not
-    /// wrap around.
+    /// True if the pass begins at the inode's writeback index, not at the start of the range (range_cyclic).
+    /// It does not wrap around.
     pub cyclic: bool,
 }
 
@@ -91,12 +92,12 @@ impl WritebackControl {
     }
 }
 
-/// writepages: adds dirty folios of `inode` to ioends in `gather`. The caller holds the inode's writeback lock, and
-/// submits `gather`. Returns how many bytes the folios have that were written.
+/// writepages: adds dirty folios of `inode` to ioends in `gather`. The caller holds the inode's writeback
+/// lock, and submits `gather`. Returns how many bytes the folios have that were written.
 ///
 /// # Errors
-/// The first error of mapping a folio; `EROFS` or the journal's error if nothing may be written any more. Every error is
-/// recorded in the inode too.
+/// The first error of mapping a folio; `EROFS` or the journal's error if nothing may be written any more.
+/// Every error is recorded in the inode too.
 pub(crate) async fn writepages(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -150,7 +151,8 @@ impl<'a> Pass<'a> {
         let pages = &inode.pages;
         pages.forget_cut();
         let generation = if control.mode == Mode::Sync { pages.tag_dirty() } else { control.generation };
-        // Folios that become dirty behind this size by an append that races with the pass are the next pass's.
+        // Folios that become dirty behind this size by an append that races with the pass are the next
+        // pass's.
         let end = control.range.end.min(inode.size());
         let mut position = if control.cyclic { pages.writeback_index() } else { control.range.start };
         let disk_end = disk_end(engine, inode);
@@ -237,8 +239,8 @@ impl<'a> Pass<'a> {
         ControlFlow::Continue(())
     }
 
-    /// Adds the dirty blocks of the locked folio to ioends; breaks at the end of the budget and, in the background, at an
-    /// error.
+    /// Adds the dirty blocks of the locked folio to ioends; breaks at the end of the budget and, in the
+    /// background, at an error.
     async fn write(&mut self, guard: FolioGuard) -> ControlFlow<()> {
         self.position = guard.end();
         self.written += guard.len() as u64;
@@ -288,8 +290,8 @@ fn disk_end(engine: &Engine, inode: &InodeInfo) -> u64 {
     inode.completion.disk_size() & !(u64::from(engine.volume.info.block_size().bytes()) - 1)
 }
 
-/// The block that i_disksize ends in, if i_disksize is unaligned, and the block is in `folio`, dirty, and may be written
-/// on the device: what the device holds in it behind i_disksize must not show.
+/// The block that i_disksize ends in, if i_disksize is unaligned, and the block is in `folio`, dirty, and may
+/// be written on the device: what the device holds in it behind i_disksize must not show.
 fn dirty_tail(engine: &Engine, inode: &InodeInfo, folio: &FolioGuard) -> Option<LogicalBlock> {
     let size = inode.completion.disk_size();
     let block_size = engine.volume.info.block_size();
