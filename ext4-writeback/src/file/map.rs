@@ -102,7 +102,7 @@ impl MappedFolio<'_> {
         }
         let (bytes, promise) = (&self.bytes[..len], Some(&self.promise));
         let stored =
-            buffered_write::write_promised(&fs.engine, &file.inode, self.offset, bytes, promise).await?;
+            buffered_write::write_reserved(&fs.engine, &file.inode, self.offset, bytes, promise).await?;
         file.note_times().await;
         Ok(stored)
     }

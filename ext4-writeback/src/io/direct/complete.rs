@@ -1,9 +1,10 @@
-//! After the I/O of a direct write: the blocks become written and the size moves, or what it allocated goes back.
+//! Completion of a direct write (kernel: `ext4_dio_write_end_io`): its blocks become written and both sizes
+//! move, or the blocks that it allocated are freed.
 //!
-//! Invariant: the blocks of one run and the size that they carry are in one handle, runs in the order of the file. So the
-//! size on the device covers written data only, as behind an ioend ([`crate::writeback::completion`]).
+//! Invariant: one handle converts the blocks of one run and moves i_disksize to their end; runs are taken in
+//! the order of the file. So i_disksize covers written data only, as after an ioend
+//! ([`crate::writeback::completion`]).
 
-use crate::inode::log::log_inode;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use ext4_core::{BlockNumber, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
 use crate::io::truncate;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
@@ -20,18 +22,20 @@ use crate::writeback::Engine;
 
 const CREDITS: u32 = credits::EXTENT + credits::INODE;
 
-/// Unwritten blocks of the file that hold data now, and where they lie.
+/// A run of unwritten blocks that hold data now: blocks of the file, and the first on the device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Run {
     pub blocks: Range<LogicalBlock>,
     pub physical: BlockNumber,
 }
 
-/// Converts `runs`, which are in the order of the file, and raises the size to `size` where given. The caller holds
-/// `rwlock`, for writing where there is a size, and i_disksize was i_size when the write began.
+/// Converts `runs`, which are in the order of the file, and raises i_size and i_disksize to `size` bytes if
+/// given. The caller holds `rwlock`, for writing if there is a `size`, and i_disksize was i_size when the
+/// write began.
 ///
 /// # Errors
-/// Those of the journal and of the extent tree. What was not converted stays unwritten, and the size ends before it.
+/// Those of the journal and of the extent tree. Blocks that were not converted stay unwritten, and i_size
+/// ends before them.
 pub(crate) async fn complete(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -75,7 +79,7 @@ pub(crate) async fn complete(
     Ok(())
 }
 
-/// i_size and i_disksize are at least `size`.
+/// Raises i_size and i_disksize to at least `size` bytes. The caller logs the inode.
 fn raise(inode: &InodeInfo, disk: &mut ext4_core::format::inode::Inode, size: u64) {
     inode.size.fetch_max(size, Ordering::SeqCst);
     if disk.size < size {
@@ -84,7 +88,8 @@ fn raise(inode: &InodeInfo, disk: &mut ext4_core::format::inode::Inode, size: u6
     }
 }
 
-/// Frees those of `allocated` that lie behind the end of the file. The caller holds `rwlock` for writing.
+/// After a failed write: frees the blocks among `allocated` that lie behind i_size. The caller holds `rwlock`
+/// for writing.
 ///
 /// # Errors
 /// Those of the journal and of what the device holds.
