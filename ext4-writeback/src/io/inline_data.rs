@@ -270,7 +270,7 @@ pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size:
 /// removed, and the inode leaves the orphan list.
 ///
 /// # Errors
-/// Corrupt; those of the journal and of the device.
+/// Corrupt: the inline data is not valid. Those of the journal and of the device.
 pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle =
         engine.volume.begin_ineligible(ORPHAN_CREDITS, "truncate inline data", Reason::Orphan).await?;

@@ -207,7 +207,7 @@ pub(crate) async fn find_or_create(
     loop {
         let folio = match inode.pages.find(position) {
             Some(folio) => {
-                // A stream that goes on is one use of each folio, and makes most of them.
+                // A sequential stream counts as one use of each folio, and most of its folios are new.
                 if !sequential {
                     folio.mark_accessed();
                 }

@@ -109,7 +109,7 @@ pub(crate) async fn allocate_delayed(
         None => {
             let mapping = block_map::lookup(&volume.info, &disk, block).await?;
             let status = Status::from(mapping.state);
-            Extent { start: block, end: block + mapping.len, status, sequence: es.sequence() }
+            Extent { start: block, end: block.offset(mapping.len), status, sequence: es.sequence() }
         }
     };
     if extent.status != Status::Delayed {

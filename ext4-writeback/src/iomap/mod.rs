@@ -56,6 +56,7 @@ pub(crate) struct Iterator<'a> {
     end: u64,
 }
 
+#[deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 impl<'a> Iterator<'a> {
     /// An iterator at byte `position`. The caller holds one of the locks that the module names.
     pub fn new(volume: &'a Volume, inode: &'a InodeInfo, position: u64, end: u64) -> Self {
@@ -65,26 +66,30 @@ impl<'a> Iterator<'a> {
     /// The next mapping; `None` at byte `end`.
     ///
     /// # Errors
-    /// Those of the device and of what it holds.
+    /// Those of the device; corrupt metadata.
     pub async fn next(&mut self) -> Result<Option<Iomap>> {
         if self.position >= self.end {
             return Ok(None);
         }
-        let bits = self.volume.info.block_size().bits();
         let block_size = self.volume.info.block_size();
         let first = LogicalBlock::containing(self.position, block_size);
         let extent = lookup(self.volume, self.inode, first).await?;
-        let within = self.position - first.byte(block_size);
+        let within = self.position.saturating_sub(first.byte(block_size));
         let stop = extent.end.byte(block_size).min(self.end);
-        let byte = |block: BlockNumber| (block.0 << bits) + within;
+        let byte = |block: BlockNumber| {
+            block.byte(block_size).and_then(|byte| byte.checked_add(within)).ok_or_else(|| {
+                let place = format!("inode {} block {first}", self.inode.number);
+                Error::corrupt(place, format!("it is mapped to block {block}, behind byte 2^64"))
+            })
+        };
         let map = Iomap {
             offset: self.position,
-            length: stop - self.position,
+            length: stop.saturating_sub(self.position),
             kind: match extent.status {
                 Status::Hole => Kind::Hole,
                 Status::Delayed => Kind::Delalloc,
-                Status::Written(block) => Kind::Mapped(byte(block)),
-                Status::Unwritten(block) => Kind::Unwritten(byte(block)),
+                Status::Written(block) => Kind::Mapped(byte(block)?),
+                Status::Unwritten(block) => Kind::Unwritten(byte(block)?),
             },
         };
         self.position = stop;
@@ -96,7 +101,7 @@ impl<'a> Iterator<'a> {
 /// inode's.
 ///
 /// # Errors
-/// Those of the device and of what it holds.
+/// Those of the device; corrupt metadata.
 pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: LogicalBlock) -> Result<Extent> {
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
@@ -120,6 +125,7 @@ pub(crate) async fn lookup_under_folio(
     load(volume, inode, block, len).await
 }
 
+/// Looks `block` up on the device and adds at most `len` blocks of its mapping to the extent status tree.
 async fn load(volume: &Volume, inode: &InodeInfo, block: LogicalBlock, len: u32) -> Result<Extent> {
     let disk = inode.inode.read().await;
     if let Some(extent) = inode.extent_status.lookup(block) {

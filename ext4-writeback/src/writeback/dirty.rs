@@ -12,7 +12,7 @@
 //!   memory, or was taken out by a task that puts it back.
 //! - The queue is in the order of age: an inode that is put back after its turn, still dirty, gets a new age.
 //!
-//! Locks: the mutexes here are leaves.
+//! Locks: the mutexes in this file are leaves.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ struct Unfinished {
     ids: BTreeSet<u64>,
 }
 
-/// When dirty data is written back: fixed at the mount.
+/// Limits that decide when dirty data is written back: fixed at the mount.
 #[derive(Debug)]
 pub(crate) struct Limits {
     /// Bytes of the folio pool.

@@ -34,7 +34,7 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
         let written = match inode.pages.writeback_lock.try_lock() {
             Ok(_pass) => writepages(engine, &inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await,
             Err(_) => {
-                // Another pass may wait for folios that are in our plug.
+                // The other pass may wait for folios in this plug.
                 gather.submit();
                 let _pass = inode.pages.writeback_lock.lock().await;
                 writepages(engine, &inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await

@@ -47,7 +47,7 @@ pub(crate) struct WritepageContext<'a> {
 }
 
 impl<'a> WritepageContext<'a> {
-    /// For a pass over a range that ends at byte `range_end`.
+    /// The state of a pass over a range that ends at byte `range_end`.
     pub async fn new(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
         let range_end = LogicalBlock::at_or_behind(range_end, engine.volume.info.block_size());
         let publishes = preallocation::is_published(&engine.volume, inode).await;
@@ -63,7 +63,7 @@ impl<'a> WritepageContext<'a> {
         let (engine, inode) = (self.engine, self.inode);
         let bits = engine.volume.info.block_size().bits();
         if folio.start() >= inode.size() {
-            // A truncation is about to drop it.
+            // A truncation is about to drop the folio.
             return Ok(());
         }
         tracing::trace!(

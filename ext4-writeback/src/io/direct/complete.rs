@@ -92,7 +92,7 @@ fn raise(inode: &InodeInfo, disk: &mut ext4_core::format::inode::Inode, size: u6
 /// for writing.
 ///
 /// # Errors
-/// Those of the journal and of what the device holds.
+/// Those of the journal and of the device; corrupt metadata.
 pub(crate) async fn free_behind_end(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,

@@ -78,7 +78,7 @@ pub(crate) fn read_now(
     offset: u64,
     buffer: &mut [u8],
 ) -> Result<Option<usize>> {
-    // Truncation and buffered writes hold it for writing.
+    // Truncation and buffered writes hold `rwlock` for writing.
     let Ok(_content) = inode.rwlock.try_read() else { return Ok(None) };
     inode.check_alive()?;
     if inode.is_inline() {

@@ -60,7 +60,7 @@ pub(crate) struct Written {
     pub at: u64,
     /// The length in bytes.
     pub count: usize,
-    /// Whether all of them are on the medium.
+    /// [`OnMedium::Yes`] if all bytes are on the medium already.
     pub on_medium: OnMedium,
 }
 

@@ -214,7 +214,7 @@ fn note_failure(engine: &Engine, inode: &InodeInfo, ioend: &Ioend) {
 ///         ─► the gate of i_disksize: failed ─► ended; closed ─► parked
 ///         ─► published, or converted ─► i_disksize moves ─► ended
 ///   no group left ─► i_disksize follows a size without data of its own
-///   inode logged, lock given back
+///   inode logged, lock released
 /// ```
 async fn process_groups(
     batch: &mut Batch<'_>,
@@ -282,7 +282,7 @@ async fn process_groups(
 /// What to do with a group of ioends.
 enum Verdict {
     Work,
-    /// A truncation cut it off.
+    /// A truncation cut the group off.
     CutOff,
     /// Earlier data is unfinished.
     Park,

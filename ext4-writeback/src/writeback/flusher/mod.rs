@@ -85,7 +85,7 @@ async fn flush_old(engine: &Arc<Engine>) {
     }
     let mut gather = Gather::new(engine);
     while let Some((inode, generation)) = inodes.pop_front() {
-        // What becomes dirty from its first turn on is young.
+        // Folios that become dirty from the inode's first turn on are young.
         let generation = generation.unwrap_or_else(|| inode.pages.tag_dirty());
         let pass = WritebackControl::turn(control.turn()).before(generation);
         let written = flush_inode(engine, &inode, &mut gather, &pass).await;
@@ -161,7 +161,7 @@ async fn put_back(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     }
 }
 
-/// Writes everything back, stops the flusher and drains the completions.
+/// Stops the flusher, writes everything back and waits until no completion worker runs: for unmount.
 ///
 /// # Errors
 /// As [`sync_all_data`].
@@ -169,15 +169,7 @@ pub(crate) async fn stop(engine: &Arc<Engine>) -> Result<()> {
     let control = &engine.dirty;
     control.flusher.stopping.store(true, Ordering::Release);
     control.flusher.wake.notify_one();
-    loop {
-        let notified = control.progress.notified();
-        tokio::pin!(notified);
-        notified.as_mut().enable();
-        if !control.flusher.running.load(Ordering::Acquire) {
-            break;
-        }
-        notified.await;
-    }
+    wait::wait_for_progress(engine, || !control.flusher.running.load(Ordering::Acquire)).await;
     let result = sync_all_data(engine).await;
     wait::wait_for_workers(engine).await;
     result
