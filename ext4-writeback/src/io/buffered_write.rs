@@ -102,10 +102,10 @@ pub(crate) async fn write(
     write_reserved(engine, inode, position, data, None).await
 }
 
-/// As [`write`], with blocks that are reserved already in `reserved`.
+/// As [`write()`], with blocks that are reserved already in `reserved`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) async fn write_reserved(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,

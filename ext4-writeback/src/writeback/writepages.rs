@@ -62,8 +62,8 @@ pub(crate) struct WritebackControl {
     /// In [`Mode::Background`]: the pass stops when folios of this many bytes were written (nr_to_write).
     pub budget: u64,
     /// Only folios that became dirty in this generation or before
-    /// ([`PageCache::tag_dirty`](crate::cache::page_cache::PageCache::tag_dirty)). A pass in [`Mode::Sync`]
-    /// begins a new generation.
+    /// ([`tag_dirty`](crate::cache::page_cache::AddressSpace::tag_dirty)). A pass in [`Mode::Sync`] begins
+    /// a new generation.
     pub generation: u64,
     /// True if the pass begins at the inode's writeback index, not at the start of the range (range_cyclic).
     /// It does not wrap around.

@@ -51,7 +51,7 @@ pub(crate) struct Extent {
     pub sequence: u64,
 }
 
-/// What [`ExtentStatusTree::reserve`] found.
+/// What [`ExtentStatusTree::reserve`](crate::cache::extent_status::ExtentStatusTree::reserve) found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reservation {
     /// Every block of the range is delayed or allocated now.
