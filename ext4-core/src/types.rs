@@ -69,16 +69,67 @@ impl LogicalBlock {
     /// The largest logical block a file can have (kernel: `EXT_MAX_BLOCKS - 1`).
     pub const MAX: Self = Self(u32::MAX - 1);
 
+    /// The block behind the last one of a range without an end: no file has it (kernel: `EXT_MAX_BLOCKS`).
+    pub const END: Self = Self(u32::MAX);
+
     /// The block `count` blocks further on; saturates.
     #[must_use]
     pub fn offset(self, count: u32) -> Self {
         Self(self.0.saturating_add(count))
     }
 
+    /// The block that holds byte `position` of the file; saturates at [`LogicalBlock::END`].
+    #[must_use]
+    pub fn containing(position: u64, block_size: BlockSize) -> Self {
+        Self(u32::try_from(position >> block_size.bits()).unwrap_or(u32::MAX))
+    }
+
+    /// The first block that starts at byte `position` of the file or behind it; saturates at
+    /// [`LogicalBlock::END`].
+    #[must_use]
+    pub fn at_or_behind(position: u64, block_size: BlockSize) -> Self {
+        Self(u32::try_from(block_size.blocks_for(position)).unwrap_or(u32::MAX))
+    }
+
+    /// How many blocks lie from `start` to this block; 0 if this block lies before `start`.
+    #[must_use]
+    pub fn distance(self, start: Self) -> u32 {
+        self.0.saturating_sub(start.0)
+    }
+
     /// The byte of the file at which this block starts.
     #[must_use]
     pub fn byte(self, block_size: BlockSize) -> u64 {
         u64::from(self.0) << block_size.bits()
+    }
+}
+
+/// The block `count` blocks further on. As for integers an overflow panics in debug builds: for numbers that
+/// were checked. [`LogicalBlock::offset`] is for others.
+impl core::ops::Add<u32> for LogicalBlock {
+    type Output = Self;
+
+    #[inline]
+    fn add(self, count: u32) -> Self {
+        Self(self.0 + count)
+    }
+}
+
+impl core::ops::AddAssign<u32> for LogicalBlock {
+    #[inline]
+    fn add_assign(&mut self, count: u32) {
+        *self = *self + count;
+    }
+}
+
+/// How many blocks lie from `start` to this block. As for integers an underflow panics in debug builds: for a
+/// block that does not lie before `start`. [`LogicalBlock::distance`] is for others.
+impl core::ops::Sub for LogicalBlock {
+    type Output = u32;
+
+    #[inline]
+    fn sub(self, start: Self) -> u32 {
+        self.0 - start.0
     }
 }
 

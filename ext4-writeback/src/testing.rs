@@ -11,7 +11,7 @@ use ext4_core::environment::SystemEnvironment;
 use ext4_core::format::features::Features;
 use ext4_core::format::inode::{Inode, InodeLayout};
 use ext4_core::meta::mkfs::MkfsOptions;
-use ext4_core::{BlockSize, InodeNumber, Timestamp};
+use ext4_core::{BlockSize, InodeNumber, LogicalBlock, Timestamp};
 
 use crate::base::options::MountOptions;
 use crate::file::File;
@@ -62,6 +62,11 @@ pub(crate) fn assert_clean(device: &MemoryDevice) {
 
 pub(crate) fn inner(file: &File) -> &Arc<FilesystemInner> {
     &file.filesystem.inner
+}
+
+/// `range` as blocks of a file.
+pub(crate) fn blocks(range: std::ops::Range<u32>) -> std::ops::Range<LogicalBlock> {
+    LogicalBlock(range.start)..LogicalBlock(range.end)
 }
 
 pub(crate) fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {

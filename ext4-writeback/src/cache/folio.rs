@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use ext4_core::device::{PoolMemory, PoolView};
-use ext4_core::{BlockSize, Error, Result};
+use ext4_core::{BlockSize, Error, LogicalBlock, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
@@ -130,8 +130,8 @@ impl Folio {
     }
 
     /// The first logical block.
-    pub fn first_block(&self) -> u32 {
-        (self.start >> self.block_size.bits()) as u32
+    pub fn first_block(&self) -> LogicalBlock {
+        LogicalBlock((self.start >> self.block_size.bits()) as u32)
     }
 
     /// The blocks of the folio that bytes `from..to` of the file touch, within it.
@@ -153,7 +153,7 @@ impl Folio {
     }
 
     /// Notes a use, for reclaim.
-    pub fn touch(&self) {
+    pub fn mark_accessed(&self) {
         // Two that come at once may count as one.
         let uses = self.uses.load(Ordering::Relaxed);
         if uses < MOST_USES {

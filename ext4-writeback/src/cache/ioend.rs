@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ext4_core::{BlockNumber, Result};
+use ext4_core::{BlockNumber, LogicalBlock, Result};
 
 use crate::cache::folio::Folio;
 
@@ -31,7 +31,7 @@ pub(crate) struct Ioend {
     /// Its length in bytes, as in the invariant.
     pub size: u64,
     /// The first block of the file and how many.
-    pub blocks: Range<u32>,
+    pub blocks: Range<LogicalBlock>,
     /// Where it goes.
     pub physical: BlockNumber,
     /// What lies below.

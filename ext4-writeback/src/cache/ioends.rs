@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_core::{Error, Result};
+use ext4_core::{Error, LogicalBlock, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -31,9 +31,9 @@ pub(crate) struct State {
     /// How many wait for this inode and do its work meanwhile.
     pub(crate) attendants: u32,
     /// The block at the end of i_disksize could not be written, or not be mapped.
-    pub(crate) failed_tail: Option<(u32, Error)>,
+    pub(crate) failed_tail: Option<(LogicalBlock, Error)>,
     /// That block is dirty and in no ioend yet, while its folio is written back.
-    unsent_tail: Option<u32>,
+    unsent_tail: Option<LogicalBlock>,
     /// The bytes of a folio whose dirty bits a pass takes, until all of them are in ioends; and the number that the next
     /// ioend had when the pass began with it. There is one pass at a time.
     window: Option<(Range<u64>, u64)>,
@@ -92,7 +92,7 @@ impl CompletionQueue {
     }
 
     /// The folio that holds `block`, the dirty one at the end of i_disksize, is about to be written back.
-    pub fn expect_tail(&self, block: u32) {
+    pub fn expect_tail(&self, block: LogicalBlock) {
         self.state.lock().unsent_tail = Some(block);
     }
 
@@ -154,22 +154,22 @@ impl CompletionQueue {
     }
 
     /// The block at the end of i_disksize that could not be written.
-    pub fn failed_tail_block(&self) -> Option<u32> {
+    pub fn failed_tail_block(&self) -> Option<LogicalBlock> {
         self.state.lock().failed_tail.as_ref().map(|(block, _)| *block)
     }
 
     /// The rest of `block`, in which the file ends, could not be zeroed: no size may pass it.
-    pub fn set_failed_tail(&self, block: u32, error: &Error) {
+    pub fn set_failed_tail(&self, block: LogicalBlock, error: &Error) {
         self.state.lock().failed_tail = Some((block, error.clone()));
     }
 
     /// Blocks `blocks` are no longer part of the file: if the failed tail is among them, it is none any more.
-    pub fn forget_failed_tail(&self, blocks: &Range<u32>) {
+    pub fn forget_failed_tail(&self, blocks: &Range<LogicalBlock>) {
         self.note_tail_written(blocks);
     }
 
     /// Blocks `blocks` have been written: if the failed tail is among them, it is none any more.
-    pub fn note_tail_written(&self, blocks: &Range<u32>) {
+    pub fn note_tail_written(&self, blocks: &Range<LogicalBlock>) {
         let mut state = self.state.lock();
         if state.failed_tail.as_ref().is_some_and(|(block, _)| blocks.contains(block)) {
             state.failed_tail = None;
@@ -246,13 +246,13 @@ mod tests {
     use crate::testing::test_inode;
 
     fn ioend(inode: &Arc<InodeInfo>, id: u64, offset: u64) -> Ioend {
-        let first = (offset >> 12) as u32;
+        let first = LogicalBlock((offset >> 12) as u32);
         let ioend = Ioend {
             id,
             offset,
             size: 4096,
             blocks: first..first + 1,
-            physical: BlockNumber(1000 + u64::from(first)),
+            physical: BlockNumber(1000 + u64::from(first.0)),
             kind: Kind::Unwritten,
             pieces: Vec::new(),
             result: Ok(()),

@@ -74,7 +74,7 @@ impl AddressSpace {
                 return Err(Some(Arc::clone(folio)));
             }
             if !goes_on {
-                folio.touch();
+                folio.mark_accessed();
             }
             Ok(())
         };

@@ -3,43 +3,43 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ext4_core::BlockNumber;
 use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::block_allocator::picked::return_picked;
+use ext4_core::{BlockNumber, LogicalBlock};
 use parking_lot::Mutex;
 
 /// Which blocks are picked for one file: first block → (block behind the last, where the first lies).
 #[derive(Debug, Default)]
 pub(crate) struct Preallocation {
-    runs: Mutex<BTreeMap<u32, (u32, BlockNumber)>>,
+    runs: Mutex<BTreeMap<LogicalBlock, (LogicalBlock, BlockNumber)>>,
 }
 
 impl Preallocation {
     /// The block picked for `block`, and the block of the file behind the last whose pick follows it.
-    pub fn find(&self, block: u32) -> Option<(BlockNumber, u32)> {
+    pub fn find(&self, block: LogicalBlock) -> Option<(BlockNumber, LogicalBlock)> {
         let runs = self.runs.lock();
         let (start, (end, physical)) = runs.range(..=block).next_back()?;
-        (*end > block).then(|| (physical.offset(u64::from(block - start)), *end))
+        (*end > block).then(|| (physical.offset(u64::from(block - *start)), *end))
     }
 
     /// Where blocks for `block` would best lie: as far behind what is picked before it as it is in the file.
-    pub(crate) fn goal(&self, block: u32) -> Option<BlockNumber> {
+    pub(crate) fn goal(&self, block: LogicalBlock) -> Option<BlockNumber> {
         let runs = self.runs.lock();
         let (start, (_, physical)) = runs.range(..block).next_back()?;
-        Some(physical.offset(u64::from(block - start)))
+        Some(physical.offset(u64::from(block - *start)))
     }
 
     /// The first block from `block` on that has a pick.
-    pub(crate) fn next(&self, block: u32) -> Option<u32> {
+    pub(crate) fn next(&self, block: LogicalBlock) -> Option<LogicalBlock> {
         self.runs.lock().range(block..).next().map(|(start, _)| *start)
     }
 
-    pub(crate) fn insert(&self, blocks: Range<u32>, physical: BlockNumber) {
+    pub(crate) fn insert(&self, blocks: Range<LogicalBlock>, physical: BlockNumber) {
         self.runs.lock().insert(blocks.start, (blocks.end, physical));
     }
 
     /// Forgets what is picked for `range`; gives the runs. The caller holds the inode's lock for writing.
-    pub fn take(&self, range: Range<u32>) -> Vec<(BlockNumber, u32)> {
+    pub fn take(&self, range: Range<LogicalBlock>) -> Vec<(BlockNumber, u32)> {
         let mut taken = Vec::new();
         let mut runs = self.runs.lock();
         let before =
@@ -61,7 +61,7 @@ impl Preallocation {
 
     /// Gives the blocks picked for `range` back. The caller holds the inode's lock for writing, and sees to the delayed
     /// blocks and their promises.
-    pub fn give_back(&self, info: &SuperblockInfo, range: Range<u32>) {
+    pub fn give_back(&self, info: &SuperblockInfo, range: Range<LogicalBlock>) {
         for (first, len) in self.take(range) {
             return_picked(info, first, len);
         }

@@ -14,7 +14,7 @@ use crate::base::lock_order::Scoped;
 use crate::file::File;
 use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
-use crate::writeback::inode::start_inode_range;
+use crate::writeback::sync_inode::start_inode_range;
 
 impl Drop for File {
     fn drop(&mut self) {

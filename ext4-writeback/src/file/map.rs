@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use ext4_core::device::memory::MAX_FOLIO_SIZE;
 use ext4_core::device::{AlignedBuffer, PoolView};
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::file::File;
@@ -118,7 +118,7 @@ impl MappedBytesMut<'_> {
         }
         let (bytes, reserved) = (&self.bytes[..len], Some(&self.reserved));
         let written =
-            buffered_write::write_promised(&fs.engine, &file.inode, self.offset, bytes, reserved).await?;
+            buffered_write::write_reserved(&fs.engine, &file.inode, self.offset, bytes, reserved).await?;
         file.note_times().await;
         Ok(written)
     }
@@ -246,8 +246,9 @@ impl File {
     /// `rwlock` for writing.
     async fn reserve_holes(&self, reserved: &ReservedBlocks, offset: u64, end: u64) -> Result<()> {
         let (fs, inode) = (self.fs(), &self.inode);
-        let bits = fs.volume.info.block_size().bits();
-        let (first, last) = ((offset >> bits) as u32, end.div_ceil(1 << bits) as u32);
+        let block_size = fs.volume.info.block_size();
+        let first = LogicalBlock::containing(offset, block_size);
+        let last = LogicalBlock::at_or_behind(end, block_size);
         let indirect = inode.is_indirect().await;
         if indirect && buffered_write::needs_pointers_first(&fs.engine) {
             buffered_write::prepare(&fs.engine, inode, offset, end).await?;
@@ -266,7 +267,7 @@ impl File {
             let extent = iomap::lookup(&fs.volume, inode, at).await?;
             let stop = extent.end.min(last);
             if extent.status == Status::Hole {
-                holes += u64::from(((stop - 1) >> clusters) - (at >> clusters) + 1);
+                holes += u64::from(((stop.0 - 1) >> clusters) - (at.0 >> clusters) + 1);
             }
             at = stop;
         }
@@ -314,7 +315,7 @@ impl File {
                             format!("read maps keep {} bytes in use", viewed.load(Ordering::Acquire));
                         return Err(Error::posix(Errno::EAGAIN, context));
                     }
-                    guard.touch();
+                    guard.mark_accessed();
                     return Ok(MappedBytes {
                         view: View::Folio(guard.view(offset, stop)),
                         folio_len,

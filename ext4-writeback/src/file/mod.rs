@@ -50,7 +50,7 @@ use crate::io::{inline_data, read, truncate};
 use crate::iomap::{self, Kind};
 use crate::namespace::attributes::Attributes;
 use crate::volume::OnMedium;
-use crate::writeback::inode::{start_inode_range, sync_inode_data};
+use crate::writeback::sync_inode::{start_inode_range, sync_inode_data};
 
 /// An open regular file. Every method takes `&self`; tasks share a file by reference or `Arc`.
 #[derive(Debug)]

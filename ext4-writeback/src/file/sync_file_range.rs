@@ -8,7 +8,7 @@ use ext4_core::Result;
 use crate::base::runtime::run_to_end;
 use crate::file::File;
 use crate::writeback::completion::wait;
-use crate::writeback::inode::{start_inode_range, sync_inode_range};
+use crate::writeback::sync_inode::{start_inode_range, sync_inode_range};
 
 bitflags! {
     /// The steps of [`File::sync_file_range`], in this order.

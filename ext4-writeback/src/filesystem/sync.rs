@@ -50,7 +50,7 @@ impl Filesystem {
             let mut cursor = inode.write_errors.sample();
             let regular = inode.inode.read().await.file_type() == Some(FileType::Regular);
             if regular {
-                crate::writeback::inode::sync_inode_data(&fs.engine, &inode).await?;
+                crate::writeback::sync_inode::sync_inode_data(&fs.engine, &inode).await?;
             }
             // As in the kernel: what fsync of a directory or a symlink asks for has no tags.
             let durable = fs.volume.make_durable(inode.last_transaction(false), regular, OnMedium::No).await;

@@ -1,29 +1,30 @@
-//! Buffered writes: from the caller's memory into folios.
+//! Buffered writes: bytes are copied from the caller's memory into folios, with delayed allocation (kernel:
+//! `iomap_file_buffered_write`, `ext4_da_write_begin`).
 //!
-//! Per folio: find or make it, lock it, wait for I/O on the blocks that change, read what is overwritten in part, know
-//! what lies below. Then, with nothing awaited in between ([`step`]): promise space for the holes, copy, mark dirty, raise
-//! i_size. A future that is dropped before leaves nothing; after, everything. So there is no reservation without
-//! dirty data above it, and nothing to take back when a copy fails. Where nothing has to be waited for at all, as in most
-//! small writes, the step is taken without a future around it ([`write_now`]).
+//! Per folio: find or make it, lock it, wait for I/O on the blocks that change, read blocks that are
+//! overwritten in part, look up the mapping. Then, with nothing awaited in between ([`step`]): reserve blocks
+//! for the holes, copy, mark dirty, raise i_size. If the future is dropped before that step, nothing has
+//! changed; if it is dropped after, all has. So there is no reservation without dirty data above it, and
+//! nothing to undo if a copy fails. If nothing has to be waited for, as in most small writes, the step is
+//! taken without a future around it ([`write_now`]).
 //!
-//! Without delayed allocation (asked for, or when space is low) the holes are allocated first, as unwritten blocks,
-//! under a handle that is stopped before any folio is locked. A file of indirect blocks has nothing unwritten: there its
-//! blocks of pointers are allocated first, and the rest is promised as ever ([`crate::iomap::pointers`]).
+//! Without delayed allocation (by mount option, or if space is low) the holes are allocated first, as
+//! unwritten blocks, under a handle that is stopped before any folio is locked. A file of indirect blocks has
+//! no unwritten blocks: its indirect blocks are allocated first, and its data blocks are reserved as with
+//! delayed allocation ([`crate::iomap::pointers`]).
 //!
 //! Invariants:
-//! - `rwlock` is held for writing: nobody truncates, and nobody else fills holes.
-//! - A block that is overwritten in part is uptodate first, or zeroed around the copy where nothing written lies below.
-//! - Bytes between the old end of the file and the start of the write are zeros before the size passes them.
-//! - Throttling comes before any folio lock.
+//! - The caller holds `rwlock` for writing: no other task truncates the file or fills its holes.
+//! - A block that is overwritten in part is uptodate first, or zeroed around the copy if it is not written on
+//!   the device.
+//! - Bytes between the old i_size and the start of the write are zeros before i_size passes them.
+//! - A writer is throttled before it locks a folio.
 
-use crate::iomap::allocate;
-use crate::writeback::flusher::throttle;
-use crate::writeback::sync_all;
 use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::meta::block_map;
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::base::runtime::run_to_end;
@@ -35,75 +36,84 @@ use crate::io::inline_data;
 use crate::io::read::{find_or_create, read_blocks};
 use crate::io::zero::zero_block_tail;
 use crate::iomap;
-use crate::iomap::allocate::ENOSPC_RETRIES;
+use crate::iomap::allocate::{self, ENOSPC_RETRIES};
 use crate::iomap::pointers::prepare_pointers;
 use crate::iomap::reserved_blocks::ReservedBlocks;
 use crate::writeback::Engine;
+use crate::writeback::flusher::throttle;
+use crate::writeback::sync_all;
 
-/// Free blocks (clusters) below which writes allocate at once: what metadata may need on the way to the device.
+/// Low space: free clusters below which writes allocate at once, as writeback may need them for metadata.
 const LOW_SPACE_MARGIN: u64 = 64;
 
-/// How much is copied between two looks at the dirty limit.
+/// How many bytes are copied between two checks of the dirty limit.
 const THROTTLE_STEP: u64 = 4 << 20;
 
-/// For how many bytes blocks of pointers are allocated at a time.
+/// For how many bytes of the file indirect blocks are allocated at a time.
 const PREPARE_STEP: u64 = 1 << 20;
 
 /// How one write gets its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum AllocationMode {
+    /// Delayed allocation: blocks are reserved.
     Delayed,
+    /// Holes are allocated as unwritten before the copy.
     AtOnce,
 }
 
-/// Near the end of the space a promise may not be kept: the extent's own metadata needs blocks too.
+/// Delayed allocation, or not: if few blocks are free, a reservation might not suffice, as the metadata of
+/// the extents needs blocks too (kernel: `ext4_nonda_switch`).
 pub(crate) fn allocation_mode(engine: &Engine) -> AllocationMode {
     if !engine.volume.options.delayed_allocation {
         return AllocationMode::AtOnce;
     }
-    let (free, promised) = engine.volume.info.free_and_reserved_blocks();
-    if promised > 0 && free < 2 * promised {
+    let (free, reserved) = engine.volume.info.free_and_reserved_blocks();
+    if reserved > 0 && free < 2 * reserved {
         engine.dirty.kick_everything();
     }
-    if 2 * free < 3 * promised || free < promised + (LOW_SPACE_MARGIN << engine.volume.info.cluster_bits()) {
+    if 2 * free < 3 * reserved || free < reserved + (LOW_SPACE_MARGIN << engine.volume.info.cluster_bits()) {
         return AllocationMode::AtOnce;
     }
     AllocationMode::Delayed
 }
 
-/// A file of indirect blocks gets its blocks of pointers before its data, which is promised: always without delayed
-/// allocation, and where three of them for each promised block might not be found at publication.
+/// Returns true if a file of indirect blocks gets its indirect blocks before its data blocks are reserved:
+/// always without delayed allocation, and if publication might not find three indirect blocks for each
+/// reserved block.
 pub(crate) fn needs_pointers_first(engine: &Engine) -> bool {
-    let (free, promised) = engine.volume.info.free_and_reserved_blocks();
-    !engine.volume.options.delayed_allocation || free < 4 * promised + LOW_SPACE_MARGIN
+    let (free, reserved) = engine.volume.info.free_and_reserved_blocks();
+    !engine.volume.options.delayed_allocation || free < 4 * reserved + LOW_SPACE_MARGIN
 }
 
-/// Writes `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes; fewer only where
-/// an error came after some.
+/// Buffered write of `data` at byte `position`. The caller holds `rwlock` for writing. Returns how many bytes
+/// were written: fewer than asked for if an error came after some.
 ///
 /// # Errors
-/// `ENOSPC`, `EFBIG`, those of the device; unsupported for a file of indirect blocks where there are clusters.
+/// - `ENOSPC`: there are no free blocks.
+/// - `EFBIG`: the range lies behind what the file can map.
+/// - Unsupported: a file of indirect blocks with bigalloc.
+/// - Those of the journal and of the device; the host refuses to map memory.
 pub(crate) async fn write(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
 ) -> Result<usize> {
-    write_promised(engine, inode, position, data, None).await
+    write_reserved(engine, inode, position, data, None).await
 }
 
-/// As [`write`], with blocks that `promise` holds already.
+/// As [`write()`], with blocks that are reserved already in `reserved`.
 ///
 /// # Errors
-/// As [`write`].
-pub(crate) async fn write_promised(
+/// As [`write()`].
+pub(crate) async fn write_reserved(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
-    promise: Option<&ReservedBlocks>,
+    reserved: Option<&ReservedBlocks>,
 ) -> Result<usize> {
-    if promise.is_some() {
+    if reserved.is_some() {
         inline_data::move_out(engine, inode).await?;
     } else if inline_data::write(engine, inode, position, data).await? {
         return Ok(data.len());
@@ -112,11 +122,11 @@ pub(crate) async fn write_promised(
     if position > size {
         zero_block_tail(engine, inode, size).await?;
     }
-    let mut mode = match promise {
-        Some(promise) if promise.blocks() > 0 => Some(AllocationMode::Delayed),
+    let mut mode = match reserved {
+        Some(reserved) if reserved.blocks() > 0 => Some(AllocationMode::Delayed),
         _ => None,
     };
-    // Up to where a file of indirect blocks has its blocks of pointers, where it must have them before.
+    // The byte up to which a file of indirect blocks has its indirect blocks, if it must have them first.
     let mut prepared = u64::MAX;
     if inode.is_indirect().await {
         block_map::refuse_clusters(&engine.volume.info, inode.number)?;
@@ -127,7 +137,7 @@ pub(crate) async fn write_promised(
     }
     let mut done = 0;
     let mut retries = 0;
-    // The caller has looked at the dirty limit.
+    // The caller has checked the dirty limit.
     let mut throttled = THROTTLE_STEP;
     while done < data.len() {
         let at = position + done as u64;
@@ -144,7 +154,7 @@ pub(crate) async fn write_promised(
         } else {
             let room = usize::try_from(prepared - at).unwrap_or(usize::MAX);
             let now = &data[done..data.len().min(done.saturating_add(room))];
-            write_folio(engine, inode, at, now, mode, promise).await
+            write_folio(engine, inode, at, now, mode, reserved).await
         };
         match written {
             Ok(count) => done += count,
@@ -160,17 +170,19 @@ pub(crate) async fn write_promised(
     Ok(done)
 }
 
-/// Allocates the blocks of pointers for bytes `position..end` of a file of indirect blocks. The caller holds `rwlock` for
-/// writing.
+/// Allocates the indirect blocks for bytes `position..end` of a file of indirect blocks. The caller holds
+/// `rwlock` for writing.
+///
+/// # Errors
+/// As [`prepare_pointers`].
 pub(crate) async fn prepare(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     end: u64,
 ) -> Result<()> {
-    let bits = engine.volume.info.block_size().bits();
-    let last = u32::try_from(end.div_ceil(1 << bits)).unwrap_or(u32::MAX);
-    let blocks = (position >> bits) as u32..last;
+    let block_size = engine.volume.info.block_size();
+    let blocks = LogicalBlock::containing(position, block_size)..LogicalBlock::at_or_behind(end, block_size);
     let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
     under_locks(&engine.volume, inode, async move { prepare_pointers(&shared.volume, &owned, blocks).await })
         .await
@@ -180,8 +192,12 @@ fn partial(done: usize, error: Error) -> Result<usize> {
     if done > 0 { Ok(done) } else { Err(error) }
 }
 
-/// Tries to get blocks back: those that were freed are free after the commit; data that is delayed may need fewer
-/// than was promised.
+/// After ENOSPC: commits, as freed blocks can be allocated after the commit; at the first attempt writes all
+/// data back before, as delayed data may need fewer blocks than are reserved. Returns true if the write may
+/// be tried again.
+///
+/// # Errors
+/// Those of the journal.
 pub(crate) async fn free_space(engine: &Arc<Engine>, attempt: u32) -> Result<bool> {
     let Some(journal) = engine.volume.journal.clone() else { return Ok(false) };
     let shared = Arc::clone(engine);
@@ -196,21 +212,21 @@ pub(crate) async fn free_space(engine: &Arc<Engine>, attempt: u32) -> Result<boo
     Ok(true)
 }
 
-/// Writes as much of `data` as goes into the folio that holds `position`. `mode`: how holes are filled, where that is not
-/// for the free space to say.
+/// Writes as much of `data` as goes into the folio that holds byte `position`. `mode`: how holes are filled;
+/// `None` if the free space decides.
 async fn write_folio(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     position: u64,
     data: &[u8],
     mode: Option<AllocationMode>,
-    promise: Option<&ReservedBlocks>,
+    reserved: Option<&ReservedBlocks>,
 ) -> Result<usize> {
     let wanted = data.len() as u64;
     let sequential = inode.pages.is_sequential(position);
     let mut folio = find_or_create(engine, inode, position, wanted, sequential).await?;
     loop {
-        match step(engine, inode, &folio, position, data, mode, promise)? {
+        match step(engine, inode, &folio, position, data, mode, reserved)? {
             Step::Done(count) => return Ok(count),
             Step::Removed => {
                 drop(folio);
@@ -227,9 +243,9 @@ async fn write_folio(
             Step::Hole(first) => {
                 drop(folio);
                 let (shared, owned) = (Arc::clone(engine), Arc::clone(inode));
-                // As much as this call writes, at once.
-                let bits = engine.volume.info.block_size().bits();
-                let last = (position + wanted).div_ceil(1 << bits).min(u64::from(u32::MAX)) as u32;
+                // All holes of this call, at once.
+                let block_size = engine.volume.info.block_size();
+                let last = LogicalBlock::at_or_behind(position + wanted, block_size);
                 under_locks(&engine.volume, inode, async move {
                     allocate::allocate_holes(&shared.volume, &owned, first..last).await
                 })
@@ -240,11 +256,11 @@ async fn write_folio(
     }
 }
 
-/// Writes `data` at `position` where nothing has to be waited for: the folio is there, and takes all of it. False where it
-/// is not so; then nothing happened. The caller holds `rwlock` for writing.
+/// Buffered write without waiting. Returns true if `data` was written at byte `position`: the folio was there
+/// and took all of it. Otherwise nothing has changed. The caller holds `rwlock` for writing.
 pub(crate) fn write_now(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, position: u64, data: &[u8]) -> bool {
     let size = inode.size();
-    // A file without bytes may be given some inside its inode.
+    // The first bytes of an empty file may become inline data.
     if inode.is_inline() || !inode.has_extents() || size == 0 || position > size {
         return false;
     }
@@ -257,30 +273,30 @@ pub(crate) fn write_now(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, position: 
     };
     let Ok(folio) = FolioGuard::try_new(folio) else { return false };
     if !goes_on {
-        folio.touch();
+        folio.mark_accessed();
     }
-    // An error is found again by who writes step by step, who may find a remedy.
+    // An error is met again by the write with a future, which may free space.
     matches!(step(engine, inode, &folio, position, data, None, None), Ok(Step::Done(_)))
 }
 
-/// What a write does with a folio, or what has to come first.
+/// The outcome of a write to one folio: done, or what has to be done first.
 enum Step {
-    /// So many bytes were written.
+    /// This many bytes were written.
     Done(usize),
-    /// The folio is no part of the file any more.
+    /// The folio was removed from the page cache.
     Removed,
-    /// A device may be reading some of these blocks.
+    /// A bio may be reading the memory of some of these blocks of the folio.
     InFlight(Range<u32>),
-    /// It is not known what lies below this block of the file.
-    Unknown(u32),
-    /// These blocks of the folio are overwritten in part, and what they hold is on the device only.
+    /// The extent status tree does not know this block of the file.
+    Unknown(LogicalBlock),
+    /// These blocks of the folio are overwritten in part, and have to be read first.
     Read(Range<u32>),
-    /// There are holes from this block of the file on, and space is too low for promises.
-    Hole(u32),
+    /// There are holes from this block of the file on, and space is too low for reservations.
+    Hole(LogicalBlock),
 }
 
-/// Writes as much of `data` as goes into the locked folio, which holds `position`, or says what has to come first: then
-/// nothing was changed.
+/// Writes as much of `data` as goes into the locked folio, which holds byte `position`, or returns what has
+/// to be done first: then nothing has changed.
 fn step(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -288,7 +304,7 @@ fn step(
     position: u64,
     data: &[u8],
     mode: Option<AllocationMode>,
-    promise: Option<&ReservedBlocks>,
+    reserved: Option<&ReservedBlocks>,
 ) -> Result<Step> {
     let bits = engine.volume.info.block_size().bits();
     let end = folio.end().min(position + data.len() as u64);
@@ -302,10 +318,10 @@ fn step(
         return Ok(Step::InFlight(touched));
     }
     if state.dirty {
-        // Uptodate, and what lies below is known.
+        // Dirty blocks are uptodate, and delayed or allocated.
         return copy(inode, folio, position, data, || {});
     }
-    // The blocks at the edges, where they are overwritten in part and not in memory.
+    // The blocks at the edges, if they are overwritten in part and not in memory.
     let start_of = |block: u32| folio.start() + (u64::from(block) << bits);
     let covered = folio.blocks_covered(position, end);
     let first = folio.first_block();
@@ -324,14 +340,15 @@ fn step(
             }
         }
     }
-    // From here on nothing fails once a block is delayed: one without dirty memory above it would never be written.
+    // From here on nothing fails once a block is delayed: one without dirty memory above it would never be
+    // written.
     folio.make_unviewed(touched.clone())?;
     let mode = mode.unwrap_or_else(|| allocation_mode(engine));
     let mut hole = false;
-    let reserved = inode.extent_status.reserve(first + touched.start..first + touched.end, |blocks| {
+    let reservation = inode.extent_status.reserve(first + touched.start..first + touched.end, |blocks| {
         if mode == AllocationMode::Delayed {
-            match promise {
-                Some(promise) => promise.take(blocks)?,
+            match reserved {
+                Some(reserved) => reserved.take(blocks)?,
                 None => engine.volume.info.reserve_blocks(blocks)?,
             }
             tracing::trace!(ino = inode.number.0, reserve_blocks = blocks, "ext4_da_reserve_space");
@@ -340,14 +357,14 @@ fn step(
         hole = true;
         Err(Error::posix(Errno::EAGAIN, "blocks are allocated first"))
     });
-    match reserved {
+    match reservation {
         Ok(Reservation::Done) => {}
         Ok(Reservation::NotCached(block)) => return Ok(Step::Unknown(block)),
         Err(_) if hole => return Ok(Step::Hole(first + touched.start)),
         Err(error) => return Err(error),
     }
-    // Around the copy nothing written lies below: zeros, but for what is behind the end of the file, which nobody reads and
-    // which writeback, or whoever extends the file, zeroes.
+    // Around the copy the block is not written on the device: zeros, except behind i_size, where no reader
+    // looks and which writeback, or a task that extends the file, zeroes.
     let size = inode.size();
     for (block, uptodate) in edges(&touched, &state) {
         if !covered.contains(&block) && !uptodate {
@@ -359,12 +376,13 @@ fn step(
     copy(inode, folio, position, data, || engine.mark_dirty(inode, folio, touched))
 }
 
-/// The first and the last of the blocks that a write touches, and whether memory holds their content.
+/// The first and the last of the blocks that a write touches, and true for those that are uptodate.
 fn edges(touched: &Range<u32>, state: &WriteState) -> [(u32, bool); 2] {
     [(touched.start, state.uptodate[0]), (touched.end - 1, state.uptodate[1])]
 }
 
-/// Copies `data` to byte `position` of the locked folio, whose blocks are ready for it; `mark` makes them dirty.
+/// Copies `data` to byte `position` of the locked folio, whose blocks are ready for it; `mark` makes them
+/// dirty.
 fn copy(
     inode: &InodeInfo,
     folio: &FolioGuard,
@@ -374,13 +392,14 @@ fn copy(
 ) -> Result<Step> {
     let end = position + data.len() as u64;
     folio.write(position, end, |bytes| bytes.copy_from_slice(data))?;
-    // Dirty first: a completion that saw the size and nothing dirty before it would take i_disksize along.
+    // Dirty first: a completion that saw the new i_size and nothing dirty before it would move i_disksize.
     mark();
     note_written(inode, end);
     Ok(Step::Done(data.len()))
 }
 
-/// A write ended at `end`. Before the folio is unlocked: writeback zeroes what lies behind the size.
+/// Notes that a write ended at byte `end`. Called before the folio is unlocked: writeback zeroes bytes behind
+/// i_size.
 fn note_written(inode: &InodeInfo, end: u64) {
     if end > inode.size() {
         inode.raise_size(end);

@@ -1,4 +1,5 @@
-//! fsync and fdatasync of one file: its data and their conversions, then the transaction that leads to them.
+//! fsync and fdatasync of one file: its data with their conversions, then the transaction that makes them
+//! reachable.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,9 +9,10 @@ use ext4_core::Result;
 use crate::inode::InodeInfo;
 use crate::volume::OnMedium;
 use crate::writeback::Engine;
-use crate::writeback::inode::sync_inode_range;
+use crate::writeback::sync_inode::sync_inode_range;
 
-/// What fsync of bytes `range` does, but for reporting errors of the past.
+/// fsync (`datasync`: fdatasync) of bytes `range`, without the report of earlier errors: the caller checks
+/// the inode's error sequence. `on_medium`: whether the data is on the medium already.
 ///
 /// # Errors
 /// Those of writeback, of the journal and of the device.
@@ -35,6 +37,6 @@ async fn sync_inode_and_commit(
     on_medium: OnMedium,
 ) -> Result<()> {
     sync_inode_range(engine, inode, range, !datasync).await?;
-    // Asked for after the wait: the conversions have noted their transactions by now.
+    // After the wait the conversions have noted their transactions in the inode.
     engine.volume.make_durable(inode.last_transaction(datasync), true, on_medium).await
 }

@@ -1,29 +1,35 @@
-//! Files that hold their data themselves (`inline_data`): reading, writing, cutting, and moving the data to a block.
+//! Inline data (`inline_data`): files whose inode holds their bytes. Reading, writing, truncating, and moving
+//! the bytes out to a block.
 //!
 //! ```text
-//!   empty ── first bytes that fit ──► inline ── what does not fit, or fallocate ──► mapped
+//!   empty ── first bytes that fit ──► inline ── bytes that do not fit, or fallocate ──► mapped
 //!                                     │   ▲
 //!                                     └───┘ write, truncate: one handle each
 //! ```
 //!
-//! The inode is the only copy: what is read comes from it, not from the page cache, which holds nothing of such a file. A
-//! write changes bytes and size in one handle, so a crash shows it whole or not at all, and fsync has a transaction to
-//! wait for.
+//! The inode is the only copy: reads are served from the inode, and the page cache holds nothing of such a
+//! file. A write changes bytes and size in one handle, so a crash shows all of the write or nothing of it,
+//! and fsync has a transaction to wait for.
 //!
-//! Moving to a block: a block is picked in memory ([`crate::iomap::preallocation`] has the argument), the data is written to it,
-//! and then one handle takes the data out of the inode, maps the block as written and marks it in use. A crash before
-//! its commit leaves the data in the inode; after it, in the block, which every commit flushes before it is valid. There
-//! is no state in between, and nothing unwritten. With bigalloc a whole cluster is picked: a file that is inline has none
-//! yet, and the block is the first of its file as of its cluster.
+//! Moving to a block: a block is picked in memory ([`crate::iomap::preallocation`] has the argument), the
+//! bytes are written to it, and then one handle takes the bytes out of the inode, maps the block as written
+//! and marks it in use. A crash before the commit of that handle leaves the bytes in the inode; a crash after
+//! it finds them in the block, as every commit flushes the device before it is valid. There is no state in
+//! between, and no unwritten block. With bigalloc a whole cluster is picked: an inline file has none yet, and
+//! the block is the first of the file and of the cluster.
 //!
-//! Locks: who changes the data or moves it holds `rwlock` and `invalidate_lock` for writing, also when the future of the
-//! caller is dropped ([`crate::base::operation_lock`]); then `inode`, under the handle. Nobody fills folios meanwhile, and who comes later
-//! looks at [`InodeInfo::is_inline`] under `invalidate_lock`.
+//! Locks: a task that changes the bytes or moves them holds `rwlock` and `invalidate_lock` for writing, also
+//! if the caller's future is dropped ([`crate::base::operation_lock`]); then `inode`, under the handle. No
+//! folio is filled meanwhile, and a reader that comes later checks [`InodeInfo::is_inline`] under
+//! `invalidate_lock`.
 //!
-//! Fast commits: an inline inode has no tag that all replay alike, so its transaction is committed in full.
+//! Fast commits: no tag for an inline inode is replayed alike by all implementations, so its transaction is
+//! committed in full.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)
+)]
 
-use crate::inode::log::log_inode;
-use crate::io::drop_folios;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,26 +43,38 @@ use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
 use crate::cache::extent_status::status::Status;
 use crate::inode::InodeInfo;
 use crate::inode::locks::under_locks;
+use crate::inode::log::log_inode;
+use crate::io::drop_folios;
 use crate::volume::Volume;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
 use crate::writeback::Engine;
 
-/// Where `i_block` lies in an inode.
+/// The byte of an inode at which `i_block` begins.
 const I_BLOCK: u64 = 40;
 
-/// Data that an inode holds itself, as fiemap tells of it.
+const ORPHAN_CREDITS: u32 = credits::ORPHAN + credits::INODE;
+
+/// Credits to map one block, mark it in use and log the inode.
+const PUBLISH_CREDITS: u32 = credits::EXTENT + credits::ALLOCATE_BLOCKS + credits::INODE;
+
+/// Inline data as fiemap reports it: bytes of a file that lie in its inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InlineExtent {
-    /// The byte of the device at which it begins. Not aligned, and not all of it lies behind one another: 60 bytes do.
+    /// The byte of the device at which the data begins. It is not aligned, and only the first 60 bytes are
+    /// contiguous.
     pub physical: u64,
-    /// How many bytes of the file it is (of a directory: of its entries).
+    /// The length of the data in bytes of the file (of a directory: of its entries).
     pub len: u64,
-    /// The byte of the device at which byte 60 lies and all behind it, where there are so many.
+    /// The byte of the device at which byte 60 of the data and all behind it lie; `None` if the data is not
+    /// longer than 60 bytes.
     pub rest: Option<u64>,
 }
 
-/// Where the inode holds the data of its file or directory; `None` if it does not.
+/// fiemap: where the inode holds the data of its file or directory; `None` if the data is not inline.
+///
+/// # Errors
+/// Corrupt: the inode's place or its inline data is not valid.
 pub(crate) async fn extent_of(volume: &Volume, inode: &InodeInfo) -> Result<Option<InlineExtent>> {
     let disk = inode.inode.read().await;
     if !inline_data::is_inline(&disk) {
@@ -64,12 +82,20 @@ pub(crate) async fn extent_of(volume: &Volume, inode: &InodeInfo) -> Result<Opti
     }
     let len = bytes_of(&disk)?.len() as u64;
     let (block, offset) = volume.info.inode_location(inode.number).await?;
-    let start = (block.0 << volume.info.block_size().bits()) + offset as u64;
+    let outside =
+        || Error::corrupt(format!("inode {}", inode.number), "it lies behind byte 2^64 of the device");
+    let start = block.byte(volume.info.block_size()).and_then(|byte| byte.checked_add(offset as u64));
+    let start = start.ok_or_else(outside)?;
+    let place = |within: u64| start.checked_add(within).ok_or_else(outside);
     let rest = inline_data::rest(&disk)?.filter(|_| len > inline_data::IN_BLOCK as u64);
-    Ok(Some(InlineExtent { physical: start + I_BLOCK, len, rest: rest.map(|(at, _)| start + at as u64) }))
+    let rest = rest.map(|(at, _)| place(at as u64)).transpose()?;
+    Ok(Some(InlineExtent { physical: place(I_BLOCK)?, len, rest }))
 }
 
-/// Where the bytes that the inode holds end, none behind i_size; `None` where it holds none.
+/// SEEK_HOLE: the byte at which the inline data ends, i_size at most; `None` if the file is not inline.
+///
+/// # Errors
+/// Corrupt: the inline data is not valid.
 pub(crate) async fn data_end(inode: &InodeInfo) -> Result<Option<u64>> {
     let disk = inode.inode.read().await;
     if !inline_data::is_inline(&disk) {
@@ -78,12 +104,16 @@ pub(crate) async fn data_end(inode: &InodeInfo) -> Result<Option<u64>> {
     Ok(Some((inline_data::data(&disk)?.len() as u64).min(disk.size)))
 }
 
-/// Reads at `position`, as far as the file goes. `None` where it does not hold its data itself.
+/// Reads inline data at byte `position` into `buffer`, up to i_size. Returns how many bytes; `None` if the
+/// file is not inline.
+///
+/// # Errors
+/// Corrupt: the inline data is not valid.
 pub(crate) async fn read(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
     read_from(&*inode.inode.read().await, position, buffer)
 }
 
-/// The same, of an inode that is at hand.
+/// As [`read`], of an inode that the caller has locked.
 pub(crate) fn read_from(disk: &Inode, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
     if !inline_data::is_inline(disk) {
         return Ok(None);
@@ -92,23 +122,25 @@ pub(crate) fn read_from(disk: &Inode, position: u64, buffer: &mut [u8]) -> Resul
     let left = usize::try_from(disk.size.saturating_sub(position)).unwrap_or(usize::MAX);
     let count = left.min(buffer.len());
     let there = usize::try_from(position).ok().and_then(|at| data.get(at..)).unwrap_or_default();
-    let buffer = &mut buffer[..count];
-    let copied = there.len().min(count);
-    buffer[..copied].copy_from_slice(&there[..copied]);
+    let there = there.get(..count).unwrap_or(there);
+    let (buffer, _) = buffer.split_at_mut(count);
+    let (stored, behind) = buffer.split_at_mut(there.len());
+    stored.copy_from_slice(there);
     // The kernel extends such a file without storing zeros.
-    buffer[copied..].fill(0);
+    behind.fill(0);
     Ok(Some(count))
 }
 
-/// The file's bytes that the inode holds: none behind its size.
+/// The inline data of `disk`, without bytes behind its size.
 fn bytes_of(disk: &Inode) -> Result<Vec<u8>> {
     let mut bytes = inline_data::data(disk)?;
     bytes.truncate(usize::try_from(disk.size).unwrap_or(usize::MAX));
     Ok(bytes)
 }
 
-/// Writes into the inode where `data` fits. False where it does not: then the inode holds nothing any more, and the
-/// caller goes on. The caller holds `rwlock` for writing.
+/// Writes `data` at byte `position` into the inode. Returns true if it fits; otherwise the file is mapped, or
+/// has been moved to a block, and the caller writes through the page cache. The caller holds `rwlock` for
+/// writing.
 ///
 /// # Errors
 /// Those of [`convert_out`].
@@ -129,7 +161,7 @@ pub(crate) async fn write(
     under_locks(&engine.volume, inode, async move {
         let dropping = owned.invalidate_lock.write().await;
         if !owned.is_inline() {
-            // Nothing of it is dirty, as it has no bytes; a block of zeros may be there, which somebody read.
+            // No folio of an empty file is dirty; a reader may have left a folio of zeros.
             drop_folios::drop_folios(&shared, &owned, 0..u64::MAX).await;
         }
         let written = fits_at_all && write_here(&shared, &owned, position, &data).await?;
@@ -146,7 +178,7 @@ fn is_enabled(engine: &Engine) -> bool {
     engine.volume.info.features().incompat.contains(ext4_core::format::features::Incompat::INLINE_DATA)
 }
 
-/// One handle: bytes and size. False where they do not fit.
+/// Changes bytes and size in one handle. Returns true if they fit into the inode.
 async fn write_here(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -162,18 +194,21 @@ async fn write_here(
     } else {
         return Ok(false);
     };
-    let end = position + data.len() as u64;
-    let size = disk.size.max(end);
-    if size > inline_data::capacity(&engine.volume.info, &disk)? as u64 {
+    let (Ok(start), Ok(size)) = (usize::try_from(position), usize::try_from(disk.size)) else {
+        return Ok(false);
+    };
+    let end = start.saturating_add(data.len());
+    let size = size.max(end);
+    if size > inline_data::capacity(&engine.volume.info, &disk)? {
         return Ok(false);
     }
-    let start = (end as usize) - data.len();
-    bytes.resize(size as usize, 0);
-    bytes[start..end as usize].copy_from_slice(data);
+    bytes.resize(size, 0);
+    let Some(changed) = bytes.get_mut(start..end) else { return Ok(false) };
+    changed.copy_from_slice(data);
     put(engine, &handle, inode, &mut disk, &bytes).await
 }
 
-/// Makes `bytes` all of the file, and logs it. False where they do not fit.
+/// Replaces the inline data by `bytes` and logs the inode. Returns true if they fit.
 async fn put(
     engine: &Engine,
     handle: &Handle,
@@ -190,17 +225,18 @@ async fn put(
     Ok(true)
 }
 
-/// The file is inline and has `size` bytes, here and on the device.
+/// Marks the inode as inline with `size` bytes: i_size and i_disksize.
 fn set_sizes(inode: &InodeInfo, disk: &mut Inode, size: u64) {
     disk.size = size;
-    // The kind before the size: who sees bytes must see where they are.
+    // The kind before the size: a task that sees the size must see where the bytes are.
     inode.inline.store(true, Ordering::Release);
     inode.completion.set_disk_size(size);
     inode.size.store(size, Ordering::SeqCst);
 }
 
-/// Cuts or extends the data within the inode. False where the file is mapped, by now perhaps: then the caller goes on. The
-/// caller holds `rwlock` for writing, and runs it to its end.
+/// Truncates or extends inline data to `size` bytes. Returns true if that was done; otherwise the file is
+/// mapped, or has been moved to a block, and the caller truncates it as such. The caller holds `rwlock` for
+/// writing, and runs this to its end.
 ///
 /// # Errors
 /// Those of [`convert_out`].
@@ -212,12 +248,14 @@ pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size:
         let _dropping = inode.invalidate_lock.write().await;
         let handle = engine.volume.begin_tracked(credits::INODE, "truncate inline data").await?;
         let mut disk = inode.inode.write().await;
-        if size <= inline_data::capacity(&engine.volume.info, &disk)? as u64 {
-            let mut bytes = bytes_of(&disk)?;
-            bytes.resize(size as usize, 0);
-            put(engine, &handle, inode, &mut disk, &bytes).await?
-        } else {
-            false
+        let capacity = inline_data::capacity(&engine.volume.info, &disk)?;
+        match usize::try_from(size) {
+            Ok(size) if size <= capacity => {
+                let mut bytes = bytes_of(&disk)?;
+                bytes.resize(size, 0);
+                put(engine, &handle, inode, &mut disk, &bytes).await?
+            }
+            _ => false,
         }
     };
     if !stored {
@@ -226,16 +264,14 @@ pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size:
     Ok(stored)
 }
 
-/// Finishes a truncation of inline data that the kernel began: what lies behind the size goes, and the inode is no orphan
-/// any more.
+/// Orphan processing: finishes a truncation of inline data that the kernel began. Bytes behind the size are
+/// removed, and the inode leaves the orphan list.
 ///
 /// # Errors
-/// Corrupt; those of the journal and of the device.
+/// Corrupt: the inline data is not valid. Those of the journal and of the device.
 pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
-    let handle = engine
-        .volume
-        .begin_ineligible(credits::ORPHAN + credits::INODE, "truncate inline data", Reason::Orphan)
-        .await?;
+    let handle =
+        engine.volume.begin_ineligible(ORPHAN_CREDITS, "truncate inline data", Reason::Orphan).await?;
     let mut disk = inode.inode.write().await;
     let bytes = bytes_of(&disk)?;
     inline_data::store(&engine.volume.info, &mut disk, &bytes)?;
@@ -243,7 +279,8 @@ pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Resu
     log_inode(&engine.volume, &handle, inode, &disk, true).await
 }
 
-/// As [`convert_out`], to its end whatever becomes of the caller, who holds `rwlock` for writing.
+/// As [`convert_out`], and runs to its end if the caller's future is dropped. The caller holds `rwlock` for
+/// writing.
 ///
 /// # Errors
 /// As [`convert_out`].
@@ -255,16 +292,18 @@ pub(crate) async fn move_out(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Re
     under_locks(&engine.volume, inode, async move { convert_out(&shared, &owned).await }).await
 }
 
-/// Moves the data of a file to a block where the inode holds it; a file that is mapped stays as it is. Size and content
-/// are the same afterwards. The caller holds `rwlock` for writing and no handle, and runs it to its end.
+/// Moves inline data to a block; a mapped file stays as it is. Size and content are the same afterwards. The
+/// caller holds `rwlock` for writing and no handle, and runs this to its end.
 ///
 /// # Errors
-/// `ENOSPC`, then nothing has changed; corrupt; those of the journal and of the device.
+/// - `ENOSPC`: there is no free block; nothing has changed.
+/// - Corrupt: the inline data is not valid.
+/// - Those of the journal and of the device.
 pub(crate) async fn convert_out(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     if !inode.is_inline() {
         return Ok(());
     }
-    // Rare, and large as a future: apart from those that await it.
+    // Rare, and a large future: boxed, so that its callers' futures stay small.
     Box::pin(convert(engine, inode)).await
 }
 
@@ -290,9 +329,9 @@ async fn move_to_block(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, bytes: &[u8
     engine.volume.info.reserve_blocks(1)?;
     let request =
         AllocationRequest { goal: None, inode: inode.number, len: 1, reserved: true, metadata: false };
-    let extents =
+    let has_extents =
         engine.volume.info.features().incompat.contains(ext4_core::format::features::Incompat::EXTENTS);
-    let below = if extents { BlockNumber(u64::MAX) } else { block_map::ADDRESSABLE };
+    let below = if has_extents { BlockNumber(u64::MAX) } else { block_map::ADDRESSABLE };
     let block = match pick_clusters(&engine.volume.info, &request, below).await {
         Ok((block, _)) => block,
         Err(error) => {
@@ -319,15 +358,17 @@ async fn write_block(engine: &Engine, block: BlockNumber, bytes: &[u8]) -> Resul
     }
     content.resize(size.len(), 0);
     let segments = vec![Segment::Owned(AlignedBuffer::copied(&content)?)];
-    engine.volume.info.device().write_at(block.0 << size.bits(), segments, BioFlags::SYNC).await
+    let place = block.byte(size);
+    let place = place.ok_or_else(|| Error::corrupt(format!("block {block}"), "it lies behind byte 2^64"))?;
+    engine.volume.info.device().write_at(place, segments, BioFlags::SYNC).await
 }
 
-/// One handle: the inode holds nothing any more, and maps the picked `block`, where there is one.
+/// In one handle: takes the inline data out of the inode and maps the picked `block`, if there is one.
 async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<BlockNumber>) -> Result<()> {
     let info = &engine.volume.info;
-    let credits = credits::EXTENT + credits::ALLOCATE_BLOCKS + credits::INODE;
-    // Not tracked: that `system.data` went has no tag.
-    let handle = engine.volume.begin_ineligible(credits, "convert inline data", Reason::Mapping).await?;
+    // Not tracked: no fast commit tag says that `system.data` was removed.
+    let handle =
+        engine.volume.begin_ineligible(PUBLISH_CREDITS, "convert inline data", Reason::Mapping).await?;
     let mut disk = inode.inode.write().await;
     let before = disk.clone();
     inline_data::clear(info, &mut disk)?;
@@ -343,7 +384,7 @@ async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<Blo
         *disk = before;
         return Err(error);
     }
-    inode.extent_status.remove(0..u32::MAX);
+    inode.extent_status.remove(first..LogicalBlock::END);
     inode.inline.store(false, Ordering::Release);
     if let Some(block) = block {
         if let Err(error) = use_picked(info, &handle, block, 1).await {
@@ -352,7 +393,7 @@ async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<Blo
             }
             return Err(error);
         }
-        inode.extent_status.set(0..1, Status::Written(block));
+        inode.extent_status.set(first..first.offset(1), Status::Written(block));
     }
     tracing::debug!(inode = inode.number.0, ?block, "ext4_convert_inline_data");
     log_inode(&engine.volume, &handle, inode, &disk, true).await

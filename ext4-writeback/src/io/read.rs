@@ -1,13 +1,15 @@
-//! Buffered reads: copy from uptodate folios; fill those that are not, with read-ahead.
+//! Buffered reads: bytes are copied from uptodate folios; other folios are filled from the device, with
+//! read-ahead (kernel: `filemap_read`, `iomap_readahead`).
 //!
 //! Invariants:
-//! - A folio that is being read stays locked until the last bio for it has ended, whoever stopped waiting.
-//! - Blocks that are holes, unwritten, or behind the end of the file are zeroed in memory, not read. What a block that
-//!   holds the end of the file has on the device behind it is zeroed too.
-//! - A block whose read failed is not uptodate; the others of the folio keep what they have.
-//! - Folios are added under `invalidate_lock` for reading: a truncation drops them first and frees blocks then.
+//! - A folio that is being read stays locked until the last bio for it has ended, also if the reader stopped
+//!   waiting.
+//! - Blocks that are holes, unwritten, or behind i_size are zeroed in memory, not read. In the block that
+//!   i_size ends in, the bytes behind i_size are zeroed after the read.
+//! - A block whose read failed is not uptodate; the other blocks of the folio keep their state.
+//! - Folios are added under `invalidate_lock` for reading: a truncation drops them first and frees blocks
+//!   afterwards.
 
-use crate::writeback::flusher::memory;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,11 +26,12 @@ use crate::io::inline_data;
 use crate::io::read_ahead::ReadAhead;
 use crate::iomap;
 use crate::writeback::Engine;
+use crate::writeback::flusher::memory;
 
-/// Reads at `position` into `buffer`; fewer bytes only at the end of the file.
+/// Buffered read at byte `position` into `buffer`. Returns how many bytes: fewer only at the end of the file.
 ///
 /// # Errors
-/// Those of the device and of what it holds.
+/// Those of the device; corrupt metadata; the host refuses to map memory.
 pub(crate) async fn read(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -38,7 +41,8 @@ pub(crate) async fn read(
 ) -> Result<usize> {
     let limit = window_limit(engine);
     let mut done = 0;
-    // The folio it begins in the middle of: no new use, where a stream of reads goes on there.
+    // The folio that the read begins in the middle of: not a new use of it if a stream of reads goes on
+    // there.
     let mut first = None;
     while done < buffer.len() {
         let at = position + done as u64;
@@ -46,7 +50,7 @@ pub(crate) async fn read(
         if at >= size {
             break;
         }
-        // Looked at behind the size: a file is given its first bytes, and then the size.
+        // Checked after the size: a writer makes a file inline first and sets the size then.
         if inode.is_inline()
             && let Some(count) = inline_data::read(inode, at, &mut buffer[done..]).await?
         {
@@ -60,7 +64,7 @@ pub(crate) async fn read(
                 let count = (stop - at) as usize;
                 folio.read(at, stop, |bytes| buffer[done..done + count].copy_from_slice(bytes));
                 if done > 0 || at == folio.start() {
-                    folio.touch();
+                    folio.mark_accessed();
                 } else {
                     first = Some(folio);
                 }
@@ -75,27 +79,28 @@ pub(crate) async fn read(
         if let Some(folio) = first
             && !read_ahead.goes_on_at(position)
         {
-            folio.touch();
+            folio.mark_accessed();
         }
         read_ahead.advance(position, position + done as u64, inode.size(), limit)
     };
     if let Some((start, end)) = next {
         LiveCounters::add(&engine.volume.counters.read_ahead_async, 1);
-        // Whoever reads there gets the error.
+        // A reader of that range gets the error.
         let _ = fill(engine, inode, start, start, end, false).await;
     }
     Ok(done)
 }
 
+/// The largest read-ahead window in bytes: an eighth of the folio pool.
 fn window_limit(engine: &Engine) -> u64 {
     engine.dirty.capacity() as u64 / 8
 }
 
-/// Has the folio at `position` read, for an access up to `end`, and as much ahead of it as that seems to be worth. Waits
-/// for the first.
+/// Reads the folio at byte `position`, for an access up to byte `end`, and the read-ahead window behind it.
+/// Waits for the first folio.
 ///
 /// # Errors
-/// Those of the device and of what it holds.
+/// As [`read`].
 pub(crate) async fn fill_sequential(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -111,7 +116,8 @@ pub(crate) async fn fill_sequential(
     fill(engine, inode, position, end, window, true).await
 }
 
-/// Copies what is in memory from `position` on into `buffer`: as many bytes as are there without a gap.
+/// Copies bytes from uptodate blocks in the page cache, from byte `position` on without a gap, into `buffer`.
+/// Returns how many.
 pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> usize {
     let end = position.saturating_add(buffer.len() as u64).min(inode.size());
     let mut at = position;
@@ -126,7 +132,7 @@ pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -
         if stop > at {
             let part = (at - position) as usize..(stop - position) as usize;
             folio.read(at, stop, |bytes| buffer[part].copy_from_slice(bytes));
-            folio.touch();
+            folio.mark_accessed();
             at = stop;
         }
         if gap.is_some() {
@@ -136,7 +142,8 @@ pub(crate) fn read_cached(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -
     (at - position) as usize
 }
 
-/// Starts reading at `position` up to `end`, and perhaps up to `window`; waits for the first folio where `wait`.
+/// Starts reading folios from byte `position` up to `end` and, as far as memory allows, up to `window`; waits
+/// for the first folio if `wait`.
 async fn fill(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -157,7 +164,7 @@ async fn fill(
     let mut at = folio.end();
     reader.add(folio).await?;
     while at < window {
-        // What is busy or does not fit is left: nobody needs it yet.
+        // Folios that are busy or find no memory are left out: no reader needs them yet.
         let next = match inode.pages.find(at) {
             Some(next) => next,
             None => {
@@ -170,7 +177,7 @@ async fn fill(
             && !guard.is_removed()
             && reader.add(guard).await.is_err()
         {
-            // Whoever reads there gets the error.
+            // A reader of that folio gets the error.
             break;
         }
     }
@@ -185,10 +192,11 @@ async fn fill(
     }
 }
 
-/// The locked folio that holds `position`, made for an access of `len` bytes where there is none. Waits for memory.
+/// The locked folio that holds byte `position`; if there is none, it is made for an access of `len` bytes.
+/// Waits for memory. `sequential`: true if the access goes on where the last one ended.
 ///
 /// # Errors
-/// The host's refusal to map memory.
+/// The host refuses to map memory.
 pub(crate) async fn find_or_create(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -199,9 +207,9 @@ pub(crate) async fn find_or_create(
     loop {
         let folio = match inode.pages.find(position) {
             Some(folio) => {
-                // A stream that goes on is one use of each folio, and makes most of them.
+                // A sequential stream counts as one use of each folio, and most of its folios are new.
                 if !sequential {
-                    folio.touch();
+                    folio.mark_accessed();
                 }
                 folio
             }
@@ -227,7 +235,8 @@ pub(crate) async fn find_or_create(
     }
 }
 
-/// A new folio that holds `position`; over `memory` where given. `None` where there is no memory or no room.
+/// A new folio that holds byte `position`, over `memory` if given. `None` if there is no memory, or a folio
+/// is there by now.
 fn create(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -240,7 +249,7 @@ fn create(
     let limit = memory.as_ref().map_or(engine.dirty.folio_limit(), |memory| memory.len());
     let (start, wanted) = inode.pages.placement(position, len, sequential, block_size, limit);
     let memory = match memory {
-        // Somebody made a neighbour meanwhile: it has to be the right size.
+        // Another task added a neighbour meanwhile: the folio has to be of the size that fits beside it.
         Some(memory) if memory.len() != wanted => return Ok(None),
         Some(memory) => memory,
         None => match memory::try_allocate_memory(engine, wanted, PAGE_SIZE.max(block_size.len()))? {
@@ -276,7 +285,7 @@ impl FolioRead {
     }
 }
 
-/// Reads that go to the device together.
+/// A plug of reads.
 pub(crate) struct Reader<'a> {
     engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
@@ -291,7 +300,7 @@ struct Pending {
 }
 
 impl<'a> Reader<'a> {
-    /// Nothing yet.
+    /// An empty plug.
     pub fn new(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>) -> Self {
         Self { engine, inode, plug: Vec::new() }
     }
@@ -299,16 +308,17 @@ impl<'a> Reader<'a> {
     /// Adds all blocks of a locked folio that are not uptodate.
     ///
     /// # Errors
-    /// Those of mapping.
+    /// Those of looking up the mapping; the host refuses to map memory.
     pub async fn add(&mut self, folio: FolioGuard) -> Result<()> {
         let blocks = 0..folio.blocks();
         self.add_blocks(folio, blocks).await
     }
 
-    /// Adds those of `blocks` of a locked folio that are not uptodate. The folio is unlocked when they have been read.
+    /// Adds the blocks among `blocks` of a locked folio that are not uptodate. The folio is unlocked when
+    /// they have been read.
     ///
     /// # Errors
-    /// Those of mapping.
+    /// As [`Reader::add`].
     pub async fn add_blocks(&mut self, folio: FolioGuard, blocks: Range<u32>) -> Result<()> {
         let bits = self.engine.volume.info.block_size().bits();
         let size = self.inode.size();
@@ -327,7 +337,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let extent = iomap::lookup(&self.engine.volume, self.inode, first + gap.start).await?;
-            let stop = gap.end.min(behind).min(extent.end.saturating_sub(first));
+            let stop = gap.end.min(behind).min(extent.end.distance(first));
             let run = gap.start..stop;
             at = stop;
             let Status::Written(physical) = extent.status else {
@@ -361,7 +371,7 @@ impl<'a> Reader<'a> {
         self.plug.push(Pending { offset, bytes: len, segments: vec![segment], parts: vec![part] });
     }
 
-    /// Sends everything to the device.
+    /// Submits the plug to the device.
     pub fn submit(self) {
         let bits = self.engine.volume.info.block_size().bits();
         let mut plug = Vec::with_capacity(self.plug.len());
@@ -369,7 +379,8 @@ impl<'a> Reader<'a> {
         for pending in self.plug {
             let parts = pending.parts;
             let end_io: EndIo = Box::new(move |completion: Completion| {
-                // As behind a write: what can be given up from now on is not held here.
+                // Before the folios are unlocked: reclaim may give them up from then on, and nothing here
+                // holds their memory.
                 drop(completion.segments);
                 for (read, blocks) in parts {
                     read.end(blocks, &completion.result, bits);
@@ -383,10 +394,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads the blocks `blocks` of a locked folio, waits, and locks it again.
+/// Reads `blocks` of a locked folio, waits for them, and locks the folio again.
 ///
 /// # Errors
-/// Those of the device and of what it holds.
+/// As [`read`].
 pub(crate) async fn read_blocks(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,

@@ -1,30 +1,35 @@
-//! How much is read before anybody asks for it.
+//! Read-ahead: how much is read before a reader asks for it (kernel: `page_cache_ra_order`).
 //!
 //! ```text
-//!   cached          the window                what the next one will be
+//!   cached          the window                the next window
 //!   ───────────────[──────────────│──────────)· · · · · · · · · · · · ·)
-//!          reader ──►             mark: when he passes it, the next window is started, twice as long
+//!          reader ──►             mark: a reader that passes it starts the next window, twice as long
 //! ```
 //!
-//! - A read where the last one ended, or at the start of the file, is sequential: the first window, then twice the last.
-//! - One that finds what lies before it in memory is, too: several readers of one file share its [`ReadAhead`], each of
-//!   them looks like jumps to it. The window is as long as what is there, as the kernel's is by its page cache's history.
-//! - Any other gets what it asked for and no more.
+//! - A read where the last one ended, or at the start of the file, is sequential: it gets the first window,
+//!   later ones twice the window before.
+//! - A read that finds the bytes before it in memory is sequential too: several readers of one opened file
+//!   share its [`ReadAhead`], and look like jumps to it. The window is as long as the bytes before it, as the
+//!   kernel's is by the history of its page cache.
+//! - Any other read gets what it asked for and no more.
 //!
-//! Nobody waits for what is read ahead: it is started behind the reader's back (the mark), or goes out with his own read.
+//! No reader waits for what is read ahead: the next window is started after a read has returned its bytes
+//! (the mark), or is submitted with the reader's own read.
 
-/// How much is read ahead of the first sequential read, and at most.
+/// The read-ahead window of the first sequential read, in bytes.
 pub(crate) const FIRST_WINDOW: u64 = 128 << 10;
 
+/// The largest read-ahead window, in bytes.
 pub(crate) const LAST_WINDOW: u64 = 4 << 20;
 
-/// What one opener's reads look like.
+/// The read-ahead state of one opener (kernel: `file_ra_state`).
 #[derive(Debug, Default)]
 pub(crate) struct ReadAhead {
-    /// Where the next sequential read starts.
+    /// The byte at which the next sequential read starts.
     next: u64,
-    /// How far was read, and how much at a time.
+    /// The byte up to which was read ahead.
     ahead: u64,
+    /// The length of the last window in bytes.
     window: u64,
 }
 
@@ -33,14 +38,14 @@ fn most(limit: u64) -> u64 {
 }
 
 impl ReadAhead {
-    /// True where a read at `position` is the next of the stream.
+    /// Returns true if a read at byte `position` is the next of the stream.
     pub fn goes_on_at(&self, position: u64) -> bool {
         self.next == position
     }
 
-    /// Takes note of a read of `position..end` that does not find everything; returns up to where to read.
-    /// `history(most)`: how many bytes before `position` are in memory without a gap, `most` at most. `limit`: what one
-    /// window may take of the memory.
+    /// Notes a read of bytes `position..end` that does not find all of them in memory; returns the byte up to
+    /// which to read. `history(most)`: how many bytes before `position` are in memory without a gap, `most`
+    /// at most. `limit`: the largest window in bytes.
     pub fn window(&mut self, position: u64, end: u64, limit: u64, history: impl FnOnce(u64) -> u64) -> u64 {
         let most = most(limit);
         if position == self.next || position == self.ahead {
@@ -53,8 +58,8 @@ impl ReadAhead {
         self.ahead
     }
 
-    /// Takes note that a read of `position..end` has got everything; returns the range to start reading now, where half
-    /// of what was read ahead is used up.
+    /// Notes that a read of bytes `position..end` has got all of them; returns the range to start reading
+    /// now, if half of what was read ahead is used up.
     pub fn advance(&mut self, position: u64, end: u64, size: u64, limit: u64) -> Option<(u64, u64)> {
         let sequential = position == self.next;
         self.next = end;
@@ -78,7 +83,8 @@ mod tests {
 
     type Ranges = Vec<(u64, u64)>;
 
-    /// Reads through a model of a page cache; returns where reads that waited and those that did not went.
+    /// Runs `reads` over a model of a page cache; returns the ranges of reads that waited and of those that
+    /// did not.
     fn run(reads: impl Iterator<Item = (u64, u64)>) -> (Ranges, Ranges) {
         let mut state = ReadAhead::default();
         let mut cached = vec![false; 4096];

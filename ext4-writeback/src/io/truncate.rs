@@ -1,20 +1,21 @@
-//! Truncation: changing a file's size, and freeing what lies behind it.
+//! Truncation: changing i_size, and freeing the blocks behind it (kernel: `ext4_setattr`, `ext4_truncate`).
 //!
 //! ```text
-//!   down:  handle { orphan, i_size = i_disksize = new, log } → drop folios behind (waits for their writeback)
-//!          → zero the rest of the last block → handles { free from the end towards the start } → handle { no orphan }
-//!   up:    zero the rest of the old last block → i_size = new → handle { i_disksize, where all before it is written }
+//!   down:  handle { orphan, i_size = i_disksize = new, log }
+//!          → drop folios behind (waits for their writeback) → zero the rest of the last block
+//!          → handles { free from the end towards the start } → handle { no orphan }
+//!   up:    zero the rest of the old last block → i_size = new
+//!          → handle { i_disksize, if all before it is written }
 //! ```
 //!
 //! Invariants:
-//! - From the first commit of a truncation on, either it is finished or the inode is an orphan, and recovery finishes
-//!   it. The size is the new one all the time.
-//! - The page cache behind the new size is gone before the first block is freed, and stays away (`rwlock`,
-//!   `invalidate_lock`): no I/O goes to a block that may belong to another file.
-//! - The inode's lock is given up between transactions: others that hold a handle wait for it.
+//! - From the first commit of a truncation on, either it is finished or the inode is an orphan, and recovery
+//!   finishes it. i_size is the new one all the time.
+//! - The page cache behind the new size is dropped before the first block is freed, and is not filled again
+//!   (`rwlock`, `invalidate_lock`): no I/O goes to a block that may belong to another file.
+//! - The inode's lock is released between transactions: other tasks that hold a handle wait for it.
 //! - No folio is locked under a handle.
 
-use crate::inode::log::log_inode;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,25 +26,29 @@ use ext4_core::{Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
 use crate::io::drop_folios::drop_folios;
 use crate::io::inline_data;
 use crate::io::zero::{read_block_tail, zero_block_tail};
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
 use crate::writeback::Engine;
-use crate::writeback::size::{raise_size, touch};
+use crate::writeback::size::{raise_size, stamp_mtime_ctime};
 
 const ORPHAN_CREDITS: u32 = credits::ORPHAN + credits::INODE;
 
 const FREE_CREDITS: u32 = credits::FREE_STEP + ORPHAN_CREDITS;
 
-/// One step of freeing, with a split where the range is the middle of an extent.
+/// Credits for one step of freeing a range, with a split if the range is the middle of an extent.
 const FREE_RANGE_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::INODE;
 
-/// Sets the size of a regular file. Takes `rwlock` itself. The caller runs it to its end.
+/// truncate: sets i_size of a regular file to `size` bytes. Takes `rwlock` itself. The caller runs this to
+/// its end.
 ///
 /// # Errors
-/// `EFBIG`, those of the journal and of the device.
+/// - `EFBIG`: `size` is larger than [`crate::iomap::pointers::max_size`].
+/// - `ENOENT`: the inode has been deleted.
+/// - Those of the journal and of the device.
 pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let limit = crate::iomap::pointers::max_size(&engine.volume, inode).await;
     if size > limit {
@@ -57,11 +62,12 @@ pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size:
     if size > inode.size() { extend(engine, inode, size).await } else { shrink(engine, inode, size).await }
 }
 
-/// Extends a regular file to `size` bytes, with a hole; nothing where it is as long already. Takes `rwlock` itself. The
-/// caller runs it to its end, and has checked `size` against [`crate::iomap::pointers::max_size`].
+/// Extends a regular file to `size` bytes with a hole; does nothing if it is as long already. Takes `rwlock`
+/// itself. The caller runs this to its end, and has checked `size` against
+/// [`crate::iomap::pointers::max_size`].
 ///
 /// # Errors
-/// Those of the journal and of the device.
+/// `ENOENT`: the inode has been deleted. Those of the journal and of the device.
 pub(crate) async fn extend_to(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let _changing = inode.rwlock.write().await;
     inode.check_alive()?;
@@ -94,11 +100,11 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         inode.completion.note_truncation(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
-        touch(engine, &mut disk);
+        stamp_mtime_ctime(engine, &mut disk);
         log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }
-    let first = u32::try_from(engine.volume.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
-    inode.completion.forget_failed_tail(&(first..u32::MAX));
+    let first = LogicalBlock::at_or_behind(size, engine.volume.info.block_size());
+    inode.completion.forget_failed_tail(&(first..LogicalBlock::END));
     drop_folios(engine, inode, size..u64::MAX).await;
     cut_off(engine, inode, size).await
 }
@@ -108,44 +114,43 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
 async fn cut_off(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let zeroed = zero_block_tail(engine, inode, size).await;
     if let Err(error) = &zeroed {
-        let block = (size >> engine.volume.info.block_size().bits()) as u32;
+        let block = LogicalBlock::containing(size, engine.volume.info.block_size());
         inode.completion.set_failed_tail(block, error);
     }
     let freed = free_behind(engine, inode, size, true).await;
     zeroed.and(freed)
 }
 
-/// Frees all blocks from byte `size` on, in as many transactions as it takes, and takes the inode off the orphans
-/// where `finish`. The page cache there is gone and stays away.
+/// Frees all blocks from byte `size` on, in as many transactions as it takes. `finish`: true if the inode
+/// leaves the orphan list at the end. The page cache of these blocks has been dropped, and the caller's locks
+/// keep it from being filled.
 async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, finish: bool) -> Result<()> {
-    let first = engine.volume.info.block_size().blocks_for(size);
-    let first = u32::try_from(first).unwrap_or(u32::MAX);
+    let first = LogicalBlock::at_or_behind(size, engine.volume.info.block_size());
     tracing::debug!(ino = inode.number.0, size, "ext4_truncate_enter");
     loop {
         let handle = engine.volume.begin_tracked(FREE_CREDITS, "truncate").await?;
         let mut disk = inode.inode.write().await;
-        // Between two transactions somebody may have looked at what was not freed yet.
-        let promised = inode.extent_status.remove(first..u32::MAX);
-        inode.preallocation.give_back(&engine.volume.info, first..u32::MAX);
-        engine.volume.info.release_reserved_blocks(promised);
-        if promised > 0 {
-            tracing::trace!(ino = inode.number.0, freed_blocks = promised, "ext4_da_release_space");
+        // Between two transactions another task may have looked up mappings that were not freed yet.
+        let reserved = inode.extent_status.remove(first..LogicalBlock::END);
+        inode.preallocation.give_back(&engine.volume.info, first..LogicalBlock::END);
+        engine.volume.info.release_reserved_blocks(reserved);
+        if reserved > 0 {
+            tracing::trace!(ino = inode.number.0, freed_blocks = reserved, "ext4_da_release_space");
         }
-        tracing::trace!(ino = inode.number.0, lblk = first, "ext4_es_remove_extent");
-        let removal = if first < u32::MAX {
-            block_map::remove(&engine.volume.info, &handle, &mut disk, LogicalBlock(first), LogicalBlock::MAX)
-                .await?
+        tracing::trace!(ino = inode.number.0, lblk = first.0, "ext4_es_remove_extent");
+        let removal = if first < LogicalBlock::END {
+            block_map::remove(&engine.volume.info, &handle, &mut disk, first, LogicalBlock::MAX).await?
         } else {
             Removal::Done
         };
-        promise_freed_cluster(engine, inode, &disk, first).await;
+        reserve_freed_cluster(engine, inode, &disk, first).await;
         if removal == Removal::Done && finish {
             engine.volume.orphans.remove(&engine.volume.info, &handle, &mut disk).await?;
-            // What earlier handles freed of it is in the range too: none of it is to be left.
+            // The range covers the blocks that earlier handles freed too.
             engine.volume.fast_commits.range_changed(
                 handle.id(),
                 inode.number,
-                (first, u32::MAX),
+                (first.0, u32::MAX),
                 Mapped::Hole,
             );
             engine.volume.fast_commits.truncation_ends(handle.id(), inode.number);
@@ -158,41 +163,42 @@ async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, fi
     }
 }
 
-/// Unmaps and frees `blocks`, of which no page cache is left and which stays away, in as many transactions as it takes.
-/// The caller holds `rwlock` for writing.
+/// Unmaps and frees `blocks`, in as many transactions as it takes. Their page cache has been dropped, and the
+/// caller's locks keep it from being filled. The caller holds `rwlock` for writing. `operation` names the
+/// handles.
 ///
-/// The tree of what lies where is made to forget the range in every handle: between two the inode's lock is given up,
-/// and who looks then finds part of the range still mapped.
+/// Every handle removes the range from the extent status tree: between two handles the inode's lock is
+/// released, and a task that looks up a mapping then finds part of the range still mapped.
 ///
 /// # Errors
 /// Those of the journal and of the device.
 pub(crate) async fn free_range(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    blocks: Range<u32>,
+    blocks: Range<LogicalBlock>,
     operation: &'static str,
 ) -> Result<()> {
     if blocks.is_empty() {
         return Ok(());
     }
-    let (first, last) = (LogicalBlock(blocks.start), LogicalBlock(blocks.end - 1));
+    let (first, last) = (blocks.start, LogicalBlock(blocks.end.0 - 1));
     loop {
         let handle = engine.volume.begin_tracked(FREE_RANGE_CREDITS, operation).await?;
         let mut disk = inode.inode.write().await;
-        let promised = inode.extent_status.remove(blocks.clone());
+        let reserved = inode.extent_status.remove(blocks.clone());
         inode.preallocation.give_back(&engine.volume.info, blocks.clone());
-        engine.volume.info.release_reserved_blocks(promised);
+        engine.volume.info.release_reserved_blocks(reserved);
         let removed = block_map::remove(&engine.volume.info, &handle, &mut disk, first, last).await;
         if removed.is_err() {
             engine.volume.fast_commits.mark_ineligible(handle.id(), Reason::Failure);
         } else {
-            // What other handles free of it is a hole too, as soon as this is durable: one of the states that a crash
-            // may show.
-            let range = (blocks.start, blocks.end);
+            // The blocks that other handles free become a hole too as soon as this is durable: one of the
+            // states that a crash may show.
+            let range = (blocks.start.0, blocks.end.0);
             engine.volume.fast_commits.range_changed(handle.id(), inode.number, range, Mapped::Hole);
         }
         for end in [first, last] {
-            promise_freed_cluster(engine, inode, &disk, end.0).await;
+            reserve_freed_cluster(engine, inode, &disk, end).await;
         }
         if matches!(removed, Ok(Removal::Done)) {
             inode.extent_status.set(blocks.clone(), Status::Hole);
@@ -204,27 +210,28 @@ pub(crate) async fn free_range(
     }
 }
 
-/// Blocks of the cluster of `block`, at an end of a range that was freed, may still be delayed. Where they shared it with
-/// allocated ones, and all of those are gone, the cluster is promised to them. The caller holds `disk` since it freed.
-async fn promise_freed_cluster(
+/// bigalloc: delayed blocks may be left in the cluster of `block`, which is at an end of a freed range. If
+/// they shared it with allocated blocks, and all of those are gone, the cluster is reserved for them. The
+/// caller has held `disk` since it freed the range.
+async fn reserve_freed_cluster(
     engine: &Engine,
     inode: &InodeInfo,
     disk: &ext4_core::format::inode::Inode,
-    block: u32,
+    block: LogicalBlock,
 ) {
     if !inode.extent_status.shares_cluster(block) {
         return;
     }
-    // One promise too many is given back when the blocks are allocated; one too few would be taken from others.
-    let mapped =
-        extent_tree::is_cluster_mapped(&engine.volume.info, disk, LogicalBlock(block)).await.unwrap_or(false);
+    // A reservation too many is released when the blocks are allocated; one too few would be taken from other
+    // blocks.
+    let mapped = extent_tree::is_cluster_mapped(&engine.volume.info, disk, block).await.unwrap_or(false);
     if !mapped && inode.extent_status.cluster_freed(block) {
         engine.volume.info.reserve_freed_clusters(1);
     }
 }
 
-/// Drops the page cache and frees all blocks of an inode that is being deleted and that nobody uses any more. The
-/// inode is on the orphan list; it stays there.
+/// Drops the page cache and frees all blocks of an inode that is being deleted and has no user left. The
+/// inode is on the orphan list, and stays there.
 ///
 /// # Errors
 /// Those of the journal and of the device.
@@ -244,7 +251,8 @@ pub(crate) async fn free_all_blocks(engine: &Arc<Engine>, inode: &Arc<InodeInfo>
     free_behind(engine, inode, 0, false).await
 }
 
-/// Finishes a truncation that a crash interrupted: frees what lies past the size and takes the inode off the orphans.
+/// Orphan processing: finishes a truncation that a crash interrupted. Frees the blocks behind i_size, and the
+/// inode leaves the orphan list.
 ///
 /// # Errors
 /// As [`free_all_blocks`].

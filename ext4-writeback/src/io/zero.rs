@@ -1,16 +1,16 @@
-//! Zeroing the rest of a block in the page cache: what lies behind the end of the file before the file grows past it.
+//! Zeroing part of a block in the page cache: the bytes behind i_size before the file grows past them, and
+//! the edges of a punched or zeroed range (kernel: `ext4_block_zero_page_range`).
 //!
-//! The block that holds an unaligned end of a file may have anything behind it on the device: an append that got there
-//! without its size before a crash. So nothing may raise the size past such a block without zeroing it first, and the
-//! size on the device waits for the zeros ([`crate::writeback::completion`], the tail gate).
+//! The block that holds an unaligned i_size may hold anything behind it on the device: an append whose data
+//! got there before a crash, and its size did not. So nothing may raise i_size past such a block without
+//! zeroing it first, and i_disksize waits for the zeros ([`crate::writeback::completion`], the tail gate).
 //!
-//! Invariant: no handle is open (a folio is locked), `rwlock` is held for writing or nobody else knows the inode, and
-//! the size is not raised here.
+//! Invariant: the caller holds no handle (a folio is locked here); it holds `rwlock` for writing, or no other
+//! task knows the inode. The size is not raised here.
 
-use crate::writeback::completion::wait;
 use std::sync::Arc;
 
-use ext4_core::Result;
+use ext4_core::{LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::cache::folio::FolioGuard;
@@ -18,12 +18,13 @@ use crate::inode::InodeInfo;
 use crate::io::read::{find_or_create, read_blocks};
 use crate::iomap;
 use crate::writeback::Engine;
+use crate::writeback::completion::wait;
 
-/// Zeroes from byte `position` to the end of its block, in memory and, where the block is written on the device, to be
-/// written. Nothing for an aligned `position`.
+/// Zeroes from byte `position` to the end of its block in memory, and makes the block dirty if it is written
+/// on the device. Does nothing if `position` is aligned.
 ///
 /// # Errors
-/// Those of reading the block; the host's refusal to map memory.
+/// Those of reading the block; the host refuses to map memory.
 pub(crate) async fn zero_block_tail(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -40,7 +41,8 @@ pub(crate) async fn zero_block_tail(
         engine.mark_dirty(inode, &folio, block);
         return Ok(());
     }
-    // Nothing stale can come from the device, but memory may hold what was cut off, or what could not be written.
+    // Nothing stale can come from the device, but memory may hold bytes that were cut off or could not be
+    // written.
     if let Some(folio) = inode.pages.find(position) {
         let folio = folio.lock().await;
         let block = folio.blocks_touched(position, end);
@@ -78,8 +80,8 @@ async fn read_tail(
     position: u64,
     end: u64,
 ) -> Result<Option<FolioGuard>> {
-    let bits = engine.volume.info.block_size().bits();
-    let extent = iomap::lookup(&engine.volume, inode, (position >> bits) as u32).await?;
+    let block = LogicalBlock::containing(position, engine.volume.info.block_size());
+    let extent = iomap::lookup(&engine.volume, inode, block).await?;
     if !matches!(extent.status, Status::Written(_)) {
         return Ok(None);
     }
@@ -99,14 +101,15 @@ async fn read_tail(
     }
 }
 
-/// Zeroes bytes `from..to`, which lie in one block, in memory: to be written where the block holds data, or dirty memory
-/// lies over it. Not ordered with anything (punch and zero range never promised that); sync makes it durable.
+/// Zeroes bytes `from..to`, which lie in one block, in memory. They are written back if the block is written
+/// on the device, or dirty memory lies over it. The zeros are not ordered with other changes (as in the
+/// kernel's punch and zero range); sync makes them durable.
 ///
-/// The caller holds `invalidate_lock` for writing: the folio's writeback has to end first, so that what is zeroed is
-/// neither in flight nor about to become the block's content by a conversion.
+/// The caller holds `invalidate_lock` for writing. This waits for the folio's writeback first, so that the
+/// zeroed bytes are neither in flight nor about to become the block's content by a conversion.
 ///
 /// # Errors
-/// Those of reading the block; the host's refusal to map memory.
+/// Those of reading the block; the host refuses to map memory.
 pub(crate) async fn zero_within_block(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -116,13 +119,13 @@ pub(crate) async fn zero_within_block(
     if from >= to {
         return Ok(());
     }
-    let number = (from >> engine.volume.info.block_size().bits()) as u32;
+    let number = LogicalBlock::containing(from, engine.volume.info.block_size());
     loop {
         let below = iomap::lookup(&engine.volume, inode, number).await?.status;
         let guard = if matches!(below, Status::Written(_)) {
             find_or_create(engine, inode, from, to - from, false).await?
         } else {
-            // Zeros already, but for what is in memory.
+            // Reads as zeros already, except for what is in memory.
             let Some(folio) = inode.pages.find(from) else { return Ok(()) };
             folio.lock().await
         };
@@ -140,7 +143,7 @@ pub(crate) async fn zero_within_block(
             guard.zero(from, to)?;
             return Ok(());
         }
-        // Now that the folio is locked nobody converts or fills what lies below.
+        // With the folio locked, no task converts or allocates the block below.
         if !matches!(iomap::lookup(&engine.volume, inode, number).await?.status, Status::Written(_)) {
             if guard.is_uptodate(blocks) {
                 guard.zero(from, to)?;
@@ -157,7 +160,7 @@ pub(crate) async fn zero_within_block(
     }
 }
 
-/// Waits, with the folio locked, until no device reads `blocks`.
+/// Waits, with the folio locked, until no bio reads `blocks` of its memory.
 pub(crate) async fn wait_for_io(folio: &FolioGuard, blocks: &std::ops::Range<u32>) {
     folio.wait_for_io(blocks).await;
 }

@@ -1,14 +1,16 @@
-//! Mapping: what lies at an offset of a file, how far the answer reaches, and which sequence number proves it fresh.
+//! iomap: the mapping of a file at an offset, how far it reaches, and which sequence number proves it fresh.
 //!
-//! Reads, buffered writes, zeroing, writeback, SEEK_DATA/SEEK_HOLE and fiemap ask here. The answer comes from the
-//! extent status tree; what it does not know is read from the device's tree and added.
+//! Reads, buffered writes, zeroing, writeback, SEEK_DATA/SEEK_HOLE and fiemap look mappings up here. The
+//! answer comes from the extent status tree; blocks that the tree does not know are read from the extent tree
+//! or block map on the device and added.
 //!
-//! Who asks holds one of: the inode's `rwlock`, its `invalidate_lock`, or the lock of a folio over the range. Who
-//! holds a folio's lock only (writeback) adds nothing beyond what he asked for: a truncation may be removing what lies
-//! behind, and what was added would outlive it.
+//! Locks: the caller holds one of the inode's `rwlock`, its `invalidate_lock`, or the lock of a folio over
+//! the range. A caller that holds only a folio's lock (writeback) adds nothing to the tree beyond the range
+//! it asked for: a truncation may be removing the blocks behind it, and what was added would outlive the
+//! truncation.
 //!
-//! Reads and writes ask under the folio's lock and use the answer there, so it needs no second look; writeback keeps
-//! an answer from folio to folio and compares sequence numbers each time.
+//! Reads and writes look up under the folio's lock and use the answer there, so they need no second look;
+//! writeback keeps a mapping from folio to folio and compares sequence numbers each time.
 
 pub(crate) mod allocate;
 pub(crate) mod pointers;
@@ -22,12 +24,12 @@ use crate::cache::extent_status::status::{Extent, Status};
 use crate::inode::InodeInfo;
 use crate::volume::Volume;
 
-/// What lies at a range of a file.
+/// The type of an iomap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// Nothing.
+    /// No block and no data.
     Hole,
-    /// Dirty data for which space is promised.
+    /// Delayed: dirty data for which blocks are reserved.
     Delalloc,
     /// Data at this byte of the device.
     Mapped(u64),
@@ -35,18 +37,18 @@ pub(crate) enum Kind {
     Unwritten(u64),
 }
 
-/// A range of a file and what lies there, in bytes.
+/// An iomap: a range of a file and its type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Iomap {
-    /// The first byte: the one asked for.
+    /// The first byte of the file: the one asked for.
     pub offset: u64,
-    /// For how many bytes it holds.
+    /// The length in bytes.
     pub length: u64,
-    /// What is there.
+    /// Its type.
     pub kind: Kind,
 }
 
-/// Walks bytes `position..end` of a file, mapping by mapping.
+/// Iterates over the mappings of bytes `position..end` of a file.
 pub(crate) struct Iterator<'a> {
     volume: &'a Volume,
     inode: &'a InodeInfo,
@@ -54,34 +56,40 @@ pub(crate) struct Iterator<'a> {
     end: u64,
 }
 
+#[deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 impl<'a> Iterator<'a> {
-    /// The caller holds one of the locks the module names.
+    /// An iterator at byte `position`. The caller holds one of the locks that the module names.
     pub fn new(volume: &'a Volume, inode: &'a InodeInfo, position: u64, end: u64) -> Self {
         Self { volume, inode, position, end }
     }
 
-    /// The next mapping; `None` at the end.
+    /// The next mapping; `None` at byte `end`.
     ///
     /// # Errors
-    /// Those of the device and of what it holds.
+    /// Those of the device; corrupt metadata.
     pub async fn next(&mut self) -> Result<Option<Iomap>> {
         if self.position >= self.end {
             return Ok(None);
         }
-        let bits = self.volume.info.block_size().bits();
-        let first = (self.position >> bits) as u32;
+        let block_size = self.volume.info.block_size();
+        let first = LogicalBlock::containing(self.position, block_size);
         let extent = lookup(self.volume, self.inode, first).await?;
-        let within = self.position - (u64::from(first) << bits);
-        let stop = (u64::from(extent.end) << bits).min(self.end);
-        let byte = |block: BlockNumber| (block.0 << bits) + within;
+        let within = self.position.saturating_sub(first.byte(block_size));
+        let stop = extent.end.byte(block_size).min(self.end);
+        let byte = |block: BlockNumber| {
+            block.byte(block_size).and_then(|byte| byte.checked_add(within)).ok_or_else(|| {
+                let place = format!("inode {} block {first}", self.inode.number);
+                Error::corrupt(place, format!("it is mapped to block {block}, behind byte 2^64"))
+            })
+        };
         let map = Iomap {
             offset: self.position,
-            length: stop - self.position,
+            length: stop.saturating_sub(self.position),
             kind: match extent.status {
                 Status::Hole => Kind::Hole,
                 Status::Delayed => Kind::Delalloc,
-                Status::Written(block) => Kind::Mapped(byte(block)),
-                Status::Unwritten(block) => Kind::Unwritten(byte(block)),
+                Status::Written(block) => Kind::Mapped(byte(block)?),
+                Status::Unwritten(block) => Kind::Unwritten(byte(block)?),
             },
         };
         self.position = stop;
@@ -89,25 +97,26 @@ impl<'a> Iterator<'a> {
     }
 }
 
-/// What lies at `block`. The caller holds one of the locks the module names, and not the inode's.
+/// The mapping at `block` and behind it. The caller holds one of the locks that the module names, and not the
+/// inode's.
 ///
 /// # Errors
-/// Those of the device and of what it holds.
-pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: u32) -> Result<Extent> {
+/// Those of the device; corrupt metadata.
+pub(crate) async fn lookup(volume: &Volume, inode: &InodeInfo, block: LogicalBlock) -> Result<Extent> {
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
     load(volume, inode, block, u32::MAX).await
 }
 
-/// As [`lookup`], for who holds nothing but the lock of a folio that covers `len` blocks from `block` on.
+/// As [`lookup`], for a caller that holds only the lock of a folio over `len` blocks from `block` on.
 ///
 /// # Errors
 /// As [`lookup`].
 pub(crate) async fn lookup_under_folio(
     volume: &Volume,
     inode: &InodeInfo,
-    block: u32,
+    block: LogicalBlock,
     len: u32,
 ) -> Result<Extent> {
     if let Some(extent) = inode.extent_status.lookup(block) {
@@ -116,13 +125,14 @@ pub(crate) async fn lookup_under_folio(
     load(volume, inode, block, len).await
 }
 
-async fn load(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Result<Extent> {
+/// Looks `block` up on the device and adds at most `len` blocks of its mapping to the extent status tree.
+async fn load(volume: &Volume, inode: &InodeInfo, block: LogicalBlock, len: u32) -> Result<Extent> {
     let disk = inode.inode.read().await;
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }
-    let mut mapping = block_map::lookup(&volume.info, &disk, LogicalBlock(block)).await?;
-    if mapping.logical.0 != block || mapping.len == 0 {
+    let mut mapping = block_map::lookup(&volume.info, &disk, block).await?;
+    if mapping.logical != block || mapping.len == 0 {
         return Err(Error::corrupt(
             format!("inode {} block {block}", inode.number),
             format!("the block map answers for {} blocks at {}", mapping.len, mapping.logical),
@@ -132,12 +142,12 @@ async fn load(volume: &Volume, inode: &InodeInfo, block: u32, len: u32) -> Resul
     inode.extent_status.cache(&mapping);
     tracing::trace!(
         ino = inode.number.0,
-        lblk = block,
+        lblk = block.0,
         len = mapping.len,
         state = ?mapping.state,
         "ext4_es_cache_extent"
     );
-    // Still under the inode's lock: nobody can have taken it out.
+    // Still under the inode's lock: no task can have removed it.
     inode.extent_status.lookup(block).ok_or_else(|| {
         Error::corrupt(format!("inode {} block {block}", inode.number), "its mapping does not stay cached")
     })

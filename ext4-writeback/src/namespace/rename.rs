@@ -128,7 +128,7 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
         // Also an error that struck in the background and that no opener was told of: what would be replaced is the only
         // good copy then.
         let mut cursor = source.write_errors.sample();
-        crate::writeback::inode::sync_inode_data(&fs.engine, &source).await?;
+        crate::writeback::sync_inode::sync_inode_data(&fs.engine, &source).await?;
         source.take_write_error(&fs.volume, &mut cursor)?;
     }
     Ok(())

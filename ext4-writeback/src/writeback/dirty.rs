@@ -1,4 +1,5 @@
-//! Dirty accounting: how much is dirty or under writeback, in which inodes, and since when.
+//! Dirty accounting: how much is dirty or under writeback, in which inodes, and since when (kernel:
+//! `bdi_writeback`).
 //!
 //! ```text
 //!   dirty folio bytes   0 ──────────── background ───── set point ───────── limit ──────── capacity
@@ -7,11 +8,11 @@
 //! ```
 //!
 //! Invariants:
-//! - An inode with dirty folios, or with times that are not logged, is in the queue, which keeps it in memory, or in
-//!   the hands of somebody who puts it back.
-//! - The queue is in the order of age: who puts back what is still dirty of an old turn gives it a new age.
+//! - An inode with dirty folios, or with times that are not logged, is in the queue, which keeps it in
+//!   memory, or was taken out by a task that puts it back.
+//! - The queue is in the order of age: an inode that is put back after its turn, still dirty, gets a new age.
 //!
-//! Locks: the mutexes here are leaves.
+//! Locks: the mutexes in this file are leaves.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -27,13 +28,15 @@ use crate::base::options::MountOptions;
 use crate::cache::folio_lists::FolioLists;
 use crate::inode::InodeInfo;
 
+/// The completion workers' queue.
 #[derive(Debug, Default)]
 pub(crate) struct Completed {
     pub(crate) queue: VecDeque<Arc<InodeInfo>>,
+    /// True if a worker runs.
     pub(crate) worker: bool,
 }
 
-/// Inodes with ioends whose I/O has ended.
+/// Inodes with ioends whose I/O has ended, and how many ioends are on the device.
 #[derive(Debug, Default)]
 pub(crate) struct CompletedInodes {
     pub(crate) completed: Mutex<Completed>,
@@ -41,22 +44,25 @@ pub(crate) struct CompletedInodes {
 }
 
 impl CompletedInodes {
-    /// An ioend goes to the device.
+    /// An ioend is about to be submitted.
     pub fn io_started(&self) {
         self.ios.fetch_add(1, Ordering::AcqRel);
     }
 }
 
-/// The most and the least that the flusher writes of one inode before the next inode's turn, in bytes: the least is as
-/// much as a long allocation, so that taking turns does not break files into pieces.
+/// The least that the flusher writes of one inode before the next inode's turn, in bytes: as much as a long
+/// allocation, so that taking turns does not fragment files.
 const LEAST_TURN: u64 = 8 << 20;
 
+/// The most that the flusher writes of one inode before the next inode's turn, in bytes.
 const LONGEST_TURN: u64 = 64 << 20;
 
-/// Where the background limit lies by itself, but for where the other one is low: two and four of the longest allocations, in
-/// bytes. No more than it takes to keep a device busy: a stream that will be synced loses what it is written later.
+/// The lowest background limit by default (if the dirty limit is not low), in bytes: two of the longest
+/// allocations. Not more than keeps a device busy: a stream that will be synced loses the time by which its
+/// writeback begins later.
 const EARLIEST_BACKGROUND: usize = 16 << 20;
 
+/// The highest background limit by default, in bytes: four of the longest allocations.
 const LATEST_BACKGROUND: usize = 32 << 20;
 
 #[derive(Debug)]
@@ -71,18 +77,18 @@ struct Unfinished {
     ids: BTreeSet<u64>,
 }
 
-/// When dirty data is written back: fixed at the mount.
+/// Limits that decide when dirty data is written back: fixed at the mount.
 #[derive(Debug)]
 pub(crate) struct Limits {
     /// Bytes of the folio pool.
     pub(crate) capacity: usize,
-    /// The flusher writes if more bytes than this are dirty or under writeback.
+    /// Background limit: the flusher writes if more bytes than this are dirty or under writeback.
     pub(crate) background: usize,
-    /// No writer makes more dirty while so many bytes are.
+    /// Dirty limit: writers wait while more bytes than this are dirty or under writeback.
     pub(crate) limit: usize,
-    /// How often the flusher looks for old data.
+    /// How often the flusher looks for old data (dirty_writeback_interval).
     pub(crate) period: Duration,
-    /// How old dirty data gets.
+    /// How old dirty data gets before the flusher writes it (dirty_expire_interval).
     pub(crate) expiry: Duration,
     /// True if there is no flusher: writers write back inline.
     pub(crate) deterministic: bool,
@@ -94,7 +100,7 @@ pub(crate) struct Amount {
     /// Folios with dirty blocks.
     dirty: AtomicUsize,
     under_writeback: AtomicUsize,
-    /// Folios that have become clean since the mount.
+    /// Bytes of folios that have become clean since the mount.
     cleaned: AtomicU64,
     /// Writers that wait in [`crate::writeback::flusher::throttle::throttle`].
     pub(crate) throttled: AtomicUsize,
@@ -103,9 +109,9 @@ pub(crate) struct Amount {
 /// The inodes that the flusher has to look at.
 #[derive(Debug, Default)]
 struct DirtyInodes {
-    /// In the order of age.
+    /// All dirty inodes, in the order of age.
     queue: Mutex<VecDeque<DirtyInode>>,
-    /// Inodes that are not to wait until they are old.
+    /// Inodes that the flusher writes at its next run, whatever their age.
     urgent: Mutex<Vec<Arc<InodeInfo>>>,
     /// Inodes that were taken out of the queue and not put back: in how many hands each is. A mutex below that of the queue.
     in_hand: Mutex<BTreeMap<InodeNumber, (Arc<InodeInfo>, usize)>>,
@@ -138,7 +144,7 @@ impl Drop for InHand<'_> {
     }
 }
 
-/// What the flusher is asked for, and whether it runs.
+/// The flusher's state: what it is asked for, and whether it runs.
 #[derive(Debug, Default)]
 pub(crate) struct FlusherState {
     pub(crate) wake: Arc<Notify>,
@@ -150,7 +156,7 @@ pub(crate) struct FlusherState {
     pub(crate) running: AtomicBool,
 }
 
-/// What one mounted file system has to write back, and its folios (the kernel's bdi_writeback).
+/// What one mounted file system has to write back, and its folios (the kernel's `bdi_writeback`).
 #[derive(Debug)]
 pub(crate) struct Dirty {
     pub(crate) limits: Limits,
@@ -158,7 +164,7 @@ pub(crate) struct Dirty {
     inodes: DirtyInodes,
     pub(crate) flusher: FlusherState,
     pub(crate) folios: FolioLists,
-    /// A folio became clean, an ioend was finished, the flusher ended.
+    /// Notified if a folio became clean, an ioend was finished or the flusher ended.
     pub(crate) progress: Notify,
     /// Ioends that are not finished.
     ioends: Mutex<Unfinished>,
@@ -168,21 +174,21 @@ pub(crate) struct Dirty {
 
 impl Drop for Dirty {
     fn drop(&mut self) {
-        // The flusher sleeps with a weak reference; let it see that there is nothing left.
+        // The flusher sleeps with a weak reference; it wakes, finds nothing left, and ends.
         self.flusher.wake.notify_one();
     }
 }
 
 impl Dirty {
-    /// `data_capacity`: the bytes of the folio pool.
+    /// Nothing dirty. `data_capacity`: the bytes of the folio pool.
     pub fn new(options: &MountOptions, data_capacity: usize) -> Self {
         // An eighth always stays for clean folios: a write into a part of a block reads it first.
         let limit = options.dirty_bytes.unwrap_or(data_capacity / 2).min(data_capacity / 8 * 7);
-        // Early: a stream that will be synced goes to the device while it is still being written. But not so early that what
-        // is allocated together is cut into pieces.
+        // Early: a stream that will be synced goes to the device while it is still being written. But not so
+        // early that long allocations are cut into pieces.
         let early = (limit / 8).clamp(EARLIEST_BACKGROUND, LATEST_BACKGROUND).min(limit / 2);
         let background = options.dirty_background_bytes.unwrap_or(early);
-        // As in the kernel: one that is not below the other is half of it.
+        // As in the kernel: a background limit that is not below the dirty limit becomes half of it.
         let background = if background < limit { background } else { limit / 2 };
         Self {
             limits: Limits {
@@ -208,12 +214,12 @@ impl Dirty {
         self.limits.capacity
     }
 
-    /// True where nothing runs on its own.
+    /// Returns true if no background task runs: the order of all writes depends on the calls alone.
     pub fn is_deterministic(&self) -> bool {
         self.limits.deterministic
     }
 
-    /// The largest folio that this much memory allows: sixteen of them fit.
+    /// The largest folio in bytes that the pool allows: sixteen of them fit.
     pub fn folio_limit(&self) -> usize {
         let share = (self.limits.capacity / 16).max(1);
         (1 << share.ilog2()).clamp(PAGE_SIZE, MAX_FOLIO_SIZE)
@@ -234,7 +240,7 @@ impl Dirty {
         self.amount.cleaned.load(Ordering::Relaxed)
     }
 
-    /// How many bytes the flusher writes of one inode at a turn.
+    /// How many bytes the flusher writes of one inode in one turn.
     pub(crate) fn turn(&self) -> u64 {
         (self.limits.limit as u64 / 8).clamp(LEAST_TURN, LONGEST_TURN)
     }
@@ -246,14 +252,14 @@ impl Dirty {
         self.enqueue(now, inode);
     }
 
-    /// The flusher has to see to `inode`.
+    /// Puts `inode` into the queue of dirty inodes, if it is not in it.
     pub fn enqueue(&self, now: Duration, inode: &Arc<InodeInfo>) {
         if !inode.pages.queued.swap(true, Ordering::AcqRel) {
             self.inodes.queue.lock().push_back(DirtyInode { inode: Arc::clone(inode), since: now });
         }
     }
 
-    /// The flusher has to see to `inode` now: its size on the device waits for its data.
+    /// Has the flusher write `inode` now: its i_disksize waits for its data.
     pub fn expedite(&self, inode: &Arc<InodeInfo>) {
         if self.limits.deterministic {
             return;
@@ -268,32 +274,32 @@ impl Dirty {
         self.kick();
     }
 
-    /// A folio with `len` bytes has no dirty blocks any more.
+    /// A folio of `len` bytes became clean without writeback.
     pub fn note_clean(&self, len: usize) {
         self.amount.dirty.fetch_sub(len, Ordering::Relaxed);
         self.amount.cleaned.fetch_add(len as u64, Ordering::Relaxed);
         self.progress.notify_waiters();
     }
 
-    /// A dirty folio's writeback began.
+    /// The writeback of a dirty folio of `len` bytes began.
     pub fn note_writeback(&self, len: usize) {
         self.amount.under_writeback.fetch_add(len, Ordering::Relaxed);
         self.amount.dirty.fetch_sub(len, Ordering::Relaxed);
     }
 
-    /// A folio's writeback ended.
+    /// The writeback of a folio of `len` bytes ended.
     pub fn end_writeback(&self, len: usize) {
         self.amount.under_writeback.fetch_sub(len, Ordering::Relaxed);
         self.amount.cleaned.fetch_add(len as u64, Ordering::Relaxed);
         self.progress.notify_waiters();
     }
 
-    /// Wakes all tasks that wait for progress: they look again.
+    /// Wakes all tasks that wait for progress.
     pub fn note_progress(&self) {
         self.progress.notify_waiters();
     }
 
-    /// An ioend is being built: its number.
+    /// Registers an ioend that is being built; returns its number.
     pub fn start_ioend(&self) -> u64 {
         let mut unfinished = self.ioends.lock();
         let id = unfinished.next;
@@ -308,17 +314,17 @@ impl Dirty {
         self.progress.notify_waiters();
     }
 
-    /// The number the next ioend will have.
+    /// The number that the next ioend will have.
     pub fn next_ioend(&self) -> u64 {
         self.ioends.lock().next
     }
 
-    /// True where every ioend with a number below `id` is finished.
+    /// Returns true if every ioend with a number below `id` is finished.
     pub(crate) fn is_finished_below(&self, id: u64) -> bool {
         self.ioends.lock().ids.first().is_none_or(|first| *first >= id)
     }
 
-    /// Asks the flusher to run. True where it had not been asked.
+    /// Asks the flusher to run. Returns true if it had not been asked already.
     pub fn kick(&self) -> bool {
         let first = !self.limits.deterministic && !self.flusher.kicked.swap(true, Ordering::AcqRel);
         if first {
@@ -327,8 +333,8 @@ impl Dirty {
         first
     }
 
-    /// Asks the flusher to write all that is dirty now: space is short, and delayed data may need less of it than was
-    /// promised.
+    /// Asks the flusher to write all data that is dirty now: space is short, and delayed data may need less
+    /// of it than is reserved.
     pub fn kick_everything(&self) {
         self.flusher.everything.store(true, Ordering::Release);
         self.kick();
@@ -370,12 +376,13 @@ impl Dirty {
         Some(self.hand_out(dirty.inode))
     }
 
-    /// The inodes that are not to wait. They may be in the queue as well.
+    /// Takes the inodes that are not to wait until they are old. They may be in the queue too.
     pub(crate) fn take_urgent(&self) -> Vec<InHand<'_>> {
         let urgent = std::mem::take(&mut *self.inodes.urgent.lock());
         urgent.into_iter().map(|inode| self.hand_out(inode)).collect()
     }
 
+    /// How many inodes are in the queue.
     pub(crate) fn queued_inodes(&self) -> usize {
         self.inodes.queue.lock().len()
     }

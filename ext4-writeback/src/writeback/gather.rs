@@ -1,14 +1,16 @@
-//! Ioends: one contiguous write of a file to one contiguous range of the device, many folios long, and the bios it
-//! goes out as.
+//! Building ioends: each is one contiguous write of a file to one contiguous range of the device, many folios
+//! long; and the bios it is submitted as.
 //!
-//! An ioend grows while the next piece follows it in the file and on the device, is of its kind ([`Kind`]), and the sum stays within [`MAX_IOEND`].
+//! An ioend grows while the next piece follows it in the file and on the device, is of its kind ([`Kind`]),
+//! and the sum stays within [`MAX_IOEND`].
 //!
 //! Invariants:
-//! - Its size is exact to the byte: it ends at the size that the file had when its last folio was cleaned. So the size
-//!   on the device never ends in zeros that only fill up a block while an append waits in memory.
-//! - It is entered in its inode's [`CompletionQueue`](crate::cache::ioends::CompletionQueue) before it is submitted, in
-//!   the order of the file.
-//! - Its folios' memory goes to the device as it is, and is not changed until the I/O ends.
+//! - The size of an ioend is exact to the byte: it ends at the i_size that the file had when its last folio
+//!   was cleaned. So i_disksize never ends in zeros that only fill up a block while an append waits in
+//!   memory.
+//! - An ioend is entered in its inode's [`CompletionQueue`](crate::cache::ioends::CompletionQueue) before it
+//!   is submitted, in the order of the file.
+//! - The memory of its folios goes to the device without a copy, and is not changed until the I/O ends.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,12 +30,13 @@ use crate::writeback::completion;
 /// The largest ioend in bytes: an allocation of 2,048 blocks of 4 KiB.
 pub(crate) const MAX_IOEND: u64 = 8 << 20;
 
-/// How many bytes a plug gathers before it goes out, and how many bios.
+/// How many bytes a plug gathers before it is submitted.
 const PLUG_BYTES: u64 = 16 << 20;
 
+/// How many bios a plug gathers before it is submitted.
 const PLUG_BIOS: usize = 128;
 
-/// Bios of many inodes that go to the device together, and the ioend that is growing.
+/// A plug of bios of many inodes, and the ioend that is growing.
 pub(crate) struct Gather {
     engine: Arc<Engine>,
     open: Option<(Arc<InodeInfo>, Ioend, Vec<Segment>)>,
@@ -43,7 +46,7 @@ pub(crate) struct Gather {
 }
 
 impl Gather {
-    /// Nothing yet.
+    /// An empty plug.
     pub fn new(engine: &Arc<Engine>) -> Self {
         Self {
             engine: Arc::clone(engine),
@@ -54,12 +57,13 @@ impl Gather {
         }
     }
 
-    /// Somebody waits for what is added from now on, or nobody does.
+    /// `sync`: true if a caller waits for the I/O of what is added from now on (REQ_SYNC).
     pub fn set_sync(&mut self, sync: bool) {
         self.flags = if sync { BioFlags::SYNC } else { BioFlags::BACKGROUND };
     }
 
-    /// Adds blocks `blocks` of `folio`, which lie at `physical`; the file ends at byte `end_of_file`.
+    /// Adds blocks `blocks` of `folio` (relative to the folio), which lie at `physical`; i_size is
+    /// `end_of_file` bytes.
     pub fn add(
         &mut self,
         inode: &Arc<InodeInfo>,
@@ -73,7 +77,7 @@ impl Gather {
         let first = folio.first_block() + blocks.start;
         let count = blocks.end - blocks.start;
         let len = u64::from(count) << bits;
-        let offset = u64::from(first) << bits;
+        let offset = first.byte(self.engine.volume.info.block_size());
         let joins = self.open.as_ref().is_some_and(|(owner, open, _)| {
             Arc::ptr_eq(owner, inode)
                 && open.kind == kind
@@ -107,7 +111,7 @@ impl Gather {
         segments.push(segment);
     }
 
-    /// Ends the growing ioend: its bios go into the plug.
+    /// Closes the growing ioend: its bios go into the plug.
     pub fn close(&mut self) {
         let Some((inode, ioend, segments)) = self.open.take() else { return };
         let control = &self.engine.dirty;
@@ -163,7 +167,7 @@ impl Gather {
         for (offset, segments, bytes) in runs {
             let flight = Arc::clone(&flight);
             let end_io: EndIo = Box::new(move |completion: Completion| {
-                // What is clean is given up; it is free when nobody has it.
+                // Reclaim gives clean folios up; their memory is free when the last reference is gone.
                 drop(completion.segments);
                 flight.end_bio(completion.result);
             });
@@ -182,7 +186,7 @@ impl Gather {
         }
     }
 
-    /// Sends everything to the device.
+    /// Submits everything to the device.
     pub fn submit(&mut self) {
         self.close();
         self.submit_plug();
@@ -191,7 +195,8 @@ impl Gather {
 
 impl Drop for Gather {
     fn drop(&mut self) {
-        // An ioend that was begun is finished, whatever happened to its pass: its folios are under writeback.
+        // An ioend that was begun is submitted, whatever happened to its pass: its folios are under
+        // writeback.
         self.submit();
     }
 }
@@ -208,7 +213,7 @@ fn split(segment: Segment, room: u64) -> (Segment, Option<Segment>) {
     }
 }
 
-/// An ioend on its way.
+/// An ioend whose bios are in flight.
 struct Flight {
     engine: Arc<Engine>,
     inode: Arc<InodeInfo>,
@@ -217,7 +222,7 @@ struct Flight {
 }
 
 impl Flight {
-    /// In the device's completion context: bookkeeping only.
+    /// A bio of the ioend ended. Runs in the device's completion context: bookkeeping only.
     fn end_bio(&self, result: Result<()>) {
         if let Err(error) = result {
             self.state.lock().1.get_or_insert(error);

@@ -1,20 +1,21 @@
-//! From the dirty folio to the completed ioend: the engine that writes data back.
+//! Writeback: from the dirty folio to the completed ioend.
 //!
-//! - `writepages.rs`: which folios a pass takes, and in which order; `writepage.rs`: the blocks of one folio; `gather.rs`:
-//!   ioends, bios and plugs.
+//! - `writepages.rs`: which folios a pass takes, and in which order; `writepage.rs`: the blocks of one folio;
+//!   `gather.rs`: ioends, bios and plugs.
 //! - `completion/`: what follows the I/O: conversion, publication, i_disksize.
-//! - `size.rs`: the sizes. `dirty.rs`: how much is dirty, where and since when. `flusher/`: the flusher, throttling and
-//!   memory. `inode.rs`, `sync_all.rs`: writing back one inode, and all of them.
+//! - `size.rs`: i_size and i_disksize. `dirty.rs`: how much is dirty, in which inodes and since when.
+//!   `flusher/`: the flusher, throttling and folio memory. `sync_inode.rs`, `sync_all.rs`: writeback of one
+//!   inode, and of all.
 //!
-//! Invariant: tasks in the background hold the [`Engine`] weakly, but for the pass and the ioends that are under way.
+//! Invariant: background tasks hold the [`Engine`] weakly, except for a pass and ioends that are under way.
 
 pub(crate) mod completion;
 pub(crate) mod dirty;
 pub(crate) mod flusher;
 pub(crate) mod gather;
-pub(crate) mod inode;
 pub(crate) mod size;
 pub(crate) mod sync_all;
+pub(crate) mod sync_inode;
 #[cfg(test)]
 mod tests;
 pub(crate) mod writepage;
@@ -32,7 +33,7 @@ use crate::inode::lazytime::LazyTimes;
 use crate::volume::Volume;
 use crate::writeback::dirty::Dirty;
 
-/// A volume, and what has to be written back to it.
+/// The writeback engine of one mounted file system: a volume, and what has to be written back to it.
 pub(crate) struct Engine {
     /// Device, superblock, journal, error policy.
     pub volume: Arc<Volume>,
@@ -40,9 +41,9 @@ pub(crate) struct Engine {
     pub dirty: Dirty,
     /// Memory for folios.
     pub pool: Arc<MemoryPool>,
-    /// Bytes of folios that callers view.
+    /// Bytes of folios that callers have mapped for reading.
     pub viewed: Arc<AtomicUsize>,
-    /// Inodes whose times are logged when there is another reason.
+    /// lazytime: inodes whose times are logged when there is another reason to log the inode.
     pub lazy_times: LazyTimes,
 }
 

@@ -1,10 +1,10 @@
-//! The sizes of a file: i_size in memory, i_disksize in the inode as it is logged, and who may move the second.
+//! i_size and i_disksize of a file: the size in memory, the size in the inode as it is logged, and what may
+//! move the second.
 //!
-//! Invariant: i_disksize never passes a byte whose data is not on the device, nor a last block whose rest may hold anything
-//! but zeros there. Data that completes moves it through the gate of [`crate::writeback::completion`]; everything else
-//! asks [`follow_size`].
+//! Invariant: i_disksize never passes a byte whose data is not on the device, nor a last block that may hold
+//! anything but zeros there behind its end. Data that completes moves it through the gate of
+//! [`crate::writeback::completion`]; all other code calls [`follow_size`].
 
-use crate::inode::log::log_inode;
 use std::sync::Arc;
 
 use ext4_core::Result;
@@ -12,16 +12,17 @@ use ext4_core::format::inode::Inode;
 use ext4_core::meta::credits;
 
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
 use crate::volume::Volume;
 use crate::writeback::Engine;
 
-/// mtime and ctime become now.
-pub(crate) fn touch(engine: &Engine, disk: &mut ext4_core::format::inode::Inode) {
+/// Sets mtime and ctime of `disk` to now. The caller logs the inode.
+pub(crate) fn stamp_mtime_ctime(engine: &Engine, disk: &mut Inode) {
     disk.stamp_change(engine.volume.now());
 }
 
-/// Makes the size at least `size`, which is in i_disksize too where all before it is written, and stamps the times. The
-/// caller holds `rwlock` for writing and has zeroed the rest of the old last block.
+/// Raises i_size to at least `size` bytes, and i_disksize too if all data before it is written; stamps mtime
+/// and ctime. The caller holds `rwlock` for writing and has zeroed the rest of the old last block.
 ///
 /// # Errors
 /// Those of the journal and of the device.
@@ -37,18 +38,19 @@ pub(crate) async fn raise_size(
     log_inode(&engine.volume, &handle, inode, &disk, true).await
 }
 
-/// The part of [`raise_size`] under the inode's lock, which the caller holds with a handle, and logs.
+/// The part of [`raise_size`] under the inode's lock. The caller holds that lock and a handle, and logs the
+/// inode.
 pub(crate) fn grow(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode, size: u64) {
-    // i_size first: a completion that is under way looks at it last, and takes i_disksize along.
+    // i_size first: a completion that is under way looks at it last, and moves i_disksize too.
     inode.raise_size(size);
-    settle_size(engine, inode, disk);
-    touch(engine, disk);
+    raise_disksize_or_expedite(engine, inode, disk);
+    stamp_mtime_ctime(engine, disk);
 }
 
-/// i_disksize becomes i_size, if all data before that is on the device: for sizes that no data of their own brings along.
-/// Otherwise the completion of that data does it, and the flusher is told not to wait until the data is old. The caller
-/// logs the inode.
-pub(crate) fn settle_size(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode) {
+/// Raises i_disksize to i_size if all data before it is on the device: for a size without data of its own.
+/// Otherwise the completion of that data raises it, and the flusher is told to write the data now. The caller
+/// holds the inode's lock for writing, and logs the inode.
+pub(crate) fn raise_disksize_or_expedite(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut Inode) {
     if inode.size() > disk.size && !follow_size(&engine.volume, inode, disk) {
         // In the queue also if nothing is dirty: a sync of everything makes the size durable.
         engine.dirty.enqueue(engine.volume.runtime.monotonic(), inode);
@@ -56,9 +58,9 @@ pub(crate) fn settle_size(engine: &Engine, inode: &Arc<InodeInfo>, disk: &mut In
     }
 }
 
-/// The one rule for an i_disksize that no data of its own moves: it becomes i_size if no block from the one that i_disksize
-/// ends in is dirty, in flight, or failed. Returns true if i_disksize moved. The caller holds the inode's lock for writing,
-/// and logs the inode.
+/// i_disksize for a size without data of its own, the one rule: it becomes i_size if no block, from the one
+/// that i_disksize ends in on, is dirty, in flight, or failed. Returns true if i_disksize moved. The caller
+/// holds the inode's lock for writing, and logs the inode.
 pub(crate) fn follow_size(volume: &Volume, inode: &InodeInfo, disk: &mut Inode) -> bool {
     let size = inode.size();
     let floor = disk.size & !(u64::from(volume.info.block_size().bytes()) - 1);

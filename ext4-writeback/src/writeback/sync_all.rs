@@ -1,6 +1,13 @@
-//! TODO header.
+//! Writeback of all dirty inodes, waited for: what sync, unmount and a writer without a flusher need (kernel:
+//! `sync_inodes_sb`).
+//!
+//! Invariants:
+//! - It takes as many inodes from the queue as were there at the call: it ends even if writers keep adding
+//!   more.
+//! - It never waits for another pass while folios are in its own plug: that pass may wait for these folios.
+//!
+//! Locks: the writeback lock of one inode at a time. No folio lock and no handle may be held by the caller.
 
-use crate::writeback::inode::settle;
 use std::sync::Arc;
 
 use ext4_core::Result;
@@ -10,13 +17,14 @@ use crate::writeback::Engine;
 use crate::writeback::completion::wait::wait_for_ioends;
 use crate::writeback::gather::Gather;
 use crate::writeback::size::SizeToSync;
+use crate::writeback::sync_inode::log_size_and_times;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
-/// Writes all dirty data of all inodes back and waits for it, conversions and sizes included: what was dirty at the call is on
-/// the device at the return, also if the flusher or another sync had it in hand.
+/// Writes back the dirty data of all inodes and waits for it, conversions and i_disksize included: what was dirty at the
+/// call is on the device at the return, also if the flusher or another sync had it in hand.
 ///
 /// # Errors
-/// The first of those that came up; each is recorded in its inode too.
+/// The first error of mapping or of the journal; the others are recorded in their inodes only.
 pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
     let control = &engine.dirty;
     let mut result = Ok(());
@@ -29,7 +37,7 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
         let passed = match inode.pages.writeback_lock.try_lock() {
             Ok(_pass) => writepages(engine, inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await,
             Err(_) => {
-                // Another pass may wait for folios that are in our plug.
+                // The other pass may wait for folios in this plug.
                 gather.submit();
                 let _pass = inode.pages.writeback_lock.lock().await;
                 writepages(engine, inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await
@@ -41,7 +49,7 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
     gather.submit();
     wait_for_ioends(engine).await;
     for (inode, size, passed) in written {
-        let mut settled = settle(engine, inode, true).await;
+        let mut settled = log_size_and_times(engine, inode, true).await;
         if passed && settled.is_ok() {
             settled = size.follow(&engine.volume, u64::MAX).await;
         }

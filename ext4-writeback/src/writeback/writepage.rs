@@ -1,51 +1,69 @@
-//! TODO header.
+//! writepage: the dirty blocks of one folio, mapped and added to ioends (kernel: `iomap_writeback_folio`).
+//!
+//! ```text
+//!   folio locked → dirty bits taken, under writeback → i_size sampled, bytes behind it zeroed
+//!     per dirty run:  kept mapping, while its sequence number holds
+//!                     else what the extent status tree knows, or the device (no handle)
+//!                     delayed: handle → inode lock → look again → allocate unwritten → tree → log → stop
+//!     → ioend → plug
+//!   folio unlocked; its writeback ends when its ioends have ended
+//! ```
+//!
+//! Invariants:
+//! - i_size is sampled after the dirty bits are taken: data that is appended later makes the block dirty
+//!   again.
+//! - If the file's data is published ([`crate::iomap::preallocation`]), blocks are picked instead, without a
+//!   handle; nothing on the device changes until their data is there.
+//! - Blocks allocated here are unwritten: a crash before their data is on the device shows zeros, never what
+//!   another file left there.
+//! - Before waiting for anything that may depend on the pass's own I/O, the plug goes out.
+//! - Data that cannot be mapped is lost and reported: the reservation of its delayed blocks is released.
 
 use std::sync::Arc;
 
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::{Extent, Status};
 use crate::cache::folio::FolioGuard;
 use crate::cache::ioend::Kind;
 use crate::inode::InodeInfo;
 use crate::iomap;
-use crate::iomap::allocate::allocate_delayed;
-use crate::iomap::allocate::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
+use crate::iomap::allocate::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS, allocate_delayed};
 use crate::iomap::preallocation;
 use crate::writeback::Engine;
 use crate::writeback::gather::Gather;
 
-/// One pass over an inode: what it maps with.
+/// The mapping state of one writepages pass over an inode (kernel: `iomap_writepage_ctx`).
 pub(crate) struct WritepageContext<'a> {
     engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
-    /// The block behind the range that is written: what is allocated reaches so far at most, or to the end of the run
-    /// of dirty blocks.
-    range_end: u32,
+    /// The block behind the range that is written: an allocation reaches as far as that, or to the end of the
+    /// run of dirty blocks.
+    range_end: LogicalBlock,
+    /// The mapping kept from the last lookup.
     mapping: Option<Extent>,
-    /// Delayed data is published, not allocated.
+    /// True if delayed data is published, and not allocated before its I/O.
     publishes: bool,
 }
 
 impl<'a> WritepageContext<'a> {
-    /// For a pass over a range that ends at byte `range_end`.
+    /// The state of a pass over a range that ends at byte `range_end`.
     pub async fn new(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>, range_end: u64) -> Self {
-        let range_end =
-            u32::try_from(engine.volume.info.block_size().blocks_for(range_end)).unwrap_or(u32::MAX);
+        let range_end = LogicalBlock::at_or_behind(range_end, engine.volume.info.block_size());
         let publishes = preallocation::is_published(&engine.volume, inode).await;
         Self { engine, inode, range_end, mapping: None, publishes }
     }
 
-    /// Takes the dirty blocks of one folio, locked and dirty, and adds them to ioends.
+    /// Takes the dirty blocks of one locked, dirty folio and adds them to ioends.
     ///
     /// # Errors
-    /// Where blocks have no place on the device: those from the first such block on are lost. The host's refusal to map
-    /// memory: then the folio stays dirty.
+    /// - Blocks cannot be mapped: the data from the first such block of the folio on is lost.
+    /// - The host refuses to map memory: the folio stays dirty.
     pub async fn writeback_folio(&mut self, gather: &mut Gather, folio: &FolioGuard) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let bits = engine.volume.info.block_size().bits();
         if folio.start() >= inode.size() {
-            // A truncation is about to drop it.
+            // A truncation is about to drop the folio.
             return Ok(());
         }
         tracing::trace!(
@@ -84,7 +102,7 @@ impl<'a> WritepageContext<'a> {
                     match place {
                         Some((physical, kind)) => gather.add(inode, folio, blocks, physical, kind, size),
                         None => {
-                            // Only where the allocation of this run failed for an earlier folio.
+                            // Only if the allocation of this run failed for an earlier folio.
                             result = Err(Error::io(
                                 "map",
                                 format!("inode {} block {}", inode.number, extent.start),
@@ -98,11 +116,11 @@ impl<'a> WritepageContext<'a> {
                     let first = folio.first_block();
                     let lost = first + run.start..first + folio.blocks();
                     preallocation::drop_delayed(&engine.volume, inode, lost).await;
-                    // Where everything has stopped meanwhile, that has been said.
+                    // If all writing has stopped meanwhile, that has been reported already.
                     if engine.volume.check_writable().is_ok() {
                         let space = engine.volume.info.free_and_reserved_blocks();
-                        tracing::error!(ino = inode.number.0, lblk = first + run.start, %error, free = space.0,
-                            dirty = space.1, "no blocks for delayed data: it is lost");
+                        tracing::error!(ino = inode.number.0, lblk = (first + run.start).0, %error,
+                            free = space.0, dirty = space.1, "no blocks for delayed data: it is lost");
                     }
                     result = Err(error);
                     break;
@@ -115,9 +133,10 @@ impl<'a> WritepageContext<'a> {
         result
     }
 
-    /// What lies at `block`, allocated where it was delayed. `len`: how many blocks are wanted at least.
-    async fn map(&mut self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
-        // At each mapping, not once a pass: after an abort nothing more goes out, overwrites neither.
+    /// The mapping at `block`, allocated or picked if it was delayed. `len`: how many blocks are wanted at
+    /// least.
+    async fn map(&mut self, gather: &mut Gather, block: LogicalBlock, len: u32) -> Result<Extent> {
+        // At each mapping, not once a pass: after an abort no more data goes out, overwrites included.
         self.engine.volume.check_writable()?;
         let es = &self.inode.extent_status;
         if let Some(kept) = self.mapping
@@ -135,11 +154,11 @@ impl<'a> WritepageContext<'a> {
         Ok(extent)
     }
 
-    async fn allocate_retrying(&self, gather: &mut Gather, block: u32, len: u32) -> Result<Extent> {
+    async fn allocate_retrying(&self, gather: &mut Gather, block: LogicalBlock, len: u32) -> Result<Extent> {
         let mut retries = 0;
         loop {
-            // One allocation for the whole of a long run, of which this folio is the beginning.
-            let wanted = len.max(self.range_end.saturating_sub(block)).min(MAX_EXTENT_BLOCKS);
+            // One allocation for the whole of a long run that begins in this folio.
+            let wanted = len.max(self.range_end.distance(block)).min(MAX_EXTENT_BLOCKS);
             let allocated = if self.publishes {
                 pick_delayed(self.engine, self.inode, block, len, wanted).await
             } else {
@@ -148,7 +167,7 @@ impl<'a> WritepageContext<'a> {
             match allocated {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     let Some(journal) = &self.engine.volume.journal else { return Err(error) };
-                    // Blocks that were freed are free after the commit. It never needs this folio.
+                    // Freed blocks can be allocated after the commit, which never needs this folio.
                     retries += 1;
                     gather.submit();
                     self.engine.volume.commit_and_release(journal).await?;
@@ -159,12 +178,12 @@ impl<'a> WritepageContext<'a> {
     }
 }
 
-/// Picks blocks for the delayed ones at `block`; what lies there then, as far as one pick reaches. The caller holds the
-/// folio's lock.
+/// Picks blocks for the delayed ones at `block`; returns the mapping there, as far as one pick reaches. The
+/// caller holds the folio's lock.
 async fn pick_delayed(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    block: u32,
+    block: LogicalBlock,
     len: u32,
     wanted: u32,
 ) -> Result<Extent> {

@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use ext4_core::Result;
+use ext4_core::{LogicalBlock, Result};
 
 use crate::cache::extent_status::status::{Reservation, Status};
 use crate::cache::extent_status::tree::Tree;
@@ -33,26 +33,26 @@ struct Content {
 
 impl Tree {
     /// The clusters of `blocks`, which are whole clusters, that have delayed blocks and are not shared.
-    fn promised_in(&self, blocks: &Range<u32>) -> u64 {
+    fn promised_in(&self, blocks: &Range<LogicalBlock>) -> u64 {
         let bits = self.clusters.bits;
         let before = self.covering(blocks.start).map_or(blocks.start, |(start, ..)| start);
         let (mut next, mut count) = (0, 0);
         for (start, (end, status)) in self.extents.range(before..blocks.end) {
             let (start, end) = ((*start).max(blocks.start), (*end).min(blocks.end));
             if *status == Status::Delayed && start < end {
-                let clusters = (start >> bits).max(next)..((end - 1) >> bits) + 1;
+                let clusters = (start.0 >> bits).max(next)..((end.0 - 1) >> bits) + 1;
                 count += u64::from(clusters.end.saturating_sub(clusters.start));
                 next = next.max(clusters.end);
             }
         }
-        let clusters = blocks.start >> bits..blocks.end.div_ceil(1 << bits);
+        let clusters = blocks.start.0 >> bits..blocks.end.0.div_ceil(1 << bits);
         count - self.clusters.shared.range(clusters).count() as u64
     }
 
     /// As [`Tree::releasing`].
     pub(crate) fn releasing_clusters(
         &mut self,
-        range: Range<u32>,
+        range: Range<LogicalBlock>,
         change: impl FnOnce(&mut Self) -> u64,
     ) -> u64 {
         let blocks = self.clusters.round(&range);
@@ -66,7 +66,7 @@ impl Tree {
         let shared: Vec<u32> = self
             .clusters
             .shared
-            .range(blocks.start >> bits..blocks.end.div_ceil(1 << bits))
+            .range(blocks.start.0 >> bits..blocks.end.0.div_ceil(1 << bits))
             .copied()
             .collect();
         for cluster in shared {
@@ -82,8 +82,8 @@ impl Tree {
 
     fn has_delayed(&self, cluster: u32) -> bool {
         let bits = self.clusters.bits;
-        let mut at = cluster << bits;
-        let end = at.saturating_add(1 << bits);
+        let mut at = LogicalBlock(cluster << bits);
+        let end = at.offset(1 << bits);
         while at < end {
             match self.covering(at) {
                 Some((_, _, Status::Delayed)) => return true,
@@ -99,13 +99,13 @@ impl Tree {
 
     /// `range` is about to be allocated: those of its clusters that have delayed blocks are shared, as far as these blocks
     /// stay delayed.
-    pub(crate) fn share_clusters(&mut self, range: &Range<u32>) {
+    pub(crate) fn share_clusters(&mut self, range: &Range<LogicalBlock>) {
         if self.clusters.bits == 0 || range.is_empty() {
             return;
         }
         // Only the first and the last can have blocks outside the range.
         let bits = self.clusters.bits;
-        for cluster in [range.start >> bits, (range.end - 1) >> bits] {
+        for cluster in [range.start.0 >> bits, (range.end.0 - 1) >> bits] {
             if self.has_delayed(cluster) {
                 self.clusters.shared.insert(cluster);
             }
@@ -116,7 +116,7 @@ impl Tree {
     /// known too.
     pub(crate) fn reserve_clusters(
         &mut self,
-        range: Range<u32>,
+        range: Range<LogicalBlock>,
         promise: impl FnOnce(u64) -> Result<()>,
     ) -> Result<Reservation> {
         let bits = self.clusters.bits;
@@ -136,14 +136,14 @@ impl Tree {
                 at += whole << bits;
                 continue;
             }
-            let stop = at.saturating_add(1 << bits).min(blocks.end);
+            let stop = at.offset(1 << bits).min(blocks.end);
             let content = match self.content(at..stop, &range) {
                 Ok(content) => content,
                 Err(unknown) => return Ok(Reservation::NotCached(unknown)),
             };
             holes |= content.hole;
             match content {
-                Content { hole: true, delayed: false, allocated: true } => shared.push(at >> bits),
+                Content { hole: true, delayed: false, allocated: true } => shared.push(at.0 >> bits),
                 Content { hole: true, delayed: false, allocated: false } => needed += 1,
                 _ => {}
             }
@@ -160,7 +160,11 @@ impl Tree {
     }
 
     /// What the blocks of one cluster are; the first block that is not known.
-    fn content(&self, cluster: Range<u32>, range: &Range<u32>) -> std::result::Result<Content, u32> {
+    fn content(
+        &self,
+        cluster: Range<LogicalBlock>,
+        range: &Range<LogicalBlock>,
+    ) -> std::result::Result<Content, LogicalBlock> {
         let mut content = Content::default();
         let mut at = cluster.start;
         while at < cluster.end {

@@ -32,8 +32,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_core::Result;
 use ext4_core::meta::extent_tree::Mapping;
+use ext4_core::{LogicalBlock, Result};
 use parking_lot::Mutex;
 
 use crate::cache::extent_status::status::{Extent, Reservation, Status};
@@ -85,17 +85,17 @@ impl ExtentStatusTree {
 
     /// The cluster of `block` was freed on the device. True where delayed blocks share it: the caller promises it
     /// again. Never without bigalloc. The caller holds the inode's lock for writing.
-    pub fn cluster_freed(&self, block: u32) -> bool {
+    pub fn cluster_freed(&self, block: LogicalBlock) -> bool {
         self.tree.lock().clusters.freed(block)
     }
 
     /// True where delayed blocks share the cluster of `block` with allocated ones.
-    pub fn shares_cluster(&self, block: u32) -> bool {
+    pub fn shares_cluster(&self, block: LogicalBlock) -> bool {
         self.tree.lock().clusters.is_shared(block)
     }
 
     /// What is known of `block` and those behind it.
-    pub fn lookup(&self, block: u32) -> Option<Extent> {
+    pub fn lookup(&self, block: LogicalBlock) -> Option<Extent> {
         let tree = self.tree.lock();
         let (start, end, status) = tree.covering(block)?;
         let status = status.advance(block - start);
@@ -104,20 +104,20 @@ impl ExtentStatusTree {
 
     /// Adds what was found on the device, where nothing is known yet. The caller holds the inode's lock.
     pub fn cache(&self, mapping: &Mapping) {
-        let end = mapping.logical.0.saturating_add(mapping.len);
+        let end = mapping.logical.offset(mapping.len);
         let status = Status::from(mapping.state);
         let mut tree = self.tree.lock();
-        let mut at = mapping.logical.0;
+        let mut at = mapping.logical;
         while at < end {
             if let Some((_, known_end, _)) = tree.covering(at) {
                 at = known_end;
                 continue;
             }
             let gap_end = tree.extents.range(at..end).next().map_or(end, |(start, _)| *start);
-            tree.put(at, gap_end, status.advance(at - mapping.logical.0));
+            tree.put(at, gap_end, status.advance(at - mapping.logical));
             at = gap_end;
         }
-        tree.prune(mapping.logical.0);
+        tree.prune(mapping.logical);
         self.bump();
     }
 
@@ -127,7 +127,11 @@ impl ExtentStatusTree {
     ///
     /// # Errors
     /// Those of `promise`; then nothing was changed.
-    pub fn reserve(&self, range: Range<u32>, promise: impl FnOnce(u64) -> Result<()>) -> Result<Reservation> {
+    pub fn reserve(
+        &self,
+        range: Range<LogicalBlock>,
+        promise: impl FnOnce(u64) -> Result<()>,
+    ) -> Result<Reservation> {
         let mut tree = self.tree.lock();
         if tree.clusters.bits != 0 {
             let reservation = tree.reserve_clusters(range, promise)?;
@@ -162,7 +166,7 @@ impl ExtentStatusTree {
 
     /// `range` was allocated or converted: says what is there now, whatever was there before. Returns how many promises
     /// that ends (those of the delayed blocks among it), and the new sequence number. The caller holds the inode's lock for writing.
-    pub fn set(&self, range: Range<u32>, status: Status) -> (u64, u64) {
+    pub fn set(&self, range: Range<LogicalBlock>, status: Status) -> (u64, u64) {
         let mut tree = self.tree.lock();
         let allocated = matches!(status, Status::Unwritten(_) | Status::Written(_));
         let released = tree.releasing(range.clone(), |tree| {
@@ -178,7 +182,7 @@ impl ExtentStatusTree {
     }
 
     /// The unwritten blocks of `range` are written now. The caller holds the inode's lock for writing.
-    pub fn set_written(&self, range: Range<u32>) {
+    pub fn set_written(&self, range: Range<LogicalBlock>) {
         let mut tree = self.tree.lock();
         let mut at = range.start;
         while at < range.end {
@@ -197,7 +201,7 @@ impl ExtentStatusTree {
     }
 
     /// Forgets `range`, its delayed blocks included; returns how many promises that ends: the caller gives them back.
-    pub fn remove(&self, range: Range<u32>) -> u64 {
+    pub fn remove(&self, range: Range<LogicalBlock>) -> u64 {
         let mut tree = self.tree.lock();
         let released = tree.releasing(range.clone(), |tree| tree.carve(range));
         self.bump();
@@ -205,7 +209,7 @@ impl ExtentStatusTree {
     }
 
     /// Forgets the delayed blocks of `range` only; returns how many promises that ends.
-    pub fn remove_delayed(&self, range: Range<u32>) -> u64 {
+    pub fn remove_delayed(&self, range: Range<LogicalBlock>) -> u64 {
         let mut tree = self.tree.lock();
         let released = tree.releasing(range.clone(), |tree| {
             let (mut at, mut delayed) = (range.start, 0);
@@ -232,6 +236,7 @@ impl ExtentStatusTree {
 mod tests {
     use super::*;
     use crate::cache::extent_status::tree::{MAX_RECLAIMABLE, MAX_RECLAIMABLE_OF_ALL, MIN_RECLAIMABLE};
+    use crate::testing::blocks;
     use ext4_core::BlockNumber;
     use ext4_core::LogicalBlock;
     use ext4_core::meta::extent_tree::MappingState;
@@ -245,9 +250,9 @@ mod tests {
     fn k_24_the_sequence_goes_on_behind_32_bits() {
         let tree = ExtentStatusTree { sequence: AtomicU64::new(7), ..ExtentStatusTree::new() };
         tree.cache(&mapping(0, 10, MappingState::Written(BlockNumber(1000))));
-        let kept = tree.lookup(3).expect("known");
+        let kept = tree.lookup(LogicalBlock(3)).expect("known");
         tree.sequence.store(kept.sequence + (1 << 32) - 1, Ordering::Release);
-        tree.remove(0..10);
+        tree.remove(blocks(0..10));
         assert_ne!(kept.sequence, tree.sequence());
         assert_eq!(tree.sequence() as u32, kept.sequence as u32, "what 32 bits would have said");
     }
@@ -258,14 +263,17 @@ mod tests {
         let tree = ExtentStatusTree::new();
         tree.cache(&mapping(0, 100, MappingState::Hole));
         let before = tree.sequence();
-        assert_eq!(tree.reserve(5..9, |_| Ok(())).expect("room"), Reservation::Done);
-        let extent = tree.lookup(5).expect("known");
-        assert_eq!((extent.status, extent.end, extent.sequence), (Status::Delayed, 9, tree.sequence()));
+        assert_eq!(tree.reserve(blocks(5..9), |_| Ok(())).expect("room"), Reservation::Done);
+        let extent = tree.lookup(LogicalBlock(5)).expect("known");
+        assert_eq!(
+            (extent.status, extent.end, extent.sequence),
+            (Status::Delayed, LogicalBlock(9), tree.sequence())
+        );
         assert_ne!(before, tree.sequence(), "who had kept the hole looks again");
         // The next step of a stream takes a short cut, and changes the sequence too.
         let before = tree.sequence();
-        assert_eq!(tree.reserve(9..12, |_| Ok(())).expect("room"), Reservation::Done);
-        assert_eq!(tree.lookup(5).expect("known").end, 12);
+        assert_eq!(tree.reserve(blocks(9..12), |_| Ok(())).expect("room"), Reservation::Done);
+        assert_eq!(tree.lookup(LogicalBlock(5)).expect("known").end, LogicalBlock(12));
         assert_ne!(before, tree.sequence());
     }
 
@@ -278,7 +286,7 @@ mod tests {
         for _ in 0..20_000 {
             let start = random.usize(0..BLOCKS);
             let end = random.usize(start..=BLOCKS);
-            let range = start as u32..end as u32;
+            let range = blocks(start as u32..end as u32);
             let physical = BlockNumber(random.u64(1000..1100));
             let status = |i: usize, status: Status| status.advance((i - start) as u32);
             match random.u8(0..5) {
@@ -288,7 +296,7 @@ mod tests {
                         1 => MappingState::Written(physical),
                         _ => MappingState::Unwritten(physical),
                     };
-                    tree.cache(&mapping(range.start, range.end - range.start, state));
+                    tree.cache(&mapping(range.start.0, range.end - range.start, state));
                     for (i, slot) in model.iter_mut().enumerate().take(end).skip(start) {
                         slot.get_or_insert(status(i, state.into()));
                     }
@@ -303,7 +311,7 @@ mod tests {
                     });
                     match unknown {
                         Some(at) => {
-                            let at = (start + at) as u32;
+                            let at = LogicalBlock((start + at) as u32);
                             assert_eq!(result.expect("promised"), Reservation::NotCached(at));
                         }
                         None => {
@@ -347,7 +355,11 @@ mod tests {
                 }
             }
             for (i, expected) in model.iter().enumerate() {
-                assert_eq!(tree.lookup(i as u32).map(|extent| extent.status), *expected, "block {i}");
+                assert_eq!(
+                    tree.lookup(LogicalBlock(i as u32)).map(|extent| extent.status),
+                    *expected,
+                    "block {i}"
+                );
             }
             let delayed = model.iter().filter(|s| **s == Some(Status::Delayed)).count();
             assert_eq!(tree.delayed_blocks(), delayed as u64);
@@ -356,7 +368,10 @@ mod tests {
                 tree.extents.iter().zip(tree.extents.iter().skip(1))
             {
                 assert!(end <= next, "{start}..{end} and {next}");
-                assert!(end < next || status.advance(end - start) != *next_status, "{start}..{end} goes on");
+                assert!(
+                    end < next || status.advance(*end - *start) != *next_status,
+                    "{start}..{end} goes on"
+                );
             }
         }
     }
@@ -366,10 +381,10 @@ mod tests {
         let tree = ExtentStatusTree::new();
         tree.cache(&mapping(0, u32::MAX, MappingState::Hole));
         for block in 0..1000 {
-            tree.reserve(block..block + 1, |_| Ok(())).expect("promised");
+            tree.reserve(blocks(block..block + 1), |_| Ok(())).expect("promised");
         }
-        let extent = tree.lookup(3).expect("known");
-        assert_eq!((extent.start, extent.end, extent.status), (3, 1000, Status::Delayed));
+        let extent = tree.lookup(LogicalBlock(3)).expect("known");
+        assert_eq!((extent.start..extent.end, extent.status), (blocks(3..1000), Status::Delayed));
         assert_eq!(tree.tree.lock().extents.len(), 2);
     }
 
@@ -377,12 +392,12 @@ mod tests {
     fn delayed_blocks_survive_the_bound() {
         let tree = ExtentStatusTree::new();
         tree.cache(&mapping(0, 10, MappingState::Hole));
-        tree.reserve(0..10, |_| Ok(())).expect("promised");
+        tree.reserve(blocks(0..10), |_| Ok(())).expect("promised");
         for i in 0..20_000 {
             tree.cache(&mapping(100 + 2 * i, 1, MappingState::Written(BlockNumber(7))));
         }
         assert!(tree.tree.lock().extents.len() <= MAX_RECLAIMABLE + 1);
-        assert_eq!(tree.lookup(3).map(|extent| extent.status), Some(Status::Delayed));
+        assert_eq!(tree.lookup(LogicalBlock(3)).map(|extent| extent.status), Some(Status::Delayed));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use ext4_core::{BlockNumber, LogicalBlock};
 
 use crate::cache::extent_status::ExtentStatusTree;
 use crate::cache::extent_status::status::{Reservation, Status};
+use crate::testing::blocks;
 
 const BLOCKS: usize = 160;
 
@@ -66,7 +67,7 @@ impl Model {
                 let own = self.blocks[cluster].iter().all(|block| *block == Block::Hole);
                 needed += u64::from(hole && own);
             }
-            let result = self.tree.reserve(range.start as u32..range.end as u32, |count| {
+            let result = self.tree.reserve(blocks(range.start as u32..range.end as u32), |count| {
                 asked = count;
                 match fails {
                     true => Err(ext4_core::Error::posix(ext4_core::Errno::ENOSPC, "full")),
@@ -74,7 +75,7 @@ impl Model {
                 }
             });
             match result {
-                Ok(Reservation::NotCached(block)) => self.load(block as usize),
+                Ok(Reservation::NotCached(block)) => self.load(block.0 as usize),
                 Ok(Reservation::Done) => {
                     assert_eq!(asked, needed, "promises for {range:?}");
                     self.promised += asked;
@@ -98,7 +99,8 @@ impl Model {
     fn allocate(&mut self, range: std::ops::Range<usize>) -> (u64, u64) {
         let before = self.allocated();
         let physical = BlockNumber(1000 + range.start as u64);
-        let (released, _) = self.tree.set(range.start as u32..range.end as u32, Status::Unwritten(physical));
+        let (released, _) =
+            self.tree.set(blocks(range.start as u32..range.end as u32), Status::Unwritten(physical));
         self.blocks[range.clone()].fill(Block::Allocated);
         self.promised -= released;
         (released, (self.allocated() - before) as u64)
@@ -106,13 +108,13 @@ impl Model {
 
     /// Removes `range` as truncation and punching a hole do: from memory, from the device, then the ends.
     fn remove(&mut self, range: std::ops::Range<usize>) {
-        let released = self.tree.remove(range.start as u32..range.end as u32);
+        let released = self.tree.remove(blocks(range.start as u32..range.end as u32));
         self.promised -= released;
         self.blocks[range.clone()].fill(Block::Hole);
         for end in [range.start, range.end - 1] {
-            if self.tree.shares_cluster(end as u32)
+            if self.tree.shares_cluster(LogicalBlock(end as u32))
                 && !self.cluster_has(end, Block::Allocated)
-                && self.tree.cluster_freed(end as u32)
+                && self.tree.cluster_freed(LogicalBlock(end as u32))
             {
                 self.promised += 1;
             }
@@ -127,10 +129,10 @@ impl Model {
         assert_eq!(self.tree.promised_blocks(), expected << self.bits, "{context}: the tree");
         for at in (0..BLOCKS).step_by(1 << self.bits) {
             let both = self.cluster_has(at, Block::Delayed) && self.cluster_has(at, Block::Allocated);
-            assert_eq!(self.tree.shares_cluster(at as u32), both, "{context}: cluster of {at}");
+            assert_eq!(self.tree.shares_cluster(LogicalBlock(at as u32)), both, "{context}: cluster of {at}");
         }
         for (at, block) in self.blocks.iter().enumerate() {
-            let Some(extent) = self.tree.lookup(at as u32) else {
+            let Some(extent) = self.tree.lookup(LogicalBlock(at as u32)) else {
                 assert_ne!(*block, Block::Delayed, "{context}: block {at} is forgotten");
                 continue;
             };
@@ -182,7 +184,7 @@ fn k_38_promises_are_exact_after_every_step() {
                 10 => model.remove(start..end),
                 // Failed writeback.
                 _ => {
-                    let released = model.tree.remove_delayed(start as u32..end as u32);
+                    let released = model.tree.remove_delayed(blocks(start as u32..end as u32));
                     model.promised -= released;
                     for block in &mut model.blocks[start..end] {
                         if *block == Block::Delayed {
@@ -209,8 +211,8 @@ fn the_last_cluster_of_the_largest_file_is_cut_off() {
         promised += count;
         Ok(())
     };
-    assert_eq!(tree.reserve(last - 20..last + 1, promise).expect("promised"), Reservation::Done);
+    assert_eq!(tree.reserve(blocks(last - 20..last + 1), promise).expect("promised"), Reservation::Done);
     assert_eq!(promised, 2);
-    assert_eq!(tree.remove(last - 2..u32::MAX), 0);
-    assert_eq!(tree.remove(0..u32::MAX), 2);
+    assert_eq!(tree.remove(blocks(last - 2..u32::MAX)), 0);
+    assert_eq!(tree.remove(blocks(0..u32::MAX)), 2);
 }

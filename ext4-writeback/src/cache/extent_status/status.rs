@@ -1,7 +1,7 @@
 //! TODO header.
 
-use ext4_core::BlockNumber;
 use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::{BlockNumber, LogicalBlock};
 
 /// What lies at a run of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,20 +42,20 @@ impl From<MappingState> for Status {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
     /// The first block.
-    pub start: u32,
+    pub start: LogicalBlock,
     /// The block behind the last.
-    pub end: u32,
+    pub end: LogicalBlock,
     /// What is there.
     pub status: Status,
     /// The sequence number it is true at.
     pub sequence: u64,
 }
 
-/// What [`ExtentStatusTree::reserve`] found.
+/// What [`ExtentStatusTree::reserve`](crate::cache::extent_status::ExtentStatusTree::reserve) found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reservation {
     /// Every block of the range is delayed or allocated now.
     Done,
     /// This block is not known: load it and ask again. Nothing was changed.
-    NotCached(u32),
+    NotCached(LogicalBlock),
 }

@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ext4_core::LogicalBlock;
+
 use crate::cache::extent_status::status::Status;
 
 /// The part of a tree that knows clusters.
@@ -23,27 +25,28 @@ pub(crate) struct Clusters {
 }
 
 impl Clusters {
-    pub fn freed(&mut self, block: u32) -> bool {
-        let freed = self.bits != 0 && self.shared.remove(&(block >> self.bits));
+    pub fn freed(&mut self, block: LogicalBlock) -> bool {
+        let freed = self.bits != 0 && self.shared.remove(&(block.0 >> self.bits));
         self.promised += u64::from(freed);
         freed
     }
 
-    pub fn is_shared(&self, block: u32) -> bool {
-        self.bits != 0 && self.shared.contains(&(block >> self.bits))
+    pub fn is_shared(&self, block: LogicalBlock) -> bool {
+        self.bits != 0 && self.shared.contains(&(block.0 >> self.bits))
     }
 
     /// The blocks of the clusters that `range` touches.
-    pub(crate) fn round(&self, range: &Range<u32>) -> Range<u32> {
+    pub(crate) fn round(&self, range: &Range<LogicalBlock>) -> Range<LogicalBlock> {
         let size = 1 << self.bits;
-        range.start & !(size - 1)..range.end.checked_next_multiple_of(size).unwrap_or(u32::MAX)
+        let end = range.end.0.checked_next_multiple_of(size).map_or(LogicalBlock::END, LogicalBlock);
+        LogicalBlock(range.start.0 & !(size - 1))..end
     }
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
-    pub extents: BTreeMap<u32, (u32, Status)>,
+    pub extents: BTreeMap<LogicalBlock, (LogicalBlock, Status)>,
     pub delayed_blocks: u64,
     delayed_extents: usize,
     /// Those of all trees.
@@ -86,7 +89,7 @@ impl Tree {
         tree
     }
 
-    fn insert(&mut self, start: u32, end: u32, status: Status) {
+    fn insert(&mut self, start: LogicalBlock, end: LogicalBlock, status: Status) {
         if start < end {
             if status == Status::Delayed {
                 self.delayed_blocks += u64::from(end - start);
@@ -96,7 +99,7 @@ impl Tree {
         }
     }
 
-    fn take(&mut self, start: u32) -> Option<(u32, Status)> {
+    fn take(&mut self, start: LogicalBlock) -> Option<(LogicalBlock, Status)> {
         let (end, status) = self.extents.remove(&start)?;
         if status == Status::Delayed {
             self.delayed_blocks -= u64::from(end - start);
@@ -105,19 +108,19 @@ impl Tree {
         Some((end, status))
     }
 
-    pub fn covering(&self, block: u32) -> Option<(u32, u32, Status)> {
+    pub fn covering(&self, block: LogicalBlock) -> Option<(LogicalBlock, LogicalBlock, Status)> {
         let (start, (end, status)) = self.extents.range(..=block).next_back()?;
         (*end > block).then_some((*start, *end, *status))
     }
 
     /// What `change` of `range` does to the promises: how many are not needed any more. `change` returns how many
     /// blocks stopped being delayed.
-    pub fn releasing(&mut self, range: Range<u32>, change: impl FnOnce(&mut Self) -> u64) -> u64 {
+    pub fn releasing(&mut self, range: Range<LogicalBlock>, change: impl FnOnce(&mut Self) -> u64) -> u64 {
         if self.clusters.bits == 0 { change(self) } else { self.releasing_clusters(range, change) }
     }
 
     /// Forgets what is known of `range`; returns how many delayed blocks that were.
-    pub fn carve(&mut self, range: Range<u32>) -> u64 {
+    pub fn carve(&mut self, range: Range<LogicalBlock>) -> u64 {
         let mut delayed = 0;
         if range.is_empty() {
             return 0;
@@ -141,7 +144,7 @@ impl Tree {
     }
 
     /// Adds an extent where nothing is known; joins it with its neighbours.
-    pub fn put(&mut self, mut start: u32, mut end: u32, mut status: Status) {
+    pub fn put(&mut self, mut start: LogicalBlock, mut end: LogicalBlock, mut status: Status) {
         if start >= end {
             return;
         }
@@ -180,7 +183,7 @@ impl Tree {
     }
 
     /// True where `range` is the beginning of a hole behind a delayed extent: the next step of a stream of writes.
-    pub fn goes_on_behind_delayed(&self, range: &Range<u32>) -> bool {
+    pub fn goes_on_behind_delayed(&self, range: &Range<LogicalBlock>) -> bool {
         let mut before = self.extents.range(..=range.start).rev();
         matches!(
             (before.next(), before.next()),
@@ -190,7 +193,7 @@ impl Tree {
     }
 
     /// Makes `range`, for which [`Tree::goes_on_behind_delayed`] holds, part of the delayed extent before it.
-    pub fn lengthen_delayed(&mut self, range: &Range<u32>) {
+    pub fn lengthen_delayed(&mut self, range: &Range<LogicalBlock>) {
         let Some(hole) = self.extents.remove(&range.start) else { return };
         self.extents.insert(range.end, hole);
         if let Some((_, (end, _))) = self.extents.range_mut(..range.start).next_back() {
@@ -200,7 +203,7 @@ impl Tree {
     }
 
     /// Makes the holes of `range`, all of it known, delayed.
-    pub fn delay_holes(&mut self, range: Range<u32>) {
+    pub fn delay_holes(&mut self, range: Range<LogicalBlock>) {
         let mut at = range.start;
         while at < range.end {
             let Some((_, end, status)) = self.covering(at) else { break };
@@ -214,7 +217,7 @@ impl Tree {
     }
 
     /// Keeps the tree within its bound, and all of them within theirs; `keep` stays.
-    pub fn prune(&mut self, keep: u32) {
+    pub fn prune(&mut self, keep: LogicalBlock) {
         let reclaimable = self.count();
         let of_all = self.reclaimable.0.load(Ordering::Relaxed);
         if reclaimable <= MAX_RECLAIMABLE

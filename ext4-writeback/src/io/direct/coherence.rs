@@ -1,6 +1,9 @@
-//! What the page cache holds of a range that goes past it.
+//! Page cache coherence of direct I/O: writeback and invalidation of a range that is transferred past the
+//! page cache.
+//!
+//! Locks: the caller holds `rwlock`, so no buffered write makes folios dirty meanwhile; folio locks are taken
+//! one at a time.
 
-use crate::writeback::inode::sync_inode_range;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,8 +12,9 @@ use ext4_core::{Errno, Error, Result};
 use crate::base::runtime::run_to_end;
 use crate::inode::InodeInfo;
 use crate::writeback::Engine;
+use crate::writeback::sync_inode::sync_inode_range;
 
-/// True where a folio over `range` is dirty or on its way to the device.
+/// Returns true if a folio over bytes `range` is dirty or under writeback.
 pub(crate) fn is_busy(inode: &InodeInfo, range: &Range<u64>) -> bool {
     let mut at = range.start;
     while at < range.end
@@ -25,11 +29,11 @@ pub(crate) fn is_busy(inode: &InodeInfo, range: &Range<u64>) -> bool {
     false
 }
 
-/// Writes back what is dirty in `range` and waits until it is on the device, converted and all. The caller holds
-/// `rwlock`: nobody makes anything dirty meanwhile.
+/// Writes back dirty folios over bytes `range` and waits for their I/O and conversions. The caller holds
+/// `rwlock`, so no folio becomes dirty meanwhile.
 ///
 /// # Errors
-/// Those of writeback, as fsync would report them; the file's openers learn of them all the same.
+/// Those of writeback, as fsync would report them; every opener of the file gets them from its own fsync too.
 pub(crate) async fn write_back(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -46,11 +50,11 @@ async fn write_back_busy(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, range: Ra
     inode.write_errors.since(before)
 }
 
-/// i_disksize covers the file up to byte `end`.
+/// Makes sure that i_disksize is at least `end` bytes: writes back the whole file if it is not.
 ///
 /// # Errors
-/// As [`write_back`]; `EIO` where earlier data could not be written and the size on the device stays behind it.
-pub(crate) async fn settle_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, end: u64) -> Result<()> {
+/// As [`write_back`]; `EIO`: earlier data could not be written, and i_disksize ends before it.
+pub(crate) async fn ensure_disksize(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, end: u64) -> Result<()> {
     if inode.completion.disk_size() >= end {
         return Ok(());
     }
@@ -62,21 +66,22 @@ pub(crate) async fn settle_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, en
     Ok(())
 }
 
-/// Drops what the cache holds of `range`. Nothing of it is dirty, and the caller holds `rwlock`.
+/// Invalidates the page cache of bytes `range`. No block of the range is dirty, and the caller holds
+/// `rwlock`.
 pub(crate) async fn invalidate(inode: &Arc<InodeInfo>, range: &Range<u64>) {
     let mut at = range.start;
     while at < range.end
         && let Some(folio) = inode.pages.first_from(at)
         && folio.start() < range.end
     {
-        // Who reads it from the device lets go of it when that has ended.
+        // A task that reads the folio from the device unlocks it when the read has ended.
         let guard = folio.lock().await;
         if guard.is_removed() {
             continue;
         }
         at = guard.end();
         if guard.is_dirty() || guard.is_under_writeback() {
-            // What is dirty lies beside the range.
+            // The dirty blocks of the folio lie outside of the range.
             guard.discard_blocks(guard.blocks_touched(range.start, range.end));
         } else {
             inode.pages.remove(&guard);

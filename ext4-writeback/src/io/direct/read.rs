@@ -1,9 +1,10 @@
-//! Direct reads.
+//! Direct reads: from the device into an aligned buffer, or without waiting (RWF_NOWAIT) from what is known
+//! in memory.
 
 use std::sync::Arc;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -15,10 +16,13 @@ use crate::iomap;
 use crate::iomap::Kind;
 use crate::writeback::Engine;
 
-/// Reads at byte `offset` into `buffer`, both aligned; how many bytes.
+/// Direct read at byte `offset` into `buffer`, both aligned to the logical block of the device. Returns how
+/// many bytes: fewer only at the end of the file.
 ///
 /// # Errors
-/// Those of writeback, of the device and of what it holds.
+/// - `ENOENT`: the inode has been deleted.
+/// - `EIO`: delayed data over the range could not be written back.
+/// - Those of writeback and of the device; corrupt metadata.
 pub(crate) async fn read(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -28,7 +32,7 @@ pub(crate) async fn read(
     let _content = inode.rwlock.read().await;
     inode.check_alive()?;
     if let Some(count) = inline_data::read(inode, offset, buffer).await? {
-        // It became one while this was waiting.
+        // The file became inline while this waited for `rwlock`.
         return Ok(count);
     }
     let size = inode.size();
@@ -53,27 +57,28 @@ pub(crate) async fn read(
         pieces.push(Piece { len: map.length as usize, place });
     }
     transfer(engine, Operation::Read, BioFlags::SYNC, &pieces, buffer).await?;
-    // What the device has behind the end of the file is nobody's business.
+    // The device may hold any bytes behind the end of the file: they must not show.
     let count = (end - offset) as usize;
     let read = (range.end - range.start) as usize;
     buffer[count..read].fill(0);
     Ok(count)
 }
 
-/// Reads what is known without I/O and without waiting, from byte `offset` on without a gap: what the page cache holds,
-/// and zeros where nothing is written. `None` where that is not even the first byte.
+/// Reads without I/O and without waiting, from byte `offset` on without a gap: bytes in the page cache, and
+/// zeros for holes and unwritten blocks. `None` if not even the first byte is known.
 ///
-/// What is dirty is given from memory instead of being written back first: the bytes are the same.
+/// Dirty data is copied from memory instead of being written back first: the bytes are the same.
 ///
 /// # Errors
-/// `ENOENT`; corrupt, where the inode holds the data.
+/// - `ENOENT`: the inode has been deleted.
+/// - Corrupt: the inline data is not valid.
 pub(crate) fn read_now(
     engine: &Engine,
     inode: &InodeInfo,
     offset: u64,
     buffer: &mut [u8],
 ) -> Result<Option<usize>> {
-    // Truncation and buffered writes hold it for writing.
+    // Truncation and buffered writes hold `rwlock` for writing.
     let Ok(_content) = inode.rwlock.try_read() else { return Ok(None) };
     inode.check_alive()?;
     if inode.is_inline() {
@@ -108,15 +113,16 @@ pub(crate) fn read_now(
     Ok(Some((at - offset) as usize))
 }
 
-/// How many bytes from `at` on, below `end`, are known to hold nothing, on the device and in memory.
+/// How many bytes from `at` on, below `end`, are known to be in holes or unwritten blocks, with no folio over
+/// them.
 fn zeros_at(engine: &Engine, inode: &InodeInfo, at: u64, end: u64) -> u64 {
-    let bits = engine.volume.info.block_size().bits();
-    // Below i_size, which is below 2^32 blocks.
-    let Some(extent) = inode.extent_status.lookup((at >> bits) as u32) else { return 0 };
+    let block_size = engine.volume.info.block_size();
+    let block = LogicalBlock::containing(at, block_size);
+    let Some(extent) = inode.extent_status.lookup(block) else { return 0 };
     if !matches!(extent.status, Status::Hole | Status::Unwritten(_)) {
         return 0;
     }
-    let next_block = ((at >> bits) + 1) << bits;
+    let next_block = block.offset(1).byte(block_size);
     let in_memory = inode.pages.first_from(at).map_or(end, |folio| folio.start().max(next_block));
-    (u64::from(extent.end) << bits).min(in_memory).min(end) - at
+    extent.end.byte(block_size).min(in_memory).min(end) - at
 }

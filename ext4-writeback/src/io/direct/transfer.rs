@@ -1,4 +1,4 @@
-//! Pieces of one buffer to and from the device, all at once.
+//! Bios of direct I/O: pieces of one buffer to and from the device, in one plug.
 
 use std::sync::Arc;
 
@@ -10,19 +10,20 @@ use tokio::sync::oneshot;
 
 use crate::writeback::Engine;
 
-/// Where a piece of the buffer goes, or comes from.
+/// A piece of the buffer, and its place on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Piece {
     /// Its length in bytes.
     pub len: usize,
-    /// Its byte on the device; `None`: not there at all, zeros where it is read.
+    /// Its first byte on the device; `None` for a hole, which reads as zeros.
     pub place: Option<u64>,
 }
 
-/// Transfers the front of `buffer`, as `pieces` say, and waits for all of it. The buffer is whole again then.
+/// Transfers `pieces` of `buffer`, which follow one another from its start, and waits for all of them. The
+/// buffer is whole again when it returns.
 ///
 /// # Errors
-/// The first of the device's, in the order of the pieces. Some of them may have been transferred all the same.
+/// The first error of the device, in the order of the pieces. Other pieces may have been transferred.
 pub(crate) async fn transfer(
     engine: &Arc<Engine>,
     operation: Operation,

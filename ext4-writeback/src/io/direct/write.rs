@@ -1,11 +1,17 @@
-//! Direct writes: which lock they take, what they allocate, and when they go through the page cache after all.
+//! Direct writes: which lock they take, what they allocate, and when they fall back to the page cache
+//! (kernel: `ext4_dio_write_iter`).
+//!
+//! ```text
+//!   overwrite: rwlock shared    → write back, blocks all there ─► invalidate → I/O → convert → invalidate
+//!   else:      rwlock exclusive → write back, allocate unwritten ─► the same, i_size at the end
+//!                               → inline data, part of an unwritten block, indirect holes ─► page cache
+//! ```
 
-use crate::iomap::allocate;
 use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
-use ext4_core::{BlockNumber, Errno, Error, Result};
+use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -15,59 +21,65 @@ use crate::io::direct::complete::Run;
 use crate::io::direct::transfer::{Piece, transfer};
 use crate::io::direct::{check_aligned, coherence, complete, is_inline};
 use crate::io::zero::zero_block_tail;
-use crate::iomap;
-use crate::iomap::allocate::ENOSPC_RETRIES;
+use crate::iomap::allocate::{self, ENOSPC_RETRIES};
+use crate::iomap::{self, pointers};
 use crate::volume::OnMedium;
 use crate::writeback::Engine;
 
-/// Where a write goes: the pieces of the buffer, and what has to be converted after it.
+/// The plan of a direct write: the pieces of the buffer, and the unwritten runs that are converted after the
+/// I/O.
 #[derive(Default)]
 struct Plan {
     pieces: Vec<Piece>,
     unwritten: Vec<Run>,
 }
 
-/// What lies under a range that is to be written.
+/// The mapping of a range that is to be written.
 enum Ground {
-    /// Blocks everywhere, and none is written in part that holds nothing yet.
+    /// All blocks are there, and no unwritten block would be written in part.
     Ready(Plan),
-    /// These blocks are missing.
-    Holes(Vec<Range<u32>>),
-    /// A block that holds nothing yet would be written in part.
+    /// These blocks are holes.
+    Holes(Vec<Range<LogicalBlock>>),
+    /// A hole or an unwritten block would be written in part.
     Partial,
 }
 
-/// How a write is done.
+/// Flags of a direct write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
-    /// Nothing is waited for before the I/O starts.
+    /// True if the write must not wait for anything before its I/O starts (RWF_NOWAIT).
     pub nowait: bool,
-    /// The data is to be on the medium at the end, where it needs nothing but itself.
+    /// True if the data is to be on the medium at the end (FUA), as far as it needs no conversion.
     pub through: bool,
 }
 
-/// What a write did.
+/// The result of a direct write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Written {
-    /// Where it went.
+    /// The first byte of the file.
     pub at: u64,
-    /// How many bytes.
+    /// The length in bytes.
     pub count: usize,
-    /// Whether all of them are on the medium.
+    /// [`OnMedium::Yes`] if all bytes are on the medium already.
     pub on_medium: OnMedium,
 }
 
 impl Written {
-    /// `count` bytes at `at`, as far as the device's cache.
+    /// `count` bytes at byte `at`, which may be in the device's cache only.
     pub fn at(at: u64, count: usize) -> Self {
         Self { at, count, on_medium: OnMedium::No }
     }
 }
 
-/// Writes `buffer` at byte `position`, at the end of the file where `None`.
+/// Direct write of `buffer` at byte `position`, or at i_size if `None`.
 ///
 /// # Errors
-/// `EINVAL`, `EFBIG`, `ENOSPC`; `EAGAIN` where it may not wait; those of the device.
+/// - `EINVAL`: offset or length is not a multiple of the device's logical block.
+/// - `EFBIG`: the write would end behind the largest size of the file.
+/// - `ENOSPC`: there are no free blocks.
+/// - `EAGAIN`: `how.nowait` is true, and the write would wait.
+/// - `ENOENT`: the inode has been deleted.
+/// - Those of the journal and of the device.
 pub(crate) async fn write(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -95,8 +107,8 @@ fn would_wait(inode: &InodeInfo) -> Error {
     Error::posix(Errno::EAGAIN, format!("inode {}: a direct write would wait", inode.number))
 }
 
-/// Blocks that are there and lie within the file: the lock is shared, and there is no handle but for conversions.
-/// `None` where that is not so.
+/// An overwrite of blocks that are there, within i_size: `rwlock` is shared, and handles are begun for
+/// conversions only. `None` if the write is not such an overwrite.
 async fn overwrite(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -119,17 +131,18 @@ async fn overwrite(
         return Err(would_wait(inode));
     }
     coherence::write_back(engine, inode, &range).await?;
-    coherence::settle_size(engine, inode, range.end).await?;
+    coherence::ensure_disksize(engine, inode, range.end).await?;
     let Ground::Ready(plan) = survey(engine, inode, &range).await? else { return Ok(None) };
     coherence::invalidate(inode, &range).await;
-    // Blocks to be converted need a commit, whose flush takes the data along.
+    // Blocks to be converted need a commit, whose flush covers the data too.
     let on_medium = if through && plan.unwritten.is_empty() { OnMedium::Yes } else { OnMedium::No };
     let written = carry_out(engine, inode, &plan, None, buffer, on_medium).await;
     coherence::invalidate(inode, &range).await;
     written.map(|()| Some(Written { at: offset, count: buffer.len(), on_medium }))
 }
 
-/// Everything else: the lock is held for writing until the blocks are there and, where the file grows, to the end.
+/// Any other write: `rwlock` is held for writing until the blocks are there and, if the file grows, to the
+/// end.
 async fn allocate_and_write(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -142,7 +155,7 @@ async fn allocate_and_write(
     let offset = position.unwrap_or(size);
     check_aligned(engine, inode, offset, buffer.len())?;
     let range = offset..offset.saturating_add(buffer.len() as u64);
-    let limit = crate::iomap::pointers::max_size(&engine.volume, inode).await;
+    let limit = pointers::max_size(&engine.volume, inode).await;
     if range.end > limit {
         let context = format!("a direct write at {}..{}: files end at {limit}", range.start, range.end);
         return Err(Error::posix(Errno::EFBIG, context));
@@ -156,10 +169,10 @@ async fn allocate_and_write(
     let extends = range.end > size;
     coherence::write_back(engine, inode, &range).await?;
     if extends {
-        // The zeros behind the old end are data like any other: they are on the device before the size passes them.
+        // The zeros behind the old end are data too: they are on the device before i_disksize passes them.
         coherence::write_back(engine, inode, &(size.saturating_sub(1)..size + 1)).await?;
     }
-    coherence::settle_size(engine, inode, size.min(range.end)).await?;
+    coherence::ensure_disksize(engine, inode, size.min(range.end)).await?;
     let indirect = inode.is_indirect().await;
     let mut allocated = Vec::new();
     let plan = match survey(engine, inode, &range).await? {
@@ -190,14 +203,15 @@ async fn allocate_and_write(
             Err(error) => Err(give_back(engine, inode, &allocated, error).await),
         };
     }
-    // The blocks are there and stay: others may read and overwrite meanwhile. If it fails they stay unwritten.
+    // The blocks are there and stay: other tasks may read and overwrite meanwhile. After a failure they stay
+    // unwritten.
     let _content = content.downgrade();
     let written = carry_out(engine, inode, &plan, None, buffer, OnMedium::No).await;
     coherence::invalidate(inode, &range).await;
     written.map(|()| Written::at(offset, buffer.len()))
 }
 
-/// The I/O, and what follows from it.
+/// The I/O of a planned write, and its completion.
 async fn carry_out(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -221,26 +235,27 @@ async fn carry_out(
     complete::complete(engine, inode, &plan.unwritten, size).await
 }
 
-/// After a failure: frees what was allocated behind the end of the file. The failure is what the caller hears of.
+/// After a failed write: frees the blocks that were allocated behind i_size. Returns `error`, for the caller.
 async fn give_back(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
-    allocated: &[Range<u32>],
+    allocated: &[Range<LogicalBlock>],
     error: Error,
 ) -> Error {
     if let Err(second) = complete::free_behind_end(engine, inode, allocated).await {
-        // They stay unwritten behind the end, which is allowed; the next truncation frees them.
+        // They stay unwritten behind i_size, which is allowed; the next truncation frees them.
         tracing::warn!(inode = inode.number.0, error = %second, "blocks behind the end were not freed");
     }
     error
 }
 
-/// What lies under `range`. Nothing dirty is above it.
+/// Looks up the mapping of bytes `range`, over which nothing is dirty.
 async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Result<Ground> {
-    let bits = engine.volume.info.block_size().bits();
-    let byte = |block: u32| u64::from(block) << bits;
-    let first = (range.start >> bits) as u32;
-    let last = range.end.div_ceil(1 << bits) as u32;
+    let block_size = engine.volume.info.block_size();
+    let bits = block_size.bits();
+    let byte = |block: LogicalBlock| block.byte(block_size);
+    let first = LogicalBlock::containing(range.start, block_size);
+    let last = LogicalBlock::at_or_behind(range.end, block_size);
     let mut plan = Plan::default();
     let mut holes = Vec::new();
     let mut partial = false;
@@ -267,7 +282,7 @@ async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Resul
                 holes.push(blocks.clone());
             }
             Status::Delayed => {
-                // It could not be written back, and that was reported.
+                // Its data could not be written back, and that was reported.
                 let location = format!("inode {} block {at}", inode.number);
                 return Err(Error::io("write back", location, Errno::EIO));
             }
@@ -282,7 +297,7 @@ async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Resul
 }
 
 /// Allocates `holes` as unwritten blocks.
-async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<u32>]) -> Result<()> {
+async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<LogicalBlock>]) -> Result<()> {
     for hole in holes {
         let mut retries = 0;
         loop {
@@ -290,7 +305,7 @@ async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<u
                 Ok(()) => break,
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     retries += 1;
-                    // Blocks that were freed are free after the commit.
+                    // Freed blocks can be allocated after the commit.
                     if !engine.volume.commit_for_space().await? {
                         return Err(error);
                     }
@@ -302,8 +317,8 @@ async fn allocate(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, holes: &[Range<u
     Ok(())
 }
 
-/// Through the page cache, and then to the device: what cannot be written in place. The caller holds `rwlock` for
-/// writing.
+/// The fallback for what cannot be written in place: a buffered write that is written back before it returns.
+/// The caller holds `rwlock` for writing.
 async fn through_cache(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,

@@ -1,34 +1,38 @@
-//! Allocation: every block of the range gets one on the device, unwritten where it had none.
+//! FALLOC_FL_ALLOCATE_RANGE: every hole of the range becomes unwritten blocks, and delayed blocks are
+//! allocated.
 //!
 //! ```text
-//!   zero the rest of the old last block (where the size grows)
+//!   zero the rest of the old last block (if the size grows)
 //!     → per run: hole    → handle { allocate, insert as unwritten, size = its end, times, log }
-//!                delayed → handle { allocate out of what was promised, insert, log }
-//!     → handle { size, times }                    where the end of the range had its blocks before
+//!                delayed → handle { allocate from the reservation, insert, log }
+//!     → handle { size, times }                    if the end of the range had its blocks before
 //! ```
 //!
-//! Where the file grows, the size moves in the handle of each run: a crash half way shows the file as long as what it has
-//! blocks for, and none lies behind the size, where nobody would look for it. Only while earlier data, or the zeros behind
-//! an unaligned end, are on their way to the device does i_disksize wait for them, as for every growth
-//! ([`truncate::settle_size`]); a crash then leaves unwritten blocks behind the size, as `AllocateKeepSize` does. They
-//! read as zeros if the file grows over them, and a truncation frees them.
+//! If the file grows, i_size moves in the handle of each run: a crash half way shows the file as long as it
+//! has blocks, and no block lies behind i_size unnoticed. Only while earlier data, or the zeros behind an
+//! unaligned end, are on their way to the device does i_disksize wait for them, as for every growth
+//! ([`size::raise_disksize_or_expedite`]); a crash then leaves unwritten blocks behind i_size, as
+//! `AllocateKeepSize` does. They read as zeros if the file grows over them, and a truncation frees them.
 
-use crate::iomap::allocate;
-use crate::writeback::inode::sync_inode_range;
-use crate::writeback::size;
 use std::ops::Range;
 
 use ext4_core::format::inode::Inode;
-use ext4_core::{Errno, Result};
+use ext4_core::{Errno, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::Status;
 use crate::io::fallocate::request::Request;
 use crate::io::zero::zero_block_tail;
 use crate::iomap;
-use crate::iomap::allocate::{ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
+use crate::iomap::allocate::{self, ENOSPC_RETRIES, MAX_EXTENT_BLOCKS};
 use crate::iomap::preallocation;
+use crate::writeback::size;
+use crate::writeback::sync_inode::sync_inode_range;
 
 impl Request<'_> {
+    /// Allocates the whole range. `grow`: true if i_size grows to the end of the range.
+    ///
+    /// # Errors
+    /// As [`Request::allocate_blocks`].
     pub(crate) async fn allocate(&self, grow: bool) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let size = inode.size();
@@ -50,39 +54,41 @@ impl Request<'_> {
         allocated
     }
 
-    /// Gives every block of `blocks` one on the device. `grows`: the size moves along with what is allocated behind it, up
-    /// to the end of the request; the rest of the old last block is zeroed.
+    /// Allocates the holes and delayed blocks among `blocks`. `grows`: true if i_size moves with blocks that
+    /// are allocated behind it, up to the end of the request; the caller has zeroed the rest of the old last
+    /// block.
     ///
     /// # Errors
-    /// `ENOSPC`, with a part of them allocated; those of the journal and of the device.
-    pub(crate) async fn allocate_blocks(&self, blocks: Range<u32>, grows: bool) -> Result<()> {
+    /// `ENOSPC`: there is no free block; some of the blocks may have been allocated. Those of the journal and
+    /// of the device.
+    pub(crate) async fn allocate_blocks(&self, blocks: Range<LogicalBlock>, grows: bool) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let (mut at, mut retries) = (blocks.start, 0);
         while at < blocks.end {
             let extent = iomap::lookup(&engine.volume, inode, at).await?;
-            let stop = extent.end.min(blocks.end).min(at.saturating_add(MAX_EXTENT_BLOCKS));
+            let stop = extent.end.min(blocks.end).min(at.offset(MAX_EXTENT_BLOCKS));
             let allocated = match extent.status {
                 Status::Hole => {
-                    // The size moves along with the blocks: after a crash none of them lies behind it.
+                    // i_size moves in the same handle: after a crash none of the blocks lies behind it.
                     let limit = if grows { self.end } else { 0 };
-                    let bits = engine.volume.info.block_size().bits();
-                    let settle = |disk: &mut Inode, end: u32| {
-                        let reached = (u64::from(end) << bits).min(limit);
+                    let block_size = engine.volume.info.block_size();
+                    let on_allocated = |disk: &mut Inode, end: LogicalBlock| {
+                        let reached = end.byte(block_size).min(limit);
                         if reached > inode.size() {
                             size::grow(engine, inode, disk, reached);
                         }
                     };
-                    allocate::allocate_hole(&engine.volume, inode, at..stop, "fallocate", true, settle)
+                    allocate::allocate_hole(&engine.volume, inode, at..stop, "fallocate", true, on_allocated)
                         .await
                         .map(|_| ())
                 }
-                // Its blocks may be picked, and its data under way to them: they are mapped when it is there.
+                // Blocks may be picked, and data may be in flight to them: publication maps them.
                 Status::Delayed if preallocation::is_published(&engine.volume, inode).await => {
-                    let bits = engine.volume.info.block_size().bits();
-                    let bytes = u64::from(at) << bits..u64::from(stop) << bits;
+                    let block_size = engine.volume.info.block_size();
+                    let bytes = at.byte(block_size)..stop.byte(block_size);
                     sync_inode_range(engine, inode, bytes, false).await
                 }
-                // Writeback may come first: then this finds its blocks, and allocates nothing.
+                // If writeback comes first, this finds allocated blocks, and allocates nothing.
                 Status::Delayed => {
                     allocate::allocate_delayed(&engine.volume, inode, at, stop - at).await.map(|_| ())
                 }
@@ -104,7 +110,7 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// Up to which byte the range, from its start on, has blocks.
+    /// The byte up to which the range, from its start on, has blocks; 0 if it begins with a hole.
     async fn reached(&self) -> Result<u64> {
         let blocks = self.touched();
         let mut at = blocks.start;
@@ -118,6 +124,6 @@ impl Request<'_> {
         if at == blocks.start {
             return Ok(0);
         }
-        Ok(u64::from(at) << self.engine.volume.info.block_size().bits())
+        Ok(at.byte(self.engine.volume.info.block_size()))
     }
 }

@@ -1,14 +1,14 @@
-//! Punching a hole: whole blocks are freed, parts of blocks at the ends zeroed.
+//! FALLOC_FL_PUNCH_HOLE: whole blocks are freed, parts of blocks at the ends are zeroed.
 //!
 //! ```text
 //!   drop the page cache of the whole blocks (waits for their writeback) → zero the parts of blocks in memory
-//!     → handles { delayed blocks give their promise back, free from the end of the range to its start, log }
-//!     → handle { the size, if data that would have brought it along is gone; times }
+//!     → handles { release the reservation of delayed blocks, free from the end to the start, log }
+//!     → handle { i_disksize, if data that would have moved it is gone; times }
 //! ```
 
-use crate::io::drop_folios;
-use ext4_core::Result;
+use ext4_core::{LogicalBlock, Result};
 
+use crate::io::drop_folios;
 use crate::io::fallocate::request::Request;
 use crate::io::truncate;
 
@@ -21,7 +21,8 @@ impl Request<'_> {
         }
         let block_size = engine.volume.info.block_size();
         let _dropping = inode.invalidate_lock.write().await;
-        // Blocks behind the end are left to truncation; the last block goes whole: what is behind the end in it is nothing.
+        // Blocks behind i_size are left to truncation; the last block is freed whole, as nothing behind
+        // i_size in it counts.
         let end = if self.end < size { self.end } else { size.next_multiple_of(block_size.bytes().into()) };
         let blocks = self.covered(end);
         self.drop_cache(&blocks).await;
@@ -30,15 +31,15 @@ impl Request<'_> {
         self.stamp().await
     }
 
-    /// Drops the page cache of `blocks`, and forgets that the last block of i_disksize could not be written where it is
-    /// among them: nothing stale is left of it.
-    pub(crate) async fn drop_cache(&self, blocks: &std::ops::Range<u32>) {
+    /// Drops the page cache of `blocks`. If the failed tail is among them it is forgotten: nothing stale is
+    /// left of it.
+    pub(crate) async fn drop_cache(&self, blocks: &std::ops::Range<LogicalBlock>) {
         let (engine, inode) = (self.engine, self.inode);
-        let bits = engine.volume.info.block_size().bits();
+        let block_size = engine.volume.info.block_size();
         if blocks.is_empty() {
             return;
         }
-        let bytes = u64::from(blocks.start) << bits..u64::from(blocks.end) << bits;
+        let bytes = blocks.start.byte(block_size)..blocks.end.byte(block_size);
         drop_folios::drop_folios(engine, inode, bytes).await;
         inode.completion.forget_failed_tail(blocks);
     }

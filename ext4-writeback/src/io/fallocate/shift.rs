@@ -1,44 +1,49 @@
-//! Taking a range out of a file and putting one in: what lies behind it moves.
+//! FALLOC_FL_COLLAPSE_RANGE and FALLOC_FL_INSERT_RANGE: extents behind the range move along the file.
 //!
 //! ```text
-//!   zero the rest of the last block → write everything back and wait for it → drop the page cache from the offset on
+//!   zero the rest of the last block → write everything back and wait for it
+//!     → drop the page cache from the offset on
 //!   collapse:  handles { free the range, extents move to the left, the first ones first } size in the last
 //!   insert:    handles { size, split at the offset, extents move to the right, the last ones first }
 //! ```
 //!
 //! Invariants:
-//! - Nothing is dirty, in flight, parked or waiting to move i_disksize when the first extent moves: completions know
-//!   blocks by their place in the file, and would find others there.
-//! - The zeros behind the end are on the device before the last block moves: half way through it is not the last block,
-//!   and what lies behind the end in it can be seen.
-//! - A handle has credits for the whole tree where the journal gives that many to one (a quarter of the log): the file
-//!   changes in one transaction then. Where it takes several, a crash half way shows a hole as long as the range at another place: for
-//!   collapse between the part that has moved and the one that has not, with the old size; for insert the same, with the
-//!   new size. Every block that had data has it once. The tree is whole, and nothing written lies behind the size.
-//! - No fast commit has any of this: there is no tag for it.
+//! - Nothing is dirty, in flight, parked or waiting to move i_disksize when the first extent moves:
+//!   completions name blocks by their place in the file, and would find other blocks there.
+//! - The zeros behind i_size are on the device before the last block moves: half way through it is not the
+//!   last block, and its bytes behind i_size can be read.
+//! - A handle has credits for the whole extent tree if the journal gives that many to one handle (a quarter
+//!   of the log): the file then changes in one transaction. If it takes several, a crash half way shows a
+//!   hole as long as the range at another place: for collapse between the part that has moved and the part
+//!   that has not, with the old size; for insert the same, with the new size. Every block that had data has
+//!   it once. The tree is consistent, and no written block lies behind i_size.
+//! - The transaction is ineligible for fast commit: there is no tag for moved extents.
 
-use crate::inode::log::log_inode;
-use crate::io::drop_folios;
-use crate::iomap::pointers::max_size_with_extents;
-use crate::writeback::inode::sync_inode_data;
-use crate::writeback::size;
 use std::sync::atomic::Ordering;
 
 use ext4_core::meta::extent_tree::{Removal, Shift};
 use ext4_core::meta::{credits, extent_tree};
 use ext4_core::{Errno, Error, LogicalBlock, Result};
 
+use crate::inode::log::log_inode;
+use crate::io::drop_folios;
 use crate::io::fallocate::request::{Request, invalid};
 use crate::io::zero::zero_block_tail;
+use crate::iomap::pointers::max_size_with_extents;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
+use crate::writeback::size;
+use crate::writeback::sync_inode::sync_inode_data;
 
-/// Where the range is the middle of an extent, freeing it splits that one. Steps ask for more.
+/// Credits of the first step, in which freeing the range may split an extent. Later steps extend the handle.
 const SHIFT_CREDITS: u32 = credits::FREE_STEP + credits::EXTENT + credits::INODE;
 
 impl Request<'_> {
-    /// Whole clusters; returns the first block and how many there are.
-    fn whole(&self) -> Result<(u32, u32)> {
+    /// The first block of the range and how many blocks it has.
+    ///
+    /// # Errors
+    /// `EINVAL`: the range is not made of whole clusters.
+    fn whole(&self) -> Result<(LogicalBlock, u32)> {
         let unit = u64::from(self.engine.volume.info.block_size().bytes())
             << self.engine.volume.info.superblock().cluster_bits();
         if !self.offset.is_multiple_of(unit) || !self.end.is_multiple_of(unit) {
@@ -48,7 +53,8 @@ impl Request<'_> {
         Ok((blocks.start, blocks.end - blocks.start))
     }
 
-    /// Waits for everything of the file, so that nothing but the trees knows where its blocks are.
+    /// Writes back the whole file and drops its page cache from the offset on, so that only the extent tree
+    /// knows the place of its blocks.
     async fn quiesce(&self) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         zero_block_tail(engine, inode, inode.size()).await?;
@@ -63,8 +69,8 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// A handle with credits for every node of the tree, as far as the journal gives them to one: then everything is one
-    /// transaction, however full the running one is.
+    /// Begins a handle with credits for every node of the extent tree, as far as the journal gives that many
+    /// to one handle: then the whole operation is in one transaction, however full the running one is.
     async fn begin(&self) -> Result<Handle> {
         let (engine, inode) = (self.engine, self.inode);
         let nodes = extent_tree::node_blocks(&engine.volume.info, &*inode.inode.read().await).await?.len();
@@ -74,16 +80,18 @@ impl Request<'_> {
         engine.volume.begin_ineligible(credits, "fallocate", Reason::FallocRange).await
     }
 
-    /// Both sizes. The caller holds the inode's lock, and logs it.
+    /// Sets i_size and i_disksize, and stamps mtime and ctime. The caller holds the inode's lock, and logs
+    /// the inode.
     fn set_sizes(&self, disk: &mut ext4_core::format::inode::Inode, size: u64) {
         self.inode.pages.note_cut(size);
         self.inode.completion.note_truncation(size);
         self.inode.size.store(size, Ordering::SeqCst);
         disk.size = size;
         self.inode.completion.set_disk_size(size);
-        size::touch(self.engine, disk);
+        size::stamp_mtime_ctime(self.engine, disk);
     }
 
+    /// FALLOC_FL_COLLAPSE_RANGE.
     pub(crate) async fn collapse(&self) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let (first, count) = self.whole()?;
@@ -93,17 +101,17 @@ impl Request<'_> {
         }
         let _dropping = inode.invalidate_lock.write().await;
         self.quiesce().await?;
-        let mut from = LogicalBlock(first + count);
+        let mut from = first + count;
         let mut freed = false;
         loop {
             let handle = self.begin().await?;
             let mut disk = inode.inode.write().await;
-            inode.extent_status.remove(first..u32::MAX);
+            inode.extent_status.remove(first..LogicalBlock::END);
             let step = async {
                 if !freed {
-                    let (start, last) = (LogicalBlock(first), LogicalBlock(first + count - 1));
+                    let last = first + (count - 1);
                     let removal =
-                        extent_tree::remove(&engine.volume.info, &handle, &mut disk, start, last).await?;
+                        extent_tree::remove(&engine.volume.info, &handle, &mut disk, first, last).await?;
                     if removal == Removal::More {
                         return Ok(Shift::More(from));
                     }
@@ -123,6 +131,7 @@ impl Request<'_> {
         }
     }
 
+    /// FALLOC_FL_INSERT_RANGE.
     pub(crate) async fn insert(&self) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let (first, count) = self.whole()?;
@@ -137,19 +146,19 @@ impl Request<'_> {
         }
         let _dropping = inode.invalidate_lock.write().await;
         self.quiesce().await?;
-        let mut limit = LogicalBlock(u32::MAX);
+        let mut limit = LogicalBlock::END;
         let mut begun = false;
         loop {
             let handle = self.begin().await?;
             let mut disk = inode.inode.write().await;
-            inode.extent_status.remove(first..u32::MAX);
+            inode.extent_status.remove(first..LogicalBlock::END);
             if !begun {
                 self.check_room(&disk, count).await?;
-                extent_tree::split_at(&engine.volume.info, &handle, &mut disk, LogicalBlock(first)).await?;
+                extent_tree::split_at(&engine.volume.info, &handle, &mut disk, first).await?;
                 self.set_sizes(&mut disk, new);
                 begun = true;
             }
-            let start = LogicalBlock(first);
+            let start = first;
             let shifted =
                 extent_tree::shift_right(&engine.volume.info, &handle, &mut disk, start, limit, count).await;
             log_inode(&engine.volume, &handle, inode, &disk, true).await?;
@@ -160,7 +169,10 @@ impl Request<'_> {
         }
     }
 
-    /// Blocks behind the end move too: fails where the last of them would lie past the last block of a file.
+    /// Checks that no block behind i_size moves past the last block that a file can have.
+    ///
+    /// # Errors
+    /// `EINVAL`: one would.
     async fn check_room(&self, disk: &ext4_core::format::inode::Inode, count: u32) -> Result<()> {
         let last = extent_tree::last_extent(&self.engine.volume.info, disk).await?;
         if last.is_none_or(|last| last.end().0.checked_add(count).is_some()) {

@@ -1,27 +1,27 @@
-//! Zeroing a range: whole blocks become unwritten, parts of blocks at the ends are zeroed in memory.
+//! FALLOC_FL_ZERO_RANGE: whole blocks become unwritten, parts of blocks at the ends are zeroed in memory.
 //!
 //! ```text
-//!   zero the rest of the old last block (where the size grows)
-//!     → allocate what has no block, as unwritten, the size with it     ENOSPC comes before anything is lost
+//!   zero the rest of the old last block (if the size grows)
+//!     → allocate holes as unwritten, and move i_size with them         ENOSPC comes before anything is lost
 //!     → drop the page cache of the whole blocks (waits for their writeback)
 //!     → handles { written blocks become unwritten, log } → zero the parts of blocks in memory
 //!     → handle { size, times }
 //! ```
 //!
-//! Dropping takes the dirty bits of the whole blocks along, also where they are part of a folio. Were one left,
-//! writeback would make the block written again, with zeros.
+//! Dropping page cache clears the dirty bits of whole blocks too that are part of a folio. If a dirty bit
+//! were left, writeback would make the block written again, with zeros.
 
-use crate::inode::log::log_inode;
-use crate::writeback::size;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::meta::{Transaction as _, block_map, credits, extent_tree};
 use ext4_core::{Errno, LogicalBlock, Result};
 
+use crate::inode::log::log_inode;
 use crate::io::fallocate::request::Request;
 use crate::io::zero::zero_block_tail;
 use crate::iomap::allocate::ENOSPC_RETRIES;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
+use crate::writeback::size;
 
 const CONVERT_CREDITS: u32 = credits::EXTENT + credits::INODE;
 
@@ -47,18 +47,19 @@ impl Request<'_> {
         self.stamp().await
     }
 
-    /// Makes the written blocks among `blocks`, of which no page cache is left, unwritten.
+    /// Converts the written blocks among `blocks`, whose page cache has been dropped, to unwritten.
     ///
     /// # Errors
-    /// `ENOSPC` where a split needs a node of the extent tree and there is no block for it, not even after a commit: the
-    /// blocks before are converted. Those of the journal and of the device.
-    async fn unwrite(&self, blocks: std::ops::Range<u32>) -> Result<()> {
+    /// - `ENOSPC`: a split needs a node of the extent tree and there is no block for it, not even after a
+    ///   commit; blocks before are converted.
+    /// - Those of the journal and of the device.
+    async fn unwrite(&self, blocks: std::ops::Range<LogicalBlock>) -> Result<()> {
         let (mut at, mut retries) = (blocks.start, 0);
         while at < blocks.end {
             match self.unwrite_some(&mut at, blocks.end).await {
                 Err(error) if error.errno() == Errno::ENOSPC && retries < ENOSPC_RETRIES => {
                     retries += 1;
-                    // Blocks that were freed are free after the commit.
+                    // Freed blocks can be allocated after the commit.
                     if !self.engine.volume.commit_for_space().await? {
                         return Err(error);
                     }
@@ -69,23 +70,23 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// As far as one handle reaches, from block `at` on, which moves along.
-    async fn unwrite_some(&self, at: &mut u32, end: u32) -> Result<()> {
+    /// Converts blocks `at..end` as far as the credits of one handle go; advances `at`.
+    async fn unwrite_some(&self, at: &mut LogicalBlock, end: LogicalBlock) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let handle = engine.volume.begin_tracked(CONVERT_CREDITS, "fallocate").await?;
         let mut disk = inode.inode.write().await;
         let mut changed = false;
         while *at < end {
-            let mapping = block_map::lookup(&engine.volume.info, &disk, LogicalBlock(*at)).await?;
+            let mapping = block_map::lookup(&engine.volume.info, &disk, *at).await?;
             let len = mapping.len.min(end - *at).max(1);
             if let MappingState::Written(physical) = mapping.state {
                 if changed && handle.credits() < CONVERT_CREDITS && !handle.extend(CONVERT_CREDITS)? {
                     break;
                 }
                 changed = true;
-                let range = (*at, *at + len);
-                inode.extent_status.remove(range.0..range.1);
-                let (transaction, first) = (&handle, LogicalBlock(*at));
+                let range = *at..*at + len;
+                inode.extent_status.remove(range.clone());
+                let (transaction, first) = (&handle, *at);
                 let converted = extent_tree::convert_to_unwritten(
                     &engine.volume.info,
                     transaction,
@@ -100,7 +101,12 @@ impl Request<'_> {
                     return Err(error);
                 }
                 let mapped = Mapped::Blocks { physical, unwritten: true };
-                engine.volume.fast_commits.range_changed(handle.id(), inode.number, range, mapped);
+                engine.volume.fast_commits.range_changed(
+                    handle.id(),
+                    inode.number,
+                    (range.start.0, range.end.0),
+                    mapped,
+                );
             }
             *at += len;
         }

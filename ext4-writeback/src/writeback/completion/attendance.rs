@@ -1,29 +1,29 @@
-//! Waiting for an inode's ioends, and doing what a completion worker would meanwhile: two changes of tasks less for each
-//! fsync, which with a fast device cost more than the device.
+//! fsync waiting for an inode's ioends and doing the completion worker's part meanwhile: that saves two task
+//! switches for each fsync, which cost more than a fast device does.
 //!
-//! Invariant: between the moment an attendance begins and its end its owner waits for nothing but the inode's progress
-//! and the journal, which waits for no completion. Did he wait for anything else, a folio for instance that is under
-//! writeback, he could wait for a completion that has been left to him.
+//! Invariant: from the beginning of an attendance to its end, its owner waits only for the inode's progress
+//! and for the journal, which waits for no completion. If the owner waited for anything else, for instance
+//! for a folio under writeback, it could wait for a completion that is left to the owner itself.
 //!
-//! What is left when he goes, the workers get.
+//! Work that is left when the attendance ends goes to the workers.
 
-use crate::writeback::completion::give_to_workers;
-use crate::writeback::completion::process_and_schedule;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::base::lock_order::assert_no_handle;
 use crate::inode::InodeInfo;
 use crate::writeback::Engine;
+use crate::writeback::completion::{give_to_workers, process_and_schedule};
 
-/// See the module.
+/// An attendance on one inode; it ends when this is dropped.
 pub(crate) struct Attendance<'a> {
     engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
 }
 
 impl<'a> Attendance<'a> {
-    /// Begins. `None` where the order of completions is to be the same every time.
+    /// Begins an attendance; `None` in deterministic mode, in which the order of completions is the same
+    /// every time.
     pub fn begin(engine: &'a Arc<Engine>, inode: &'a Arc<InodeInfo>) -> Option<Self> {
         if engine.dirty.is_deterministic() {
             return None;
@@ -32,8 +32,8 @@ impl<'a> Attendance<'a> {
         Some(Self { engine, inode })
     }
 
-    /// Waits until every ioend over bytes `range` of the inode with a number below `until` is finished. No handle may
-    /// be held.
+    /// Waits until every ioend over bytes `range` of the inode with a number below `until` is finished. No
+    /// handle may be held.
     pub async fn wait(&self, until: u64, range: &Range<u64>) {
         assert_no_handle("waiting for writeback");
         let queue = &self.inode.completion;

@@ -1,8 +1,12 @@
-//! What a worker or an attendant does with ioends whose I/O has ended: one handle for many, each inode's in the order
-//! of its file.
+//! Conversion of ioends whose I/O has ended, by a worker or an attendant: one handle for many ioends, those
+//! of an inode in the order of its file (kernel: `ext4_do_flush_completed_IO`).
+//!
+//! Invariants:
+//! - No inode lock is held while a handle is begun or stopped, and no handle is held while picked blocks are
+//!   returned.
+//! - The inode is logged under the hold of its lock that changed it.
+//! - An ioend is finished after the handle that converted it has been stopped.
 
-use crate::inode::log::log_inode;
-use crate::writeback::completion::finish;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -15,36 +19,38 @@ use tokio::sync::RwLockWriteGuard;
 use crate::base::counters::LiveCounters;
 use crate::cache::ioend::{Ioend, Kind};
 use crate::inode::InodeInfo;
+use crate::inode::log::log_inode;
 use crate::volume::fast_commit::mapped::Mapped;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::handle::Handle;
 use crate::writeback::Engine;
+use crate::writeback::completion::finish;
 use crate::writeback::completion::gate::{Gate, gate};
 use crate::writeback::completion::group::{CREDITS, Group, merge};
 use crate::writeback::completion::publish::{STEP_CREDITS, publish_step};
 use crate::writeback::size::follow_size;
 
-/// How many ioends one handle makes room for when it begins.
+/// Credits that a handle for many ioends begins with: room for 16.
 const BATCH_CREDITS: u32 = 16 * CREDITS;
 
-/// A handle that many ioends share, and those that are finished when it has been stopped.
+/// A handle that many ioends share, and the ioends that are finished when it has been stopped.
 struct Batch<'a> {
     engine: &'a Arc<Engine>,
     handle: Option<Handle>,
     finished: Vec<(Arc<InodeInfo>, Ioend)>,
-    /// How many ioends of the inode in hand have blocked nobody since.
+    /// How many ioends of the current inode were removed from its list of ioends in flight.
     removed: u64,
 }
 
 impl Batch<'_> {
-    /// Everything of `ioend` but the end of the handle is decided.
+    /// `ioend` needs nothing more but the end of the handle.
     fn end(&mut self, inode: &Arc<InodeInfo>, ioend: Ioend) {
         let _ = inode.completion.remove(&ioend);
         self.removed += 1;
         self.finished.push((Arc::clone(inode), ioend));
     }
 
-    /// `group` ends with `result`, whatever the I/O of its ioends gave if that is an error.
+    /// Ends the ioends of `group`; if `result` is an error, it becomes theirs.
     fn end_group(&mut self, inode: &Arc<InodeInfo>, group: Group, result: Result<()>) {
         for mut ioend in group.members {
             if result.is_err() {
@@ -54,7 +60,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Stops the handle, then ends the writeback of what it converted.
+    /// Stops the handle, then finishes the ioends that it converted.
     async fn stop(&mut self) {
         self.handle = None;
         for (inode, ioend) in std::mem::take(&mut self.finished) {
@@ -67,14 +73,18 @@ impl Batch<'_> {
         }
     }
 
-    /// True where the handle has `credits` for one more step.
+    /// Returns true if the handle has, or can be extended to, `credits` for one more step.
     fn has_room(&self, credits: u32) -> bool {
         self.handle.as_ref().is_some_and(|handle| {
             handle.credits() >= credits || matches!(handle.extend(BATCH_CREDITS), Ok(true))
         })
     }
 
-    /// A handle with `credits`; another one where this one has none. No inode lock may be held.
+    /// Makes sure that there is a handle with `needed` credits; begins another one if this one has too few.
+    /// No inode lock may be held.
+    ///
+    /// # Errors
+    /// Those of the journal.
     async fn make_room(&mut self, needed: u32) -> Result<()> {
         if self.has_room(needed) {
             return Ok(());
@@ -89,19 +99,20 @@ impl Batch<'_> {
     }
 }
 
-/// How far a hold of the inode's lock came.
+/// How far the work under one hold of the inode's lock came.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
     /// Everything is done or parked.
     All,
     /// The handle has no credits left.
     NoCredits,
-    /// There is no block for metadata; some will be free after a commit.
+    /// There is no free block for metadata; some become free at the next commit.
     NoSpace,
 }
 
-/// Converts and finishes what has completed of `inodes`. Returns those that have to be looked at again.
-#[must_use = "what is parked would be forgotten"]
+/// Converts and finishes the completed ioends of `inodes`. Returns the inodes that have to be looked at
+/// again.
+#[must_use = "parked ioends would be forgotten"]
 pub(crate) async fn process(engine: &Arc<Engine>, mut inodes: Vec<Arc<InodeInfo>>) -> Vec<Arc<InodeInfo>> {
     let mut batch = Batch { engine, handle: None, finished: Vec::new(), removed: 0 };
     let mut again = Vec::new();
@@ -131,7 +142,7 @@ async fn process_inode(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>) -> bool {
     queue.park(parked, removals, batch.removed)
 }
 
-/// Fails, converts and finishes `ioends`. Returns those that wait for others.
+/// Fails, converts and finishes `ioends`. Returns those that wait for other ioends, to be parked.
 async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: Vec<Ioend>) -> Vec<Ioend> {
     let engine = batch.engine;
     let queue = &inode.completion;
@@ -157,7 +168,7 @@ async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: V
             Ok(Progress::All) => break,
             Ok(Progress::NoCredits) => {}
             Ok(Progress::NoSpace) => {
-                // A commit waits for no completion. Where it fails the next try says so.
+                // A commit waits for no completion. If it fails, the next try returns the error.
                 batch.stop().await;
                 let _ = engine.volume.commit_for_space().await;
             }
@@ -165,7 +176,8 @@ async fn process_ioends(batch: &mut Batch<'_>, inode: &Arc<InodeInfo>, ioends: V
                 for group in groups {
                     batch.end_group(inode, group, Err(error.clone()));
                 }
-                // Neither conversion nor size is in a transaction: what the caller waits for did not happen.
+                // Neither conversion nor i_disksize is in a transaction: a caller in fsync has to see the
+                // error.
                 for (_, ioend) in batch.finished.iter_mut().filter(|(owner, _)| Arc::ptr_eq(owner, inode)) {
                     if ioend.result.is_ok() {
                         ioend.result = Err(error.clone());
@@ -187,7 +199,7 @@ fn note_failure(engine: &Engine, inode: &InodeInfo, ioend: &Ioend) {
         }
         let size = inode.completion.disk_size();
         let block_size = engine.volume.info.block_size();
-        let tail = (size >> block_size.bits()) as u32;
+        let tail = LogicalBlock::containing(size, block_size);
         if ioend.kind == Kind::Overwrite
             && !size.is_multiple_of(u64::from(block_size.bytes()))
             && ioend.blocks.contains(&tail)
@@ -197,14 +209,14 @@ fn note_failure(engine: &Engine, inode: &InodeInfo, ioend: &Ioend) {
     }
 }
 
-/// Works on `groups` under one hold of the inode's lock, as far as the handle's credits go:
+/// Converts or publishes `groups` under one hold of the inode's lock, as far as the handle's credits go:
 ///
 /// ```text
 ///   group ─► cut off by a truncation ──────────────────────────────► ended
 ///         ─► the gate of i_disksize: failed ─► ended; closed ─► parked
 ///         ─► published, or converted ─► i_disksize moves ─► ended
 ///   no group left ─► i_disksize follows a size without data of its own
-///   inode logged, lock given back
+///   inode logged, lock released
 /// ```
 async fn process_groups(
     batch: &mut Batch<'_>,
@@ -257,7 +269,7 @@ async fn process_groups(
             Step::Failed(error) => batch.end_group(inode, group, Err(error)),
         }
     }
-    // A size that was raised without data of its own follows when nothing before it is unfinished.
+    // i_disksize follows an i_size without data of its own when no data before it is unfinished.
     if progress == Progress::All && batch.has_room(CREDITS) {
         hold.changed |= follow_size(&engine.volume, inode, &mut hold.disk);
     }
@@ -269,10 +281,10 @@ async fn process_groups(
     Ok(progress)
 }
 
-/// What to do with a group.
+/// What to do with a group of ioends.
 enum Verdict {
     Work,
-    /// A truncation cut it off.
+    /// A truncation cut the group off.
     CutOff,
     /// Earlier data is unfinished.
     Park,
@@ -282,16 +294,17 @@ enum Verdict {
 /// How the work on a group ended.
 enum Step {
     Done,
-    /// The rest of it needs credits or space.
+    /// The rest of the group needs credits or space.
     Again(Progress),
     Failed(Error),
 }
 
-/// One hold of an inode's lock (i_data_sem): what changes under it is logged before the lock is given back.
+/// One hold of an inode's lock (i_data_sem): changes under it are logged before the lock is released.
 struct Hold<'a> {
     engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
     disk: RwLockWriteGuard<'a, Inode>,
+    /// True if the inode has to be logged.
     changed: bool,
 }
 
@@ -311,14 +324,15 @@ impl Hold<'_> {
         }
     }
 
-    /// Unwritten blocks stay so until the truncation frees them, picked ones go back.
+    /// A truncation cut `group` off: its unwritten blocks stay so until the truncation frees them, picked
+    /// ones are returned.
     fn drop_cut_off(&self, group: &Group) {
         if group.kind == Kind::Picked {
             self.inode.preallocation.give_back(&self.engine.volume.info, group.blocks.clone());
         }
     }
 
-    /// i_disksize moves to the end of what is done of `group`, within i_size.
+    /// Moves i_disksize to the end of what is done of `group`, i_size at most.
     fn reach(&mut self, group: &Group, size: u64) -> Step {
         let end = group.done_end(self.engine.volume.info.block_size()).min(size);
         if end > self.disk.size {
@@ -329,10 +343,10 @@ impl Hold<'_> {
         Step::Done
     }
 
-    /// Unwritten blocks become written.
+    /// Converts the unwritten blocks of `group` to written.
     async fn convert(&mut self, handle: &Handle, group: &Group, size: u64) -> Step {
         let volume = &self.engine.volume;
-        let first = LogicalBlock(group.blocks.start);
+        let first = group.blocks.start;
         let len = group.blocks.end - group.blocks.start;
         let converted =
             extent_tree::convert_to_written(&volume.info, handle, &mut self.disk, first, len).await;
@@ -352,15 +366,15 @@ impl Hold<'_> {
             "ext4_convert_unwritten_extents"
         );
         let mapped = Mapped::Blocks { physical: group.physical, unwritten: false };
-        let blocks = (group.blocks.start, group.blocks.end);
+        let blocks = (group.blocks.start.0, group.blocks.end.0);
         volume.fast_commits.range_changed(handle.id(), self.inode.number, blocks, mapped);
         LiveCounters::add(&volume.counters.conversions, 1);
         LiveCounters::add(&volume.counters.merges, group.members.len() as u64 - 1);
         self.reach(group, size)
     }
 
-    /// Picked blocks become part of the file, as far as the handle's credits go. What was published before a failure
-    /// counts.
+    /// Makes picked blocks part of the file, as far as the handle's credits go. i_disksize moves over what
+    /// was published before a failure.
     async fn publish(&mut self, batch: &Batch<'_>, group: &mut Group, size: u64) -> Step {
         let volume = &self.engine.volume;
         let before = group.published;
@@ -379,7 +393,7 @@ impl Hold<'_> {
                 Step::Again(Progress::NoSpace)
             }
             Err(error) => {
-                tracing::error!(inode = self.inode.number.0, block = group.published, %error,
+                tracing::error!(inode = self.inode.number.0, block = group.published.0, %error,
                     "publication failed: data is lost");
                 Step::Failed(error)
             }
@@ -389,8 +403,12 @@ impl Hold<'_> {
     }
 }
 
-/// Publishes what `group` has within the first `size` bytes of the file, as far as the handle's credits go; what lies
-/// behind was cut off, and is given back. False where there are no credits left.
+/// Publishes the blocks of `group` within the first `size` bytes of the file, as far as the handle's credits
+/// go; blocks behind were cut off, and are returned. Returns true if all is done, false if there are no
+/// credits left.
+///
+/// # Errors
+/// As [`publish_step`].
 async fn publish(
     batch: &Batch<'_>,
     inode: &InodeInfo,
@@ -399,7 +417,7 @@ async fn publish(
     size: u64,
 ) -> Result<bool> {
     let engine = batch.engine;
-    let end_of_file = u32::try_from(engine.volume.info.block_size().blocks_for(size)).unwrap_or(u32::MAX);
+    let end_of_file = LogicalBlock::at_or_behind(size, engine.volume.info.block_size());
     let end = group.blocks.end.min(end_of_file);
     while group.published < end {
         let Some(handle) = batch.handle.as_ref().filter(|_| batch.has_room(STEP_CREDITS)) else {

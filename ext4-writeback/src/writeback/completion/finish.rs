@@ -1,4 +1,5 @@
-//! The end of an ioend: its folios are no longer under writeback, its error is recorded, picked blocks go back.
+//! The end of an ioend: its folios stop being under writeback, its error is recorded, picked blocks of failed
+//! I/O are returned (kernel: `iomap_finish_ioend`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::writeback::Engine;
 /// A folio and those of its blocks that an ioend has.
 type Piece = (Arc<Folio>, Range<u32>);
 
-/// Everything of `ioend` is done: ends its folios' writeback and reports its error.
+/// Ends the writeback of the folios of `ioend` and records its error in the inode. Its handle, if any, has
+/// been stopped.
 pub(crate) fn finish(engine: &Engine, inode: &InodeInfo, mut ioend: Ioend) {
     if let Err(error) = &ioend.result {
         tracing::warn!(inode = inode.number.0, offset = ioend.offset, size = ioend.size, %error,
@@ -22,7 +24,8 @@ pub(crate) fn finish(engine: &Engine, inode: &InodeInfo, mut ioend: Ioend) {
     for (folio, _) in ioend.pieces.drain(..) {
         if folio.finish_piece() {
             let len = folio.len();
-            // Given up while we have it, it would free nothing, and others would have to go as well.
+            // If reclaim gave the folio up while this reference exists, no memory would become free, and it
+            // would give up other folios too.
             drop(folio);
             engine.dirty.end_writeback(len);
         }
@@ -32,11 +35,11 @@ pub(crate) fn finish(engine: &Engine, inode: &InodeInfo, mut ioend: Ioend) {
     engine.dirty.finish_ioend(ioend.id);
 }
 
-/// `ioend`, whose blocks were picked, failed: they go back. What was made dirty again meanwhile stays delayed, the rest
-/// is lost. No handle may be held, nor the inode's lock.
+/// Returns the picked blocks of `ioend`, whose I/O or publication failed. Blocks that were made dirty again
+/// meanwhile stay delayed; the data of the others is lost. No handle may be held, nor the inode's lock.
 pub(crate) async fn discard(engine: &Engine, inode: &Arc<InodeInfo>, ioend: &Ioend) {
     for (folio, blocks) in &ioend.pieces {
-        // Dirty bits change under the folio's lock only.
+        // Dirty bits change only under the folio's lock.
         let guard = folio.lock().await;
         let first = guard.first_block();
         let mut at = blocks.start;

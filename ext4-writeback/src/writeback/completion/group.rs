@@ -1,4 +1,5 @@
-//! Groups: ioends of one inode that follow one another in the file and on the device, converted in one step.
+//! Merged ioends: a group of one inode's ioends that are contiguous in the file and on the device, converted
+//! in one step (kernel: `iomap_ioend_try_merge`).
 
 use std::ops::Range;
 
@@ -11,37 +12,43 @@ use crate::writeback::completion::publish::STEP_CREDITS;
 /// Credits for one ioend: its conversion and its inode.
 pub(crate) const CREDITS: u32 = credits::EXTENT + credits::INODE;
 
-/// Ioends that follow one another in the file and on the device.
+/// Ioends that are contiguous in the file and on the device.
 pub(crate) struct Group {
-    pub blocks: Range<u32>,
+    /// Blocks of the file.
+    pub blocks: Range<LogicalBlock>,
+    /// The first byte of the file.
     pub offset: u64,
+    /// The byte behind the last.
     pub end: u64,
     pub kind: Kind,
+    /// The first block on the device.
     pub physical: BlockNumber,
     /// Blocks before this one are published.
-    pub published: u32,
-    /// A commit was made so that there may be space for its metadata.
+    pub published: LogicalBlock,
+    /// True if a commit was made already to free space for its metadata.
     pub(crate) retried: bool,
+    /// The ioends, in the order of the file.
     pub members: Vec<Ioend>,
 }
 
 impl Group {
-    /// Credits for a step of what it needs.
+    /// Credits for one step of its publication or conversion.
     pub(crate) fn credits(&self) -> u32 {
         if self.kind == Kind::Picked { STEP_CREDITS } else { CREDITS }
     }
 
-    /// The byte behind the last that is part of the file: published, where that is asked for.
+    /// The byte up to which i_disksize may move: the end of the published part of picked blocks, the end
+    /// otherwise.
     pub(crate) fn done_end(&self, block_size: BlockSize) -> u64 {
         match self.kind {
             Kind::Picked if self.published == self.blocks.start => 0,
-            Kind::Picked => self.end.min(LogicalBlock(self.published).byte(block_size)),
+            Kind::Picked => self.end.min(self.published.byte(block_size)),
             Kind::Overwrite | Kind::Unwritten => self.end,
         }
     }
 }
 
-/// Sorts `ioends` into the order of the file and joins those that follow one another.
+/// Sorts `ioends` into the order of the file and merges those that are contiguous.
 pub(crate) fn merge(mut ioends: Vec<Ioend>) -> Vec<Group> {
     ioends.sort_by_key(|ioend| (ioend.offset, ioend.id));
     let mut groups: Vec<Group> = Vec::new();

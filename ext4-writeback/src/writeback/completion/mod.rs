@@ -1,29 +1,34 @@
-//! What happens after the I/O of an ioend: conversion of unwritten blocks, publication of picked ones, the size on the
-//! device, and only then the end of the folios' writeback.
+//! I/O completion of an ioend: conversion of unwritten blocks, publication of picked ones, i_disksize, and
+//! only then the end of the folios' writeback (kernel: `ext4_end_io`).
 //!
 //! ```text
 //!   device ── end_io ──► nothing to do: finished at once
-//!                   └──► the inode's list ──► worker, or whoever waits in fsync ([`crate::writeback::completion::attendance`]): one handle for many
-//!                                              errors │ merge │ gate │ convert or publish, raise i_disksize, log │ stop │ finish
-//!                                                             └── parked until earlier data is there
+//!                   └──► the inode's list ──► worker, or the task that waits in fsync (attendance.rs)
+//!
+//!   one handle for many ioends:
+//!     errors │ merge │ gate │ convert or publish, raise i_disksize, log │ stop the handle │ finish
+//!                       └── parked until earlier data is on the device
 //! ```
 //!
 //! Invariants:
-//! - In the device's context there is bookkeeping only; handles are opened by a worker or an attendant, who wait for no data.
-//! - i_disksize moves over completed data only, in the order of the file: an ioend that reaches past it is parked while
-//!   an earlier one that does is unfinished. After a crash no file has zeros where data was appended, and no written
-//!   block lies behind the size, which e2fsck would call corrupt.
-//! - The tail gate: nothing moves i_disksize past the block that it ends in (unaligned) before the zeros behind it are on
-//!   the device. Its bytes there are anything until then; were the size to pass, a crash would show them. They are in an
-//!   ioend before all that lies behind them ([`gate`]).
-//! - Where writing that block failed, or it could not be mapped, what lies behind it fails with it.
-//! - The truncate race: size and conversion are decided under the inode's lock, against i_size as it is then.
-//! - A parked ioend is not published, and no block past the end of the file is: a block that is not unwritten must not
-//!   lie there.
-//! - What could not be published is given back under the folios' locks, between the handle and the end of the writeback.
+//! - In the device's context there is bookkeeping only; handles are opened by a worker or an attendant, which
+//!   wait for no data.
+//! - i_disksize moves over completed data only, in the order of the file: an ioend that reaches past it is
+//!   parked while an earlier one that reaches past it is unfinished. So after a crash no file has zeros in
+//!   place of appended data, and no written block lies behind i_disksize, which e2fsck would call corrupt.
+//! - The tail gate: nothing moves i_disksize past the block that it ends in (unaligned) before the zeros
+//!   behind it are on the device. Until then the device may hold any bytes there; if i_disksize passed them,
+//!   a crash would show them. The zeros are in an ioend before all data behind them ([`gate`]).
+//! - If writing that block failed, or it could not be mapped, the data behind it fails with it.
+//! - The truncate race: i_disksize and conversion are decided under the inode's lock, against i_size as it is
+//!   then.
+//! - Neither a parked ioend nor a block past the end of the file is published: only unwritten blocks may lie
+//!   there.
+//! - Picked blocks that could not be published are returned under the folios' locks, after the handle and
+//!   before the end of the writeback.
 //! - A folio's writeback ends after the handle has been stopped.
 //!
-//! Locks: the queue's mutex is a leaf.
+//! Locks: the completion queue's mutex is a leaf.
 
 pub(crate) mod attendance;
 pub(crate) mod convert;
@@ -49,7 +54,7 @@ use crate::writeback::completion::finish::finish;
 /// How many inodes a worker takes at a time.
 const BATCH_INODES: usize = 128;
 
-/// The I/O of `ioend` ended, well or not. In the device's completion context.
+/// The I/O of `ioend` ended, with or without an error. Runs in the device's completion context.
 pub(crate) fn end_io(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, ioend: Ioend) {
     for (folio, _) in &ioend.pieces {
         folio.end_piece_io();
@@ -67,15 +72,16 @@ pub(crate) fn end_io(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, ioend: Ioend)
         finish(engine, inode, ioend);
     }
     engine.dirty.completed.ios.fetch_sub(1, Ordering::AcqRel);
-    // Somebody who extends the file looks for ioends in flight after raising i_size; if he saw this one, the size is
-    // left to us.
+    // A task that extends the file looks for ioends in flight after it has raised i_size; if it saw this
+    // ioend, raising i_disksize is left to this completion.
     if defer || others_wait || inode.size() > inode.completion.disk_size() {
         schedule(engine, inode);
     }
     engine.dirty.note_progress();
 }
 
-/// Has a worker look at `inode`, or whoever waits for it.
+/// Queues the completions of `inode` for a worker, or wakes the task that waits for the inode and runs them
+/// itself.
 pub(crate) fn schedule(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     {
         let mut state = inode.completion.state.lock();
@@ -91,7 +97,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     give_to_workers(engine, inode);
 }
 
-/// Puts `inode`, which has work, into the workers' queue.
+/// Puts `inode`, which has work, into the workers' queue; starts a worker if none runs.
 pub(crate) fn give_to_workers(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     let mut completed = engine.dirty.completed.completed.lock();
     completed.queue.push_back(Arc::clone(inode));
@@ -123,8 +129,8 @@ pub(crate) fn give_to_workers(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     }))));
 }
 
-/// Without workers: where no I/O is in flight, converts what has completed, inode by inode. True where there was
-/// something.
+/// Without workers (deterministic mode): if no I/O is in flight, runs the completions of all inodes, in the
+/// order of their numbers. Returns true if there were any.
 pub(crate) async fn run_when_io_ended(engine: &Arc<Engine>) -> bool {
     let control = &engine.dirty.completed;
     if control.ios.load(Ordering::Acquire) != 0 {
@@ -141,7 +147,7 @@ pub(crate) async fn run_when_io_ended(engine: &Arc<Engine>) -> bool {
     true
 }
 
-/// Converts and finishes what has completed of `inodes`; what has to be looked at again is given to a worker.
+/// Converts and finishes the completed ioends of `inodes`; inodes that have to be looked at again are queued.
 pub(crate) async fn process_and_schedule(engine: &Arc<Engine>, inodes: Vec<Arc<InodeInfo>>) {
     for inode in process(engine, inodes).await {
         schedule(engine, &inode);

@@ -1,4 +1,5 @@
-//! The tail gate where the block at the end of i_disksize never gets to the device; what becomes free when.
+//! The tail gate if the tail block never gets to the device, and when the memory of a clean folio becomes
+//! free.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use crate::base::options::MountOptions;
 use crate::cache::folio::Folio;
 use crate::file::File;
 use crate::filesystem::Filesystem;
-use crate::testing::{PAGE, assert_clean, inner, mounted, write_pages};
+use crate::testing::{PAGE, assert_clean, blocks, inner, mounted, write_pages};
 
 async fn open(device: Arc<dyn BlockDevice>) -> (Filesystem, File) {
     let fs = Filesystem::mount(device, MountOptions::default()).await.expect("mounts");
@@ -23,10 +24,11 @@ async fn open(device: Arc<dyn BlockDevice>) -> (Filesystem, File) {
     (fs, file)
 }
 
-/// The mapping of the last block has left memory, and the device fails to read it once, when the zeros behind the end are
-/// written back. They are in no ioend then; what lies behind them can be mapped and is written.
+/// The mapping of the tail block has been reclaimed, and the device fails to read it once, when the zeros
+/// behind i_disksize are written back. The zeros are in no ioend then; data behind them can be mapped and is
+/// written.
 #[tokio::test]
-async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
+async fn k_29_a_tail_that_cannot_be_mapped_keeps_i_disksize() {
     const TAIL: u64 = 16;
     const SIZE: u64 = TAIL * PAGE + 2000;
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
@@ -47,8 +49,8 @@ async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
     let (fs, file) = open(Arc::clone(&faulty) as _).await;
 
     file.write_at(20 * PAGE, &[2; PAGE as usize]).await.expect("writes");
-    // As memory pressure would.
-    file.inode.extent_status.remove(TAIL as u32..TAIL as u32 + 1);
+    // As reclaim of the extent status tree would.
+    file.inode.extent_status.remove(blocks(TAIL as u32..TAIL as u32 + 1));
     inner(&file).volume.info.cache.clear();
     faulty.fail_nth(Operation::Read, 0);
     assert_eq!(file.sync_all().await.expect_err("the zeros are lost").errno(), Errno::EIO);
@@ -60,7 +62,7 @@ async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
     drop(there);
     crashed.unmount().await.expect("unmounts");
 
-    // Written again, it lets the size go on.
+    // Written again, the tail block lets i_disksize move.
     file.write_at(SIZE, &[3; 100]).await.expect("writes");
     file.sync_all().await.expect("syncs");
     assert_eq!(file.inode.completion.disk_size(), 21 * PAGE);
@@ -75,17 +77,17 @@ async fn k_29_a_tail_that_cannot_be_mapped_keeps_the_size_on_the_device() {
     fs.unmount().await.expect("unmounts");
 }
 
-/// The block that i_disksize ends in is changed while what was appended behind it, in another folio, is on its way. It was
-/// filled up with zeros when it was written, so the size follows the append and does not wait for the change, which
-/// nobody asked to be written.
+/// The tail block is changed while an append behind it, in another folio, is in flight. The tail block was
+/// filled up with zeros when it was written, so i_disksize follows the append and does not wait for the
+/// change, whose writeback no caller has asked for.
 #[tokio::test]
-async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
+async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_does_not_close_the_gate() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     drop(file);
     fs.unmount().await.expect("unmounts");
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&device) as Arc<dyn BlockDevice>));
     let (fs, file) = open(Arc::clone(&faulty) as _).await;
-    // Bitmaps and the like come into memory.
+    // Brings bitmaps and other metadata into the buffer cache.
     let owner = crate::namespace::new_inode::Credentials {
         mode: 0o644,
         ..crate::namespace::new_inode::Credentials::default()
@@ -100,7 +102,7 @@ async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
     file.write_at(0, &[1; 100]).await.expect("writes");
     file.start_writeback().await.expect("starts");
     assert_eq!(faulty.held(), 1);
-    // The I/O has ended, and nobody had a turn to convert the block: the gap makes it no dirtier.
+    // The I/O has ended, and no worker has run to convert the block: the gap makes no more blocks dirty.
     assert!(faulty.release_one());
     file.write_at(6000, &[2; 4000]).await.expect("writes");
     while fs.counters().conversions == before {
@@ -119,7 +121,7 @@ async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
         tokio::task::yield_now().await;
     }
     assert_eq!(file.inode.completion.disk_size(), 10_000, "the size waits for nothing");
-    assert_eq!(faulty.held(), 0, "and nobody writes what nobody asked for");
+    assert_eq!(faulty.held(), 0, "and nothing is written that no caller asked for");
     assert!(file.inode.pages.is_block_dirty(0));
     let driver = tokio::spawn(async move { faulty.drive().await });
     drop((file, other));
@@ -128,7 +130,7 @@ async fn k_57_a_tail_that_is_dirty_again_after_its_zeros_stops_nobody() {
     assert_clean(&device);
 }
 
-/// How many had a folio, and its memory, when somebody was woken; and whether he was.
+/// How many references a folio and its memory had when a waiter was woken; and whether it was woken.
 struct Watch {
     folio: Weak<Folio>,
     memory: Weak<PoolMemory>,
@@ -142,14 +144,15 @@ impl Wake for Watch {
     }
 }
 
-/// Who waits for memory is woken where a folio became clean, and gives it up. Were the rest of its ioend, or of its bio, to hold
-/// it, nothing would be free, and what is in use would be given up next.
+/// A task that waits for memory is woken when a folio became clean, and reclaims it. If the rest of the
+/// folio's ioend, or of its bio, still held it, no memory would become free, and folios in use would be
+/// reclaimed next.
 #[tokio::test]
-async fn nobody_but_the_cache_has_a_folio_that_became_clean() {
+async fn only_the_page_cache_holds_a_folio_that_became_clean() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..4, 1).await;
     file.sync_all().await.expect("syncs");
-    // Written over: finished where the device says that it is written.
+    // An overwrite: finished in the device's completion context.
     write_pages(&file, 0..4, 2).await;
     let folio = file.inode.pages.find(0).expect("is in memory");
     let watch = Arc::new(Watch {

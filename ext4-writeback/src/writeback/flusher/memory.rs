@@ -1,15 +1,15 @@
-//! Memory for folios: where it comes from when all of it is in use.
+//! Folio memory: allocation from the pool, and direct reclaim if all of it is in use.
 //!
-//! What is given up first is decided by [`FolioLists`](crate::cache::folio_lists::FolioLists).
+//! Which folios are reclaimed first is decided by [`FolioLists`](crate::cache::folio_lists::FolioLists).
 //!
 //! Invariants:
-//! - Dirty folios and those under writeback are not given up, and take at most the hard limit and one folio per writer:
-//!   reclaim always finds clean ones in the end and a reader never waits for ever.
-//! - Reading ahead gives up nothing fresh. Were it to, with the rest of memory dirty and in use, it would give up the
-//!   folio its own reader waits for, who would read it again, and so on for ever.
-//! - Where the pool has no piece as long as was asked for, a shorter one is taken, down to one page: memory in small
-//!   pieces makes folios small, and nothing wait.
-//! - Waiting for memory happens with no folio lock and no handle held: writeback needs both.
+//! - Dirty folios and folios under writeback are not reclaimed, and take at most the dirty limit and one
+//!   folio per writer: reclaim always finds clean folios in the end, and a reader never waits for ever.
+//! - Read-ahead reclaims no fresh folio. If it did, with the rest of memory dirty and in use, it would
+//!   reclaim the folio that its own reader waits for; the reader would read it again, and so on for ever.
+//! - If the pool has no piece as long as was asked for, a shorter one is taken, down to one page: fragmented
+//!   memory makes folios small, and no task waits for it.
+//! - A task that waits for memory holds no folio lock and no handle: writeback needs both.
 //!
 //! Locks: the lists' mutex is a leaf.
 
@@ -24,8 +24,11 @@ use crate::base::lock_order::assert_no_handle;
 use crate::writeback::Engine;
 use crate::writeback::sync_all::sync_all_data;
 
-/// Memory for a folio: `len` bytes, or less where memory is short, down to `least`. Waits where all of it is in use.
-/// No folio lock may be held.
+/// Memory for a folio: `len` bytes, or less if memory is short, down to `least` bytes. Waits if all of it is
+/// in use. No folio lock and no handle may be held.
+///
+/// # Errors
+/// The host refuses to map memory.
 pub(crate) async fn allocate_memory(
     engine: &Arc<Engine>,
     len: usize,
@@ -51,7 +54,7 @@ pub(crate) async fn allocate_memory(
             continue;
         }
         control.kick_everything();
-        // What is not dirty is locked or read right now, which ends without a word to us.
+        // Folios that are not dirty are locked or being read, which ends without a notification.
         tokio::select! {
             biased;
             () = notified => {}
@@ -60,8 +63,11 @@ pub(crate) async fn allocate_memory(
     }
 }
 
-/// As [`allocate_memory`], `None` instead of waiting, and instead of giving up what was made a moment ago: for reading
-/// ahead, which must not take what was read before it and has not been looked at yet.
+/// As [`allocate_memory`]; `None` instead of waiting, and instead of reclaiming fresh folios: for read-ahead,
+/// which must not take folios that were read ahead before and have not been used yet.
+///
+/// # Errors
+/// As [`allocate_memory`].
 pub(crate) fn try_allocate_memory(
     engine: &Arc<Engine>,
     len: usize,
@@ -79,8 +85,8 @@ fn try_allocate(
     if let Some(memory) = engine.pool.allocate(len)? {
         return Ok(Some(Arc::new(memory)));
     }
-    // Where so much is free already, it lies in small pieces: giving up more for each of them would drop what was read
-    // a moment ago.
+    // If so much is free already, it is in small pieces: reclaiming more for each of them would drop folios
+    // that were read a moment ago.
     let free = engine.pool.capacity().saturating_sub(engine.pool.used());
     if free < len {
         engine.dirty.folios.reclaim(&engine.volume.counters, 2 * len - free, fresh);

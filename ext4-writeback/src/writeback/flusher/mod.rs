@@ -1,26 +1,26 @@
-//! The flusher: who decides when data is written back, and the waits for it.
+//! The flusher: background writeback by age and by amount (kernel: `wb_workfn`).
 //!
-//! - `dirty.rs`: how much is dirty, where, since when.
 //! - `throttle.rs`: writers that are ahead of the device wait.
-//! - `reclaim.rs`: memory for folios.
+//! - `memory.rs`: memory for folios.
 //!
-//! The flusher writes, each time it wakes: inodes that must not wait; those that have been dirty for long; and, where
-//! more than the background limit is dirty, the oldest until it is half of that. Inodes take turns, so that a large file
-//! does not keep small ones waiting.
+//! How much is dirty, in which inodes and since when is in [`crate::writeback::dirty`].
+//!
+//! Each time the flusher wakes it writes: inodes that must not wait; inodes that have been dirty for long;
+//! and, if more than the background limit is dirty, the oldest inodes until half of that limit is left.
+//! Inodes take turns, so that a large file does not keep small ones waiting.
 //!
 //! Invariants:
-//! - It ends: of an old inode it writes what was dirty when it came to it, whatever writers do meanwhile.
-//! - Without a commit interval there is no flusher: nothing is written unless somebody asks or memory is short, and
-//!   then the writer itself writes everything and waits for it. So the order of allocations, and the image, depends on
-//!   the calls alone.
+//! - A run of the flusher ends: of an old inode it writes the data that was dirty at the inode's first turn,
+//!   whatever writers do meanwhile.
+//! - Without a commit interval there is no flusher (deterministic mode): nothing is written unless a caller
+//!   asks or memory is short, and then the writer itself writes everything back and waits for it. So the
+//!   order of allocations, and the image, depends on the calls alone.
 
 pub(crate) mod memory;
 #[cfg(test)]
 mod tests;
 pub(crate) mod throttle;
 
-use crate::inode::log;
-use crate::writeback::completion::wait;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,13 +29,14 @@ use std::time::Duration;
 use ext4_core::Result;
 
 use crate::base::lock_order::Scoped;
-use crate::inode::{InodeInfo, lazytime};
+use crate::inode::{InodeInfo, lazytime, log};
 use crate::writeback::Engine;
+use crate::writeback::completion::wait;
 use crate::writeback::gather::Gather;
 use crate::writeback::sync_all::sync_all_data;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
-/// Starts the flusher (where the options ask for one). After everything else of a mount.
+/// Starts the flusher, if the mount has one. It is the last step of a mount.
 pub(crate) fn start(engine: &Arc<Engine>) {
     if engine.dirty.limits.deterministic || engine.volume.options.read_only {
         return;
@@ -69,7 +70,8 @@ pub(crate) fn start(engine: &Arc<Engine>) {
     }))));
 }
 
-/// Writes back inodes that must not wait, and those that have been dirty for long, or all, where asked for.
+/// Writes back inodes that must not wait, and those that have been dirty for long; all inodes if that was
+/// asked for.
 async fn flush_old(engine: &Arc<Engine>) {
     let control = &engine.dirty;
     let now = engine.volume.runtime.monotonic();
@@ -83,7 +85,7 @@ async fn flush_old(engine: &Arc<Engine>) {
     }
     let mut gather = Gather::new(engine);
     while let Some((inode, generation)) = inodes.pop_front() {
-        // What becomes dirty from its first turn on is young.
+        // Folios that become dirty from the inode's first turn on are young.
         let generation = generation.unwrap_or_else(|| inode.pages.tag_dirty());
         let pass = WritebackControl::turn(control.turn()).before(generation);
         let written = flush_inode(engine, &inode, &mut gather, &pass).await;
@@ -96,8 +98,8 @@ async fn flush_old(engine: &Arc<Engine>) {
     gather.submit();
 }
 
-/// Writes back, oldest first, until little enough is dirty. Waits for I/O, so that it is not ahead of the device
-/// without bound.
+/// Background writeback, oldest inodes first, until half of the background limit is dirty. Waits for I/O, so
+/// that the flusher is not ahead of the device without bound.
 async fn flush_background(engine: &Arc<Engine>) {
     let control = &engine.dirty;
     let enough = || control.not_started() <= control.limits.background / 2;
@@ -126,14 +128,14 @@ async fn flush_background(engine: &Arc<Engine>) {
     }
 }
 
-/// One inode's turn; returns how many bytes it took.
+/// One inode's turn; returns how many bytes were written.
 async fn flush_inode(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
     gather: &mut Gather,
     pass: &WritebackControl,
 ) -> u64 {
-    // Where somebody else writes it back right now, that is as good.
+    // If another task has a pass over the inode now, that is as good.
     let Ok(_pass) = inode.pages.writeback_lock.try_lock() else { return 0 };
     // Errors are recorded in the inode, for its openers.
     match writepages(engine, inode, gather, pass).await {
@@ -145,7 +147,7 @@ async fn flush_inode(
     }
 }
 
-/// Logs the times of an inode that had its turn, and puts it back into the queue where it is still dirty.
+/// Logs the times of an inode that had its turn, and puts it back into the queue if it is still dirty.
 async fn put_back(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     if !inode.pages.is_dirty_folios() && inode.pages.times_dirty.load(Ordering::Acquire) {
         if engine.volume.options.lazytime {
@@ -159,7 +161,7 @@ async fn put_back(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     }
 }
 
-/// Writes everything back, stops the flusher and drains the completions.
+/// Stops the flusher, writes everything back and waits until no completion worker runs: for unmount.
 ///
 /// # Errors
 /// As [`sync_all_data`].
@@ -167,15 +169,7 @@ pub(crate) async fn stop(engine: &Arc<Engine>) -> Result<()> {
     let control = &engine.dirty;
     control.flusher.stopping.store(true, Ordering::Release);
     control.flusher.wake.notify_one();
-    loop {
-        let notified = control.progress.notified();
-        tokio::pin!(notified);
-        notified.as_mut().enable();
-        if !control.flusher.running.load(Ordering::Acquire) {
-            break;
-        }
-        notified.await;
-    }
+    wait::wait_for_progress(engine, || !control.flusher.running.load(Ordering::Acquire)).await;
     let result = sync_all_data(engine).await;
     wait::wait_for_workers(engine).await;
     result

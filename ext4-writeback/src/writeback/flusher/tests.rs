@@ -1,4 +1,5 @@
-//! The flusher and the throttle in a world with a clock of its own, on a device that moves so many bytes a second.
+//! The flusher and the throttle in a world with a clock of its own, on a device that moves so many bytes a
+//! second.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use crate::filesystem::Filesystem;
 use crate::mount::mkfs::mkfs;
 use crate::namespace::new_inode::Credentials;
 
-/// One write after another, each as long as its bytes take; the rest takes no time.
+/// A device that does one write after another, each as long as its bytes take; other operations take no time.
 struct SlowDevice {
     inner: Arc<dyn BlockDevice>,
     runtime: Arc<dyn Runtime>,
@@ -91,7 +92,7 @@ impl World {
         }
     }
 
-    /// A new file system on the fast part of the device, mounted over the slow one.
+    /// Makes a file system on the memory below, without delay, and mounts it over the slow device.
     async fn mount(
         memory: Arc<MemoryDevice>,
         device: Arc<dyn BlockDevice>,
@@ -131,8 +132,8 @@ async fn write(file: &File, start: usize, len: usize) {
     }
 }
 
-/// Lets time pass in small steps: this scheduler may fire a timer, and jump to its time, before what an earlier one woke
-/// has run. So it may be some seconds more.
+/// Lets time pass in small steps: this scheduler may fire a timer, and jump to its time, before the tasks
+/// that an earlier timer woke have run. So up to some seconds more may pass.
 async fn pass_time(runtime: &Arc<dyn Runtime>, seconds: u64) {
     let end = runtime.monotonic() + Duration::from_secs(seconds);
     while runtime.monotonic() < end {
@@ -201,7 +202,7 @@ fn a_small_file_does_not_wait_for_a_large_one() {
             runtime.sleep(Duration::from_millis(5)).await;
         }
         let large_took = runtime.monotonic() - began;
-        // It gets its turn when the large one has had eight of its 28 MiB.
+        // The small file gets its turn when the large one has had eight of its 28 MiB.
         assert!(small_took * 2 < large_took, "{small_took:?} of {large_took:?}");
     });
 }
@@ -237,8 +238,8 @@ fn k_49_a_file_made_longer_is_that_after_a_commit_interval() {
     }
 }
 
-/// Writes over and over the first 24 MiB of `file`, `unit` bytes at a time; returns how many bytes, and the longest that
-/// one write took.
+/// Writes the first 24 MiB of `file` over and over, `unit` bytes at a time; returns how many bytes were
+/// written, and how long the longest write took.
 async fn write_on(
     file: File,
     unit: usize,
@@ -253,7 +254,7 @@ async fn write_on(
         file.write_at(at, &data).await.expect("writes");
         written += unit as u64;
         longest = longest.max(runtime.monotonic() - began);
-        // Whoever only copies takes no time in this world, and gives nobody a turn.
+        // A writer that only copies takes no simulated time, and lets no other task run.
         runtime.sleep(Duration::from_micros(unit as u64 >> 12)).await;
     }
     (written, longest)

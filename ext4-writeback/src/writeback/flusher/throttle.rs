@@ -1,13 +1,14 @@
-//! Throttling: writers that make folios dirty faster than they can be written wait, each for its share (the kernel's
-//! balance_dirty_pages).
+//! Throttling: writers that make folios dirty faster than they can be written wait, each for its share (the
+//! kernel's `balance_dirty_pages`).
 //!
-//! Above the set point, halfway between the background and the hard limit and at three quarters of that at least, who
-//! made bytes dirty waits until some have become clean: as many as he made dirty, times a factor that grows from nothing at the set point to two at the limit,
-//! times the number of those who wait. So all together are let go on as fast as the device takes the data, and each
-//! gets the same part of that, whatever he writes at a time. At the hard limit everybody waits.
+//! The set point lies halfway between the background limit and the dirty limit, and at three quarters of the
+//! dirty limit at least. Above it a writer waits until bytes have become clean: as many as it made dirty,
+//! times a factor that grows from 0 at the set point to 2 at the dirty limit, times the number of waiting
+//! writers. So all writers together go on as fast as the device takes the data, and each gets the same part
+//! of that, whatever it writes at a time. At the dirty limit all writers wait.
 //!
-//! Invariant: throttling happens with no folio lock and no handle held: writeback needs both. What waits here waits for
-//! the flusher, which goes on until dirty data is well below the set point, so it never waits for ever.
+//! Invariant: a throttled writer holds no folio lock and no handle: writeback needs both. It waits for the
+//! flusher, which goes on until dirty data is well below the set point, so a writer never waits for ever.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,7 @@ use crate::writeback::Engine;
 use crate::writeback::dirty::Dirty;
 use crate::writeback::sync_all::sync_all_data;
 
-/// Counts who waits, also where he stops waiting.
+/// Counts a waiting writer until it is dropped, also with the writer's future.
 struct Waiting<'a>(&'a Dirty);
 
 impl Drop for Waiting<'_> {
@@ -30,12 +31,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl Dirty {
+    /// Bytes dirty or under writeback above which writers are throttled.
     fn set_point(&self) -> usize {
         (self.limits.background + (self.limits.limit - self.limits.background) / 2)
             .max(self.limits.limit / 4 * 3)
     }
 
-    /// How many bytes have to become clean for each that was made dirty, in 256ths.
+    /// How many bytes have to become clean for each byte that was made dirty, in 256ths.
     fn pressure(&self, dirty: usize) -> u64 {
         let set_point = self.set_point();
         let above = dirty.saturating_sub(set_point) as u64;
@@ -44,7 +46,7 @@ impl Dirty {
     }
 }
 
-/// True where [`throttle`] has anything to do.
+/// Returns true if [`throttle`] has anything to do.
 pub(crate) fn would_throttle(engine: &Engine) -> bool {
     let control = &engine.dirty;
     let dirty = control.dirty_bytes();
@@ -54,21 +56,22 @@ pub(crate) fn would_throttle(engine: &Engine) -> bool {
             || control.limits.deterministic)
 }
 
-/// Waits where too much is dirty, for a write to `inode`. Nothing may be locked but `rwlock`.
+/// Throttles a writer to `inode`: waits if too much is dirty. The caller holds no lock but `rwlock`, and no
+/// handle.
 pub(crate) async fn throttle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     let control = &engine.dirty;
     if control.dirty_bytes() <= control.limits.background {
         return;
     }
     if control.limits.deterministic {
-        // Nobody else does it. Errors are recorded in the inodes.
+        // No other task writes back. Errors are recorded in the inodes.
         let engine = Arc::clone(engine);
         let runtime = Arc::clone(&engine.volume.runtime);
         let _ = crate::base::runtime::run_to_end(&runtime, async move { sync_all_data(&engine).await }).await;
         return;
     }
     if control.kick() {
-        // A writer who never waits would keep it from running.
+        // A writer that never waits would keep the flusher from running.
         queue_up().await;
     }
     let dirty = control.dirty_bytes();
@@ -88,7 +91,7 @@ pub(crate) async fn throttle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     let until = control.cleaned().saturating_add(price);
     let paid = || {
         let dirty = control.dirty_bytes();
-        // After an error that stopped all writing it will not become less.
+        // After an error that stopped all writing, dirty data does not become less.
         dirty <= set_point
             || (control.cleaned() >= until && dirty <= control.limits.limit)
             || engine.volume.check_writable().is_err()

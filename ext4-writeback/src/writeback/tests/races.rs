@@ -1,16 +1,17 @@
-//! Rows K-20 and K-23 of the specification: what a pass has looked up is not true any more when it is used.
+//! writepages races, rows K-20 and K-23 of the specification: a mapping that a pass looked up is stale when
+//! it is used.
 //!
-//! A pass is a future here, and is polled where the test wants it to be. Where it waits for a handle, it has looked at the
-//! delayed extent once and not yet again under the inode's lock; where it waits for a folio, it has kept the mapping of
-//! those before. What happens meanwhile happens exactly between the two.
+//! A pass is a future here, and the test polls it to a chosen point. If it waits for a handle, it has looked
+//! up the delayed extent once and not yet again under the inode's lock; if it waits for a folio, it has kept
+//! the mapping of the folios before. A change that the test makes meanwhile happens exactly between the two.
 
 use std::pin::pin;
 use std::sync::Arc;
 
-use ext4_core::BlockSize;
 use ext4_core::device::MemoryDevice;
 use ext4_core::meta::Transaction as _;
 use ext4_core::meta::extent_tree::MappingState;
+use ext4_core::{BlockSize, LogicalBlock};
 
 use crate::base::options::{Allocation, MountOptions};
 use crate::cache::extent_status::status::Status;
@@ -20,12 +21,12 @@ use crate::io::fallocate::request::FallocateMode;
 use crate::iomap::preallocation;
 use crate::testing::{PAGE, finish, inner, mounted, mounted_with, poll_once, write_pages};
 use crate::writeback::gather::Gather;
-use crate::writeback::inode::sync_inode_data;
+use crate::writeback::sync_inode::sync_inode_data;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
-/// Polls a pass over `file`, all of which is delayed, to where it has looked at page 0 and waits for a handle; does
-/// `meanwhile`; lets it end.
-async fn between_the_two_looks(fs: &Filesystem, file: &File, meanwhile: impl AsyncFnOnce()) {
+/// Polls a pass over `file`, all of which is delayed, until it has looked up page 0 and waits for a handle;
+/// runs `meanwhile`; lets the pass end.
+async fn between_the_two_lookups(fs: &Filesystem, file: &File, meanwhile: impl AsyncFnOnce()) {
     let journal = Arc::clone(inner(file).volume.journal.as_ref().expect("a journal"));
     // A commit that waits for this handle keeps new ones out.
     let held = inner(file).volume.begin_tracked(1, "test").await.expect("a handle");
@@ -78,33 +79,33 @@ async fn assert_pages(device: &Arc<MemoryDevice>, expected: &[u8]) {
     fs.unmount().await.expect("unmounts");
 }
 
-/// The file is cut off behind the folio that is locked, and written again behind a hole: what was delayed at the first
-/// look is a hole, delayed again, or nothing at the second.
+/// The file is truncated behind the locked folio, and written again behind a hole: blocks that were delayed
+/// at the first lookup are a hole, delayed again, or unknown at the second.
 #[tokio::test]
-async fn k_20_blocks_are_allocated_for_what_is_delayed_at_the_second_look() {
+async fn k_20_blocks_are_allocated_for_what_is_delayed_at_the_second_lookup() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     let free = fs.statfs().free_blocks;
     write_pages(&file, 0..16, 1).await;
-    between_the_two_looks(&fs, &file, async || {
+    between_the_two_lookups(&fs, &file, async || {
         file.set_len(PAGE).await.expect("truncates");
         write_pages(&file, 8..10, 2).await;
     })
     .await;
-    assert_eq!(mapped_pages(&file).await, [0, 8, 9], "nothing is allocated in what was cut off");
+    assert_eq!(mapped_pages(&file).await, [0, 8, 9], "nothing is allocated in the part that was cut off");
     assert_eq!(fs.counters().blocks_allocated, 3, "{:?}", fs.counters());
     assert_eq!(fs.statfs().free_blocks, free - 3);
-    assert_eq!(inner(&file).volume.info.free_and_reserved_blocks().1, 0, "and nothing is promised");
+    assert_eq!(inner(&file).volume.info.free_and_reserved_blocks().1, 0, "and nothing is reserved");
     finish(Arc::clone(&device), fs, file).await;
     assert_pages(&device, &[1, 0, 0, 0, 0, 0, 0, 0, 2, 2]).await;
 }
 
-/// fallocate holds no folio's lock: it may give the delayed blocks their place between the two looks.
+/// fallocate holds no folio lock: it may allocate the delayed blocks between the two lookups.
 #[tokio::test]
-async fn k_20_blocks_that_were_allocated_between_the_two_looks_are_used() {
+async fn k_20_blocks_that_were_allocated_between_the_two_lookups_are_used() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     let free = fs.statfs().free_blocks;
     write_pages(&file, 0..16, 1).await;
-    between_the_two_looks(&fs, &file, async || {
+    between_the_two_lookups(&fs, &file, async || {
         file.fallocate(FallocateMode::AllocateKeepSize, 0, 16 * PAGE).await.expect("allocates");
     })
     .await;
@@ -115,23 +116,28 @@ async fn k_20_blocks_that_were_allocated_between_the_two_looks_are_used() {
     assert_pages(&device, &[1; 16]).await;
 }
 
-/// The same for publication: what is picked is what is delayed under the inode's lock.
+/// Publication picks blocks for what is delayed under the inode's lock, not for what was delayed at the first
+/// lookup.
 #[tokio::test]
-async fn k_20_blocks_are_picked_for_what_is_delayed_at_the_second_look() {
+async fn k_20_blocks_are_picked_for_what_is_delayed_at_the_second_lookup() {
     let options = MountOptions { allocation: Allocation::Publish, ..MountOptions::default() };
     let (device, fs, file) = mounted_with(BlockSize::KIB_4, options).await;
     let free = fs.statfs().free_blocks;
     write_pages(&file, 0..16, 1).await;
-    let looked = file.inode.extent_status.lookup(0).expect("known");
-    assert_eq!((looked.status, looked.end), (Status::Delayed, 16));
+    let looked = file.inode.extent_status.lookup(LogicalBlock(0)).expect("known");
+    assert_eq!((looked.status, looked.end), (Status::Delayed, LogicalBlock(16)));
     file.set_len(PAGE).await.expect("truncates");
     write_pages(&file, 8..10, 2).await;
     let folio = file.inode.pages.find(0).expect("cached").lock().await;
-    assert!(preallocation::pick(&inner(&file).volume, &file.inode, 0, looked.end).await.expect("picks"));
+    let (inode, first) = (&file.inode, LogicalBlock(0));
+    assert!(preallocation::pick(&inner(&file).volume, inode, first, looked.end.0).await.expect("picks"));
     drop(folio);
-    assert!(file.inode.preallocation.find(0).is_some_and(|(_, end)| end == 1), "page 0 and no more");
+    assert!(
+        file.inode.preallocation.find(first).is_some_and(|(_, end)| end == first + 1),
+        "page 0 and no more"
+    );
     for page in 1..10 {
-        assert!(file.inode.preallocation.find(page).is_none(), "page {page}");
+        assert!(file.inode.preallocation.find(LogicalBlock(page)).is_none(), "page {page}");
     }
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     assert_eq!(mapped_pages(&file).await, [0, 8, 9]);
@@ -140,14 +146,15 @@ async fn k_20_blocks_are_picked_for_what_is_delayed_at_the_second_look() {
     assert_pages(&device, &[1, 0, 0, 0, 0, 0, 0, 0, 2, 2]).await;
 }
 
-/// A hole is punched into what the pass has kept the mapping of, and is written again before the pass comes there.
+/// A hole is punched into blocks whose mapping the pass has kept, and written again before the pass comes
+/// there.
 #[tokio::test]
 async fn k_23_a_mapping_that_changed_since_the_last_folio_is_looked_up_again() {
     for conversion in [false, true] {
         let (device, fs, file) = mounted(BlockSize::KIB_4).await;
         write_pages(&file, 0..16, 1).await;
         if conversion {
-            // Written blocks, not unwritten ones, are what is kept.
+            // The kept mapping is of written blocks, not of unwritten ones.
             sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
             write_pages(&file, 0..16, 3).await;
         }

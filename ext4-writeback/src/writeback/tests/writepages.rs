@@ -1,4 +1,5 @@
-//! Passes over one inode, step by step: a pass is a future, and is polled where the test wants it to be.
+//! writepages passes over one inode, step by step: a pass is a future, and the test polls it to a chosen
+//! point.
 
 use std::pin::pin;
 
@@ -7,15 +8,15 @@ use ext4_core::BlockSize;
 use crate::file::File;
 use crate::testing::{PAGE, finish, inner, mounted, poll_once, write_pages};
 use crate::writeback::gather::Gather;
-use crate::writeback::inode::{start_inode_range, sync_inode_data, sync_inode_range};
+use crate::writeback::sync_inode::{start_inode_range, sync_inode_data, sync_inode_range};
 use crate::writeback::writepages::{Mode, WritebackControl, writepages};
 
-/// Which of the first `count` pages are dirty.
+/// The dirty pages among the first `count` of `file`.
 fn dirty_pages(file: &File, count: u64) -> Vec<u64> {
     (0..count).filter(|page| file.inode.pages.is_block_dirty(page * PAGE)).collect()
 }
 
-/// One pass, submitted; its folios' writeback may still run.
+/// Runs one pass and submits it; the writeback of its folios may still run.
 async fn pass(file: &File, control: WritebackControl) -> u64 {
     let _lock = file.inode.pages.writeback_lock.lock().await;
     let mut gather = Gather::new(&inner(file).engine);
@@ -51,7 +52,7 @@ async fn eight_mebibytes_of_delayed_blocks_are_one_allocation() {
         sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
         let counters = fs.counters();
         assert_eq!(counters.blocks_allocated, (8 << 20) / u64::from(block_size.bytes()));
-        // 2,048 blocks at a time, but where a group ends.
+        // 2,048 blocks at a time, fewer at the end of a group.
         assert!((expected..=expected + 2).contains(&counters.allocations), "{block_size:?}: {counters:?}");
         if block_size == BlockSize::KIB_4 {
             assert_eq!((counters.allocations, counters.conversions), (1, 1), "{counters:?}");
@@ -86,7 +87,7 @@ async fn k_40_no_more_blocks_are_asked_for_than_are_delayed_or_within_the_range(
 }
 
 #[tokio::test]
-async fn a_range_within_the_size_on_the_device_leaves_the_rest_alone() {
+async fn a_range_within_i_disksize_leaves_the_rest_alone() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
@@ -102,13 +103,13 @@ async fn a_range_within_the_size_on_the_device_leaves_the_rest_alone() {
 }
 
 #[tokio::test]
-async fn k_57_a_range_past_the_size_on_the_device_takes_along_what_lies_before_it() {
+async fn k_57_a_range_past_i_disksize_begins_at_i_disksize() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
     sync_inode_range(&inner(&file).engine, &file.inode, 40 * PAGE..41 * PAGE, false).await.expect("syncs");
     assert_eq!(dirty_pages(&file, 64), (41..64).collect::<Vec<_>>());
     assert_eq!(file.inode.completion.disk_size(), 41 * PAGE);
-    // From the block that the size on the device ends in, unaligned, and no further back.
+    // From the block that i_disksize (unaligned) ends in, and no further back.
     file.set_len(41 * PAGE - 1000).await.expect("truncates");
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     file.write_at(0, b"elsewhere").await.expect("writes");
@@ -120,7 +121,7 @@ async fn k_57_a_range_past_the_size_on_the_device_takes_along_what_lies_before_i
 }
 
 #[tokio::test]
-async fn a_pass_that_waits_takes_what_was_dirty_when_it_began() {
+async fn a_sync_pass_takes_what_was_dirty_when_it_began() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
@@ -133,7 +134,7 @@ async fn a_pass_that_waits_takes_what_was_dirty_when_it_began() {
     {
         let mut pass = pin!(writepages(&inner(&file).engine, &file.inode, &mut gather, &control));
         assert!(poll_once(pass.as_mut()).is_pending(), "a folio is locked");
-        // Before and behind the place where the pass is, and once more what it has yet to come to.
+        // Before and behind the position of the pass, and a folio again that the pass has yet to visit.
         write_pages(&file, 0..1, 3).await;
         write_pages(&file, 10..20, 3).await;
         write_pages(&file, 31..32, 3).await;
@@ -148,7 +149,7 @@ async fn a_pass_that_waits_takes_what_was_dirty_when_it_began() {
 }
 
 #[tokio::test]
-async fn a_pass_ends_where_the_file_was_cut_off_while_it_ran() {
+async fn a_pass_ends_if_the_file_was_truncated_while_it_ran() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
     let held = file.inode.pages.find(8 * PAGE).expect("cached").try_lock().expect("free");
@@ -167,7 +168,7 @@ async fn a_pass_ends_where_the_file_was_cut_off_while_it_ran() {
     drop(lock);
     crate::writeback::completion::wait::wait_for_range(&inner(&file).engine, &file.inode, &(0..u64::MAX))
         .await;
-    // Had it gone on from page 8, the size would cover pages that are only in memory.
+    // If the pass had gone on from page 8, i_disksize would cover pages that are only in memory.
     assert_eq!(file.inode.completion.disk_size(), 0);
     assert_eq!(dirty_pages(&file, 64).len(), 64);
     finish(device, fs, file).await;
@@ -185,13 +186,13 @@ async fn turns_begin_where_the_last_one_stopped() {
     write_pages(&file, 0..1, 3).await;
     assert_eq!(pass(&file, turn()).await, 3 * PAGE);
     assert_eq!(dirty_pages(&file, 8), [0, 6, 7]);
-    // It does not wrap.
+    // A turn does not wrap around.
     assert_eq!(pass(&file, turn()).await, 2 * PAGE);
     assert_eq!(dirty_pages(&file, 8), [0]);
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..1, 4).await;
     assert_eq!(pass(&file, turn()).await, PAGE);
-    // What lies behind i_disksize is written in order wherever the last turn stopped.
+    // Data behind i_disksize is written in order, wherever the last turn stopped.
     write_pages(&file, 6..8, 5).await;
     assert_eq!(pass(&file, WritebackControl::turn(PAGE)).await, PAGE);
     assert_eq!(dirty_pages(&file, 8), [7]);
@@ -203,14 +204,14 @@ async fn turns_begin_where_the_last_one_stopped() {
 }
 
 #[tokio::test]
-async fn what_is_busy_is_passed_by_only_within_the_size_on_the_device() {
+async fn a_folio_under_writeback_is_skipped_only_within_i_disksize() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..8, 1).await;
     sync_inode_data(&inner(&file).engine, &file.inode).await.expect("syncs");
     write_pages(&file, 0..12, 2).await;
     let busy = |page: u64| {
         let folio = file.inode.pages.find(page * PAGE).expect("cached").try_lock().expect("free");
-        // As its I/O would hold it, and dirty again.
+        // Under writeback as during its I/O, and dirty again.
         let dirty = folio.start_writeback();
         folio.set_dirty(0..1);
         assert!(dirty.contains(0..1));
@@ -234,7 +235,7 @@ async fn k_55_a_folio_past_the_end_of_the_file_is_not_written() {
     write_pages(&file, 2..4, 2).await;
     let before = fs.counters();
     {
-        // A truncation that has set the size and not yet dropped its folios.
+        // A truncation that has set i_size and not yet dropped its folios.
         let lock = file.inode.pages.writeback_lock.lock().await;
         let held = file.inode.pages.find(2 * PAGE).expect("cached").try_lock().expect("free");
         let mut gather = Gather::new(&inner(&file).engine);

@@ -1,25 +1,17 @@
-//! Writeback of one inode: its dirty folios, mapped and added to ioends; and who asks for it. Which folios, and in which
-//! order, is [`crate::writeback::writepages`]'s to say.
+//! Writeback of one inode, started or waited for (kernel: `filemap_fdatawrite_range`,
+//! `file_write_and_wait_range`).
 //!
 //! ```text
-//!   folio locked → dirty bits taken, under writeback → i_size sampled, bytes behind it zeroed
-//!     per dirty run:  kept mapping, while its sequence holds
-//!                     else what the extent status tree knows, or the device (no handle)
-//!                     delayed: handle → inode lock → look again → allocate unwritten → tree → log → stop
-//!     → ioend → plug
-//!   folio unlocked; the writeback ends when its ioends have
+//!   sync:  writeback lock { writepages } → plug goes out → wait for the ioends over the range
+//!          → i_disksize, times
+//!   start: writeback lock { writepages } → plug goes out
 //! ```
 //!
-//! Invariants:
-//! - i_size is sampled after the dirty bits are taken: what is appended later makes the block dirty again.
-//! - Where the file's data is published ([`crate::iomap::preallocation`]) blocks are picked instead, without a handle; nothing on
-//!   the device changes until their data is there.
-//! - Blocks allocated here are unwritten: a crash before their data is on the device shows zeros, never what another
-//!   file left there.
-//! - Before waiting for anything that may depend on our own I/O, the plug goes out.
-//! - What cannot be mapped is lost and reported: its delayed blocks give their promise back.
+//! Which folios are written, and in which order, is in [`crate::writeback::writepages`]; how one folio is
+//! mapped, in [`crate::writeback::writepage`].
+//!
+//! Invariant: after the plug has gone out, a caller waits for nothing but the device and the journal.
 
-use crate::writeback::completion::process_and_schedule;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,13 +22,21 @@ use crate::inode::InodeInfo;
 use crate::inode::log::log_times;
 use crate::writeback::Engine;
 use crate::writeback::completion::attendance::Attendance;
+use crate::writeback::completion::process_and_schedule;
 use crate::writeback::completion::wait::wait_for_range;
 use crate::writeback::gather::Gather;
 use crate::writeback::size::SizeToSync;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
-/// After the writeback of everything: the size follows, and the times where asked for.
-pub(crate) async fn settle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, times: bool) -> Result<()> {
+/// After the writeback of a whole inode: i_disksize follows i_size, and the times are logged if `times`.
+///
+/// # Errors
+/// Those of the journal.
+pub(crate) async fn log_size_and_times(
+    engine: &Arc<Engine>,
+    inode: &Arc<InodeInfo>,
+    times: bool,
+) -> Result<()> {
     if inode.size() > inode.completion.disk_size() && engine.volume.check_writable().is_ok() {
         process_and_schedule(engine, vec![Arc::clone(inode)]).await;
     }
@@ -46,11 +46,11 @@ pub(crate) async fn settle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, times: 
     Ok(())
 }
 
-/// Starts writing the dirty data of bytes `range` of `inode` back, but for what is under writeback already. Where the
-/// range reaches past i_disksize, all from there on is written.
+/// Starts writeback of bytes `range` of `inode` (WB_SYNC_NONE); folios under writeback already are skipped.
+/// If the range reaches past i_disksize, everything from i_disksize on is written.
 ///
 /// # Errors
-/// Those of mapping; recorded in the inode too.
+/// Those of mapping a folio; recorded in the inode too.
 pub(crate) async fn start_inode_range(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,
@@ -63,16 +63,16 @@ pub(crate) async fn start_inode_range(
     result.map(|_| ())
 }
 
-/// Writes all dirty data of `inode` back and waits for it: I/O, conversions, size and times are in transactions when
-/// it returns; nothing is committed.
+/// Writes back all dirty data of `inode` and waits for it: when it returns, the I/O has ended, and
+/// conversions, i_disksize and times are in transactions; nothing is committed.
 ///
 /// # Errors
-/// Those of mapping and of the journal. A failed write is only in the inode's error sequence.
+/// Those of mapping and of the journal. The error of a failed write is in the inode's error sequence only.
 pub(crate) async fn sync_inode_data(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     sync_data(engine, inode, true).await
 }
 
-/// As [`sync_inode_data`]; times only where asked for (fdatasync does not).
+/// As [`sync_inode_data`]; `times`: true if the times are logged too (fdatasync does not need them).
 ///
 /// # Errors
 /// As [`sync_inode_data`].
@@ -80,8 +80,8 @@ pub(crate) async fn sync_data(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, time
     sync_inode_range(engine, inode, 0..u64::MAX, times).await
 }
 
-/// As [`sync_inode_data`], for what was dirty in bytes `range` when it began; what else is written does not have to
-/// end. Where the range reaches past i_disksize, that is all from there on.
+/// As [`sync_inode_data`], for data that was dirty in bytes `range` at the call; other I/O is not waited for.
+/// If the range reaches past i_disksize, everything from i_disksize on is written.
 ///
 /// # Errors
 /// As [`sync_inode_data`].
@@ -97,7 +97,8 @@ pub(crate) async fn sync_inode_range(
         let mut gather = Gather::new(engine);
         let result =
             writepages(engine, inode, &mut gather, &WritebackControl::sync(range.clone())).await.map(|_| ());
-        // From here on nothing is waited for but the device and the journal. A fast device ends it within this call.
+        // From here on this waits for the device and the journal only. A fast device ends the I/O within this
+        // call.
         let attendance = Attendance::begin(engine, inode);
         gather.submit();
         (result, attendance)
@@ -109,6 +110,6 @@ pub(crate) async fn sync_inode_range(
     if range.end <= inode.completion.disk_size() && !times {
         return result;
     }
-    result.and(settle(engine, inode, times).await)?;
+    result.and(log_size_and_times(engine, inode, times).await)?;
     size.follow(&engine.volume, range.end).await
 }
