@@ -11,16 +11,19 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{Notify, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{Notify, RwLock};
+
+use crate::base::lock_order::{Guard, Level, Rank, ReadGuard, WriteGuard};
 
 /// Somebody has the lock, or a part of his work.
 #[derive(Debug)]
 pub(crate) struct Busy;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct OperationLock<T> {
     lock: RwLock<T>,
+    rank: Rank,
     /// Parts whose callers had it for writing, and for reading.
     pub(crate) writing: AtomicUsize,
     pub(crate) reading: AtomicUsize,
@@ -28,10 +31,11 @@ pub(crate) struct OperationLock<T> {
 }
 
 impl<T> OperationLock<T> {
-    /// Nobody has it.
-    pub fn new(value: T) -> Self {
+    /// An unlocked lock of `level`.
+    pub fn new(level: Level, value: T) -> Self {
         Self {
             lock: RwLock::new(value),
+            rank: Rank::new(level),
             writing: AtomicUsize::new(0),
             reading: AtomicUsize::new(0),
             ended: Notify::new(),
@@ -54,29 +58,31 @@ impl<T> OperationLock<T> {
     }
 
     /// Locks for reading.
-    pub async fn read(&self) -> RwLockReadGuard<'_, T> {
-        let guard = self.lock.read().await;
+    pub async fn read(&self) -> ReadGuard<'_, T> {
+        self.rank.check();
+        let guard = Guard::new(self.lock.read().await, self.rank);
         self.wait_for_parts(false).await;
         guard
     }
 
     /// Locks for writing.
-    pub async fn write(&self) -> RwLockWriteGuard<'_, T> {
-        let guard = self.lock.write().await;
+    pub async fn write(&self) -> WriteGuard<'_, T> {
+        self.rank.check();
+        let guard = Guard::new(self.lock.write().await, self.rank);
         self.wait_for_parts(true).await;
         guard
     }
 
     /// Locks for reading where nobody has to be waited for.
-    pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, Busy> {
+    pub fn try_read(&self) -> Result<ReadGuard<'_, T>, Busy> {
         let guard = self.lock.try_read().map_err(|_| Busy)?;
-        if self.is_left(false) { Err(Busy) } else { Ok(guard) }
+        if self.is_left(false) { Err(Busy) } else { Ok(Guard::new(guard, self.rank)) }
     }
 
     /// Locks for writing where nobody has to be waited for.
-    pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, Busy> {
+    pub fn try_write(&self) -> Result<WriteGuard<'_, T>, Busy> {
         let guard = self.lock.try_write().map_err(|_| Busy)?;
-        if self.is_left(true) { Err(Busy) } else { Ok(guard) }
+        if self.is_left(true) { Err(Busy) } else { Ok(Guard::new(guard, self.rank)) }
     }
 }
 

@@ -41,8 +41,16 @@ impl Runtime for TokioRuntime {
     }
 }
 
-/// `operation` as one operation of the lock order, run to its end even when its caller stops waiting.
-pub fn run_to_end<T: Send + 'static>(
+/// A part of the caller's operation (see [`crate::base::lock_order`]), run to its end even if the caller stops waiting.
+pub(crate) fn run_to_end<T: Send + 'static>(
+    runtime: &Arc<dyn Runtime>,
+    operation: impl Future<Output = T> + Send + 'static,
+) -> RunToEnd<T> {
+    RunToEnd::new(runtime, Scoped::part(Box::pin(operation)))
+}
+
+/// An operation of its own (see [`crate::base::lock_order`]), run to its end even if its caller stops waiting.
+pub(crate) fn run_operation<T: Send + 'static>(
     runtime: &Arc<dyn Runtime>,
     operation: impl Future<Output = T> + Send + 'static,
 ) -> RunToEnd<T> {

@@ -30,8 +30,11 @@ use ext4_core::{BlockSize, Error, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use crate::base::lock_order::assert_no_handle;
+use crate::base::lock_order::{Level, Rank, Token, assert_no_handle};
 use crate::cache::block_set::BlockSet;
+
+/// The folio lock in the lock order.
+const RANK: Rank = Rank::new(Level::Folio);
 
 /// More uses than this are not counted.
 const MOST_USES: u8 = 3;
@@ -178,7 +181,7 @@ impl Folio {
 
     /// Locks the folio. The caller checks [`Folio::is_removed`] then.
     pub async fn lock(self: &Arc<Self>) -> FolioGuard {
-        assert_no_handle("asking for a folio lock");
+        RANK.check();
         if let Some(guard) = self.try_lock() {
             return guard;
         }
@@ -190,7 +193,7 @@ impl Folio {
             Some(())
         })
         .await;
-        FolioGuard(Arc::clone(self))
+        FolioGuard { folio: Arc::clone(self), token: RANK.taken() }
     }
 
     async fn wait_until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
@@ -330,19 +333,22 @@ impl Folio {
 
 /// The folio is locked as long as this lives. What changes a folio is a method of its guard.
 #[derive(Debug)]
-pub(crate) struct FolioGuard(Arc<Folio>);
+pub(crate) struct FolioGuard {
+    folio: Arc<Folio>,
+    token: Token,
+}
 
 impl std::ops::Deref for FolioGuard {
     type Target = Arc<Folio>;
 
     fn deref(&self) -> &Arc<Folio> {
-        &self.0
+        &self.folio
     }
 }
 
 impl Drop for FolioGuard {
     fn drop(&mut self) {
-        self.0.unlock();
+        self.folio.unlock();
     }
 }
 
@@ -369,7 +375,13 @@ impl FolioGuard {
         }
         state.locked = true;
         drop(state);
-        Ok(Self(folio))
+        Ok(Self { folio, token: RANK.taken() })
+    }
+
+    /// The lock is the I/O's from now on: the operation that took it no longer holds it, whoever drops the guard.
+    pub fn lend_to_io(mut self) -> Self {
+        self.token = Token::none();
+        self
     }
 
     /// What a write to `blocks`, of which there is one at least, has to know.

@@ -16,6 +16,7 @@ use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
 use ext4_core::{BlockSize, Result, Timestamp};
 use parking_lot::Mutex;
 
+use crate::base::lock_order::{Level, OrderedMutex};
 use crate::cache::folio::{Folio, FolioGuard};
 
 /// How many bytes are copied while the tree and a folio's state are locked: what takes no longer than to lock the folio
@@ -236,7 +237,7 @@ impl AddressSpace {
 }
 
 /// The folios of one inode, and what else its data path remembers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct PageCache {
     space: Arc<AddressSpace>,
     /// The inode is in the flusher's queue.
@@ -247,7 +248,7 @@ pub(crate) struct PageCache {
     pub times_wait: AtomicBool,
     /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
     /// file.
-    pub writeback_lock: tokio::sync::Mutex<()>,
+    pub writeback_lock: OrderedMutex<()>,
     /// Where the next turn in the background begins. Belongs to who holds `writeback_lock`.
     writeback_index: AtomicU64,
     /// Bytes of folios that writers made dirty and have not been throttled for.
@@ -276,7 +277,18 @@ fn tick(now: Timestamp) -> u64 {
 impl PageCache {
     /// An empty cache.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            space: Arc::default(),
+            queued: AtomicBool::new(false),
+            times_dirty: AtomicBool::new(false),
+            times_wait: AtomicBool::new(false),
+            writeback_lock: OrderedMutex::new(Level::Writeback, ()),
+            writeback_index: AtomicU64::new(0),
+            owed: AtomicUsize::new(0),
+            cut: AtomicU64::new(0),
+            last_write_end: AtomicU64::new(0),
+            last_tick: AtomicU64::new(0),
+        }
     }
 
     /// The folios, for reclaim.

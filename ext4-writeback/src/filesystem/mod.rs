@@ -24,9 +24,9 @@ use std::sync::Arc;
 use ext4_core::environment::RunToEnd;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
-use tokio::sync::Mutex;
 
-use crate::base::runtime::run_to_end;
+use crate::base::lock_order::{OrderedMutex, scoped};
+use crate::base::runtime::run_operation;
 use crate::cache::extent_status::tree::Reclaimable;
 use crate::inode::cache::InodeCache;
 use crate::volume::Volume;
@@ -49,7 +49,7 @@ pub(crate) struct FilesystemInner {
     /// Inodes in memory.
     pub inodes: InodeCache,
     /// Held by renames from one directory into another (s_vfs_rename_mutex): the tree of directories stands still.
-    pub rename: Mutex<()>,
+    pub rename: OrderedMutex<()>,
     /// The first inode that a name may have, but for the root.
     pub first_inode: InodeNumber,
     /// Blocks of fixed metadata and of the journal, for statfs.
@@ -82,7 +82,7 @@ impl Filesystem {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let fs = Arc::clone(&self.inner);
-        run_to_end(&self.inner.volume.runtime, async move {
+        run_operation(&self.inner.volume.runtime, async move {
             let mounted = fs.volume.freeze.read().await;
             if !*mounted {
                 return Err(Error::posix(Errno::ENODEV, "unmounted"));
@@ -104,7 +104,7 @@ impl Filesystem {
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         self.inner.volume.errors.check_alive()?;
-        let result = work.await;
+        let result = scoped(work).await;
         if let Err(error) = &result {
             self.inner.volume.report(error, inode, operation).await;
         }

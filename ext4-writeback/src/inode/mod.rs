@@ -21,8 +21,8 @@ use std::sync::{Arc, OnceLock};
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::{Errno, Error, InodeNumber, Result, TransactionId};
-use tokio::sync::RwLock;
 
+use crate::base::lock_order::{Level, OrderedRwLock};
 use crate::base::operation_lock::OperationLock;
 use crate::cache::error_sequence::ErrorSequence;
 use crate::cache::extent_status::ExtentStatusTree;
@@ -42,9 +42,9 @@ pub(crate) struct InodeInfo {
     /// i_rwsem: held for writing by every change of the file's content or size, and of a directory's names.
     pub rwlock: OperationLock<()>,
     /// Held for writing while page cache is dropped (truncate, punch), for reading by those who fill it.
-    pub invalidate_lock: RwLock<()>,
+    pub invalidate_lock: OrderedRwLock<()>,
     /// i_data_sem and what it protects: the inode as it is logged; `size` in it is i_disksize.
-    pub inode: RwLock<Inode>,
+    pub inode: OrderedRwLock<Inode>,
     /// i_size: in-memory size in bytes; at least i_disksize outside of truncate.
     pub size: AtomicU64,
     /// The last transaction that changed the inode at all (fsync), and one that changed what fdatasync needs.
@@ -83,8 +83,8 @@ impl InodeInfo {
         let disk_size = inode.size;
         Self {
             number: inode.number,
-            rwlock: OperationLock::new(()),
-            invalidate_lock: RwLock::new(()),
+            rwlock: OperationLock::new(Level::Inode, ()),
+            invalidate_lock: OrderedRwLock::new(Level::Mapping, ()),
             size: AtomicU64::new(inode.size),
             sync_transaction: AtomicU64::new(0),
             datasync_transaction: AtomicU64::new(0),
@@ -99,7 +99,7 @@ impl InodeInfo {
             unlinked: AtomicBool::new(inode.links_count == 0),
             replaced_by_truncation: AtomicBool::new(false),
             freed: AtomicBool::new(false),
-            inode: RwLock::new(inode),
+            inode: OrderedRwLock::new(Level::Data, inode),
         }
     }
 

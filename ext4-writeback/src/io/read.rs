@@ -315,7 +315,7 @@ impl<'a> Reader<'a> {
         let behind = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let first = folio.first_block();
         folio.make_gaps_unviewed(blocks.clone())?;
-        let read = Arc::new(FolioRead { folio, size });
+        let read = Arc::new(FolioRead { folio: folio.lend_to_io(), size });
         let folio = &read.folio;
         let mut at = blocks.start;
         while let Some(gap) = folio.next_not_uptodate(at..blocks.end) {

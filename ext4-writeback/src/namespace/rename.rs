@@ -11,8 +11,9 @@ use std::sync::atomic::Ordering;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result};
-use tokio::sync::{MutexGuard, RwLockWriteGuard};
+use tokio::sync::MutexGuard;
 
+use crate::base::lock_order::{Guard, WriteGuard};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::{InodeInfo, check_directory};
 use crate::namespace::names::{check_may_add, check_may_remove, check_name};
@@ -117,9 +118,9 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
 
 /// The two directories, locked. Dropped in any order.
 struct Directories<'a> {
-    _tree: Option<MutexGuard<'a, ()>>,
-    _first: RwLockWriteGuard<'a, ()>,
-    _second: Option<RwLockWriteGuard<'a, ()>>,
+    _tree: Option<Guard<MutexGuard<'a, ()>>>,
+    _first: WriteGuard<'a, ()>,
+    _second: Option<WriteGuard<'a, ()>>,
     /// Where one directory lies above the other: the entry of the upper one on the way to the lower one.
     way_down: Option<(InodeNumber, InodeNumber)>,
 }
@@ -250,7 +251,7 @@ async fn lock_children<'a>(
     request: &Request<'_>,
     source: &'a InodeInfo,
     target: Option<&'a InodeInfo>,
-) -> [Option<RwLockWriteGuard<'a, ()>>; 2] {
+) -> [Option<WriteGuard<'a, ()>>; 2] {
     let source_is_directory = source.inode.read().await.is_dir();
     let target_is_directory = match target {
         Some(target) => target.inode.read().await.is_dir(),

@@ -12,7 +12,7 @@ use ext4_core::meta::{Buffer, DirectTransaction, Transaction};
 use ext4_core::{BlockNumber, Result, TransactionId};
 use tokio::sync::OwnedRwLockReadGuard;
 
-use crate::base::lock_order::HandleToken;
+use crate::base::lock_order::Token;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::Tracker;
 
@@ -26,7 +26,7 @@ pub(crate) enum Handle {
         /// What it does is not told to this tracker: why the transactions it joins cannot be fast commits.
         untracked: Option<(Arc<Tracker>, Reason)>,
         /// For the check of the lock order.
-        _token: HandleToken,
+        _token: Token,
     },
     /// Without.
     Direct {
@@ -35,7 +35,7 @@ pub(crate) enum Handle {
         /// Keeps the dirty blocks from being written meanwhile.
         _no_writeback: OwnedRwLockReadGuard<()>,
         /// For the check of the lock order.
-        _token: HandleToken,
+        _token: Token,
     },
 }
 

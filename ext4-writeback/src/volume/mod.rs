@@ -32,7 +32,7 @@ use ext4_journal::Journal;
 use tokio::sync::{Mutex, RwLock};
 
 use crate::base::counters::LiveCounters;
-use crate::base::lock_order::HandleToken;
+use crate::base::lock_order::{Level, Rank, assert_no_handle};
 use crate::base::operation_lock::OperationLock;
 use crate::base::options::{MountOptions, OnError};
 use crate::volume::discard::Discards;
@@ -115,7 +115,7 @@ impl Volume {
                 _ => OnError::Continue,
             })),
             error_writer: Mutex::new(()),
-            freeze: OperationLock::new(true),
+            freeze: OperationLock::new(Level::Freeze, true),
             inode_layout: InodeLayout {
                 features: superblock.features,
                 inode_size: superblock.inode_size,
@@ -172,6 +172,8 @@ impl Volume {
         untracked: Option<Reason>,
     ) -> Result<Handle> {
         self.check_writable()?;
+        let rank = Rank::new(Level::Handle);
+        rank.check();
         let Some(journal) = &self.journal else {
             if self.info.cache.dirty_blocks() >= DIRECT_DIRTY_BLOCKS {
                 self.write_dirty_blocks().await?;
@@ -179,20 +181,21 @@ impl Volume {
             return Ok(Handle::Direct {
                 _no_writeback: Arc::clone(&self.direct).read_owned().await,
                 transaction: DirectTransaction::new(Arc::clone(&self.info.cache)),
-                _token: HandleToken::new(),
+                _token: rank.taken(),
             });
         };
         let handle = journal.start(credits, operation).await?;
         let untracked = untracked
             .filter(|_| self.fast_commits.is_enabled())
             .map(|reason| (Arc::clone(&self.fast_commits), reason));
-        let handle = Handle::Journal { handle, untracked, _token: HandleToken::new() };
+        let handle = Handle::Journal { handle, untracked, _token: rank.taken() };
         handle.mark_untracked();
         Ok(handle)
     }
 
     /// Without a journal: writes the metadata that changed, with every handle kept out (see [`crate::volume::handle`]).
     pub async fn write_dirty_blocks(&self) -> Result<()> {
+        assert_no_handle("writing dirty blocks");
         let _no_handles = self.direct.write().await;
         self.info.cache.write_dirty().await
     }

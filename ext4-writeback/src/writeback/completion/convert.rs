@@ -10,9 +10,9 @@ use ext4_core::format::inode::Inode;
 use ext4_core::meta::Transaction as _;
 use ext4_core::meta::extent_tree;
 use ext4_core::{Errno, Error, LogicalBlock, Result};
-use tokio::sync::RwLockWriteGuard;
 
 use crate::base::counters::LiveCounters;
+use crate::base::lock_order::WriteGuard;
 use crate::cache::ioend::{Ioend, Kind};
 use crate::inode::InodeInfo;
 use crate::volume::fast_commit::mapped::Mapped;
@@ -289,7 +289,7 @@ enum Step {
 struct Hold<'a> {
     engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
-    disk: RwLockWriteGuard<'a, Inode>,
+    disk: WriteGuard<'a, Inode>,
     changed: bool,
 }
 
