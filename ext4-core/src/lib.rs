@@ -20,5 +20,5 @@ pub mod format;
 pub mod meta;
 pub mod types;
 
-pub use error::{Corrupt, Errno, Error, Result};
+pub use error::{Corrupt, Errno, Error, IoPurpose, Result};
 pub use types::{BlockNumber, BlockSize, GroupNumber, InodeNumber, LogicalBlock, Timestamp, TransactionId};

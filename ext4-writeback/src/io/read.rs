@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ext4_core::device::memory::PAGE_SIZE;
 use ext4_core::device::{Bio, BioFlags, Completion, EndIo, Operation, Segment};
-use ext4_core::{Error, Result};
+use ext4_core::{Error, IoPurpose, Result};
 use parking_lot::Mutex;
 
 use crate::base::counters::LiveCounters;
@@ -371,8 +371,9 @@ impl<'a> Reader<'a> {
             let end_io: EndIo = Box::new(move |completion: Completion| {
                 // As behind a write: what can be given up from now on is not held here.
                 drop(completion.segments);
+                let result = completion.result.map_err(|error| error.for_purpose(IoPurpose::Data));
                 for (read, blocks) in parts {
-                    read.end(blocks, &completion.result, bits);
+                    read.end(blocks, &result, bits);
                 }
             });
             plug.push(Bio::new(Operation::Read, BioFlags::SYNC, pending.offset, pending.segments, end_io));

@@ -12,7 +12,9 @@
 //!   cause.
 //! - Once stopped, always stopped; once poisoned, every operation fails before it looks at anything. A file system whose
 //!   state in memory cannot be trusted must not be read through it either: that is what `panic` asks for.
-//! - A failed read or write of file data is the reader's or writer's error and no finding.
+//! - Where the failed I/O was submitted decides if it is a finding ([`ext4_core::IoPurpose`]), not the operation that
+//!   met it. A failed read or write of file data is the reader's or writer's error, a failed flush or commit that of the
+//!   caller that wants to have something durable, and a failed discard changes nothing; none of them is a finding.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +23,6 @@ use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
 use parking_lot::Mutex;
 
 use crate::base::options::OnError;
-
-/// Operations whose I/O errors may be those of file data.
-const DATA_OPERATIONS: [&str; 4] = ["read", "write", "fsync", "truncate"];
 
 /// One finding.
 #[derive(Clone, Debug)]
@@ -89,8 +88,7 @@ impl ErrorPolicy {
         operation: &'static str,
         time: Timestamp,
     ) -> Consequence {
-        let metadata_io = matches!(error, Error::Io { .. }) && !DATA_OPERATIONS.contains(&operation);
-        if !error.is_corrupt() && !metadata_io {
+        if !error.is_corrupt() && !error.is_metadata_io() {
             return Consequence::Nothing;
         }
         tracing::error!(%error, %inode, operation, "error in the file system");
@@ -180,6 +178,8 @@ fn error_code(error: &Error) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use ext4_core::IoPurpose;
+
     use super::*;
 
     fn note(policy: &ErrorPolicy, error: &Error, operation: &'static str) -> Consequence {
@@ -193,7 +193,10 @@ mod tests {
         let policy = ErrorPolicy::new(OnError::Continue);
         assert_eq!(note(&policy, &wrong, "lookup"), Consequence::Record);
         assert_eq!(note(&policy, &failed, "lookup"), Consequence::Record);
-        assert_eq!(note(&policy, &failed, "read"), Consequence::Nothing, "data");
+        for purpose in [IoPurpose::Data, IoPurpose::Other] {
+            let failed = failed.clone().for_purpose(purpose);
+            assert_eq!(note(&policy, &failed, "lookup"), Consequence::Nothing, "{purpose:?}");
+        }
         assert_eq!(note(&policy, &Error::posix(Errno::ENOENT, ""), "lookup"), Consequence::Nothing);
         assert!(policy.check().is_ok());
         let findings = policy.take().unwrap();

@@ -27,7 +27,7 @@ use ext4_core::format::inode::InodeLayout;
 use ext4_core::format::superblock::{ERRORS_PANIC, ERRORS_READ_ONLY, STATE_VALID};
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::meta::{DirectTransaction, SuperblockInfo};
-use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp, TransactionId};
+use ext4_core::{Errno, Error, InodeNumber, IoPurpose, Result, Timestamp, TransactionId};
 use ext4_journal::Journal;
 use tokio::sync::{Mutex, RwLock};
 
@@ -184,7 +184,7 @@ impl Volume {
                 _token: rank.taken(),
             });
         };
-        let handle = journal.start(credits, operation).await?;
+        let handle = journal.start(credits, operation).await.map_err(of_journal)?;
         let untracked = untracked
             .filter(|_| self.fast_commits.is_enabled())
             .map(|reason| (Arc::clone(&self.fast_commits), reason));
@@ -242,7 +242,7 @@ impl Volume {
     /// Commits, and waits until what was freed is discarded, where it is to be, and can be allocated. It never needs a
     /// folio.
     pub async fn commit_and_release(&self, journal: &Arc<Journal>) -> Result<()> {
-        journal.force_commit().await?;
+        journal.force_commit().await.map_err(of_journal)?;
         if let Some(discards) = &self.discards {
             discards.drain().await;
         }
@@ -273,11 +273,12 @@ impl Volume {
     /// # Errors
     /// Those of the journal.
     pub async fn commit_file(&self, journal: &Arc<Journal>, transaction: TransactionId) -> Result<bool> {
-        if self.fast_commits.is_enabled() {
+        let committed = if self.fast_commits.is_enabled() {
             journal.fast_commit(transaction, &*self.fast_commits).await
         } else {
             journal.commit(transaction).await
-        }
+        };
+        committed.map_err(of_journal)
     }
 
     /// Makes durable what `transaction` changed, the last one that an inode took part in, and all data that completed
@@ -295,7 +296,7 @@ impl Volume {
     ) -> Result<()> {
         let flushed = match (&self.journal, transaction) {
             (Some(journal), Some(transaction)) if fast => self.commit_file(journal, transaction).await?,
-            (Some(journal), Some(transaction)) => journal.commit(transaction).await?,
+            (Some(journal), Some(transaction)) => journal.commit(transaction).await.map_err(of_journal)?,
             (Some(_), None) => false,
             (None, _) => {
                 self.write_dirty_blocks().await?;
@@ -309,8 +310,17 @@ impl Volume {
 
     /// Flushes the device if the options ask for it.
     pub async fn flush_device(&self) -> Result<()> {
-        if self.options.barrier { self.info.device().flush().await } else { Ok(()) }
+        if !self.options.barrier {
+            return Ok(());
+        }
+        self.info.device().flush().await.map_err(|error| error.for_purpose(IoPurpose::Other))
     }
+}
+
+/// An error of the journal's I/O: if it stopped the journal, that is noted there and once
+/// ([`Volume::journal_aborted`]).
+fn of_journal(error: Error) -> Error {
+    error.for_purpose(IoPurpose::Other)
 }
 
 /// Whether data that is to be made durable is on the medium.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, IoPurpose, Result};
 
 use crate::cache::extent_status::status::{Extent, Status};
 use crate::cache::folio::FolioGuard;
@@ -89,7 +89,8 @@ impl<'a> WritepageContext<'a> {
                                 "map",
                                 format!("inode {} block {}", inode.number, extent.start),
                                 Errno::EIO,
-                            ));
+                            )
+                            .for_purpose(IoPurpose::Data));
                         }
                     }
                 }

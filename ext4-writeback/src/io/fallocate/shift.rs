@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 
 use ext4_core::meta::extent_tree::{Removal, Shift};
 use ext4_core::meta::{credits, extent_tree};
-use ext4_core::{Errno, Error, LogicalBlock, Result};
+use ext4_core::{Errno, Error, IoPurpose, LogicalBlock, Result};
 
 use crate::io::fallocate::request::{Request, invalid};
 use crate::io::zero::zero_block_tail;
@@ -57,7 +57,7 @@ impl Request<'_> {
         if inode.pages.is_dirty_folios() || disk_size != inode.size() {
             // Data that could not be written: its error is reported by fsync.
             let what = format!("inode {}: {disk_size} of {} bytes", inode.number, inode.size());
-            return Err(Error::io("write back", what, Errno::EIO));
+            return Err(Error::io("write back", what, Errno::EIO).for_purpose(IoPurpose::Data));
         }
         drop_folios::drop_folios(engine, inode, self.offset..u64::MAX).await;
         Ok(())
