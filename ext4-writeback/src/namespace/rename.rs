@@ -298,7 +298,10 @@ async fn check(
     source: &InodeInfo,
     target: Option<&InodeInfo>,
 ) -> Result<Types> {
-    let from_flags = from.inode.read().await.flags;
+    let (from_flags, from_room) = {
+        let from = from.inode.read().await;
+        (from.flags, links::check_room_for_subdirectory(fs.volume.info.features(), &from))
+    };
     let (to_flags, room) = {
         let to = to.inode.read().await;
         check_may_add(&to)?;
@@ -325,7 +328,7 @@ async fn check(
             room?;
         }
         if request.crosses() && !is_directory && target_type == FileType::Directory {
-            links::check_room_for_subdirectory(fs.volume.info.features(), &*from.inode.read().await)?;
+            from_room?;
         }
         return Ok(types);
     }
