@@ -236,29 +236,149 @@ impl AddressSpace {
     }
 }
 
-/// The folios of one inode, and what else its data path remembers.
+/// The page cache of one inode: its folios, and what its writers, the flusher and passes of writeback remember of it.
 #[derive(Debug)]
 pub(crate) struct PageCache {
     space: Arc<AddressSpace>,
-    /// The inode is in the flusher's queue.
-    pub queued: AtomicBool,
-    /// mtime and ctime were changed and not logged.
-    pub times_dirty: AtomicBool,
-    /// The inode is among those whose times wait (`lazytime`).
-    pub times_wait: AtomicBool,
-    /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
-    /// file.
-    pub writeback_lock: OrderedMutex<()>,
-    /// Where the next turn in the background begins. Belongs to who holds `writeback_lock`.
-    writeback_index: AtomicU64,
-    /// Bytes of folios that writers made dirty and have not been throttled for.
+    /// mtime and ctime that are newer than the logged ones.
+    pub times: Times,
+    /// What writers made dirty, for the flusher and the throttle.
+    pub dirtied: Dirtied,
+    /// Passes of writeback (writepages).
+    pub pass: Pass,
+    /// The stream of writes.
+    pub writes: Writes,
+}
+
+/// mtime and ctime of one inode, between a write that changes them in memory and the transaction that logs them. They
+/// are on one of three ways there: the flusher's queue, the list of `lazytime`, another change of the inode.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    unlogged: AtomicBool,
+    lazy: AtomicBool,
+    tick: AtomicU64,
+}
+
+impl Times {
+    /// Returns true if times were changed and not logged since.
+    pub fn are_unlogged(&self) -> bool {
+        self.unlogged.load(Ordering::Acquire)
+    }
+
+    /// The times were changed in memory. The caller holds the lock of the inode for writing.
+    pub fn set_unlogged(&self) {
+        self.unlogged.store(true, Ordering::Release);
+    }
+
+    /// The times were logged, or no longer have to be. The caller holds the lock of the inode for writing.
+    pub fn set_logged(&self) {
+        self.unlogged.store(false, Ordering::Release);
+    }
+
+    /// A write set the times to `now`. The caller holds the lock of the inode for writing.
+    pub fn note_write(&self, now: Timestamp) {
+        self.set_unlogged();
+        self.tick.store(tick(now), Ordering::Relaxed);
+    }
+
+    /// Returns true if a write has set the times in the clock tick (4 ms) of `now`, and they were not logged since.
+    pub fn are_of(&self, now: Timestamp) -> bool {
+        self.tick.load(Ordering::Relaxed) == tick(now) && self.are_unlogged()
+    }
+
+    /// Puts the inode on the list of `lazytime`. Returns true if it was not there yet; the caller adds it then.
+    pub fn enter_lazy_list(&self) -> bool {
+        !self.lazy.swap(true, Ordering::AcqRel)
+    }
+
+    /// The inode was taken off the list of `lazytime`.
+    pub fn leave_lazy_list(&self) {
+        self.lazy.store(false, Ordering::Release);
+    }
+}
+
+/// What writers made dirty, as the flusher and the throttle (balance_dirty_pages) count it.
+#[derive(Debug, Default)]
+pub(crate) struct Dirtied {
+    queued: AtomicBool,
     owed: AtomicUsize,
-    /// The lowest size the file was truncated to since [`PageCache::forget_cut`].
+}
+
+impl Dirtied {
+    /// Puts the inode into the flusher's queue. Returns true if it was not there yet; the caller adds it then.
+    pub fn enter_queue(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// The inode was taken out of the flusher's queue.
+    pub fn leave_queue(&self) {
+        self.queued.store(false, Ordering::Release);
+    }
+
+    /// A folio of `len` bytes was made dirty, for which its writer was not throttled yet.
+    pub fn owe(&self, len: usize) {
+        self.owed.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// The bytes of folios that were made dirty since the last call.
+    pub fn take_owed(&self) -> u64 {
+        self.owed.swap(0, Ordering::Relaxed) as u64
+    }
+}
+
+/// Passes of writeback over one inode, and truncations that come between.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// One pass at a time (I_SYNC): blocks past i_disksize are submitted in the order of the file.
+    pub lock: OrderedMutex<()>,
+    index: AtomicU64,
     cut: AtomicU64,
-    /// Where the last write ended.
-    last_write_end: AtomicU64,
-    /// The clock tick of the last write.
-    last_tick: AtomicU64,
+}
+
+impl Pass {
+    /// The byte at which the next turn in the background begins (writeback_index).
+    pub fn index(&self) -> u64 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// The next turn in the background begins at byte `index`. The caller holds `lock`.
+    pub fn set_index(&self, index: u64) {
+        self.index.store(index, Ordering::Relaxed);
+    }
+
+    /// A pass begins: truncations before it are not its concern. The caller holds `lock`.
+    pub fn forget_cut(&self) {
+        self.cut.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// The file is truncated to `size` bytes. To be called before the first folio is dropped for it.
+    pub fn note_cut(&self, size: u64) {
+        self.cut.fetch_min(size, Ordering::SeqCst);
+    }
+
+    /// The lowest size in bytes that the file was truncated to since the pass began. Asked for under the lock of a
+    /// folio: a folio that was made dirty after a truncation finds that truncation here.
+    pub fn cut(&self) -> u64 {
+        self.cut.load(Ordering::SeqCst)
+    }
+}
+
+/// The stream of writes to one file: a write that goes on where the last one ended gets larger folios.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    last_end: AtomicU64,
+}
+
+impl Writes {
+    /// A write ended at byte `end`.
+    pub fn note(&self, end: u64) {
+        self.last_end.store(end, Ordering::Relaxed);
+    }
+
+    /// Returns true if a write at byte `position` follows the last one.
+    pub fn go_on_at(&self, position: u64) -> bool {
+        position != 0 && self.last_end.load(Ordering::Relaxed) == position
+    }
 }
 
 impl std::ops::Deref for PageCache {
@@ -277,17 +397,17 @@ fn tick(now: Timestamp) -> u64 {
 impl PageCache {
     /// An empty cache.
     pub fn new() -> Self {
+        let pass = Pass {
+            lock: OrderedMutex::new(Level::Writeback, ()),
+            index: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+        };
         Self {
             space: Arc::default(),
-            queued: AtomicBool::new(false),
-            times_dirty: AtomicBool::new(false),
-            times_wait: AtomicBool::new(false),
-            writeback_lock: OrderedMutex::new(Level::Writeback, ()),
-            writeback_index: AtomicU64::new(0),
-            owed: AtomicUsize::new(0),
-            cut: AtomicU64::new(0),
-            last_write_end: AtomicU64::new(0),
-            last_tick: AtomicU64::new(0),
+            times: Times::default(),
+            dirtied: Dirtied::default(),
+            pass,
+            writes: Writes::default(),
         }
     }
 
@@ -296,60 +416,9 @@ impl PageCache {
         Arc::downgrade(&self.space)
     }
 
-    /// A folio of `len` bytes was made dirty.
-    pub fn owe(&self, len: usize) {
-        self.owed.fetch_add(len, Ordering::Relaxed);
-    }
-
-    /// The bytes that were made dirty since the last call.
-    pub fn take_owed(&self) -> u64 {
-        self.owed.swap(0, Ordering::Relaxed) as u64
-    }
-
-    /// Where the next turn of writeback in the background begins.
-    pub fn writeback_index(&self) -> u64 {
-        self.writeback_index.load(Ordering::Relaxed)
-    }
-
-    /// The next turn begins at `index`. The caller holds `writeback_lock`.
-    pub fn set_writeback_index(&self, index: u64) {
-        self.writeback_index.store(index, Ordering::Relaxed);
-    }
-
-    /// A pass of writeback begins. The caller holds `writeback_lock`.
-    pub fn forget_cut(&self) {
-        self.cut.store(u64::MAX, Ordering::SeqCst);
-    }
-
-    /// The file is truncated to `size`. Before the first folio is dropped for it.
-    pub fn note_cut(&self, size: u64) {
-        self.cut.fetch_min(size, Ordering::SeqCst);
-    }
-
-    /// The lowest size the file was truncated to since the pass began. Asked under the lock of a folio: one that was
-    /// made dirty after a truncation finds it here.
-    pub fn cut(&self) -> u64 {
-        self.cut.load(Ordering::SeqCst)
-    }
-
-    /// True where something has to be written back or logged before the inode may be forgotten.
+    /// Returns true if something has to be written back or logged before the inode may leave memory.
     pub fn is_dirty(&self) -> bool {
-        self.space.is_dirty_folios() || self.times_dirty.load(Ordering::Acquire)
-    }
-
-    /// True where a write has noted times in the clock tick (4 ms) of `now`, and nobody has logged them since.
-    pub fn are_times_of(&self, now: Timestamp) -> bool {
-        self.last_tick.load(Ordering::Relaxed) == tick(now) && self.times_dirty.load(Ordering::Acquire)
-    }
-
-    /// A write notes `now` as the inode's times.
-    pub fn note_tick(&self, now: Timestamp) {
-        self.last_tick.store(tick(now), Ordering::Relaxed);
-    }
-
-    /// Notes that a write ended at `end`.
-    pub fn note_write(&self, end: u64) {
-        self.last_write_end.store(end, Ordering::Relaxed);
+        self.space.is_dirty_folios() || self.times.are_unlogged()
     }
 
     /// Where a new folio that holds `position` starts, and how long it is, for an access of `len` bytes from
@@ -383,11 +452,6 @@ impl PageCache {
         }
         (start, size as usize)
     }
-
-    /// True where a write at `position` follows the last one.
-    pub fn is_sequential(&self, position: u64) -> bool {
-        position != 0 && self.last_write_end.load(Ordering::Relaxed) == position
-    }
 }
 
 #[cfg(test)]
@@ -407,14 +471,14 @@ mod tests {
                     at = folio.end();
                     continue;
                 }
-                let sequential = cache.is_sequential(position);
+                let sequential = cache.writes.go_on_at(position);
                 let (start, size) =
                     cache.placement(at, position + len - at, sequential, BlockSize::KIB_4, MAX_FOLIO_SIZE);
                 let memory = Arc::new(pool.allocate(size).expect("pool").expect("room"));
                 assert!(cache.insert(&Folio::new(memory, start, BlockSize::KIB_4)));
                 at = start + size as u64;
             }
-            cache.note_write(position + len);
+            cache.writes.note(position + len);
         }
     }
 

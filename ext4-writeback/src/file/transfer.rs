@@ -7,7 +7,6 @@ use crate::iomap::pointers::max_size_with_extents;
 use crate::writeback::flusher::throttle;
 use std::borrow::Cow;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::Ordering;
 
 use ext4_core::{Errno, Error, Result};
 
@@ -142,7 +141,7 @@ impl File {
         }
         let _changing = inode.rwlock.try_write().ok()?;
         // What is noted once for each tick is left to who waits.
-        if inode.check_alive().is_err() || !inode.pages.are_times_of(fs.volume.now()) {
+        if inode.check_alive().is_err() || !inode.pages.times.are_of(fs.volume.now()) {
             return None;
         }
         let position = position.filter(|_| !self.options.append).unwrap_or_else(|| inode.size());
@@ -207,7 +206,7 @@ impl File {
     pub(crate) async fn note_times(&self) {
         let now = self.fs().volume.now();
         let pages = &self.inode.pages;
-        if pages.are_times_of(now) {
+        if pages.times.are_of(now) {
             return;
         }
         let mut disk = match self.inode.inode.try_write() {
@@ -216,8 +215,7 @@ impl File {
         };
         disk.mtime = now;
         disk.ctime = now;
-        pages.times_dirty.store(true, Ordering::Release);
-        pages.note_tick(now);
+        pages.times.note_write(now);
     }
 }
 

@@ -11,7 +11,6 @@
 use crate::inode::log::log_times;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,7 +33,7 @@ pub(crate) struct LazyTimes {
 impl LazyTimes {
     /// `inode`'s times wait from now on, if they do not yet.
     pub fn add(&self, inode: &Arc<InodeInfo>, now: Duration) {
-        if !inode.pages.times_wait.swap(true, Ordering::AcqRel) {
+        if inode.pages.times.enter_lazy_list() {
             self.waiting.lock().push_back((Arc::clone(inode), now));
         }
     }
@@ -48,7 +47,7 @@ impl LazyTimes {
             return None;
         }
         let (inode, _) = waiting.pop_front()?;
-        inode.pages.times_wait.store(false, Ordering::Release);
+        inode.pages.times.leave_lazy_list();
         Some(inode)
     }
 }
@@ -71,7 +70,7 @@ pub(crate) async fn log_all(volume: &Volume, times: &LazyTimes) {
 }
 
 async fn log(volume: &Volume, inode: &Arc<InodeInfo>) {
-    if inode.pages.times_dirty.load(Ordering::Acquire)
+    if inode.pages.times.are_unlogged()
         && let Err(error) = log_times(volume, inode).await
     {
         tracing::warn!(inode = inode.number.0, %error, "times were not logged");

@@ -1,7 +1,6 @@
 //! TODO header.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_core::Result;
 use ext4_core::format::inode::Inode;
@@ -27,7 +26,7 @@ pub(crate) async fn log_inode(
         volume.fast_commits.inode_logged(transaction, inode.number, slot);
     }
     info.note_transaction(transaction, datasync);
-    info.pages.times_dirty.store(false, Ordering::Release);
+    info.pages.times.set_logged();
     Ok(())
 }
 
@@ -36,7 +35,7 @@ pub(crate) async fn log_inode(
 pub(crate) async fn log_times(volume: &Volume, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = volume.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
-    if inode.pages.times_dirty.load(Ordering::Acquire) {
+    if inode.pages.times.are_unlogged() {
         log_inode(volume, &handle, inode, &disk, false).await?;
     }
     Ok(())

@@ -8,7 +8,7 @@
 //! lock is held at a time, but for that of an inode that is being made and that nobody has found yet.
 //!
 //! Invariant: whoever changed `inode` logs it before giving its lock back, so an inode that nobody holds can be
-//! dropped from memory and read again. Times changed by a write are the exception: `pages.times_dirty` is set then, and
+//! dropped from memory and read again. Times changed by a write are the exception: `pages.times` says so then, and
 //! the flusher's queue holds the inode until they are logged.
 
 pub(crate) mod cache;

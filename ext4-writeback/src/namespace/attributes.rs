@@ -183,7 +183,7 @@ impl Filesystem {
                 return Ok(());
             }
             raw.atime = now;
-            info.pages.times_dirty.store(true, std::sync::atomic::Ordering::Release);
+            info.pages.times.set_unlogged();
             fs.engine.lazy_times.add(info, fs.volume.runtime.monotonic());
             return Ok(());
         }

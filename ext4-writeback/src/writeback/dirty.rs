@@ -212,13 +212,13 @@ impl Dirty {
     /// A folio of `inode` with `len` bytes became dirty.
     pub fn note_dirty(&self, now: Duration, inode: &Arc<InodeInfo>, len: usize) {
         self.amount.dirty.fetch_add(len, Ordering::Relaxed);
-        inode.pages.owe(len);
+        inode.pages.dirtied.owe(len);
         self.enqueue(now, inode);
     }
 
     /// The flusher has to see to `inode`.
     pub fn enqueue(&self, now: Duration, inode: &Arc<InodeInfo>) {
-        if !inode.pages.queued.swap(true, Ordering::AcqRel) {
+        if inode.pages.dirtied.enter_queue() {
             self.inodes.queue.lock().push_back(DirtyInode { inode: Arc::clone(inode), since: now });
         }
     }
@@ -313,7 +313,7 @@ impl Dirty {
             return None;
         }
         let dirty = queue.pop_front()?;
-        dirty.inode.pages.queued.store(false, Ordering::Release);
+        dirty.inode.pages.dirtied.leave_queue();
         Some(dirty.inode)
     }
 

@@ -23,12 +23,12 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
     // What becomes dirty from now on is not this call's business.
     for _ in 0..control.queued_inodes() {
         let Some(inode) = control.take_dirty_inode(None) else { break };
-        let written = match inode.pages.writeback_lock.try_lock() {
+        let written = match inode.pages.pass.lock.try_lock() {
             Ok(_pass) => writepages(engine, &inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await,
             Err(_) => {
                 // Another pass may wait for folios that are in our plug.
                 gather.submit();
-                let _pass = inode.pages.writeback_lock.lock().await;
+                let _pass = inode.pages.pass.lock.lock().await;
                 writepages(engine, &inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await
             }
         };

@@ -105,11 +105,11 @@ pub(crate) async fn writepages(
         let size = inode.completion.disk_size();
         size & !(u64::from(engine.volume.info.block_size().bytes()) - 1)
     };
-    pages.forget_cut();
+    pages.pass.forget_cut();
     let last = if control.mode == Mode::Sync { pages.tag_dirty() } else { control.generation };
     // Folios that become dirty behind this point by an append that races with us are the next pass's.
     let mut end = control.range.end.min(inode.size());
-    let mut position = if control.cyclic { pages.writeback_index() } else { control.range.start };
+    let mut position = if control.cyclic { pages.pass.index() } else { control.range.start };
     if end > disk_end() {
         position = position.min(disk_end());
     }
@@ -146,7 +146,7 @@ pub(crate) async fn writepages(
             position = guard.start() + 1;
             continue;
         }
-        end = end.min(pages.cut());
+        end = end.min(pages.pass.cut());
         if guard.start() >= end {
             break;
         }
@@ -187,7 +187,7 @@ pub(crate) async fn writepages(
         }
     }
     if control.cyclic {
-        pages.set_writeback_index(index);
+        pages.pass.set_index(index);
     }
     gather.close();
     LiveCounters::add(&engine.volume.counters.passes, 1);

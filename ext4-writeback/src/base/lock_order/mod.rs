@@ -46,7 +46,7 @@ pub(crate) enum Level {
     /// `InodeInfo::invalidate_lock` (mapping->invalidate_lock): keeps page cache from being filled while blocks go. A
     /// reader fills folios under it, so it comes before the folio lock.
     Mapping,
-    /// `PageCache::writeback_lock` (I_SYNC): one pass of writeback over an inode; a pass locks folios. Truncation, which
+    /// `Pass::lock` of the page cache (I_SYNC): one pass of writeback over an inode; a pass locks folios. Truncation, which
     /// holds the mapping, waits for such passes.
     Writeback,
     /// The folio lock. Several at once: in ascending order of the file, or with `try_lock`.

@@ -76,7 +76,7 @@ impl Request<'_> {
 
     /// Both sizes. The caller holds the inode's lock, and logs it.
     fn set_sizes(&self, disk: &mut ext4_core::format::inode::Inode, size: u64) {
-        self.inode.pages.note_cut(size);
+        self.inode.pages.pass.note_cut(size);
         self.inode.size.store(size, Ordering::SeqCst);
         disk.size = size;
         self.inode.completion.set_disk_size(size);
