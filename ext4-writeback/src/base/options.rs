@@ -1,4 +1,4 @@
-//! Mount options.
+//! Mount options: what `mount` is told, with the kernel's option names.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,82 +7,81 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
 
-/// What follows where the file system is found to contradict itself, or its metadata cannot be read or written
-/// (`errors=`).
+/// What follows if the file system is found to contradict itself, or its metadata cannot be read or written (`errors=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnError {
-    /// It is recorded, and work goes on. (Where the journal had to stop nothing more can be written all the same.)
+    /// The error is recorded, and work goes on. (If the journal had to stop, nothing more can be written all the same.)
     Continue,
-    /// Nothing is written any more.
+    /// The error is recorded, and nothing is written any more.
     RemountReadOnly,
-    /// The file system is poisoned: everything that is asked of it fails from then on, reads included. The process
-    /// lives.
+    /// The error is recorded, and every operation fails from then on, reads included. The process lives.
     Panic,
 }
 
-/// When the blocks of delayed data become part of their file (`alloc=`).
+/// When the blocks of delayed data are mapped by their file (`alloc=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocation {
-    /// Before the data is written, as unwritten blocks; when it is there a second transaction makes them written.
+    /// Before the data is written, as unwritten blocks; when the data is on the device, a second transaction makes them
+    /// written.
     Unwritten,
-    /// When the data is on the device, all at once: one transaction less, and nothing unwritten. Until then the blocks
-    /// are kept in memory. (Files without extents are always written so.) Not with bigalloc.
+    /// When the data is on the device, all at once: one transaction less, and no unwritten blocks. Until then the blocks
+    /// are known in memory only. (Files without extents are always written so.) Not with bigalloc.
     Publish,
 }
 
 /// How a file system is mounted.
 #[derive(Clone)]
 pub struct MountOptions {
-    /// Nothing is changed: a journal that needs recovery is replayed in memory, over the device.
+    /// True if nothing on the device is changed (`ro`): a journal that needs recovery is replayed in memory.
     pub read_only: bool,
-    /// The journal is not looked at, and the file system is read as it lies (`noload`); only with `read_only`.
+    /// True if the journal is ignored, and the file system is read as it lies (`noload`). Only with `read_only`.
     pub noload: bool,
-    /// The most bytes of changes that recovery in memory keeps: 1 GiB. Where it needs more the mount fails (`ENOSPC`).
+    /// The most bytes of changes that recovery in memory keeps: 1 GiB. If it needs more, the mount fails (`ENOSPC`).
     pub overlay_limit: u64,
-    /// The journal's own device, for a file system that has its journal on one (`journal_path`).
+    /// The journal's device, for a file system whose journal is on a device of its own (`journal_path`).
     pub journal_device: Option<Arc<dyn BlockDevice>>,
     /// Bytes of memory for file data and metadata together: 256 MiB.
     pub cache: usize,
     /// Bytes of dirty data above which it is written back in the background (`vm.dirty_background_bytes`); `None`: an
-    /// eighth of `dirty_bytes`, from 16 to 32 MiB, or half of `dirty_bytes` where that is less.
+    /// eighth of `dirty_bytes`, from 16 to 32 MiB, or half of `dirty_bytes` if that is less.
     pub dirty_background_bytes: Option<usize>,
-    /// Bytes of dirty data and of data under writeback at which writers wait; `None`: half of the memory for file data,
-    /// of which they never take more than seven eighths (`vm.dirty_bytes`).
+    /// Bytes of dirty data and of data under writeback at which writers wait (`vm.dirty_bytes`); `None`: half of the
+    /// memory for file data. Dirty data never takes more than seven eighths of that memory.
     pub dirty_bytes: Option<usize>,
     /// How often the flusher looks for old data: 5 s (`vm.dirty_writeback_centisecs`).
     pub writeback_interval: Duration,
     /// How old dirty data gets before it is written back: 30 s (`vm.dirty_expire_centisecs`).
     pub dirty_expiry: Duration,
-    /// Blocks are allocated at writeback (`delalloc`).
+    /// True if blocks are allocated at writeback (`delalloc`).
     pub delayed_allocation: bool,
-    /// When blocks become part of their file.
+    /// When blocks are mapped by their file (`alloc=`).
     pub allocation: Allocation,
-    /// Seconds between commits: 5. `None`: no timer (nothing happens unless asked: for images that must be the same
-    /// byte for byte); the flusher runs only when memory is short.
+    /// Time between commits (`commit=`): 5 s. `None`: no timer, and the flusher runs only when memory is short; nothing
+    /// happens unless it is asked for, so that images come out the same byte for byte.
     pub commit_interval: Option<Duration>,
-    /// Device flushes where the order of writes asks for them.
+    /// True if the device is flushed wherever the order of writes asks for it (`barrier`).
     pub barrier: bool,
-    /// What follows an error; `None`: what the superblock says.
+    /// What follows an error (`errors=`); `None`: what the superblock says.
     pub errors: Option<OnError>,
-    /// fsync of a file uses fast commits, where the file system has the feature `fast_commit`.
+    /// True if fsync of a file uses fast commits, on a file system with the feature `fast_commit`.
     pub fast_commit: bool,
-    /// A failed data write aborts the journal (`data_err=abort`).
+    /// True if a failed data write aborts the journal (`data_err=abort`).
     pub data_error_aborts: bool,
-    /// Freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one nothing
-    /// says when a deletion is durable.
+    /// True if freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one
+    /// it is not known when a deletion is durable.
     pub discard: bool,
-    /// At unmount the log is zeroed and its sequence starts again at 1.
+    /// True if the log is zeroed at unmount, and its sequence starts again at 1.
     pub erase_journal: bool,
-    /// Access times are written (`relatime`); default off: `noatime`.
+    /// True if access times are kept (`relatime`). Off by default (`noatime`).
     pub access_times: bool,
-    /// Times that a write or a read changes are written only with another change of the inode, by fsync, sync and
+    /// True if times that a write or a read changes are logged only with another change of the inode, by fsync, sync and
     /// unmount, or after a day (`lazytime`).
     pub lazytime: bool,
-    /// What the superblock shall say where it was last mounted (up to 63 bytes); `None` leaves it.
+    /// The mount point that is written into the superblock (s_last_mounted), up to 63 bytes; `None` leaves what is there.
     pub last_mounted: Option<Vec<u8>>,
-    /// Time and randomness.
+    /// The source of time and randomness.
     pub environment: Arc<dyn Environment>,
-    /// Who runs tasks; `None`: the tokio runtime that `mount` is called in.
+    /// The runtime that runs tasks; `None`: the tokio runtime that `mount` is called in.
     pub runtime: Option<Arc<dyn Runtime>>,
 }
 

@@ -1,4 +1,4 @@
-//! The runtime seam over tokio, and running an operation to its end.
+//! The tokio runtime behind [`Runtime`], and running an operation to its end.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ext4_core::environment::{BoxFuture, RunToEnd, Runtime};
 
 use crate::base::lock_order::Scoped;
 
-/// Tasks and timers of the tokio runtime it was made in.
+/// Tasks and timers of the tokio runtime that it was made in.
 #[derive(Debug)]
 pub struct TokioRuntime {
     handle: tokio::runtime::Handle,
@@ -17,10 +17,10 @@ pub struct TokioRuntime {
 }
 
 impl TokioRuntime {
-    /// The runtime around the caller.
+    /// The tokio runtime that the caller runs in.
     ///
     /// # Panics
-    /// Outside a tokio runtime, as [`tokio::runtime::Handle::current`].
+    /// If the caller runs outside a tokio runtime, as [`tokio::runtime::Handle::current`].
     #[must_use]
     pub fn current() -> Self {
         Self { handle: tokio::runtime::Handle::current(), started: Instant::now() }
@@ -57,11 +57,11 @@ pub(crate) fn run_operation<T: Send + 'static>(
     RunToEnd::new(runtime, Scoped::new(Box::pin(operation)))
 }
 
-/// Has the caller's task queue up behind those that are ready, where any thread of the runtime finds it.
+/// Has the caller's task queue up behind the tasks that are ready, in the queue that any thread of the runtime takes from.
 ///
-/// A task that was just woken by this one waits in a place of its own, from which no other thread of tokio's takes it,
-/// until this one waits for something: a writer who never waits would keep the flusher from running. `yield_now` of
-/// tokio is not the same: there this task would wait until the other one does.
+/// tokio keeps a task that was just woken by the caller's task in a slot from which no other thread takes it, until the
+/// caller's task waits for something: a writer that never waits would keep the flusher from running. `yield_now` of tokio
+/// is not the same: with it the caller's task would wait until the woken one does.
 pub async fn queue_up() {
     let mut queued = false;
     std::future::poll_fn(move |context| {

@@ -1,12 +1,12 @@
-//! The page cache of one inode: its folios in the order of the file, which of them are dirty, and the record of write
-//! errors.
+//! The page cache (address_space) of one inode: its folios in the order of the file, which of them are dirty, and what
+//! writers, the flusher and passes of writeback remember of the file.
 //!
 //! Invariants:
-//! - Folios do not overlap. Whoever locked a folio checks that it was not removed meanwhile.
+//! - Folios do not overlap. A task that has locked a folio checks that it was not removed meanwhile.
 //! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's lock.
 //! - A dirty folio is never reclaimed.
 //!
-//! Locks: the tree's mutex is a leaf but for the folios' state mutex.
+//! Locks: the mutex of the tree; under it only the state mutexes of folios are taken.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -19,21 +19,21 @@ use parking_lot::Mutex;
 use crate::base::lock_order::{Level, OrderedMutex};
 use crate::cache::folio::{Folio, FolioGuard};
 
-/// How many bytes are copied while the tree and a folio's state are locked: what takes no longer than to lock the folio
-/// and come back.
+/// The most bytes that are copied while the tree and the state of a folio are locked: a copy that takes no longer than
+/// locking the folio would.
 const COPIED_AT_ONCE: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Tree {
     folios: BTreeMap<u64, Arc<Folio>>,
-    /// Where dirty folios start → the generation in which each became dirty.
+    /// First byte of each dirty folio → the generation in which it became dirty.
     dirty: BTreeMap<u64, u64>,
     generation: u64,
     /// The folio that was found last: a stream of small writes finds it again without a walk.
     recent: Option<Arc<Folio>>,
 }
 
-/// The folios of one inode; apart from the inode so that reclaim can reach it without keeping the inode.
+/// The folios of one inode. Reclaim holds it weakly and so does not keep the inode in memory.
 #[derive(Debug, Default)]
 pub(crate) struct AddressSpace {
     tree: Mutex<Tree>,
@@ -57,9 +57,11 @@ impl AddressSpace {
         Some(folio)
     }
 
-    /// Writes `data` at byte `position` where that takes no more than a small copy ([`Folio::write_dirty`]); otherwise tells
-    /// the folio that holds `position`, where there is one. Where the write does not go on where the last one ended, it is
-    /// a new use of the folio.
+    /// Writes `data` at byte `position` of the file if that takes no more than a small copy ([`Folio::write_dirty`]), and
+    /// calls `written`. Unless `goes_on` (the write begins where the last one ended), it counts as a use of the folio.
+    ///
+    /// # Errors
+    /// If it takes more: the folio that holds `position`, if there is one. Nothing was written then.
     pub fn write_dirty(
         &self,
         position: u64,
@@ -89,7 +91,7 @@ impl AddressSpace {
         write(&self.find(position).ok_or(None)?)
     }
 
-    /// The first folio that ends behind `position`.
+    /// The first folio that ends behind byte `position`.
     pub fn first_from(&self, position: u64) -> Option<Arc<Folio>> {
         let tree = self.tree.lock();
         if let Some((_, folio)) = tree.folios.range(..=position).next_back()
@@ -100,7 +102,7 @@ impl AddressSpace {
         tree.folios.range(position..).next().map(|(_, folio)| Arc::clone(folio))
     }
 
-    /// How many bytes before `position` are in memory, or on their way there, without a gap; no more than `most`.
+    /// How many bytes before byte `position` are in memory, or being read, without a gap; at most `most`.
     pub fn cached_before(&self, position: u64, most: u64) -> u64 {
         let tree = self.tree.lock();
         let mut from = position;
@@ -113,13 +115,13 @@ impl AddressSpace {
         (position - from).min(most)
     }
 
-    /// Where the free room from `position` on ends.
+    /// The first byte of the first folio at or behind byte `position`; `u64::MAX` if there is none.
     fn room_behind(&self, position: u64) -> u64 {
         let tree = self.tree.lock();
         tree.folios.range(position..).next().map_or(u64::MAX, |(start, _)| *start)
     }
 
-    /// Adds `folio`; false where another one is in the way.
+    /// Adds `folio`. Returns false if it overlaps another one; then it was not added.
     pub fn insert(&self, folio: &Arc<Folio>) -> bool {
         let mut tree = self.tree.lock();
         let overlaps = tree
@@ -134,7 +136,7 @@ impl AddressSpace {
         !overlaps
     }
 
-    /// Takes a locked folio out. True when it was dirty.
+    /// Takes a locked folio out of the file. Returns true if it was dirty.
     pub fn remove(&self, folio: &FolioGuard) -> bool {
         let mut tree = self.tree.lock();
         tree.folios.remove(&folio.start());
@@ -146,34 +148,34 @@ impl AddressSpace {
         folio.set_removed()
     }
 
-    /// The locked folio has dirty blocks now.
+    /// Adds the locked folio, which has dirty blocks now, to the dirty set.
     pub fn note_dirty(&self, folio: &FolioGuard) {
         let mut tree = self.tree.lock();
         let generation = tree.generation;
         tree.dirty.insert(folio.start(), generation);
     }
 
-    /// The locked folio has none any more.
+    /// Takes the locked folio, which has no dirty blocks any more, out of the dirty set.
     pub fn note_clean(&self, folio: &FolioGuard) {
         self.tree.lock().dirty.remove(&folio.start());
     }
 
-    /// Marks all folios that are dirty now, at once: those of the generation that is returned and earlier ones. The
-    /// mark goes with the dirty bits.
+    /// Tags all folios that are dirty now (PAGECACHE_TAG_TOWRITE), in one step: they are of the generation that is returned
+    /// or of an earlier one. A folio loses its tag with its last dirty bit.
     pub fn tag_dirty(&self) -> u64 {
         let mut tree = self.tree.lock();
         tree.generation += 1;
         tree.generation - 1
     }
 
-    /// The first dirty folio that starts at or behind `position` and became dirty in `generation` or before.
+    /// The first dirty folio that starts at or behind byte `position` and became dirty in `generation` or before.
     pub fn next_dirty(&self, position: u64, generation: u64) -> Option<Arc<Folio>> {
         let tree = self.tree.lock();
         let (start, _) = tree.dirty.range(position..).find(|(_, since)| **since <= generation)?;
         tree.folios.get(start).map(Arc::clone)
     }
 
-    /// True where the block at byte `position` is dirty.
+    /// Returns true if the block that holds byte `position` is dirty.
     #[cfg(test)]
     pub fn is_block_dirty(&self, position: u64) -> bool {
         self.find(position).is_some_and(|folio| {
@@ -182,7 +184,7 @@ impl AddressSpace {
         })
     }
 
-    /// True where a block at or behind that of byte `position` is dirty.
+    /// Returns true if the block that holds byte `position`, or one behind it, is dirty.
     pub fn is_dirty_from(&self, position: u64) -> bool {
         let mut at = position;
         if let Some(folio) = self.find(position) {
@@ -194,13 +196,13 @@ impl AddressSpace {
         self.tree.lock().dirty.range(at..).next().is_some()
     }
 
-    /// True where a folio is dirty.
+    /// Returns true if a folio is dirty.
     pub fn is_dirty_folios(&self) -> bool {
         !self.tree.lock().dirty.is_empty()
     }
 
-    /// The first byte of `from..end`, which is allocated but not written, with data above it in memory (`data`), or
-    /// without.
+    /// SEEK_DATA (`data`) or SEEK_HOLE within bytes `from..end`, whose blocks are unwritten: the first byte with dirty data
+    /// in memory, or the first one without.
     pub fn seek(&self, from: u64, end: u64, data: bool) -> Option<u64> {
         let mut at = from;
         while at < end {
@@ -216,7 +218,7 @@ impl AddressSpace {
             let blocks = folio.blocks_touched(at, end);
             let block_len = folio.len() as u64 / u64::from(folio.blocks());
             let byte = |block: u32| folio.start() + u64::from(block) * block_len;
-            // What is on its way to the device is data too, block by block or not.
+            // Data under writeback counts as well; it is known for whole folios only.
             let run =
                 if folio.is_under_writeback() { Some(blocks.clone()) } else { folio.next_dirty(blocks) };
             match (run, data) {
@@ -389,7 +391,7 @@ impl std::ops::Deref for PageCache {
     }
 }
 
-/// The number of a clock tick; none is 0.
+/// The number of the clock tick (4 ms) of `now`; no tick has the number 0.
 fn tick(now: Timestamp) -> u64 {
     (now.seconds as u64).wrapping_mul(250) + u64::from(now.nanoseconds / 4_000_000) + 1
 }
@@ -411,7 +413,7 @@ impl PageCache {
         }
     }
 
-    /// The folios, for reclaim.
+    /// The folios, held weakly, for reclaim.
     pub fn space(&self) -> Weak<AddressSpace> {
         Arc::downgrade(&self.space)
     }
@@ -421,8 +423,9 @@ impl PageCache {
         self.space.is_dirty_folios() || self.times.are_unlogged()
     }
 
-    /// Where a new folio that holds `position` starts, and how long it is, for an access of `len` bytes from
-    /// `position` on. A stream of small accesses gets folios twice as long each time, as its offsets are aligned.
+    /// The first byte and the length in bytes of a new folio for an access of `len` bytes from byte `position` on; it is
+    /// at most `limit` bytes long. A stream of small accesses (`sequential`) gets folios twice as long each time, as far as
+    /// its offsets are aligned.
     pub fn placement(
         &self,
         position: u64,
@@ -432,7 +435,7 @@ impl PageCache {
         limit: usize,
     ) -> (u64, usize) {
         let least = PAGE_SIZE.max(block_size.len()) as u64;
-        // Where somebody has put a folio over `position` meanwhile, the new one is refused when it is inserted.
+        // If another task has added a folio over `position` meanwhile, the new one is refused when it is inserted.
         let high = self.room_behind(position);
         let start = position & !(least - 1);
         let mut want = (position - start) + len;
