@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// Counters of the data path since the mount. Each of them only grows; the difference of two snapshots is what
-        /// happened between them. They are counted one by one, so a snapshot under load may have an event in one
-        /// counter and not yet in another.
+        /// Counters of the data path since the mount. Each of them only grows; the difference of two
+        /// snapshots is what happened between them. They are counted one by one, so a snapshot under load may
+        /// have an event in one counter and not yet in another.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)+
@@ -30,7 +30,8 @@ macro_rules! counters {
 counters! {
     /// Passes of writeback over one inode (calls of writepages).
     passes,
-    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed allocation.
+    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed
+    /// allocation.
     allocations,
     /// Blocks in the runs counted by `allocations`.
     blocks_allocated,

@@ -1,5 +1,5 @@
-//! The base of the crate: lock order, locks, the tokio runtime, counters, mount options. It names nothing else of the
-//! crate.
+//! The base of the crate: lock order, locks, the tokio runtime, counters, mount options. It names nothing
+//! else of the crate.
 
 pub(crate) mod counters;
 pub(crate) mod lock_order;

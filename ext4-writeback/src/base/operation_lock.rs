@@ -1,15 +1,16 @@
 //! An RwLock (i_rwsem, s_umount) that an operation keeps even if its caller stops waiting for it.
 //!
-//! A caller locks, and has a part of its work run to its end ([`crate::base::runtime::run_to_end`]). If the caller's
-//! future is dropped half way, its guard goes while the part still runs: another writer would find a hole that is just
-//! being filled, and a truncation would remove blocks that the part adds again behind it. So the part holds the lock as
-//! well, by a count beside it.
+//! A caller locks, and has a part of its work run to its end ([`crate::base::runtime::run_to_end`]). If the
+//! caller's future is dropped half way, its guard goes while the part still runs: another writer would find a
+//! hole that is just being filled, and a truncation would remove blocks that the part adds again behind it.
+//! So the part holds the lock as well, by a count beside it.
 //!
 //! Invariants:
-//! - A part is counted (by `under_locks` of the floor of inodes) while its caller holds the lock, so no other task gets
-//!   the lock between the two.
-//! - A task that gets the lock waits until no part is left. A part never asks for the lock that it is counted in. Nor does
-//!   a task that the part waits for, while it holds another lock: these locks come first in the lock order.
+//! - A part is counted (by `under_locks` of the floor of inodes) while its caller holds the lock, so no other
+//!   task gets the lock between the two.
+//! - A task that gets the lock waits until no part is left. A part never asks for the lock that it is counted
+//!   in. Nor does a task that the part waits for, while it holds another lock: these locks come first in the
+//!   lock order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -113,8 +114,8 @@ mod tests {
         }
     }
 
-    /// A writer that stops waiting while blocks are allocated for it leaves a hole that is just being filled. If its
-    /// lock were free, the next writer would fill the hole too: "blocks are mapped already".
+    /// A writer that stops waiting while blocks are allocated for it leaves a hole that is just being filled.
+    /// If its lock were free, the next writer would fill the hole too: "blocks are mapped already".
     #[tokio::test]
     async fn a_writer_that_stops_waiting_leaves_its_lock_to_the_part_that_runs_on() {
         let options = MountOptions { delayed_allocation: false, ..MountOptions::default() };

@@ -7,10 +7,12 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::{Environment, Runtime, SystemEnvironment};
 
-/// What follows if the file system is found to contradict itself, or its metadata cannot be read or written (`errors=`).
+/// What follows if the file system is found to contradict itself, or its metadata cannot be read or written
+/// (`errors=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnError {
-    /// The error is recorded, and work goes on. (If the journal had to stop, nothing more can be written all the same.)
+    /// The error is recorded, and work goes on. (If the journal had to stop, nothing more can be written all
+    /// the same.)
     Continue,
     /// The error is recorded, and nothing is written any more.
     RemountReadOnly,
@@ -21,11 +23,11 @@ pub enum OnError {
 /// When the blocks of delayed data are mapped by their file (`alloc=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocation {
-    /// Before the data is written, as unwritten blocks; when the data is on the device, a second transaction makes them
-    /// written.
+    /// Before the data is written, as unwritten blocks; when the data is on the device, a second transaction
+    /// makes them written.
     Unwritten,
-    /// When the data is on the device, all at once: one transaction less, and no unwritten blocks. Until then the blocks
-    /// are known in memory only. (Files without extents are always written so.) Not with bigalloc.
+    /// When the data is on the device, all at once: one transaction less, and no unwritten blocks. Until then
+    /// the blocks are known in memory only. (Files without extents are always written so.) Not with bigalloc.
     Publish,
 }
 
@@ -34,19 +36,21 @@ pub enum Allocation {
 pub struct MountOptions {
     /// True if nothing on the device is changed (`ro`): a journal that needs recovery is replayed in memory.
     pub read_only: bool,
-    /// True if the journal is ignored, and the file system is read as it lies (`noload`). Only with `read_only`.
+    /// True if the journal is ignored, and the file system is read as it lies (`noload`). Only with
+    /// `read_only`.
     pub noload: bool,
-    /// The most bytes of changes that recovery in memory keeps: 1 GiB. If it needs more, the mount fails (`ENOSPC`).
+    /// The most bytes of changes that recovery in memory keeps: 1 GiB. If it needs more, the mount fails
+    /// (`ENOSPC`).
     pub overlay_limit: u64,
     /// The journal's device, for a file system whose journal is on a device of its own (`journal_path`).
     pub journal_device: Option<Arc<dyn BlockDevice>>,
     /// Bytes of memory for file data and metadata together: 256 MiB.
     pub cache: usize,
-    /// Bytes of dirty data above which it is written back in the background (`vm.dirty_background_bytes`); `None`: an
-    /// eighth of `dirty_bytes`, from 16 to 32 MiB, or half of `dirty_bytes` if that is less.
+    /// Bytes of dirty data above which it is written back in the background (`vm.dirty_background_bytes`);
+    /// `None`: an eighth of `dirty_bytes`, from 16 to 32 MiB, or half of `dirty_bytes` if that is less.
     pub dirty_background_bytes: Option<usize>,
-    /// Bytes of dirty data and of data under writeback at which writers wait (`vm.dirty_bytes`); `None`: half of the
-    /// memory for file data. Dirty data never takes more than seven eighths of that memory.
+    /// Bytes of dirty data and of data under writeback at which writers wait (`vm.dirty_bytes`); `None`: half
+    /// of the memory for file data. Dirty data never takes more than seven eighths of that memory.
     pub dirty_bytes: Option<usize>,
     /// How often the flusher looks for old data: 5 s (`vm.dirty_writeback_centisecs`).
     pub writeback_interval: Duration,
@@ -56,8 +60,8 @@ pub struct MountOptions {
     pub delayed_allocation: bool,
     /// When blocks are mapped by their file (`alloc=`).
     pub allocation: Allocation,
-    /// Time between commits (`commit=`): 5 s. `None`: no timer, and the flusher runs only when memory is short; nothing
-    /// happens unless it is asked for, so that images come out the same byte for byte.
+    /// Time between commits (`commit=`): 5 s. `None`: no timer, and the flusher runs only when memory is
+    /// short; nothing happens unless it is asked for, so that images come out the same byte for byte.
     pub commit_interval: Option<Duration>,
     /// True if the device is flushed wherever the order of writes asks for it (`barrier`).
     pub barrier: bool,
@@ -67,17 +71,18 @@ pub struct MountOptions {
     pub fast_commit: bool,
     /// True if a failed data write aborts the journal (`data_err=abort`).
     pub data_error_aborts: bool,
-    /// True if freed blocks are discarded after the commit that freed them (`discard`). Only with a journal: without one
-    /// it is not known when a deletion is durable.
+    /// True if freed blocks are discarded after the commit that freed them (`discard`). Only with a journal:
+    /// without one it is not known when a deletion is durable.
     pub discard: bool,
     /// True if the log is zeroed at unmount, and its sequence starts again at 1.
     pub erase_journal: bool,
     /// True if access times are kept (`relatime`). Off by default (`noatime`).
     pub access_times: bool,
-    /// True if times that a write or a read changes are logged only with another change of the inode, by fsync, sync and
-    /// unmount, or after a day (`lazytime`).
+    /// True if times that a write or a read changes are logged only with another change of the inode, by
+    /// fsync, sync and unmount, or after a day (`lazytime`).
     pub lazytime: bool,
-    /// The mount point that is written into the superblock (s_last_mounted), up to 63 bytes; `None` leaves what is there.
+    /// The mount point that is written into the superblock (s_last_mounted), up to 63 bytes; `None` leaves
+    /// what is there.
     pub last_mounted: Option<Vec<u8>>,
     /// The source of time and randomness.
     pub environment: Arc<dyn Environment>,

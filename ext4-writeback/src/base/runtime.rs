@@ -41,7 +41,8 @@ impl Runtime for TokioRuntime {
     }
 }
 
-/// A part of the caller's operation (see [`crate::base::lock_order`]), run to its end even if the caller stops waiting.
+/// A part of the caller's operation (see [`crate::base::lock_order`]), run to its end even if the caller
+/// stops waiting.
 pub(crate) fn run_to_end<T: Send + 'static>(
     runtime: &Arc<dyn Runtime>,
     operation: impl Future<Output = T> + Send + 'static,
@@ -49,7 +50,8 @@ pub(crate) fn run_to_end<T: Send + 'static>(
     RunToEnd::new(runtime, Scoped::part(Box::pin(operation)))
 }
 
-/// An operation of its own (see [`crate::base::lock_order`]), run to its end even if its caller stops waiting.
+/// An operation of its own (see [`crate::base::lock_order`]), run to its end even if its caller stops
+/// waiting.
 pub(crate) fn run_operation<T: Send + 'static>(
     runtime: &Arc<dyn Runtime>,
     operation: impl Future<Output = T> + Send + 'static,
@@ -57,11 +59,13 @@ pub(crate) fn run_operation<T: Send + 'static>(
     RunToEnd::new(runtime, Scoped::new(Box::pin(operation)))
 }
 
-/// Has the caller's task queue up behind the tasks that are ready, in the queue that any thread of the runtime takes from.
+/// Has the caller's task queue up behind the tasks that are ready, in the queue that any thread of the
+/// runtime takes from.
 ///
-/// tokio keeps a task that was just woken by the caller's task in a slot from which no other thread takes it, until the
-/// caller's task waits for something: a writer that never waits would keep the flusher from running. `yield_now` of tokio
-/// is not the same: with it the caller's task would wait until the woken one does.
+/// tokio keeps a task that was just woken by the caller's task in a slot from which no other thread takes it,
+/// until the caller's task waits for something: a writer that never waits would keep the flusher from
+/// running. `yield_now` of tokio is not the same: with it the caller's task would wait until the woken one
+/// does.
 pub async fn queue_up() {
     let mut queued = false;
     std::future::poll_fn(move |context| {

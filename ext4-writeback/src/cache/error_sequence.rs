@@ -1,6 +1,8 @@
-//! Write errors of one inode (errseq_t): an error of writeback is reported once to each open file, by fsync or close.
+//! Write errors of one inode (errseq_t): an error of writeback is reported once to each open file, by fsync
+//! or close.
 //!
-//! Invariant: an open file has a cursor; an error with a number behind the cursor has not been reported to that file.
+//! Invariant: an open file has a cursor; an error with a number behind the cursor has not been reported to
+//! that file.
 //!
 //! Lock: one mutex, a leaf.
 

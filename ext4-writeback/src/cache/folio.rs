@@ -1,5 +1,5 @@
-//! Folios: naturally aligned, power-of-two pieces of a file in memory, 4 KiB to 2 MiB, with state for each block
-//! (iomap_folio_state).
+//! Folios: naturally aligned, power-of-two pieces of a file in memory, 4 KiB to 2 MiB, with state for each
+//! block (iomap_folio_state).
 //!
 //! ```text
 //!   block        0   1   2   3   4 …
@@ -9,18 +9,19 @@
 //! ```
 //!
 //! Invariants:
-//! - A dirty block is uptodate. Setting bits rounds outwards, to every block touched; clearing dirty bits rounds
-//!   inwards, to blocks wholly covered. Otherwise dropping part of a block would lose the rest of it.
+//! - A dirty block is uptodate. Setting bits rounds outwards, to every block touched; clearing dirty bits
+//!   rounds inwards, to blocks wholly covered. Otherwise dropping part of a block would lose the rest of it.
 //! - Dirty bits, `removed` and `writeback` are set, and dirty bits cleared, only under the folio's lock.
-//! - Blocks in flight are not changed: a writer waits for the I/O (not for the conversion after it). So the device gets
-//!   what memory held at one moment, and after a crash no append is there by half.
-//! - `writeback` is cleared last: after the handle that converted the folio's blocks and moved i_disksize was dropped. So
-//!   a task that waits for it (truncate, fsync) knows that the metadata is in a transaction.
-//! - Bytes that are viewed (`File::map_read`) do not change: the folio goes on with other memory first. Views are made
-//!   under the folio lock, so that no view is made between a check for views and the change that follows it.
+//! - Blocks in flight are not changed: a writer waits for the I/O (not for the conversion after it). So the
+//!   device gets what memory held at one moment, and after a crash no append is there by half.
+//! - `writeback` is cleared last: after the handle that converted the folio's blocks and moved i_disksize was
+//!   dropped. So a task that waits for it (truncate, fsync) knows that the metadata is in a transaction.
+//! - Bytes that are viewed (`File::map_read`) do not change: the folio goes on with other memory first. Views
+//!   are made under the folio lock, so that no view is made between a check for views and the change that
+//!   follows it.
 //!
-//! Locks: the folio lock is async and may be held across I/O (see [`crate::base::lock_order`]). The state mutex is taken
-//! under that of the tree of folios. The locks of the memory are leaves.
+//! Locks: the folio lock is async and may be held across I/O (see [`crate::base::lock_order`]). The state
+//! mutex is taken under that of the tree of folios. The locks of the memory are leaves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -276,8 +277,8 @@ impl Folio {
         self.state.lock().read_error.take()
     }
 
-    /// One piece of the folio finished: its I/O, its conversion and its size are done. Returns true if that ended the
-    /// writeback of the folio.
+    /// One piece of the folio finished: its I/O, its conversion and its size are done. Returns true if that
+    /// ended the writeback of the folio.
     pub fn finish_piece(&self) -> bool {
         self.change(|state| {
             state.pieces -= 1;
@@ -303,9 +304,10 @@ impl Folio {
         self.memory.read().read((from - self.start) as u32, (to - from) as u32, f)
     }
 
-    /// Writes `data` at byte `position` of the file, and calls `written`, in one step as if under the folio lock. Returns
-    /// true if that was possible: the bytes lie in the folio, their blocks are dirty, not in flight and not viewed, and
-    /// the folio is not locked. Otherwise nothing was changed. For a few bytes: other users of the state wait meanwhile.
+    /// Writes `data` at byte `position` of the file, and calls `written`, in one step as if under the folio
+    /// lock. Returns true if that was possible: the bytes lie in the folio, their blocks are dirty, not in
+    /// flight and not viewed, and the folio is not locked. Otherwise nothing was changed. For a few bytes:
+    /// other users of the state wait meanwhile.
     pub fn write_dirty(&self, position: u64, data: &[u8], written: impl FnOnce()) -> bool {
         let end = position + data.len() as u64;
         if position < self.start || end > self.end() {
@@ -383,7 +385,8 @@ impl FolioGuard {
         Ok(Self { folio, token: RANK.taken() })
     }
 
-    /// Leaves the lock to an I/O, whose end drops the guard: for the lock order the operation no longer holds the lock.
+    /// Leaves the lock to an I/O, whose end drops the guard: for the lock order the operation no longer holds
+    /// the lock.
     pub fn lend_to_io(mut self) -> Self {
         self.token = Token::none();
         self
@@ -404,7 +407,8 @@ impl FolioGuard {
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio, to change them.
     ///
     /// # Errors
-    /// `ENOMEM` or another refusal of the host to map memory, if the bytes are viewed; nothing was changed then.
+    /// `ENOMEM` or another refusal of the host to map memory, if the bytes are viewed; nothing was changed
+    /// then.
     pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
         let (offset, len) = ((from - self.start) as u32, (to - from) as u32);
         let mut f = Some(f);
@@ -419,8 +423,8 @@ impl FolioGuard {
         }
     }
 
-    /// Gives the folio other memory if bytes of `blocks` are viewed: [`FolioGuard::write`] and [`FolioGuard::zero`] succeed
-    /// for these blocks as long as the folio is locked.
+    /// Gives the folio other memory if bytes of `blocks` are viewed: [`FolioGuard::write`] and
+    /// [`FolioGuard::zero`] succeed for these blocks as long as the folio is locked.
     ///
     /// # Errors
     /// As [`FolioGuard::write`].
@@ -430,8 +434,8 @@ impl FolioGuard {
         if viewed { self.leave_to_viewers() } else { Ok(()) }
     }
 
-    /// Gives the folio other memory if bytes of those of `blocks` that are not uptodate are viewed. To be called once,
-    /// before a device reads into any of them.
+    /// Gives the folio other memory if bytes of those of `blocks` that are not uptodate are viewed. To be
+    /// called once, before a device reads into any of them.
     ///
     /// # Errors
     /// As [`FolioGuard::write`].
@@ -486,7 +490,8 @@ impl FolioGuard {
         was_clean
     }
 
-    /// Drops the content of `blocks`: they are neither dirty nor uptodate. Returns true if that made the folio clean.
+    /// Drops the content of `blocks`: they are neither dirty nor uptodate. Returns true if that made the
+    /// folio clean.
     pub fn discard_blocks(&self, blocks: Range<u32>) -> bool {
         let mut state = self.state.lock();
         let was_dirty = !state.dirty.is_empty();
@@ -511,8 +516,8 @@ impl FolioGuard {
         self.state.lock().read_error = Some(error);
     }
 
-    /// Begins a writeback: clears all dirty bits and returns them. The caller calls [`Folio::finish_piece`] once for the
-    /// writeback itself.
+    /// Begins a writeback: clears all dirty bits and returns them. The caller calls [`Folio::finish_piece`]
+    /// once for the writeback itself.
     pub fn start_writeback(&self) -> BlockSet {
         let mut state = self.state.lock();
         debug_assert!(!state.writeback, "one writeback at a time");
@@ -522,7 +527,8 @@ impl FolioGuard {
         std::mem::replace(&mut state.dirty, empty)
     }
 
-    /// `blocks` became a piece of an ioend, whose end calls [`Folio::end_piece_io`] and [`Folio::finish_piece`] once each.
+    /// `blocks` became a piece of an ioend, whose end calls [`Folio::end_piece_io`] and
+    /// [`Folio::finish_piece`] once each.
     pub fn add_piece(&self, blocks: Range<u32>) {
         let mut state = self.state.lock();
         debug_assert!(state.writeback, "a piece is part of a writeback");

@@ -1,5 +1,5 @@
-//! Reclaim: all folios of a file system in the order of their age (the LRU lists), and which of them are dropped when
-//! memory is short.
+//! Reclaim: all folios of a file system in the order of their age (the LRU lists), and which of them are
+//! dropped when memory is short.
 //!
 //! ```text
 //!   new ──► inactive ──(used again)──► active          two lists, oldest first, as in the kernel
@@ -7,12 +7,12 @@
 //!              └──(not used again)──► dropped
 //! ```
 //!
-//! If all of the inactive list is fresh or dirty, the oldest folios of the active list that were not used lately are
-//! dropped.
+//! If all of the inactive list is fresh or dirty, the oldest folios of the active list that were not used
+//! lately are dropped.
 //!
-//! Data that is read or written once, however much of it, passes through the inactive list and takes nothing from the
-//! active one. A use is counted when a folio is found again: a stream of small reads or writes that goes on in the same
-//! folio is one use, and the access that made the folio is none.
+//! Data that is read or written once, however much of it, passes through the inactive list and takes nothing
+//! from the active one. A use is counted when a folio is found again: a stream of small reads or writes that
+//! goes on in the same folio is one use, and the access that made the folio is none.
 //!
 //! Invariant: a folio that is dirty or under writeback is not dropped.
 //!
@@ -99,8 +99,8 @@ impl FolioLists {
         lists.made += folio.len() as u64;
         let born = lists.made;
         lists.inactive.push_back(Entry { space, folio: Arc::downgrade(folio), len: folio.len(), born });
-        // Folios of deleted files leave dead entries behind; looking at two entries for each addition removes them faster
-        // than they come.
+        // Folios of deleted files leave dead entries behind; looking at two entries for each addition removes
+        // them faster than they come.
         for _ in 0..2 {
             if lists.inactive.front().is_none_or(|entry| entry.folio.strong_count() > 0) {
                 break;
@@ -115,8 +115,8 @@ impl FolioLists {
         }
     }
 
-    /// Makes the active list no longer than `most_active` bytes: its oldest folios stay if they were used, and move to the
-    /// inactive list if not.
+    /// Makes the active list no longer than `most_active` bytes: its oldest folios stay if they were used,
+    /// and move to the inactive list if not.
     pub(crate) fn balance(&self) {
         let mut lists = self.lists.lock();
         let mut turns = lists.active.len();
@@ -133,8 +133,9 @@ impl FolioLists {
         }
     }
 
-    /// Drops clean folios, those first that were not used lately, until `want` bytes are free; returns how many bytes were
-    /// freed. With `fresh`, also folios that were made a moment ago, if there is nothing else.
+    /// Drops clean folios, those first that were not used lately, until `want` bytes are free; returns how
+    /// many bytes were freed. With `fresh`, also folios that were made a moment ago, if there is nothing
+    /// else.
     pub fn reclaim(&self, counters: &LiveCounters, want: usize, fresh: bool) -> usize {
         let mut freed = 0;
         for phase in [Phase::Inactive, Phase::Active, Phase::Any] {

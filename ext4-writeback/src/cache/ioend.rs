@@ -1,5 +1,5 @@
-//! An ioend: one contiguous write of a file to one contiguous range of the device, from the moment it grows until its
-//! folios' writeback ends.
+//! An ioend: one contiguous write of a file to one contiguous range of the device, from the moment it grows
+//! until its folios' writeback ends.
 //!
 //! Invariant: an ioend does not know its inode; the floor of writeback passes the inode along with it.
 

@@ -1,6 +1,8 @@
-//! The ioends of one inode (i_rsv_conversion_list): which are in flight, done, parked, unfinished; and i_disksize.
+//! The ioends of one inode (i_rsv_conversion_list): which are in flight, done, parked, unfinished; and
+//! i_disksize.
 //!
-//! *Attendants* are tasks that wait for ioends of the inode and do the work of the completion workers meanwhile.
+//! *Attendants* are tasks that wait for ioends of the inode and do the work of the completion workers
+//! meanwhile.
 //!
 //! Lock: the mutex is a leaf. Attendants of one inode and a worker may look at the list at the same time;
 //! [`CompletionQueue::park`] makes sure that no parked ioend is forgotten between them.
@@ -26,7 +28,8 @@ pub(crate) struct State {
     pub(crate) done: Vec<Ioend>,
     /// Ioends that wait for earlier ones.
     pub(crate) parked: Vec<Ioend>,
-    /// How many ioends have left `in_flight`: a task that parks ioends which it found blocked checks if they still are.
+    /// How many ioends have left `in_flight`: a task that parks ioends which it found blocked checks if they
+    /// still are.
     pub(crate) removals: u64,
     /// True if there is work: the inode is in the workers' queue, or an attendant does the work.
     pub(crate) queued: bool,
@@ -43,7 +46,8 @@ pub(crate) struct State {
 pub(crate) struct CompletionQueue {
     disk_size: AtomicU64,
     pub(crate) state: Mutex<State>,
-    /// Ioends were finished, or there is work for an attendant. Tasks that wait for other inodes are not woken.
+    /// Ioends were finished, or there is work for an attendant. Tasks that wait for other inodes are not
+    /// woken.
     pub(crate) progress: Notify,
 }
 
@@ -83,8 +87,8 @@ impl CompletionQueue {
         self.state.lock().unsent_tail = Some(block);
     }
 
-    /// The writeback of the tail's folio ended with `result`, and the last ioend is closed. If it failed before the tail was
-    /// in an ioend, i_disksize must not pass the tail: what lies behind it fails with it.
+    /// The writeback of the tail's folio ended with `result`, and the last ioend is closed. If it failed
+    /// before the tail was in an ioend, i_disksize must not pass the tail: what lies behind it fails with it.
     pub fn note_tail_sent(&self, result: &Result<()>) {
         let mut state = self.state.lock();
         if let (Some(block), Err(error)) = (state.unsent_tail.take(), result) {
@@ -126,8 +130,8 @@ impl CompletionQueue {
         self.state.lock().attendants += 1;
     }
 
-    /// The caller is no attendant any more. Returns true if there is work and no attendant is left: the caller gives it to
-    /// the workers.
+    /// The caller is no attendant any more. Returns true if there is work and no attendant is left: the
+    /// caller gives it to the workers.
     pub fn stop_attending(&self) -> bool {
         let mut state = self.state.lock();
         state.attendants -= 1;
@@ -139,13 +143,14 @@ impl CompletionQueue {
         self.state.lock().queued
     }
 
-    /// Resolves when ioends of the inode have been finished since this was called, or there is work for an attendant.
+    /// Resolves when ioends of the inode have been finished since this was called, or there is work for an
+    /// attendant.
     pub fn progress(&self) -> Notified<'_> {
         self.progress.notified()
     }
 
-    /// Takes `ioend`, which blocks no other any more, out of `in_flight`. Returns true if others are parked, perhaps behind
-    /// it: they have to be looked at.
+    /// Takes `ioend`, which blocks no other any more, out of `in_flight`. Returns true if others are parked,
+    /// perhaps behind it: they have to be looked at.
     #[must_use]
     pub(crate) fn remove(&self, ioend: &Ioend) -> bool {
         let mut state = self.state.lock();
@@ -154,10 +159,10 @@ impl CompletionQueue {
         !state.parked.is_empty()
     }
 
-    /// Ends a look at completed ioends: parks `ioends`, which are blocked. `removals` is the value of [`State::removals`]
-    /// when the look began; since then the caller took `own` ioends out of `in_flight`. Returns true if the inode has to be
-    /// looked at again: the ioends that block the parked ones may be gone, and the task that removed them did not see the
-    /// parked ones.
+    /// Ends a look at completed ioends: parks `ioends`, which are blocked. `removals` is the value of
+    /// [`State::removals`] when the look began; since then the caller took `own` ioends out of `in_flight`.
+    /// Returns true if the inode has to be looked at again: the ioends that block the parked ones may be
+    /// gone, and the task that removed them did not see the parked ones.
     #[must_use]
     pub(crate) fn park(&self, mut ioends: Vec<Ioend>, removals: u64, own: u64) -> bool {
         let mut state = self.state.lock();
@@ -196,8 +201,9 @@ mod tests {
         ioend
     }
 
-    /// Two tasks look at the ioends of one inode at the same time: the first finds the ioend of the second block blocked by
-    /// that of the first block, which the second task has taken. In each order one of them must look again.
+    /// Two tasks look at the ioends of one inode at the same time: the first finds the ioend of the second
+    /// block blocked by that of the first block, which the second task has taken. In each order one of them
+    /// must look again.
     #[test]
     fn what_is_parked_while_its_blocker_ends_is_looked_at_again() {
         for blocker_ends_first in [false, true] {
@@ -208,7 +214,7 @@ mod tests {
             let again = if blocker_ends_first {
                 let _ = queue.remove(&first);
                 let others = queue.park(Vec::new(), removals, 1);
-                assert!(!others, "nobody was parked yet");
+                assert!(!others, "none was parked yet");
                 queue.park(vec![second], removals, 0)
             } else {
                 assert!(!queue.park(vec![second], removals, 0), "still blocked");

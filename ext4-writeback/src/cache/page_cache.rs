@@ -1,9 +1,10 @@
-//! The page cache (address_space) of one inode: its folios in the order of the file, which of them are dirty, and what
-//! writers, the flusher and passes of writeback remember of the file.
+//! The page cache (address_space) of one inode: its folios in the order of the file, which of them are dirty,
+//! and what writers, the flusher and passes of writeback remember of the file.
 //!
 //! Invariants:
 //! - Folios do not overlap. A task that has locked a folio checks that it was not removed meanwhile.
-//! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's lock.
+//! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's
+//!   lock.
 //! - A dirty folio is never reclaimed.
 //!
 //! Locks: the mutex of the tree; under it only the state mutexes of folios are taken.
@@ -19,8 +20,8 @@ use parking_lot::Mutex;
 use crate::base::lock_order::{Level, OrderedMutex};
 use crate::cache::folio::{Folio, FolioGuard};
 
-/// The most bytes that are copied while the tree and the state of a folio are locked: a copy that takes no longer than
-/// locking the folio would.
+/// The most bytes that are copied while the tree and the state of a folio are locked: a copy that takes no
+/// longer than locking the folio would.
 const COPIED_AT_ONCE: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -57,8 +58,9 @@ impl AddressSpace {
         Some(folio)
     }
 
-    /// Writes `data` at byte `position` of the file if that takes no more than a small copy ([`Folio::write_dirty`]), and
-    /// calls `written`. Unless `goes_on` (the write begins where the last one ended), it counts as a use of the folio.
+    /// Writes `data` at byte `position` of the file if that takes no more than a small copy
+    /// ([`Folio::write_dirty`]), and calls `written`. Unless `goes_on` (the write begins where the last one
+    /// ended), it counts as a use of the folio.
     ///
     /// # Errors
     /// If it takes more: the folio that holds `position`, if there is one. Nothing was written then.
@@ -160,15 +162,16 @@ impl AddressSpace {
         self.tree.lock().dirty.remove(&folio.start());
     }
 
-    /// Tags all folios that are dirty now (PAGECACHE_TAG_TOWRITE), in one step: they are of the generation that is returned
-    /// or of an earlier one. A folio loses its tag with its last dirty bit.
+    /// Tags all folios that are dirty now (PAGECACHE_TAG_TOWRITE), in one step: they are of the generation
+    /// that is returned or of an earlier one. A folio loses its tag with its last dirty bit.
     pub fn tag_dirty(&self) -> u64 {
         let mut tree = self.tree.lock();
         tree.generation += 1;
         tree.generation - 1
     }
 
-    /// The first dirty folio that starts at or behind byte `position` and became dirty in `generation` or before.
+    /// The first dirty folio that starts at or behind byte `position` and became dirty in `generation` or
+    /// before.
     pub fn next_dirty(&self, position: u64, generation: u64) -> Option<Arc<Folio>> {
         let tree = self.tree.lock();
         let (start, _) = tree.dirty.range(position..).find(|(_, since)| **since <= generation)?;
@@ -201,8 +204,8 @@ impl AddressSpace {
         !self.tree.lock().dirty.is_empty()
     }
 
-    /// SEEK_DATA (`data`) or SEEK_HOLE within bytes `from..end`, whose blocks are unwritten: the first byte with dirty data
-    /// in memory, or the first one without.
+    /// SEEK_DATA (`data`) or SEEK_HOLE within bytes `from..end`, whose blocks are unwritten: the first byte
+    /// with dirty data in memory, or the first one without.
     pub fn seek(&self, from: u64, end: u64, data: bool) -> Option<u64> {
         let mut at = from;
         while at < end {
@@ -238,7 +241,8 @@ impl AddressSpace {
     }
 }
 
-/// The page cache of one inode: its folios, and what its writers, the flusher and passes of writeback remember of it.
+/// The page cache of one inode: its folios, and what its writers, the flusher and passes of writeback
+/// remember of it.
 #[derive(Debug)]
 pub(crate) struct PageCache {
     space: Arc<AddressSpace>,
@@ -252,8 +256,9 @@ pub(crate) struct PageCache {
     pub writes: Writes,
 }
 
-/// mtime and ctime of one inode, between a write that changes them in memory and the transaction that logs them. They
-/// are on one of three ways there: the flusher's queue, the list of `lazytime`, another change of the inode.
+/// mtime and ctime of one inode, between a write that changes them in memory and the transaction that logs
+/// them. They are on one of three ways there: the flusher's queue, the list of `lazytime`, another change of
+/// the inode.
 #[derive(Debug, Default)]
 pub(crate) struct Times {
     unlogged: AtomicBool,
@@ -283,12 +288,14 @@ impl Times {
         self.tick.store(tick(now), Ordering::Relaxed);
     }
 
-    /// Returns true if a write has set the times in the clock tick (4 ms) of `now`, and they were not logged since.
+    /// Returns true if a write has set the times in the clock tick (4 ms) of `now`, and they were not logged
+    /// since.
     pub fn are_of(&self, now: Timestamp) -> bool {
         self.tick.load(Ordering::Relaxed) == tick(now) && self.are_unlogged()
     }
 
-    /// Puts the inode on the list of `lazytime`. Returns true if it was not there yet; the caller adds it then.
+    /// Puts the inode on the list of `lazytime`. Returns true if it was not there yet; the caller adds it
+    /// then.
     pub fn enter_lazy_list(&self) -> bool {
         !self.lazy.swap(true, Ordering::AcqRel)
     }
@@ -307,7 +314,8 @@ pub(crate) struct Dirtied {
 }
 
 impl Dirtied {
-    /// Puts the inode into the flusher's queue. Returns true if it was not there yet; the caller adds it then.
+    /// Puts the inode into the flusher's queue. Returns true if it was not there yet; the caller adds it
+    /// then.
     pub fn enter_queue(&self) -> bool {
         !self.queued.swap(true, Ordering::AcqRel)
     }
@@ -358,8 +366,8 @@ impl Pass {
         self.cut.fetch_min(size, Ordering::SeqCst);
     }
 
-    /// The lowest size in bytes that the file was truncated to since the pass began. Asked for under the lock of a
-    /// folio: a folio that was made dirty after a truncation finds that truncation here.
+    /// The lowest size in bytes that the file was truncated to since the pass began. Asked for under the lock
+    /// of a folio: a folio that was made dirty after a truncation finds that truncation here.
     pub fn cut(&self) -> u64 {
         self.cut.load(Ordering::SeqCst)
     }
@@ -423,9 +431,9 @@ impl PageCache {
         self.space.is_dirty_folios() || self.times.are_unlogged()
     }
 
-    /// The first byte and the length in bytes of a new folio for an access of `len` bytes from byte `position` on; it is
-    /// at most `limit` bytes long. A stream of small accesses (`sequential`) gets folios twice as long each time, as far as
-    /// its offsets are aligned.
+    /// The first byte and the length in bytes of a new folio for an access of `len` bytes from byte
+    /// `position` on; it is at most `limit` bytes long. A stream of small accesses (`sequential`) gets folios
+    /// twice as long each time, as far as its offsets are aligned.
     pub fn placement(
         &self,
         position: u64,
@@ -435,7 +443,8 @@ impl PageCache {
         limit: usize,
     ) -> (u64, usize) {
         let least = PAGE_SIZE.max(block_size.len()) as u64;
-        // If another task has added a folio over `position` meanwhile, the new one is refused when it is inserted.
+        // If another task has added a folio over `position` meanwhile, the new one is refused when it is
+        // inserted.
         let high = self.room_behind(position);
         let start = position & !(least - 1);
         let mut want = (position - start) + len;

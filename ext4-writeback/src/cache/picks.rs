@@ -1,9 +1,10 @@
-//! Preallocation in memory (`alloc=publish`): blocks that are picked for delayed data of one file, and that the file maps
-//! only when the data is on the device.
+//! Preallocation in memory (`alloc=publish`): blocks that are picked for delayed data of one file, and that
+//! the file maps only when the data is on the device.
 //!
 //! Invariants:
-//! - A picked block is taken in the allocator's memory, and free on the device: after a crash it is free. It becomes part
-//!   of the file in one transaction, after its data; otherwise a crash would show what the block held before.
+//! - A picked block is taken in the allocator's memory, and free on the device: after a crash it is free. It
+//!   becomes part of the file in one transaction, after its data; otherwise a crash would show what the block
+//!   held before.
 //! - Runs do not overlap, and are changed only under the lock of the inode (i_data_sem) for writing.
 //!
 //! Lock: one mutex, a leaf.
@@ -16,22 +17,24 @@ use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::block_allocator::picked::return_picked;
 use parking_lot::Mutex;
 
-/// The picked blocks of one file: first block of the file → (block behind the last, block on the device of the first).
+/// The picked blocks of one file: first block of the file → (block behind the last, block on the device of
+/// the first).
 #[derive(Debug, Default)]
 pub(crate) struct Preallocation {
     runs: Mutex<BTreeMap<u32, (u32, BlockNumber)>>,
 }
 
 impl Preallocation {
-    /// The block on the device that is picked for `block`, and the block of the file behind the last one of that run.
+    /// The block on the device that is picked for `block`, and the block of the file behind the last one of
+    /// that run.
     pub fn find(&self, block: u32) -> Option<(BlockNumber, u32)> {
         let runs = self.runs.lock();
         let (start, (end, physical)) = runs.range(..=block).next_back()?;
         (*end > block).then(|| (physical.offset(u64::from(block - start)), *end))
     }
 
-    /// The best place for a new pick for `block` (the allocator's goal): as far behind the run before it on the device as
-    /// in the file.
+    /// The best place for a new pick for `block` (the allocator's goal): as far behind the run before it on
+    /// the device as in the file.
     pub(crate) fn goal(&self, block: u32) -> Option<BlockNumber> {
         let runs = self.runs.lock();
         let (start, (_, physical)) = runs.range(..block).next_back()?;
@@ -48,8 +51,8 @@ impl Preallocation {
         self.runs.lock().insert(blocks.start, (blocks.end, physical));
     }
 
-    /// Forgets what is picked for `range`; returns the runs: first block on the device, number of blocks. The caller holds
-    /// the lock of the inode for writing.
+    /// Forgets what is picked for `range`; returns the runs: first block on the device, number of blocks. The
+    /// caller holds the lock of the inode for writing.
     pub fn take(&self, range: Range<u32>) -> Vec<(BlockNumber, u32)> {
         let mut taken = Vec::new();
         let mut runs = self.runs.lock();
@@ -70,8 +73,8 @@ impl Preallocation {
         taken
     }
 
-    /// Returns the blocks picked for `range` to the allocator. The caller holds the lock of the inode for writing, and deals
-    /// with the delayed blocks and their reservations.
+    /// Returns the blocks picked for `range` to the allocator. The caller holds the lock of the inode for
+    /// writing, and deals with the delayed blocks and their reservations.
     pub fn give_back(&self, info: &SuperblockInfo, range: Range<u32>) {
         for (first, len) in self.take(range) {
             return_picked(info, first, len);

@@ -1,13 +1,14 @@
 //! The inode cache: inodes in memory, one [`InodeInfo`] for each number.
 //!
 //! Invariants:
-//! - At most one `InodeInfo` of a number is held by tasks. Concurrent loads wait for the first; an inode that is held (by
-//!   an open file, a dirty page cache, an operation) is never evicted. If there were two, one would overwrite in the inode
-//!   table what the other changed.
-//! - A new inode is in the cache, its `inode` lock held, before its slot in the inode table is written; a deleted one
-//!   leaves the cache before its number is free. So a load never finds a slot half way between two lives.
-//! - The transaction that fsync of an evicted inode would have waited for is not lost: an inode that is loaded starts with
-//!   the last transaction of all evicted inodes.
+//! - At most one `InodeInfo` of a number is held by tasks. Concurrent loads wait for the first; an inode that
+//!   is held (by an open file, a dirty page cache, an operation) is never evicted. If there were two, one
+//!   would overwrite in the inode table what the other changed.
+//! - A new inode is in the cache, its `inode` lock held, before its slot in the inode table is written; a
+//!   deleted one leaves the cache before its number is free. So a load never finds a slot half way between
+//!   two lives.
+//! - The transaction that fsync of an evicted inode would have waited for is not lost: an inode that is
+//!   loaded starts with the last transaction of all evicted inodes.
 //!
 //! Memory: at most `capacity` inodes that no task holds.
 

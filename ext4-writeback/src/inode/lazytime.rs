@@ -1,13 +1,14 @@
 //! `lazytime` (I_DIRTY_TIME): times are logged only together with something else.
 //!
-//! A write changes times in memory, and so does a read if access times are kept. Without this option the flusher logs them
-//! within half a minute, one block of the inode table for each file that was overwritten. With it the times wait, and go
-//! to the device with the next change of the inode, by fsync or sync, at unmount, when the inode leaves memory, or when
-//! they have waited for a day. A crash loses the times that waited, and nothing else.
+//! A write changes times in memory, and so does a read if access times are kept. Without this option the
+//! flusher logs them within half a minute, one block of the inode table for each file that was overwritten.
+//! With it the times wait, and go to the device with the next change of the inode, by fsync or sync, at
+//! unmount, when the inode leaves memory, or when they have waited for a day. A crash loses the times that
+//! waited, and nothing else.
 //!
-//! Invariant: an inode whose times are not logged is in [`LazyTimes`] or in the flusher's queue, and either keeps it in
-//! memory. [`LazyTimes`] holds at most [`MOST`] inodes: if there are more, the times of the inode that has waited longest
-//! are logged, and it may leave memory.
+//! Invariant: an inode whose times are not logged is in [`LazyTimes`] or in the flusher's queue, and either
+//! keeps it in memory. [`LazyTimes`] holds at most [`MOST`] inodes: if there are more, the times of the inode
+//! that has waited longest are logged, and it may leave memory.
 //!
 //! Lock: the mutex of the list is a leaf.
 

@@ -1,7 +1,8 @@
-//! Locks of a part of an operation: `freeze` (s_umount) and `rwlock` (i_rwsem) are held until the part has ended, also
-//! if the caller that took them stops waiting.
+//! Locks of a part of an operation: `freeze` (s_umount) and `rwlock` (i_rwsem) are held until the part has
+//! ended, also if the caller that took them stops waiting.
 //!
-//! Invariant: a part is counted in both locks while the caller holds them, so no other task gets one of them between.
+//! Invariant: a part is counted in both locks while the caller holds them, so no other task gets one of them
+//! between.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -37,8 +38,8 @@ impl Drop for Part {
     }
 }
 
-/// Runs `operation` to its end under `freeze` and the `rwlock` of the inode. The caller holds `freeze` for reading and
-/// `rwlock` for writing; the operation keeps both if the caller stops waiting.
+/// Runs `operation` to its end under `freeze` and the `rwlock` of the inode. The caller holds `freeze` for
+/// reading and `rwlock` for writing; the operation keeps both if the caller stops waiting.
 pub(crate) fn under_locks<R: Send + 'static>(
     volume: &Arc<Volume>,
     inode: &Arc<InodeInfo>,

@@ -1,7 +1,9 @@
-//! Logging an inode (ext4_mark_inode_dirty): writing it into its slot of the inode table as part of a transaction.
+//! Logging an inode (ext4_mark_inode_dirty): writing it into its slot of the inode table as part of a
+//! transaction.
 //!
-//! Invariant: fsync waits for the transaction that last logged the inode, so each logging notes its transaction, under the
-//! lock of the inode. Were one not noted, fsync could return before the inode is durable.
+//! Invariant: fsync waits for the transaction that last logged the inode, so each logging notes its
+//! transaction, under the lock of the inode. Were one not noted, fsync could return before the inode is
+//! durable.
 
 use std::sync::Arc;
 
@@ -13,8 +15,8 @@ use crate::inode::InodeInfo;
 use crate::volume::Volume;
 use crate::volume::handle::Handle;
 
-/// Writes `inode` into its slot as part of `handle`, and notes the transaction for fsync (with `datasync`: also for
-/// fdatasync). The caller holds the lock of the inode for writing.
+/// Writes `inode` into its slot as part of `handle`, and notes the transaction for fsync (with `datasync`:
+/// also for fdatasync). The caller holds the lock of the inode for writing.
 ///
 /// # Errors
 /// Those of the device, if the block of the inode table has to be read, and of the transaction.
@@ -36,8 +38,8 @@ pub(crate) async fn log_inode(
     Ok(())
 }
 
-/// Logs the times of `inode` if a write or an access changed them and they were not logged since. Times of a deleted inode
-/// are never logged here: its deletion logged it, and no task changes its times afterwards.
+/// Logs the times of `inode` if a write or an access changed them and they were not logged since. Times of a
+/// deleted inode are never logged here: its deletion logged it, and no task changes its times afterwards.
 ///
 /// # Errors
 /// Those of [`Volume::begin_tracked`] and [`log_inode`].

@@ -1,15 +1,15 @@
 //! An inode in memory (`inode` and `ext4_inode_info`): its locks, the inode as it is logged, its page cache.
 //!
 //! Locks, outermost first: `rwlock` (i_rwsem) → `invalidate_lock` → folio lock → journal handle → `inode`
-//! (i_data_sem) → group and buffer locks; [`crate::base::lock_order`] has all levels, and checks them in debug builds. A
-//! task that holds a handle never asks for a folio lock and never waits for writeback or data I/O. The `rwlock`s of
-//! several inodes are taken a directory before what is in it; only rename locks two directories of which neither holds
-//! the other, under its mutex. At most one `inode` lock is held at a time, but for that of an inode that is being made
-//! and that no other task can have found.
+//! (i_data_sem) → group and buffer locks; [`crate::base::lock_order`] has all levels, and checks them in
+//! debug builds. A task that holds a handle never asks for a folio lock and never waits for writeback or data
+//! I/O. The `rwlock`s of several inodes are taken a directory before what is in it; only rename locks two
+//! directories of which neither holds the other, under its mutex. At most one `inode` lock is held at a time,
+//! but for that of an inode that is being made and that no other task can have found.
 //!
-//! Invariant: a task that changes `inode` logs it before it gives the lock back, so an inode that no task holds can be
-//! dropped from memory and read again. Times changed by a write are the exception: `pages.times` says so then, and
-//! the flusher's queue holds the inode until they are logged.
+//! Invariant: a task that changes `inode` logs it before it gives the lock back, so an inode that no task
+//! holds can be dropped from memory and read again. Times changed by a write are the exception: `pages.times`
+//! says so then, and the flusher's queue holds the inode until they are logged.
 
 pub(crate) mod cache;
 pub(crate) mod lazytime;
@@ -39,20 +39,21 @@ const KNOWN: u64 = 1 << 32;
 pub(crate) struct InodeInfo {
     /// Its number.
     pub number: InodeNumber,
-    /// i_rwsem: held for writing by each operation that changes the content or size of the file, or the names of the
-    /// directory.
+    /// i_rwsem: held for writing by each operation that changes the content or size of the file, or the names
+    /// of the directory.
     pub rwlock: OperationLock<()>,
-    /// mapping->invalidate_lock: held for writing while page cache is dropped (truncate, punch), for reading while it is
-    /// filled.
+    /// mapping->invalidate_lock: held for writing while page cache is dropped (truncate, punch), for reading
+    /// while it is filled.
     pub invalidate_lock: OrderedRwLock<()>,
     /// i_data_sem and what it protects: the inode as it is logged; `size` in it is i_disksize.
     pub inode: OrderedRwLock<Inode>,
     /// i_size: in-memory size in bytes; at least i_disksize outside of truncate.
     pub size: AtomicU64,
-    /// i_sync_tid: the last transaction that changed the inode, for fsync. The upper half is 1 if there was one since the
-    /// inode was read; otherwise the word is 0.
+    /// i_sync_tid: the last transaction that changed the inode, for fsync. The upper half is 1 if there was
+    /// one since the inode was read; otherwise the word is 0.
     pub sync_transaction: AtomicU64,
-    /// i_datasync_tid: the last transaction that changed what fdatasync makes durable; a word like `sync_transaction`.
+    /// i_datasync_tid: the last transaction that changed what fdatasync makes durable; a word like
+    /// `sync_transaction`.
     pub datasync_transaction: AtomicU64,
     /// The folios.
     pub pages: PageCache,
@@ -72,16 +73,16 @@ pub(crate) struct InodeInfo {
     pub open_count: AtomicU32,
     /// True if the inode has no links: it is deleted when the last file is closed. Set under `inode`.
     pub unlinked: AtomicBool,
-    /// True if the file was truncated to 0 bytes (EXT4_STATE_DA_ALLOC_CLOSE): what is written next is written back when a
-    /// file is closed.
+    /// True if the file was truncated to 0 bytes (EXT4_STATE_DA_ALLOC_CLOSE): what is written next is written
+    /// back when a file is closed.
     pub replaced_by_truncation: AtomicBool,
     /// True if the inode was deleted: its number may be in use again. Set under `rwlock` and `inode`.
     pub freed: AtomicBool,
 }
 
 impl InodeInfo {
-    /// The inode in memory, as it was read. A cluster has 2^`cluster_bits` blocks; the extents of its extent status tree
-    /// are counted in `reclaimable`.
+    /// The inode in memory, as it was read. A cluster has 2^`cluster_bits` blocks; the extents of its extent
+    /// status tree are counted in `reclaimable`.
     pub fn new(inode: Inode, cluster_bits: u32, reclaimable: &Arc<Reclaimable>) -> Self {
         let disk_size = inode.size;
         Self {
@@ -111,8 +112,8 @@ impl InodeInfo {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Returns true if the file is mapped by indirect blocks: it has neither extents nor inline data. Once true, that does
-    /// not change.
+    /// Returns true if the file is mapped by indirect blocks: it has neither extents nor inline data. Once
+    /// true, that does not change.
     pub async fn is_indirect(&self) -> bool {
         if let Some(indirect) = self.indirect.get() {
             return *indirect;

@@ -88,7 +88,7 @@ impl Filesystem {
             };
             let promised = info
                 .extent_status
-                .promised_blocks()
+                .reserved_blocks()
                 .saturating_mul(self.inner.volume.info.block_size().sectors());
             Ok(Attributes {
                 inode,

@@ -1,27 +1,28 @@
 //! The lock order of the crate: one enum, [`Level`], and its check in debug builds (as the kernel's lockdep).
 //!
-//! A task that asks for a lock holds only locks of lower levels; the levels stand in [`Level`], outermost first. Two
-//! tasks that take the same locks in opposite orders wait for each other for ever, and with them the journal's commit,
-//! which waits for all handles, and every task that waits for the commit.
+//! A task that asks for a lock holds only locks of levels that come before it in [`Level`]. Two tasks that
+//! take the same locks in opposite orders wait for each other for ever, and with them the journal's commit,
+//! which waits for all handles, and each task that waits for the commit.
 //!
 //! How it is checked:
-//! - An *operation* is what runs inside one [`Scoped`] future or [`scoped`], on whichever thread it is polled. It
-//!   counts the locks that were taken while it was polled. A guard gives its count back to the operation that took it,
-//!   wherever the guard is dropped.
-//! - A [`Scoped`] that is a part ([`Scoped::part`]) and is polled inside another operation also answers for the locks
-//!   of that one: the outer operation waits for it. A part whose caller stopped waiting is polled by the runtime, and
-//!   answers for its own locks only. A new operation ([`Scoped::new`], [`scoped`]) never answers for others: a device
-//!   may itself be a file of another file system, whose operations run inside those of this one.
-//! - Only waiting is checked. `try_lock` and the like cannot wait, so they may be called out of order; what they get
-//!   is counted as held all the same.
-//! - What is taken outside every operation (a test that takes one lock itself) is neither counted nor checked. Each
-//!   entry point is an operation of its own, so two of them that one task polls together (`join!`) have nothing to do
-//!   with each other.
+//! - An *operation* is what runs inside one [`Scoped`] future or [`scoped`], on whichever thread it is
+//!   polled. It counts the locks that were taken while it was polled. A guard gives its count back to the
+//!   operation that took it, wherever the guard is dropped.
+//! - A [`Scoped`] that is a part ([`Scoped::part`]) and is polled inside another operation also answers for
+//!   the locks of that one: the outer operation waits for it. A part whose caller stopped waiting is polled
+//!   by the runtime, and answers for its own locks only. A new operation ([`Scoped::new`], [`scoped`]) never
+//!   answers for others: a device may itself be a file of another file system, whose operations run inside
+//!   those of this one.
+//! - Only waiting is checked. `try_lock` and the like cannot wait, so they may be called out of order; what
+//!   they get is counted as held all the same.
+//! - What is taken outside every operation (a test that takes one lock itself) is neither counted nor
+//!   checked. Each entry point is an operation of its own, so two of them that one task polls together
+//!   (`join!`) have nothing to do with each other.
 //!
 //! Release builds hold and check nothing: [`Rank`] and [`Token`] have no fields there.
 //!
-//! Below all levels lie the locks of ext4-core (groups, buffers, inode table) and of ext4-journal. Those crates know
-//! no lock of this one, so they cannot ask for one while they hold theirs.
+//! Below all levels lie the locks of ext4-core (groups, buffers, inode table) and of ext4-journal. Those
+//! crates know no lock of this one, so they cannot ask for one while they hold theirs.
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -30,33 +31,33 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-/// The levels, outermost first: a task takes a lock only if all it holds are of levels above it in this list. Where
-/// several locks of one level may be held at once, the level says so.
+/// The levels, outermost first: a task takes a lock only if all it holds are of levels above it in this list.
+/// Where several locks of one level may be held at once, the level says so.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Level {
-    /// `Volume::freeze` (s_umount, sb_start_write): held for reading by each operation that changes something. First,
-    /// because unmount holds it for writing while everything else comes to rest.
+    /// `Volume::freeze` (s_umount, sb_start_write): held for reading by each operation that changes
+    /// something. First, because unmount holds it for writing while everything else comes to rest.
     Freeze,
-    /// The rename mutex (s_vfs_rename_mutex): the tree of directories stands still while a rename finds out which of
-    /// two directories is the upper one, and locks both.
+    /// The rename mutex (s_vfs_rename_mutex): the tree of directories stands still while a rename finds out
+    /// which of two directories is the upper one, and locks both.
     Rename,
-    /// `InodeInfo::rwlock` (i_rwsem). Several at once: a directory before what is in it, two directories of which
-    /// neither holds the other under the rename mutex, two files by their numbers.
+    /// `InodeInfo::rwlock` (i_rwsem). Several at once: a directory before what is in it, two directories of
+    /// which neither holds the other under the rename mutex, two files by their numbers.
     Inode,
-    /// `InodeInfo::invalidate_lock` (mapping->invalidate_lock): keeps page cache from being filled while blocks go. A
-    /// reader fills folios under it, so it comes before the folio lock.
+    /// `InodeInfo::invalidate_lock` (mapping->invalidate_lock): keeps page cache from being filled while
+    /// blocks go. A reader fills folios under it, so it comes before the folio lock.
     Mapping,
-    /// `Pass::lock` of the page cache (I_SYNC): one pass of writeback over an inode; a pass locks folios. Truncation, which
-    /// holds the mapping, waits for such passes.
+    /// `Pass::lock` of the page cache (I_SYNC): one pass of writeback over an inode; a pass locks folios.
+    /// Truncation, which holds the mapping, waits for such passes.
     Writeback,
     /// The folio lock. Several at once: in ascending order of the file, or with `try_lock`.
     Folio,
-    /// A journal handle, or its stand-in without a journal. The commit waits for all handles: a task that waits for a
-    /// folio under a handle waits for the holder of the folio, which may wait to start a handle, which waits for the
-    /// commit. A second handle under the first waits for the commit, too.
+    /// A journal handle, or its stand-in without a journal. The commit waits for all handles: a task that
+    /// waits for a folio under a handle waits for the holder of the folio, which may wait to start a handle,
+    /// which waits for the commit. A second handle under the first waits for the commit, too.
     Handle,
-    /// `InodeInfo::inode` (i_data_sem). One at a time, but for that of an inode that is being made and that no other
-    /// task can have found ([`OrderedRwLock::write_unfound`]).
+    /// `InodeInfo::inode` (i_data_sem). One at a time, but for that of an inode that is being made and that
+    /// no other task can have found ([`OrderedRwLock::write_unfound`]).
     Data,
 }
 
@@ -106,8 +107,8 @@ mod checked {
     pub(crate) struct Entered(Option<Arc<Frame>>);
 
     impl Held {
-        /// The operation is polled on this thread until the result is dropped. `is_part`: it answers for the locks of
-        /// the operation around it.
+        /// The operation is polled on this thread until the result is dropped. `is_part`: it answers for the
+        /// locks of the operation around it.
         pub fn enter(&self, is_part: bool) -> Entered {
             CURRENT.with_borrow_mut(|current| {
                 let outer = current.as_ref().filter(|_| is_part).map(Arc::clone);
@@ -186,10 +187,10 @@ mod checked {
         }
     }
 
-    /// Checks that the operation may begin `what`, which waits for what only locks of `level` and below can hold up.
+    /// Checks that the operation holds no lock of `level` or of a level behind it, before it begins `what`.
     ///
     /// # Panics
-    /// If it holds a lock of `level` or of one below.
+    /// If it holds one.
     pub(crate) fn assert_holds_none_from(level: Level, what: &str) {
         if let Some(held) = find_held(|held| held >= level) {
             panic!("lock order: {what} while {held:?} is held");
@@ -242,8 +243,8 @@ use checked::Held;
 
 pub(crate) use checked::{Rank, Token, assert_holds_none_from};
 
-/// Checks, in debug builds, that the operation holds no handle and no lock of a level below, before it waits for data
-/// I/O, for memory or for writeback: all of these may need a transaction to end first.
+/// Checks, in debug builds, that the operation holds no handle and no lock of a level below, before it waits
+/// for data I/O, for memory or for writeback: all of these may need a transaction to end first.
 ///
 /// # Panics
 /// If it holds one.
