@@ -31,6 +31,19 @@ impl fmt::Display for Corrupt {
     }
 }
 
+/// What a failed I/O was for: it decides if the failure says something of the file system. Set at the place that
+/// submits the I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoPurpose {
+    /// Metadata of the file system was read or written: the purpose of all I/O that is not marked otherwise.
+    #[default]
+    Metadata,
+    /// Content of a file: the error is the reader's or the writer's.
+    Data,
+    /// None of both: a commit (a journal that stops is noted where it stops), a flush, a discard, memory from the host.
+    Other,
+}
+
 /// Every failure of this library. Cheap to clone, because one failed I/O may have several waiters.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -44,6 +57,8 @@ pub enum Error {
         location: String,
         /// The host's error.
         errno: Errno,
+        /// What the I/O was for.
+        purpose: IoPurpose,
     },
     /// The file system uses something this library does not do.
     #[error("unsupported: {0}")]
@@ -72,13 +87,28 @@ impl Error {
 
     /// A failed I/O.
     pub fn io(operation: &'static str, location: impl Into<String>, errno: Errno) -> Self {
-        Self::Io { operation, location: location.into(), errno }
+        Self::Io { operation, location: location.into(), errno, purpose: IoPurpose::default() }
     }
 
     /// A failed I/O of the host, from what `std` reports.
     pub fn host(operation: &'static str, location: impl Into<String>, source: &std::io::Error) -> Self {
         let errno = source.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        Self::Io { operation, location: location.into(), errno }
+        Self::io(operation, location, errno)
+    }
+
+    /// The same error; if it is one of I/O, its I/O was for `purpose`.
+    #[must_use]
+    pub fn for_purpose(mut self, purpose: IoPurpose) -> Self {
+        if let Self::Io { purpose: now, .. } = &mut self {
+            *now = purpose;
+        }
+        self
+    }
+
+    /// Returns true if metadata of the file system could not be read or written.
+    #[must_use]
+    pub fn is_metadata_io(&self) -> bool {
+        matches!(self, Self::Io { purpose: IoPurpose::Metadata, .. })
     }
 
     /// A corruption report.

@@ -87,5 +87,5 @@ pub mod meta;
 pub mod run_map;
 pub mod types;
 
-pub use error::{Corrupt, Errno, Error, Result};
+pub use error::{Corrupt, Errno, Error, IoPurpose, Result};
 pub use types::{BlockNumber, BlockSize, GroupNumber, InodeNumber, LogicalBlock, Timestamp, TransactionId};

@@ -49,7 +49,9 @@ fn at_path(path: &[u8], error: Error) -> Error {
     };
     match error {
         Error::Posix { errno, context } => Error::posix(errno, named(context)),
-        Error::Io { operation, location, errno } => Error::io(operation, named(location), errno),
+        Error::Io { operation, location, errno, purpose } => {
+            Error::io(operation, named(location), errno).for_purpose(purpose)
+        }
         Error::Corrupt(corrupt) => Error::corrupt(named(corrupt.what), corrupt.problem),
         Error::Unsupported(what) => Error::Unsupported(named(what)),
         Error::Aborted(reason) => Error::Aborted(named(reason)),

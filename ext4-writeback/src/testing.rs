@@ -1,5 +1,5 @@
-//! What the unit tests of several floors share: a mounted file system over memory, `e2fsck -fn` over what is left of it,
-//! futures that are polled by hand, and an inode that was never on a device.
+//! Helpers that unit tests of several floors share: a mounted file system on a device in memory, `e2fsck -fn`
+//! over the device afterwards, futures that are polled by hand, and an inode that was never on a device.
 
 use std::future::Future;
 use std::pin::Pin;

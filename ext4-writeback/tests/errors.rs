@@ -12,7 +12,7 @@ use ext4_core::format::features::Incompat;
 use ext4_core::format::superblock::{STATE_ERROR, Superblock};
 use ext4_core::{Errno, InodeNumber};
 use ext4_test_support::tools::{assert_clean, debugfs, have, mke2fs_image};
-use ext4_writeback::{Credentials, Filesystem, MountOptions, OnError};
+use ext4_writeback::{Credentials, FallocateMode, Filesystem, MountOptions, OnError, SetAttributes};
 
 const TOOLS: &[&str] = &["mkfs.ext4", "e2fsck", "debugfs"];
 const ROOT: InodeNumber = InodeNumber::ROOT;
@@ -49,7 +49,10 @@ struct Rig {
 async fn rig(image: &Image, options: MountOptions) -> Rig {
     // Sectors of 1 KiB: a superblock is written whole or not at all.
     let memory = MemoryDevice::from_image(image.clone());
-    let memory = Arc::new(memory.with_geometry(|geometry| geometry.logical_block_size = 1024));
+    let memory = Arc::new(memory.with_geometry(|geometry| {
+        geometry.logical_block_size = 1024;
+        geometry.discard = true;
+    }));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
     let inner = Arc::clone(&faulty) as Arc<dyn BlockDevice>;
     let recording = Arc::new(RecordingDevice::around(inner, image.clone()));
@@ -325,4 +328,114 @@ async fn without_a_journal_a_contradiction_stops_what_it_is_to_stop() {
     rig.filesystem.clone().unmount().await.unwrap_err();
     let found = superblock(&rig.memory.image());
     assert_eq!((found.error_count, found.first_error.code, found.first_error.inode), (1, 5, directory.0));
+}
+
+fn continues() -> MountOptions {
+    quiet().errors(Some(OnError::Continue))
+}
+
+/// An image whose file `f` has 20 blocks of 1 KiB, the last eight behind an indirect block, and the bytes of that block.
+async fn file_with_indirect_block() -> (Image, Range<u64>) {
+    let mounted = common::mount(&mke2fs_image(&["-b", "1024", "-O", "^extents,^64bit"], "16M")).await;
+    mounted.filesystem.write("/f", vec![4; 20 << 10]).await.unwrap();
+    let image = mounted.unmount_clean("before the damage").await;
+    let listed = debugfs(&image, "stat /f");
+    let (_, indirect) = listed.split_once("(IND):").expect("there is an indirect block");
+    let block: u64 = indirect.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    (image, block << 10..(block + 1) << 10)
+}
+
+/// Unmounts, and returns the findings that the superblock has: how many, the first one's code and its function.
+async fn findings(rig: Rig) -> (u32, u8, String) {
+    rig.faulty.heal();
+    rig.filesystem.clone().unmount().await.unwrap();
+    let found = superblock(&rig.memory.image());
+    let function = found.first_error.function.split(|byte| *byte == 0).next().unwrap();
+    (found.error_count, found.first_error.code, String::from_utf8_lossy(function).into_owned())
+}
+
+/// Operations that are not named after reading read data, too: the block that a new end or a hole leaves a part of.
+#[tokio::test]
+async fn a_failed_read_of_data_is_no_finding_in_whatever_operation() {
+    if !have(TOOLS) {
+        return;
+    }
+    let mounted = common::mount(&mke2fs_image(&["-b", "1024"], "16M")).await;
+    mounted.filesystem.write("/f", vec![4; 20 << 10]).await.unwrap();
+    let image = mounted.unmount_clean("before").await;
+    let blocks: Vec<u64> =
+        debugfs(&image, "blocks /f").split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(blocks.len(), 20, "data blocks only: {blocks:?}");
+    let rig = rig(&image, continues()).await;
+    let inode = rig.filesystem.resolve(b"/f", false).await.unwrap();
+    let file = rig.filesystem.open(inode).await.unwrap();
+    for block in blocks {
+        rig.faulty.fail_range(Operation::Read, block << 10..(block + 1) << 10);
+    }
+    let size = SetAttributes::new().size(5000);
+    let failed = [
+        rig.filesystem.set_attributes(inode, &size).await,
+        file.set_len(5000).await,
+        file.fallocate(FallocateMode::PunchHole, 100, 200).await,
+        file.fallocate(FallocateMode::ZeroRange, 100, 5000).await,
+        file.write_at(100, &[1]).await.map(drop),
+        file.read_at(0, &mut [0; 10]).await.map(drop),
+    ];
+    for (number, result) in failed.into_iter().enumerate() {
+        assert_eq!(result.unwrap_err().errno(), Errno::EIO, "operation {number}");
+    }
+    drop(file);
+    assert_eq!(findings(rig).await.0, 0);
+}
+
+#[tokio::test]
+async fn metadata_that_cannot_be_read_is_a_finding_in_read_and_fsync_too() {
+    if !have(TOOLS) {
+        return;
+    }
+    let (image, indirect) = file_with_indirect_block().await;
+    let rig_of_read = rig(&image, continues()).await;
+    rig_of_read.faulty.fail_range(Operation::Read, indirect.clone());
+    assert_eq!(rig_of_read.filesystem.read("/f").await.unwrap_err().errno(), Errno::EIO);
+    assert_eq!(findings(rig_of_read).await, (1, 2, "read".to_owned()));
+
+    // The bitmap of blocks is read when fsync has them allocated.
+    let rig_of_fsync = rig(&mke2fs_image(&["-b", "1024"], "16M"), continues()).await;
+    let inode = rig_of_fsync.filesystem.create(ROOT, b"g", Credentials::default()).await.unwrap();
+    let file = rig_of_fsync.filesystem.open(inode).await.unwrap();
+    file.write_at(0, &[1; 8192]).await.unwrap();
+    rig_of_fsync.faulty.fail_range(Operation::Read, 0..16 << 20);
+    assert_eq!(file.sync_all().await.unwrap_err().errno(), Errno::EIO);
+    drop(file);
+    let (count, code, function) = findings(rig_of_fsync).await;
+    assert!(count > 0);
+    assert_eq!((code, function.as_str()), (2, "fsync"));
+}
+
+#[tokio::test]
+async fn metadata_that_contradicts_itself_is_a_finding_in_read_too() {
+    if !have(TOOLS) {
+        return;
+    }
+    let (mut image, indirect) = file_with_indirect_block().await;
+    image.fill(indirect.start, 1024, 0xfe);
+    let rig = rig(&image, continues()).await;
+    assert!(rig.filesystem.read("/f").await.unwrap_err().is_corrupt());
+    assert_eq!(findings(rig).await, (1, 5, "read".to_owned()));
+}
+
+#[tokio::test]
+async fn a_failed_discard_and_a_failed_flush_are_no_findings() {
+    if !have(TOOLS) {
+        return;
+    }
+    let rig = rig(&mke2fs_image(&["-b", "1024"], "16M"), continues()).await;
+    rig.faulty.fail_nth(Operation::Discard, 0);
+    assert_eq!(rig.filesystem.trim(0..u64::MAX, 0).await.unwrap_err().errno(), Errno::EIO);
+    // Nothing is left to be committed: fsync only flushes.
+    rig.filesystem.sync().await.unwrap();
+    rig.faulty.fail_nth(Operation::Flush, 0);
+    assert_eq!(rig.filesystem.fsync(ROOT).await.unwrap_err().errno(), Errno::EIO);
+    assert_eq!(rig.faulty.faults_met(), 2);
+    assert_eq!(findings(rig).await.0, 0);
 }

@@ -25,7 +25,7 @@ use parking_lot::{Mutex, RwLock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::views::Views;
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Error, IoPurpose, Result};
 
 /// The unit of [`AlignedBuffer`]: what direct I/O asks of addresses on the devices we know (`dma_alignment`
 /// 511).
@@ -165,7 +165,8 @@ impl Region {
         // Room to start on a 2 MiB boundary, so that the largest folios can be huge pages; what is not
         // touched costs addresses only.
         let mut map = memmap2::MmapMut::map_anon(REGION_SIZE + MAX_FOLIO_SIZE)
-            .map_err(|source| Error::host("map", format!("{REGION_SIZE} bytes of memory"), &source))?;
+            .map_err(|source| Error::host("map", format!("{REGION_SIZE} bytes of memory"), &source))
+            .map_err(|error| error.for_purpose(IoPurpose::Other))?;
         // Huge pages halve the cost of the first touch; a host without them does as well, more slowly.
         let _ = map.advise(memmap2::Advice::HugePage);
         let base = map.as_mut_ptr();

@@ -1,25 +1,25 @@
-//! What the data path did, counted.
+//! Counters of the data path: passes, ioends, bios, conversions, reclaim, direct I/O.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// What the data path did since the mount. Each figure only grows; the difference of two snapshots is what
-        /// happened between them. They are counted one by one, so a snapshot under load may have one event in one figure
-        /// and not yet in another.
+        /// Counters of the data path since the mount. Each of them only grows; the difference of two
+        /// snapshots is what happened between them. They are counted one by one, so a snapshot under load may
+        /// have an event in one counter and not yet in another.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)+
         }
 
-        /// The counters as they are counted.
+        /// The counters of one mounted file system, as they change.
         #[derive(Debug, Default)]
         pub(crate) struct LiveCounters {
             $(pub $name: AtomicU64,)+
         }
 
         impl LiveCounters {
-            /// The figures now.
+            /// The counters now.
             pub fn snapshot(&self) -> Counters {
                 Counters { $($name: self.$name.load(Ordering::Relaxed),)+ }
             }
@@ -30,21 +30,22 @@ macro_rules! counters {
 counters! {
     /// Passes of writeback over one inode (calls of writepages).
     passes,
-    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed allocation.
+    /// Runs of blocks allocated (or picked, to be published) at writeback or for a write without delayed
+    /// allocation.
     allocations,
-    /// Blocks in them.
+    /// Blocks in the runs counted by `allocations`.
     blocks_allocated,
     /// Ioends submitted.
     ioends,
-    /// Bios they went out as.
+    /// Bios that the ioends went out as.
     bios,
-    /// Bytes they wrote.
+    /// Bytes that the ioends wrote.
     bytes,
     /// Runs of unwritten blocks made written.
     conversions,
     /// Runs of blocks that became part of their file with their data.
     publications,
-    /// Ioends that another one's conversion took along.
+    /// Ioends that were converted together with another one.
     merges,
     /// Handles opened for conversions and sizes.
     completion_handles,
@@ -52,34 +53,34 @@ counters! {
     parked,
     /// Writers that waited for the dirty limit, for memory or for I/O on a block they change.
     stalls,
-    /// Nanoseconds that writers waited at the dirty limits, all together.
+    /// Nanoseconds that writers waited at the dirty limits (balance_dirty_pages), all writers together.
     throttled_nanoseconds,
-    /// Folios given up to make room.
+    /// Folios that reclaim dropped to make room.
     reclaimed_folios,
-    /// Bytes of them.
+    /// Bytes of the folios counted by `reclaimed_folios`.
     reclaimed_bytes,
-    /// Folios that were found in use again when they were to be given up.
+    /// Folios that reclaim moved to the active list, because they had been used again.
     activated_folios,
-    /// Folios that are shorter than was asked for, because memory is in small pieces.
+    /// Folios shorter than was asked for, because free memory is in small pieces.
     shorter_folios,
     /// Bios of reads.
     read_bios,
-    /// Reads that did not find what they wanted in memory and read more than that.
+    /// Synchronous read-ahead: reads that missed the page cache and read more than was asked for.
     read_ahead_sync,
-    /// Times that a reader passed the mark and more was read behind his back.
+    /// Asynchronous read-ahead: a reader passed the mark, and more was read while it went on.
     read_ahead_async,
-    /// Folios that were made, for reads and writes.
+    /// Folios that were allocated, for reads and writes.
     folios_made,
-    /// Reads past the page cache.
+    /// Direct reads: past the page cache.
     direct_reads,
-    /// Writes past the page cache.
+    /// Direct writes: past the page cache.
     direct_writes,
-    /// Those of them that had to go through it after all.
+    /// Direct writes that had to go through the page cache after all.
     direct_fallbacks,
 }
 
 impl LiveCounters {
-    /// Counts.
+    /// Adds `count` to `counter`.
     pub fn add(counter: &AtomicU64, count: u64) {
         counter.fetch_add(count, Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! TODO header.
+//! The base of the crate: lock order, locks, the tokio runtime, counters, mount options. It names nothing
+//! else of the crate.
 
 pub(crate) mod counters;
 pub(crate) mod lock_order;

@@ -1,43 +1,53 @@
-//! A lock that an operation keeps where its caller stops waiting.
+//! An RwLock (i_rwsem, s_umount) that an operation keeps even if its caller stops waiting for it.
 //!
-//! A caller locks, and has part of his work run to its end ([`crate::base::runtime::run_to_end`]). Dropped half way, he gives the
-//! lock back while that part goes on: another writer would find a hole that is just being filled, and a truncation would
-//! remove what comes back behind it. So what is run to its end holds the lock too, by a count beside it.
+//! A caller locks, and has a part of its work run to its end ([`crate::base::runtime::run_to_end`]). If the
+//! caller's future is dropped half way, its guard goes while the part still runs: another writer would find a
+//! hole that is just being filled, and a truncation would remove blocks that the part adds again behind it.
+//! So the part holds the lock as well, by a count beside it.
 //!
 //! Invariants:
-//! - A part is counted, by [`under_locks`], while its caller has the lock: nobody comes between.
-//! - Who gets the lock waits until no part is left. A part never asks for the lock that it is counted in, and nobody whom it
-//!   waits for does while he holds something: the lock order puts these locks first.
+//! - A part is counted (by `under_locks` of the floor of inodes) while its caller holds the lock, so no other
+//!   task gets the lock between the two.
+//! - A task that gets the lock waits until no part is left. A part never asks for the lock that it is counted
+//!   in. Nor does a task that the part waits for, while it holds another lock: these locks come first in the
+//!   lock order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{Notify, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{Notify, RwLock};
 
-/// Somebody has the lock, or a part of his work.
+use crate::base::lock_order::{Guard, Level, Rank, ReadGuard, WriteGuard};
+
+/// Another task holds the lock, or a part of its work does.
 #[derive(Debug)]
 pub(crate) struct Busy;
 
-/// See the module.
-#[derive(Debug, Default)]
+/// An RwLock that parts of operations hold as well. See the module.
+#[derive(Debug)]
 pub(crate) struct OperationLock<T> {
     lock: RwLock<T>,
-    /// Parts whose callers had it for writing, and for reading.
+    rank: Rank,
+    /// Parts whose callers hold, or held, the lock for writing.
     pub(crate) writing: AtomicUsize,
+    /// Parts whose callers hold, or held, the lock for reading.
     pub(crate) reading: AtomicUsize,
+    /// A part has ended.
     pub(crate) ended: Notify,
 }
 
 impl<T> OperationLock<T> {
-    /// Nobody has it.
-    pub fn new(value: T) -> Self {
+    /// An unlocked lock of `level`.
+    pub fn new(level: Level, value: T) -> Self {
         Self {
             lock: RwLock::new(value),
+            rank: Rank::new(level),
             writing: AtomicUsize::new(0),
             reading: AtomicUsize::new(0),
             ended: Notify::new(),
         }
     }
 
+    /// Returns true if a part of a writer is left; with `also_readers` also if one of a reader is.
     fn is_left(&self, also_readers: bool) -> bool {
         self.writing.load(Ordering::Acquire) > 0 || also_readers && self.reading.load(Ordering::Acquire) > 0
     }
@@ -54,29 +64,37 @@ impl<T> OperationLock<T> {
     }
 
     /// Locks for reading.
-    pub async fn read(&self) -> RwLockReadGuard<'_, T> {
-        let guard = self.lock.read().await;
+    pub async fn read(&self) -> ReadGuard<'_, T> {
+        self.rank.check();
+        let guard = Guard::new(self.lock.read().await, self.rank);
         self.wait_for_parts(false).await;
         guard
     }
 
     /// Locks for writing.
-    pub async fn write(&self) -> RwLockWriteGuard<'_, T> {
-        let guard = self.lock.write().await;
+    pub async fn write(&self) -> WriteGuard<'_, T> {
+        self.rank.check();
+        let guard = Guard::new(self.lock.write().await, self.rank);
         self.wait_for_parts(true).await;
         guard
     }
 
-    /// Locks for reading where nobody has to be waited for.
-    pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, Busy> {
+    /// Locks for reading if no task has to be waited for.
+    ///
+    /// # Errors
+    /// [`Busy`] if one would have to be waited for.
+    pub fn try_read(&self) -> Result<ReadGuard<'_, T>, Busy> {
         let guard = self.lock.try_read().map_err(|_| Busy)?;
-        if self.is_left(false) { Err(Busy) } else { Ok(guard) }
+        if self.is_left(false) { Err(Busy) } else { Ok(Guard::new(guard, self.rank)) }
     }
 
-    /// Locks for writing where nobody has to be waited for.
-    pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, Busy> {
+    /// Locks for writing if no task has to be waited for.
+    ///
+    /// # Errors
+    /// [`Busy`] if one would have to be waited for.
+    pub fn try_write(&self) -> Result<WriteGuard<'_, T>, Busy> {
         let guard = self.lock.try_write().map_err(|_| Busy)?;
-        if self.is_left(true) { Err(Busy) } else { Ok(guard) }
+        if self.is_left(true) { Err(Busy) } else { Ok(Guard::new(guard, self.rank)) }
     }
 }
 
@@ -89,17 +107,17 @@ mod tests {
     use crate::base::options::MountOptions;
     use crate::testing::{PAGE, assert_clean, mounted_with, poll_once};
 
-    /// Lets what is spawned go as far as it can.
+    /// Lets spawned tasks run as far as they can.
     async fn settle() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
     }
 
-    /// A writer who gives up while blocks are allocated for him leaves a hole that is just being filled. Were his lock
-    /// free, the next writer would fill it too: "blocks are mapped already".
+    /// A writer that stops waiting while blocks are allocated for it leaves a hole that is just being filled.
+    /// If its lock were free, the next writer would fill the hole too: "blocks are mapped already".
     #[tokio::test]
-    async fn who_gives_up_leaves_his_lock_to_what_runs_on() {
+    async fn a_writer_that_stops_waiting_leaves_its_lock_to_the_part_that_runs_on() {
         let options = MountOptions { delayed_allocation: false, ..MountOptions::default() };
         let (device, volume, file) = mounted_with(BlockSize::KIB_4, options).await;
         file.write_at(0, &[1; 100]).await.expect("writes");
@@ -123,7 +141,7 @@ mod tests {
         assert_eq!(file.read_at(PAGE, &mut bytes).await.expect("reads"), bytes.len());
         assert!(bytes.iter().all(|byte| *byte == 3));
 
-        // Nor does the file system end under it.
+        // Unmount waits for the part, too.
         let inode = std::sync::Arc::clone(&file.inode);
         let held = inode.inode.read().await;
         {

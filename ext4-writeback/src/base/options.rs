@@ -20,7 +20,7 @@ pub enum OnError {
     Panic,
 }
 
-/// When the blocks of delayed data become part of their file (`alloc=`).
+/// When the blocks of delayed data are mapped by their file (`alloc=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocation {
     /// Before the data is written, as unwritten extents; a second transaction converts them when the data is

@@ -1,7 +1,4 @@
-//! Tasks and timers: the runtime seam ([`Runtime`]) over tokio, and running an operation to its end.
-//!
-//! Invariant: an operation that may change metadata is polled inside [`run_to_end`]. If its caller stops
-//! waiting, a task of the runtime goes on with it, so no handle is left with half an operation in it.
+//! The tokio runtime behind [`Runtime`], and running an operation to its end.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,9 +10,7 @@ use ext4_core::{Errno, Error, Result};
 
 use crate::base::lock_order::Scoped;
 
-/// The tasks and timers of one tokio runtime, the one that it was made in.
-///
-/// Timers need a tokio runtime with time enabled (`enable_time` or `enable_all` of its builder).
+/// Tasks and timers of the tokio runtime that it was made in.
 #[derive(Debug)]
 pub struct TokioRuntime {
     handle: tokio::runtime::Handle,
@@ -62,22 +57,31 @@ impl Runtime for TokioRuntime {
     }
 }
 
-/// Runs `operation` to its end, even if its caller stops waiting, as one operation of the lock order
-/// ([`crate::base::lock_order`]).
-pub fn run_to_end<T: Send + 'static>(
+/// A part of the caller's operation (see [`crate::base::lock_order`]), run to its end even if the caller
+/// stops waiting.
+pub(crate) fn run_to_end<T: Send + 'static>(
+    runtime: &Arc<dyn Runtime>,
+    operation: impl Future<Output = T> + Send + 'static,
+) -> RunToEnd<T> {
+    RunToEnd::new(runtime, Scoped::part(Box::pin(operation)))
+}
+
+/// An operation of its own (see [`crate::base::lock_order`]), run to its end even if its caller stops
+/// waiting.
+pub(crate) fn run_operation<T: Send + 'static>(
     runtime: &Arc<dyn Runtime>,
     operation: impl Future<Output = T> + Send + 'static,
 ) -> RunToEnd<T> {
     RunToEnd::new(runtime, Scoped::new(Box::pin(operation)))
 }
 
-/// Puts the caller's task behind those that are ready, in the queue that every thread of the runtime takes
-/// from.
+/// Has the caller's task queue up behind the tasks that are ready, in the queue that any thread of the
+/// runtime takes from.
 ///
-/// tokio keeps the task that a running task has just woken in a slot of the running thread, from which no
-/// other thread takes it, until the running task waits for something. So a writer that never waits would keep
-/// the flusher from running. tokio's `yield_now` does something else: there the caller's task would wait
-/// until the woken one waits.
+/// tokio keeps a task that was just woken by the caller's task in a slot from which no other thread takes it,
+/// until the caller's task waits for something: a writer that never waits would keep the flusher from
+/// running. `yield_now` of tokio is not the same: with it the caller's task would wait until the woken one
+/// does.
 pub async fn queue_up() {
     let mut queued = false;
     std::future::poll_fn(move |context| {

@@ -1,5 +1,5 @@
-//! Sets of the blocks of one folio: one word, or an array of them where a folio has more than 64 blocks. No allocation
-//! for a folio of up to 64 blocks.
+//! Sets of the blocks of one folio (the bitmaps of iomap_folio_state): one word, or an array of words if a
+//! folio has more than 64 blocks. No allocation for a folio of up to 64 blocks.
 
 use std::ops::Range;
 

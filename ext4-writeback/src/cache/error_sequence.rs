@@ -44,13 +44,16 @@ impl ErrorSequence {
         if position == last.number { Ok(()) } else { last.error.clone().map_or(Ok(()), Err) }
     }
 
-    /// Remembers `error` for every opener.
+    /// Notes `error`, for every file that is open.
     pub fn record(&self, error: &Error) {
         let mut last = self.last.lock();
         *last = Last { number: last.number + 1, told: false, error: Some(error.clone()) };
     }
 
-    /// The error since `cursor`, if there was one; moves the cursor on.
+    /// Moves `cursor` to the last error.
+    ///
+    /// # Errors
+    /// The last error, if there was one since `cursor`.
     pub fn check_and_advance(&self, cursor: &mut u64) -> Result<()> {
         let mut last = self.last.lock();
         if *cursor == last.number {

@@ -1,25 +1,27 @@
-//! Folios: naturally aligned, power-of-two pieces of a file in memory, 4 KiB to 2 MiB, with state per block.
+//! Folios: naturally aligned, power-of-two pieces of a file in memory, 4 KiB to 2 MiB, with state for each
+//! block (iomap_folio_state).
 //!
 //! ```text
 //!   block        0   1   2   3   4 …
 //!   uptodate     1   1   1   0   0      memory holds the block's content
-//!   dirty        0   1   1   0   0      … which the device does not have
+//!   dirty        0   1   1   0   0      memory holds content that the device does not have
 //!   in flight   [----)                  blocks a device is reading from this memory now
 //! ```
 //!
 //! Invariants:
-//! - A dirty block is uptodate. Setting bits rounds outwards, to every block touched; clearing dirty bits rounds
-//!   inwards, to blocks wholly covered. Were it otherwise, dropping part of a block would lose the rest of it.
+//! - A dirty block is uptodate. Setting bits rounds outwards, to every block touched; clearing dirty bits
+//!   rounds inwards, to blocks wholly covered. Otherwise dropping part of a block would lose the rest of it.
 //! - Dirty bits, `removed` and `writeback` are set, and dirty bits cleared, only under the folio's lock.
-//! - Blocks in flight are not changed: a writer waits for the I/O (not for the conversion after it). So what is on the
-//!   device is what one moment's memory held, and an append never shows half of itself after a crash.
-//! - `writeback` is cleared last of all: after the transaction that converted the folio's blocks and moved the size
-//!   has been joined and left. Who waits for it (truncate, fsync) knows that the metadata is in a transaction.
-//! - Bytes that somebody views ([`crate::file::map`]) do not change: the folio goes on with other memory first. Views are
-//!   made under the folio's lock, so that none comes up between a look and what follows from it.
+//! - Blocks in flight are not changed: a writer waits for the I/O (not for the conversion after it). So the
+//!   device gets what memory held at one moment, and after a crash no append is there by half.
+//! - `writeback` is cleared last: after the handle that converted the folio's blocks and moved i_disksize was
+//!   dropped. So a task that waits for it (truncate, fsync) knows that the metadata is in a transaction.
+//! - Bytes that are viewed (`File::map_read`) do not change: the folio goes on with other memory first. Views
+//!   are made under the folio lock, so that no view is made between a check for views and the change that
+//!   follows it.
 //!
-//! Locks: the folio lock is async and may be held across I/O; the state mutex, below that of the tree of folios; the locks
-//! of the memory, leaves.
+//! Locks: the folio lock is async and may be held across I/O (see [`crate::base::lock_order`]). The state
+//! mutex is taken under that of the tree of folios. The locks of the memory are leaves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,10 +32,13 @@ use ext4_core::{BlockSize, Error, LogicalBlock, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use crate::base::lock_order::assert_no_handle;
+use crate::base::lock_order::{Level, Rank, Token, assert_no_handle};
 use crate::cache::block_set::BlockSet;
 
-/// More uses than this are not counted.
+/// The folio lock in the lock order.
+const RANK: Rank = Rank::new(Level::Folio);
+
+/// How many uses are counted at most.
 const MOST_USES: u8 = 3;
 
 #[derive(Debug)]
@@ -41,12 +46,13 @@ struct State {
     locked: bool,
     removed: bool,
     writeback: bool,
-    /// Somebody waits for a change.
+    /// True if a task waits for a change of the state.
     waited_for: bool,
-    /// Pieces in ioends that are not finished, and one while the folio is being written back.
+    /// Pieces of the folio in ioends that are not finished, and one more while the folio is put into ioends.
     pieces: u32,
-    /// Pieces whose I/O has not ended, and the blocks from the first to the last of them.
+    /// Pieces whose I/O has not ended.
     pieces_in_flight: u32,
+    /// The blocks from the first to the last piece whose I/O has not ended.
     in_flight: Range<u32>,
     uptodate: BlockSet,
     dirty: BlockSet,
@@ -54,29 +60,29 @@ struct State {
 }
 
 impl State {
-    /// A device may be reading the memory of one of `blocks`.
+    /// Returns true if a device may be reading the memory of one of `blocks`.
     fn is_in_flight(&self, blocks: &Range<u32>) -> bool {
         self.in_flight.start < blocks.end && blocks.start < self.in_flight.end
     }
 }
 
-/// See the module.
+/// One folio. See the module.
 #[derive(Debug)]
 pub(crate) struct Folio {
-    /// Other memory takes its place where somebody views what is to be changed ([`crate::file::map`]).
+    /// The content. Other memory takes its place if viewed bytes are to be changed (`File::map_read`).
     memory: RwLock<Arc<PoolMemory>>,
     len: usize,
     start: u64,
     block_size: BlockSize,
     blocks: u32,
-    /// How often it was found again, up to a few: for reclaim.
+    /// How often the folio was found again, up to [`MOST_USES`]: for reclaim.
     uses: AtomicU8,
     state: Mutex<State>,
     changed: Notify,
 }
 
 impl Folio {
-    /// A folio at byte `start` of the file over `memory`, nothing of it uptodate.
+    /// A folio at byte `start` of the file over `memory`, no block of it uptodate.
     pub fn new(memory: Arc<PoolMemory>, start: u64, block_size: BlockSize) -> Arc<Self> {
         debug_assert!(start.is_multiple_of(memory.len() as u64), "folios are naturally aligned");
         let blocks = (memory.len() >> block_size.bits()) as u32;
@@ -109,12 +115,12 @@ impl Folio {
         Arc::clone(&self.memory.read())
     }
 
-    /// The first byte of the file in it.
+    /// The first byte of the file that it holds.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// The byte behind the last.
+    /// The byte of the file behind the last one that it holds.
     pub fn end(&self) -> u64 {
         self.start + self.len as u64
     }
@@ -129,7 +135,7 @@ impl Folio {
         self.blocks
     }
 
-    /// The first logical block.
+    /// The first logical block that it holds.
     pub fn first_block(&self) -> LogicalBlock {
         LogicalBlock((self.start >> self.block_size.bits()) as u32)
     }
@@ -154,14 +160,14 @@ impl Folio {
 
     /// Notes a use, for reclaim.
     pub fn mark_accessed(&self) {
-        // Two that come at once may count as one.
+        // Two uses at the same time may count as one.
         let uses = self.uses.load(Ordering::Relaxed);
         if uses < MOST_USES {
             self.uses.store(uses + 1, Ordering::Relaxed);
         }
     }
 
-    /// How many uses were noted, up to a few.
+    /// How many uses were noted, up to [`MOST_USES`].
     pub fn uses(&self) -> u8 {
         self.uses.load(Ordering::Relaxed)
     }
@@ -171,14 +177,14 @@ impl Folio {
         self.uses.swap(0, Ordering::Relaxed)
     }
 
-    /// Locks the folio where nobody has it locked.
+    /// Locks the folio if it is not locked.
     pub fn try_lock(self: &Arc<Self>) -> Option<FolioGuard> {
         FolioGuard::try_new(Arc::clone(self)).ok()
     }
 
-    /// Locks the folio. The caller checks [`Folio::is_removed`] then.
+    /// Locks the folio. The caller checks [`Folio::is_removed`] afterwards.
     pub async fn lock(self: &Arc<Self>) -> FolioGuard {
-        assert_no_handle("asking for a folio lock");
+        RANK.check();
         if let Some(guard) = self.try_lock() {
             return guard;
         }
@@ -190,7 +196,7 @@ impl Folio {
             Some(())
         })
         .await;
-        FolioGuard(Arc::clone(self))
+        FolioGuard { folio: Arc::clone(self), token: RANK.taken() }
     }
 
     async fn wait_until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
@@ -220,17 +226,17 @@ impl Folio {
         result
     }
 
-    /// True once the folio is no part of the file any more: look it up again.
+    /// Returns true if the folio is not part of the file any more; the caller looks the folio up again then.
     pub fn is_removed(&self) -> bool {
         self.state.lock().removed
     }
 
-    /// True between the start of a writeback and the end of its conversions.
+    /// Returns true from the start of a writeback to the end of its conversions.
     pub fn is_under_writeback(&self) -> bool {
         self.state.lock().writeback
     }
 
-    /// True where a block of it has to be written.
+    /// Returns true if a block is dirty.
     pub fn is_dirty(&self) -> bool {
         !self.state.lock().dirty.is_empty()
     }
@@ -241,17 +247,17 @@ impl Folio {
         self.wait_until(|state| (!state.is_in_flight(blocks)).then_some(())).await;
     }
 
-    /// True where a device may be reading the memory of one of `blocks`.
+    /// Returns true if a device may be reading the memory of one of `blocks`.
     pub fn is_in_flight(&self, blocks: &Range<u32>) -> bool {
         self.state.lock().is_in_flight(blocks)
     }
 
-    /// True where the content of all `blocks` is in memory.
+    /// Returns true if memory holds the content of all `blocks`.
     pub fn is_uptodate(&self, blocks: Range<u32>) -> bool {
         self.state.lock().uptodate.contains(blocks)
     }
 
-    /// The first of `blocks` whose content is not in memory, and those that follow it.
+    /// The first run of `blocks` that is not uptodate.
     pub fn next_not_uptodate(&self, blocks: Range<u32>) -> Option<Range<u32>> {
         self.state.lock().uptodate.next_gap(blocks.start, blocks.end)
     }
@@ -261,18 +267,18 @@ impl Folio {
         self.state.lock().dirty.next_run(blocks.start, blocks.end)
     }
 
-    /// True where `block` is dirty.
+    /// Returns true if `block` is dirty.
     pub fn is_block_dirty(&self, block: u32) -> bool {
         self.state.lock().dirty.contains(block..block + 1)
     }
 
-    /// The error of a read that failed since the last call.
+    /// Takes the error of a read that failed since the last call.
     pub fn take_read_error(&self) -> Option<Error> {
         self.state.lock().read_error.take()
     }
 
-    /// Part of one ioend finished: its I/O, its conversion and its size are done. True when that ended the folio's
-    /// writeback.
+    /// One piece of the folio finished: its I/O, its conversion and its size are done. Returns true if that
+    /// ended the writeback of the folio.
     pub fn finish_piece(&self) -> bool {
         self.change(|state| {
             state.pieces -= 1;
@@ -298,9 +304,10 @@ impl Folio {
         self.memory.read().read((from - self.start) as u32, (to - from) as u32, f)
     }
 
-    /// Writes `data` at byte `position` of the file, where its blocks lie in the folio, are dirty, and nobody has locked the
-    /// folio or reads or views them; then calls `written`: both as under the folio's lock, in one step. False where it is
-    /// not so; then nothing happened. For a few bytes: who asks for the state meanwhile waits.
+    /// Writes `data` at byte `position` of the file, and calls `written`, in one step as if under the folio
+    /// lock. Returns true if that was possible: the bytes lie in the folio, their blocks are dirty, not in
+    /// flight and not viewed, and the folio is not locked. Otherwise nothing was changed. For a few bytes:
+    /// other users of the state wait meanwhile.
     pub fn write_dirty(&self, position: u64, data: &[u8], written: impl FnOnce()) -> bool {
         let end = position + data.len() as u64;
         if position < self.start || end > self.end() {
@@ -328,39 +335,45 @@ impl Folio {
     }
 }
 
-/// The folio is locked as long as this lives. What changes a folio is a method of its guard.
+/// The guard of a folio lock. What changes a folio is a method of its guard.
 #[derive(Debug)]
-pub(crate) struct FolioGuard(Arc<Folio>);
+pub(crate) struct FolioGuard {
+    folio: Arc<Folio>,
+    token: Token,
+}
 
 impl std::ops::Deref for FolioGuard {
     type Target = Arc<Folio>;
 
     fn deref(&self) -> &Arc<Folio> {
-        &self.0
+        &self.folio
     }
 }
 
 impl Drop for FolioGuard {
     fn drop(&mut self) {
-        self.0.unlock();
+        self.folio.unlock();
     }
 }
 
-/// What a write wants to know of the blocks it changes, all at once.
+/// The state of the blocks that a write changes, at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WriteState {
-    /// The folio is no part of the file any more.
+    /// True if the folio is not part of the file any more.
     pub removed: bool,
-    /// A device may be reading one of the blocks.
+    /// True if a device may be reading the memory of one of the blocks.
     pub in_flight: bool,
-    /// All of them are dirty: what lies below is known to be there or promised.
+    /// True if all of the blocks are dirty, so that each has a block on the device or a reserved one.
     pub dirty: bool,
-    /// Memory holds the content of the first, and of the last.
+    /// True if the first block is uptodate, and if the last one is.
     pub uptodate: [bool; 2],
 }
 
 impl FolioGuard {
-    /// Locks `folio` where nobody has it locked; gives it back otherwise.
+    /// Locks `folio` if it is not locked.
+    ///
+    /// # Errors
+    /// `folio`, if it is locked.
     pub fn try_new(folio: Arc<Folio>) -> std::result::Result<Self, Arc<Folio>> {
         let mut state = folio.state.lock();
         if state.locked {
@@ -369,10 +382,17 @@ impl FolioGuard {
         }
         state.locked = true;
         drop(state);
-        Ok(Self(folio))
+        Ok(Self { folio, token: RANK.taken() })
     }
 
-    /// What a write to `blocks`, of which there is one at least, has to know.
+    /// Leaves the lock to an I/O, whose end drops the guard: for the lock order the operation no longer holds
+    /// the lock.
+    pub fn lend_to_io(mut self) -> Self {
+        self.token = Token::none();
+        self
+    }
+
+    /// The state of `blocks`, which are at least one, for a write.
     pub fn write_state(&self, blocks: &Range<u32>) -> WriteState {
         let state = self.state.lock();
         let uptodate = |block: u32| state.uptodate.contains(block..block + 1);
@@ -387,7 +407,8 @@ impl FolioGuard {
     /// Calls `f` with bytes `from..to` of the file, which lie in the folio, to change them.
     ///
     /// # Errors
-    /// The host's refusal to map memory, where somebody views them: then nothing was changed.
+    /// `ENOMEM` or another refusal of the host to map memory, if the bytes are viewed; nothing was changed
+    /// then.
     pub fn write<R>(&self, from: u64, to: u64, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
         let (offset, len) = ((from - self.start) as u32, (to - from) as u32);
         let mut f = Some(f);
@@ -402,8 +423,8 @@ impl FolioGuard {
         }
     }
 
-    /// Where somebody views bytes of `blocks`, the folio goes on with other memory: [`FolioGuard::write`] and
-    /// [`FolioGuard::zero`] succeed for them as long as the folio is locked.
+    /// Gives the folio other memory if bytes of `blocks` are viewed: [`FolioGuard::write`] and
+    /// [`FolioGuard::zero`] succeed for these blocks as long as the folio is locked.
     ///
     /// # Errors
     /// As [`FolioGuard::write`].
@@ -413,8 +434,8 @@ impl FolioGuard {
         if viewed { self.leave_to_viewers() } else { Ok(()) }
     }
 
-    /// Where somebody views bytes of `blocks` that are not uptodate, the folio goes on with other memory. To be asked
-    /// once, before a device reads into any of them.
+    /// Gives the folio other memory if bytes of those of `blocks` that are not uptodate are viewed. To be
+    /// called once, before a device reads into any of them.
     ///
     /// # Errors
     /// As [`FolioGuard::write`].
@@ -435,12 +456,12 @@ impl FolioGuard {
         PoolView::new(self.memory(), (from - self.start) as u32..(to - self.start) as u32)
     }
 
-    /// The folio goes on with a copy of its memory. What is on its way to the device goes on from the old memory.
+    /// Gives the folio a copy of its memory. I/O in flight goes on from the old memory.
     fn leave_to_viewers(&self) -> Result<()> {
         let mut memory = self.memory.write();
         let len = self.len as u32;
         let pool = memory.pool();
-        // The bound on views bounds this ([`crate::file::map`]).
+        // Bounded by the bound on views (`File::map_read`).
         let copy = pool.allocate_beyond(self.len)?;
         memory.read(0, len, |from| copy.write(0, len, |to| to.copy_from_slice(from)));
         *memory = Arc::new(copy);
@@ -455,12 +476,12 @@ impl FolioGuard {
         if from < to { self.write(from, to, |bytes| bytes.fill(0)) } else { Ok(()) }
     }
 
-    /// `blocks` hold their content now.
+    /// Memory holds the content of `blocks` now.
     pub fn set_uptodate(&self, blocks: Range<u32>) {
         self.state.lock().uptodate.insert(blocks);
     }
 
-    /// `blocks` were changed. True when the folio was clean before.
+    /// `blocks` were changed in memory. Returns true if the folio was clean before.
     pub fn set_dirty(&self, blocks: Range<u32>) -> bool {
         let mut state = self.state.lock();
         let was_clean = state.dirty.is_empty();
@@ -469,7 +490,8 @@ impl FolioGuard {
         was_clean
     }
 
-    /// The content of `blocks` is dropped: neither dirty nor uptodate. True when that made the folio clean.
+    /// Drops the content of `blocks`: they are neither dirty nor uptodate. Returns true if that made the
+    /// folio clean.
     pub fn discard_blocks(&self, blocks: Range<u32>) -> bool {
         let mut state = self.state.lock();
         let was_dirty = !state.dirty.is_empty();
@@ -478,7 +500,7 @@ impl FolioGuard {
         was_dirty && state.dirty.is_empty()
     }
 
-    /// The folio leaves the file. True when it was dirty.
+    /// The folio leaves the file. Returns true if it was dirty.
     pub fn set_removed(&self) -> bool {
         self.change(|state| {
             state.removed = true;
@@ -489,13 +511,13 @@ impl FolioGuard {
         })
     }
 
-    /// Remembers the error of a read, for whoever waits for it.
+    /// Keeps the error of a read for the reader that waits for the folio.
     pub fn set_read_error(&self, error: Error) {
         self.state.lock().read_error = Some(error);
     }
 
-    /// Begins a writeback: takes all dirty bits off and returns them. [`Folio::finish_piece`] is owed once for the
-    /// writeback itself.
+    /// Begins a writeback: clears all dirty bits and returns them. The caller calls [`Folio::finish_piece`]
+    /// once for the writeback itself.
     pub fn start_writeback(&self) -> BlockSet {
         let mut state = self.state.lock();
         debug_assert!(!state.writeback, "one writeback at a time");
@@ -505,7 +527,8 @@ impl FolioGuard {
         std::mem::replace(&mut state.dirty, empty)
     }
 
-    /// `blocks` became part of an ioend: [`Folio::end_piece_io`] and [`Folio::finish_piece`] are owed once each.
+    /// `blocks` became a piece of an ioend, whose end calls [`Folio::end_piece_io`] and
+    /// [`Folio::finish_piece`] once each.
     pub fn add_piece(&self, blocks: Range<u32>) {
         let mut state = self.state.lock();
         debug_assert!(state.writeback, "a piece is part of a writeback");
@@ -553,8 +576,8 @@ mod tests {
         let view = guard.view(4096, 8192);
         let first = folio.memory().as_ptr();
         guard.write(8192, 12288, |bytes| bytes.fill(2)).expect("memory");
-        assert_eq!(folio.memory().as_ptr(), first, "nobody looks there");
-        // A device may fill blocks that are not uptodate: never those that somebody looks at.
+        assert_eq!(folio.memory().as_ptr(), first, "not viewed");
+        // A device may fill blocks that are not uptodate, but no memory that is viewed.
         guard.make_gaps_unviewed(0..4).expect("memory");
         assert_eq!(folio.memory().as_ptr(), first, "there is no gap");
         guard.discard_blocks(1..2);
@@ -572,7 +595,7 @@ mod tests {
         drop((view, again));
     }
 
-    /// A child of its own, whose address space ends where it is.
+    /// In a child process, whose address space is not allowed to grow.
     #[test]
     fn without_memory_for_what_is_viewed_a_write_fails_and_nothing_is_changed() {
         const CHILD: &str = "EXT4_TEST_WITHOUT_MEMORY";
@@ -592,7 +615,7 @@ mod tests {
         let folio =
             Folio::new(Arc::new(pool.allocate(2 << 20).expect("pool").expect("room")), 0, BlockSize::KIB_4);
         let guard = folio.try_lock().expect("free");
-        guard.zero(0, 2 << 20).expect("nobody looks");
+        guard.zero(0, 2 << 20).expect("not viewed");
         guard.set_uptodate(0..512);
         let view = guard.view(4096, 8192);
         // All of the pool's region is taken.
@@ -605,11 +628,11 @@ mod tests {
         let error = guard.write(5000, 5001, |bytes| bytes.fill(1)).expect_err("no memory");
         assert_eq!(error.errno(), ext4_core::Errno::ENOMEM);
         assert!(guard.make_unviewed(1..2).is_err() && guard.zero(4096, 4097).is_err());
-        guard.make_unviewed(2..3).expect("nobody looks there");
-        guard.write(8192, 8193, |bytes| bytes.fill(2)).expect("nobody looks there");
+        guard.make_unviewed(2..3).expect("not viewed");
+        guard.write(8192, 8193, |bytes| bytes.fill(2)).expect("not viewed");
         assert!(view.iter().all(|byte| *byte == 0));
         drop(view);
-        guard.write(5000, 5001, |bytes| bytes.fill(1)).expect("nobody looks any more");
+        guard.write(5000, 5001, |bytes| bytes.fill(1)).expect("not viewed any more");
         println!("refused: {error}");
         drop(rest);
     }

@@ -1,21 +1,22 @@
-//! All folios of a file system in the order of their age, and which of them are given up when memory is short.
+//! Reclaim: all folios of a file system in the order of their age (the LRU lists), and which of them are
+//! dropped when memory is short.
 //!
 //! ```text
-//!   new ──► inactive ──(used again)──► active          two lists, oldest first, as the kernel's
+//!   new ──► inactive ──(used again)──► active          two lists, oldest first, as in the kernel
 //!              │    ◄──(active is more than half)──┘
-//!              └──(not used again)──► given up
+//!              └──(not used again)──► dropped
 //! ```
 //!
-//! Where the inactive list has nothing but what is fresh or dirty, the oldest of the active one go that were not used
-//! lately.
+//! If all of the inactive list is fresh or dirty, the oldest folios of the active list that were not used
+//! lately are dropped.
 //!
-//! What is read or written once, however much of it, passes through the inactive list and takes nothing from the active
-//! one. A use is counted when a folio is found again: a stream of small reads or writes that goes on in the folio it
-//! was in is one use, and the one that made the folio is none.
+//! Data that is read or written once, however much of it, passes through the inactive list and takes nothing
+//! from the active one. A use is counted when a folio is found again: a stream of small reads or writes that
+//! goes on in the same folio is one use, and the access that made the folio is none.
 //!
-//! Invariant: a folio that is dirty or under writeback is not given up.
+//! Invariant: a folio that is dirty or under writeback is not dropped.
 //!
-//! Locks: the lists' mutex is a leaf.
+//! Lock: the mutex of the lists is a leaf; a folio is only locked with `try_lock`, after it was released.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -31,7 +32,7 @@ struct Entry {
     space: Weak<AddressSpace>,
     folio: Weak<Folio>,
     len: usize,
-    /// [`Lists::made`] when it was made.
+    /// [`Lists::made`] when the folio was made.
     born: u64,
 }
 
@@ -57,28 +58,28 @@ impl Lists {
     }
 }
 
-/// All folios of a file system, in the order of their age.
+/// The LRU lists: all folios of a file system, in the order of their age.
 #[derive(Debug)]
 pub(crate) struct FolioLists {
     lists: Mutex<Lists>,
-    /// The most bytes the active list keeps.
+    /// The most bytes that the active list keeps.
     most_active: usize,
-    /// A folio is fresh until so many bytes of others have been made.
+    /// A folio is fresh until so many bytes of other folios have been made.
     fresh: u64,
 }
 
-/// Which folios are given up: each time one look at all that the list has.
+/// Which folios reclaim drops. Each phase looks at each folio of its lists once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Of the inactive list, but for fresh ones: those used again become active.
+    /// Folios of the inactive list, but for fresh ones; those that were used again become active.
     Inactive,
-    /// Of the active list, those not used lately.
+    /// Folios of the active list that were not used lately.
     Active,
-    /// Whatever is clean.
+    /// All clean folios.
     Any,
 }
 
-/// What to do with a folio.
+/// What reclaim does with a folio.
 enum Verdict {
     GiveUp,
     Keep,
@@ -87,18 +88,19 @@ enum Verdict {
 }
 
 impl FolioLists {
-    /// For a pool of `capacity` bytes.
+    /// Empty lists for a pool of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
         Self { lists: Mutex::default(), most_active: capacity / 2, fresh: capacity as u64 / 4 }
     }
 
-    /// A folio was made.
+    /// Adds a folio that was just made.
     pub fn add(&self, space: Weak<AddressSpace>, folio: &Arc<Folio>) {
         let mut lists = self.lists.lock();
         lists.made += folio.len() as u64;
         let born = lists.made;
         lists.inactive.push_back(Entry { space, folio: Arc::downgrade(folio), len: folio.len(), born });
-        // Folios of deleted files leave dead entries behind; two looks at the front per addition outpace them.
+        // Folios of deleted files leave dead entries behind; looking at two entries for each addition removes
+        // them faster than they come.
         for _ in 0..2 {
             if lists.inactive.front().is_none_or(|entry| entry.folio.strong_count() > 0) {
                 break;
@@ -113,7 +115,8 @@ impl FolioLists {
         }
     }
 
-    /// Makes the active list as short as it is to be: the oldest get a second chance on either list.
+    /// Makes the active list no longer than `most_active` bytes: its oldest folios stay if they were used,
+    /// and move to the inactive list if not.
     pub(crate) fn balance(&self) {
         let mut lists = self.lists.lock();
         let mut turns = lists.active.len();
@@ -123,15 +126,16 @@ impl FolioLists {
             let Some(folio) = entry.folio.upgrade() else { continue };
             if folio.take_uses() > 0 { lists.push_active(entry) } else { lists.inactive.push_back(entry) }
         }
-        // All of them are in use all the time: the oldest go.
+        // All folios are in use all the time: the oldest go.
         while lists.active_bytes > self.most_active {
             let Some(entry) = lists.pop_active() else { break };
             lists.inactive.push_back(entry);
         }
     }
 
-    /// Gives up clean folios, those first that were not used lately, until `want` bytes are free; returns how many
-    /// were. `fresh`: also what was made a moment ago, where there is nothing else.
+    /// Drops clean folios, those first that were not used lately, until `want` bytes are free; returns how
+    /// many bytes were freed. With `fresh`, also folios that were made a moment ago, if there is nothing
+    /// else.
     pub fn reclaim(&self, counters: &LiveCounters, want: usize, fresh: bool) -> usize {
         let mut freed = 0;
         for phase in [Phase::Inactive, Phase::Active, Phase::Any] {

@@ -1,7 +1,7 @@
-//! An ioend: one contiguous write of a file to one contiguous range of the device, from the moment it grows until its
-//! folios' writeback ends.
+//! An ioend: one contiguous write of a file to one contiguous range of the device, from the moment it grows
+//! until its folios' writeback ends.
 //!
-//! Invariant: an ioend does not know its inode: it travels with it (see [`crate::writeback::gather`]).
+//! Invariant: an ioend does not know its inode; the floor of writeback passes the inode along with it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,35 +10,35 @@ use ext4_core::{BlockNumber, LogicalBlock, Result};
 
 use crate::cache::folio::Folio;
 
-/// What lies below an ioend, and so what has to follow its I/O.
+/// The state of the blocks below an ioend, which says what has to follow its I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// Written blocks: nothing but the size.
+    /// Written blocks: only i_disksize may have to follow.
     Overwrite,
-    /// Unwritten blocks: they have to be converted.
+    /// Unwritten blocks: they have to be converted to written ones.
     Unwritten,
-    /// Blocks that are picked in memory: they have to be published.
+    /// Blocks that are picked in memory only: they have to be mapped by the file.
     Picked,
 }
 
-/// See the module and [`crate::writeback::gather`].
+/// One contiguous write. See the module.
 #[derive(Debug)]
 pub(crate) struct Ioend {
-    /// Its number among all of the file system.
+    /// Its number; each number of a mounted file system is used once.
     pub id: u64,
-    /// The first byte of the file.
+    /// The first byte of the file that it writes.
     pub offset: u64,
-    /// Its length in bytes, as in the invariant.
+    /// Its length in bytes of the file.
     pub size: u64,
-    /// The first block of the file and how many.
+    /// The blocks of the file that it writes.
     pub blocks: Range<LogicalBlock>,
-    /// Where it goes.
+    /// The block on the device that the first of `blocks` is written to.
     pub physical: BlockNumber,
-    /// What lies below.
+    /// The state of the blocks below.
     pub kind: Kind,
-    /// The folios' parts, in the order of the file.
+    /// The folios and the blocks within each, in the order of the file.
     pub pieces: Vec<(Arc<Folio>, Range<u32>)>,
-    /// How the I/O ended.
+    /// The result of the I/O and of what followed it.
     pub result: Result<()>,
 }
 

@@ -1,7 +1,11 @@
-//! The inode's list of ioends: which are in flight, done, parked, unfinished.
+//! The ioends of one inode (i_rsv_conversion_list): which are in flight, done, parked, unfinished; and
+//! i_disksize.
 //!
-//! Locks: the mutex is a leaf. Attendants of one inode and a worker may look at the list at the same time;
-//! [`CompletionQueue::park`] sees to it that nothing is forgotten between them.
+//! *Attendants* are tasks that wait for ioends of the inode and do the work of the completion workers
+//! meanwhile.
+//!
+//! Lock: the mutex is a leaf. Attendants of one inode and a worker may look at the list at the same time;
+//! [`CompletionQueue::park`] makes sure that no parked ioend is forgotten between them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,19 +20,20 @@ use crate::cache::ioend::Ioend;
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Ioends that are not converted yet: (first byte, number) → byte behind the last.
+    /// Ioends that are not converted yet: (first byte of the file, number) → byte behind the last.
     pub(crate) in_flight: BTreeMap<(u64, u64), u64>,
     /// Ioends that are not finished: number → bytes of the file.
     pub(crate) unfinished: BTreeMap<u64, Range<u64>>,
-    /// Their I/O has ended.
+    /// Ioends whose I/O has ended.
     pub(crate) done: Vec<Ioend>,
-    /// They wait for earlier ones.
+    /// Ioends that wait for earlier ones.
     pub(crate) parked: Vec<Ioend>,
-    /// How many ioends have left `in_flight`: who parks what he found blocked asks whether that is still true.
+    /// How many ioends have left `in_flight`: a task that parks ioends which it found blocked checks if they
+    /// still are.
     pub(crate) removals: u64,
-    /// There is work: the inode is in the workers' queue, or somebody who waits does it.
+    /// True if there is work: the inode is in the workers' queue, or an attendant does the work.
     pub(crate) queued: bool,
-    /// How many wait for this inode and do its work meanwhile.
+    /// How many attendants there are.
     pub(crate) attendants: u32,
     /// The block at the end of i_disksize could not be written, or not be mapped.
     pub(crate) failed_tail: Option<(LogicalBlock, Error)>,
@@ -51,27 +56,28 @@ impl State {
     }
 }
 
-/// The inode's list of ioends, and i_disksize for those who must not wait for the inode's lock.
+/// The ioends of one inode, and a copy of i_disksize for tasks that must not wait for the lock of the inode.
 #[derive(Debug)]
 pub(crate) struct CompletionQueue {
     disk_size: AtomicU64,
     pub(crate) state: Mutex<State>,
-    /// Ioends were finished, or there is work for whoever waits: those of other inodes sleep on.
+    /// Ioends were finished, or there is work for an attendant. Tasks that wait for other inodes are not
+    /// woken.
     pub(crate) progress: Notify,
 }
 
 impl CompletionQueue {
-    /// Nothing in flight; `disk_size` is the size in the inode on the device (i_disksize).
+    /// No ioends; `disk_size` is i_disksize in bytes.
     pub fn new(disk_size: u64) -> Self {
         Self { disk_size: AtomicU64::new(disk_size), state: Mutex::default(), progress: Notify::new() }
     }
 
-    /// i_disksize.
+    /// i_disksize in bytes.
     pub fn disk_size(&self) -> u64 {
         self.disk_size.load(Ordering::SeqCst)
     }
 
-    /// i_disksize was changed. The caller holds the inode's lock for writing.
+    /// i_disksize was changed to `size` bytes. The caller holds the lock of the inode for writing.
     pub fn set_disk_size(&self, size: u64) {
         self.disk_size.store(size, Ordering::SeqCst);
     }
@@ -96,8 +102,8 @@ impl CompletionQueue {
         self.state.lock().unsent_tail = Some(block);
     }
 
-    /// The writeback of its folio ended, with the last ioend closed: where it failed before the block was in an ioend,
-    /// what lies behind the block fails with it.
+    /// The writeback of the tail's folio ended with `result`, and the last ioend is closed. If it failed
+    /// before the tail was in an ioend, i_disksize must not pass the tail: what lies behind it fails with it.
     pub fn note_tail_sent(&self, result: &Result<()>) {
         let mut state = self.state.lock();
         if let (Some(block), Err(error)) = (state.unsent_tail.take(), result) {
@@ -105,7 +111,7 @@ impl CompletionQueue {
         }
     }
 
-    /// Returns true if bytes that reach past `position` are on their way to the device.
+    /// Returns true if an ioend that reaches past byte `position` is in flight.
     pub fn is_in_flight_from(&self, position: u64) -> bool {
         self.state.lock().is_under_way(position, (u64::MAX, u64::MAX))
     }
@@ -176,13 +182,12 @@ impl CompletionQueue {
         }
     }
 
-    /// True where the block at the end of i_disksize could not be written.
+    /// Returns true if the tail, the block that i_disksize ends in, could not be written.
     pub fn has_failed_tail(&self) -> bool {
         self.state.lock().failed_tail.is_some()
     }
 
-    /// Returns true if every ioend over bytes `range` with a number below `id` is finished, and no pass that began before
-    /// that number has taken dirty bits there that are in no ioend yet.
+    /// Returns true if every ioend over bytes `range` of the file with a number below `id` is finished.
     pub fn is_range_finished_below(&self, range: &Range<u64>, id: u64) -> bool {
         let state = self.state.lock();
         let within = |of: &Range<u64>| of.start < range.end && range.start < of.end;
@@ -190,29 +195,32 @@ impl CompletionQueue {
             && !state.window.as_ref().is_some_and(|(taken, next_ioend)| *next_ioend < id && within(taken))
     }
 
-    /// From now on whoever calls this does the workers' part, until [`CompletionQueue::stop_attending`].
+    /// The caller becomes an attendant, until [`CompletionQueue::stop_attending`].
     pub fn attend(&self) {
         self.state.lock().attendants += 1;
     }
 
-    /// True where work is left that nobody does any more.
+    /// The caller is no attendant any more. Returns true if there is work and no attendant is left: the
+    /// caller gives it to the workers.
     pub fn stop_attending(&self) -> bool {
         let mut state = self.state.lock();
         state.attendants -= 1;
         state.queued && state.attendants == 0
     }
 
-    /// True where there is work for a worker or an attendant.
+    /// Returns true if there is work for a worker or an attendant.
     pub fn has_work(&self) -> bool {
         self.state.lock().queued
     }
 
-    /// Resolves when ioends of the inode have been finished since this was called, or there is work for an attendant.
+    /// Resolves when ioends of the inode have been finished since this was called, or there is work for an
+    /// attendant.
     pub fn progress(&self) -> Notified<'_> {
         self.progress.notified()
     }
 
-    /// `ioend` blocks nobody any more. True where others are parked, perhaps behind it: they have to be looked at.
+    /// Takes `ioend`, which blocks no other any more, out of `in_flight`. Returns true if others are parked,
+    /// perhaps behind it: they have to be looked at.
     #[must_use]
     pub(crate) fn remove(&self, ioend: &Ioend) -> bool {
         let mut state = self.state.lock();
@@ -221,9 +229,10 @@ impl CompletionQueue {
         !state.parked.is_empty()
     }
 
-    /// Ends a look at what was completed: parks `ioends`, which are blocked. `removals` is what it was when the look
-    /// began; since then `own` ioends were taken out of `in_flight` by the caller. True where somebody has to look
-    /// again: what the parked were found to be blocked by may be gone, and whoever took it away did not see them.
+    /// Ends a look at completed ioends: parks `ioends`, which are blocked. `removals` is the value of
+    /// [`State::removals`] when the look began; since then the caller took `own` ioends out of `in_flight`.
+    /// Returns true if the inode has to be looked at again: the ioends that block the parked ones may be
+    /// gone, and the task that removed them did not see the parked ones.
     #[must_use]
     pub(crate) fn park(&self, mut ioends: Vec<Ioend>, removals: u64, own: u64) -> bool {
         let mut state = self.state.lock();
@@ -262,8 +271,9 @@ mod tests {
         ioend
     }
 
-    /// Two look at an inode's ioends at the same time: the first finds the second block's ioend blocked by that of
-    /// the first block, which is in the other's hands. In each order somebody must look again.
+    /// Two tasks look at the ioends of one inode at the same time: the first finds the ioend of the second
+    /// block blocked by that of the first block, which the second task has taken. In each order one of them
+    /// must look again.
     #[test]
     fn what_is_parked_while_its_blocker_ends_is_looked_at_again() {
         for blocker_ends_first in [false, true] {
@@ -274,7 +284,7 @@ mod tests {
             let again = if blocker_ends_first {
                 let _ = queue.remove(&first);
                 let others = queue.park(Vec::new(), removals, 1);
-                assert!(!others, "nobody was parked yet");
+                assert!(!others, "none was parked yet");
                 queue.park(vec![second], removals, 0)
             } else {
                 assert!(!queue.park(vec![second], removals, 0), "still blocked");
@@ -286,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn who_parks_behind_his_own_ioends_does_not_ask_for_another_look() {
+    fn a_task_that_parks_behind_its_own_ioends_does_not_ask_for_another_look() {
         let inode = Arc::new(InodeInfo::new(test_inode(12, 0o100_644), 0, &Arc::default()));
         let queue = &inode.completion;
         let (first, third) = (ioend(&inode, 1, 0), ioend(&inode, 3, 8192));

@@ -1,4 +1,8 @@
-//! TODO header.
+//! The memory of one file: folios, the extent status tree, ioends, picked blocks, write errors. It knows
+//! neither transaction nor device.
+//!
+//! Locks: all mutexes here are leaves, but for that of the tree of folios, under which the state of a folio
+//! is locked.
 
 pub(crate) mod block_set;
 pub(crate) mod error_sequence;

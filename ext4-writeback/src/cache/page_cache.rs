@@ -1,12 +1,13 @@
-//! The page cache of one inode: its folios in the order of the file, which of them are dirty, and the record of write
-//! errors.
+//! The page cache (address_space) of one inode: its folios in the order of the file, which of them are dirty,
+//! and what writers, the flusher and passes of writeback remember of the file.
 //!
 //! Invariants:
-//! - Folios do not overlap. Whoever locked a folio checks that it was not removed meanwhile.
-//! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's lock.
+//! - Folios do not overlap. A task that has locked a folio checks that it was not removed meanwhile.
+//! - A folio is in the dirty set exactly while one of its blocks is dirty; both change under the folio's
+//!   lock.
 //! - A dirty folio is never reclaimed.
 //!
-//! Locks: the tree's mutex is a leaf but for the folios' state mutex.
+//! Locks: the mutex of the tree; under it only the state mutexes of folios are taken.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,23 +17,24 @@ use ext4_core::device::memory::{MAX_FOLIO_SIZE, PAGE_SIZE};
 use ext4_core::{BlockSize, Result, Timestamp};
 use parking_lot::Mutex;
 
+use crate::base::lock_order::{Level, OrderedMutex};
 use crate::cache::folio::{Folio, FolioGuard};
 
-/// How many bytes are copied while the tree and a folio's state are locked: what takes no longer than to lock the folio
-/// and come back.
+/// The most bytes that are copied while the tree and the state of a folio are locked: a copy that takes no
+/// longer than locking the folio would.
 const COPIED_AT_ONCE: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Tree {
     folios: BTreeMap<u64, Arc<Folio>>,
-    /// Where dirty folios start → the generation in which each became dirty.
+    /// First byte of each dirty folio → the generation in which it became dirty.
     dirty: BTreeMap<u64, u64>,
     generation: u64,
     /// The folio that was found last: a stream of small writes finds it again without a walk.
     recent: Option<Arc<Folio>>,
 }
 
-/// The folios of one inode; apart from the inode so that reclaim can reach it without keeping the inode.
+/// The folios of one inode. Reclaim holds it weakly and so does not keep the inode in memory.
 #[derive(Debug, Default)]
 pub(crate) struct AddressSpace {
     tree: Mutex<Tree>,
@@ -56,9 +58,12 @@ impl AddressSpace {
         Some(folio)
     }
 
-    /// Writes `data` at byte `position` where that takes no more than a small copy ([`Folio::write_dirty`]); otherwise tells
-    /// the folio that holds `position`, where there is one. Where the write does not go on where the last one ended, it is
-    /// a new use of the folio.
+    /// Writes `data` at byte `position` of the file if that takes no more than a small copy
+    /// ([`Folio::write_dirty`]), and calls `written`. Unless `goes_on` (the write begins where the last one
+    /// ended), it counts as a use of the folio.
+    ///
+    /// # Errors
+    /// If it takes more: the folio that holds `position`, if there is one. Nothing was written then.
     pub fn write_dirty(
         &self,
         position: u64,
@@ -88,7 +93,7 @@ impl AddressSpace {
         write(&self.find(position).ok_or(None)?)
     }
 
-    /// The first folio that ends behind `position`.
+    /// The first folio that ends behind byte `position`.
     pub fn first_from(&self, position: u64) -> Option<Arc<Folio>> {
         let tree = self.tree.lock();
         if let Some((_, folio)) = tree.folios.range(..=position).next_back()
@@ -99,7 +104,7 @@ impl AddressSpace {
         tree.folios.range(position..).next().map(|(_, folio)| Arc::clone(folio))
     }
 
-    /// How many bytes before `position` are in memory, or on their way there, without a gap; no more than `most`.
+    /// How many bytes before byte `position` are in memory, or being read, without a gap; at most `most`.
     pub fn cached_before(&self, position: u64, most: u64) -> u64 {
         let tree = self.tree.lock();
         let mut from = position;
@@ -112,13 +117,13 @@ impl AddressSpace {
         (position - from).min(most)
     }
 
-    /// Where the free room from `position` on ends.
+    /// The first byte of the first folio at or behind byte `position`; `u64::MAX` if there is none.
     fn room_behind(&self, position: u64) -> u64 {
         let tree = self.tree.lock();
         tree.folios.range(position..).next().map_or(u64::MAX, |(start, _)| *start)
     }
 
-    /// Adds `folio`; false where another one is in the way.
+    /// Adds `folio`. Returns false if it overlaps another one; then it was not added.
     pub fn insert(&self, folio: &Arc<Folio>) -> bool {
         let mut tree = self.tree.lock();
         let overlaps = tree
@@ -133,7 +138,7 @@ impl AddressSpace {
         !overlaps
     }
 
-    /// Takes a locked folio out. True when it was dirty.
+    /// Takes a locked folio out of the file. Returns true if it was dirty.
     pub fn remove(&self, folio: &FolioGuard) -> bool {
         let mut tree = self.tree.lock();
         tree.folios.remove(&folio.start());
@@ -145,34 +150,35 @@ impl AddressSpace {
         folio.set_removed()
     }
 
-    /// The locked folio has dirty blocks now.
+    /// Adds the locked folio, which has dirty blocks now, to the dirty set.
     pub fn note_dirty(&self, folio: &FolioGuard) {
         let mut tree = self.tree.lock();
         let generation = tree.generation;
         tree.dirty.insert(folio.start(), generation);
     }
 
-    /// The locked folio has none any more.
+    /// Takes the locked folio, which has no dirty blocks any more, out of the dirty set.
     pub fn note_clean(&self, folio: &FolioGuard) {
         self.tree.lock().dirty.remove(&folio.start());
     }
 
-    /// Marks all folios that are dirty now, at once: those of the generation that is returned and earlier ones. The
-    /// mark goes with the dirty bits.
+    /// Tags all folios that are dirty now (PAGECACHE_TAG_TOWRITE), in one step: they are of the generation
+    /// that is returned or of an earlier one. A folio loses its tag with its last dirty bit.
     pub fn tag_dirty(&self) -> u64 {
         let mut tree = self.tree.lock();
         tree.generation += 1;
         tree.generation - 1
     }
 
-    /// The first dirty folio that starts at or behind `position` and became dirty in `generation` or before.
+    /// The first dirty folio that starts at or behind byte `position` and became dirty in `generation` or
+    /// before.
     pub fn next_dirty(&self, position: u64, generation: u64) -> Option<Arc<Folio>> {
         let tree = self.tree.lock();
         let (start, _) = tree.dirty.range(position..).find(|(_, since)| **since <= generation)?;
         tree.folios.get(start).map(Arc::clone)
     }
 
-    /// True where the block at byte `position` is dirty.
+    /// Returns true if the block that holds byte `position` is dirty.
     #[cfg(test)]
     pub fn is_block_dirty(&self, position: u64) -> bool {
         self.find(position).is_some_and(|folio| {
@@ -181,7 +187,7 @@ impl AddressSpace {
         })
     }
 
-    /// True where a block at or behind that of byte `position` is dirty.
+    /// Returns true if the block that holds byte `position`, or one behind it, is dirty.
     pub fn is_dirty_from(&self, position: u64) -> bool {
         let mut at = position;
         if let Some(folio) = self.find(position) {
@@ -193,13 +199,13 @@ impl AddressSpace {
         self.tree.lock().dirty.range(at..).next().is_some()
     }
 
-    /// True where a folio is dirty.
+    /// Returns true if a folio is dirty.
     pub fn is_dirty_folios(&self) -> bool {
         !self.tree.lock().dirty.is_empty()
     }
 
-    /// The first byte of `from..end`, which is allocated but not written, with data above it in memory (`data`), or
-    /// without.
+    /// SEEK_DATA (`data`) or SEEK_HOLE within bytes `from..end`, whose blocks are unwritten: the first byte
+    /// with dirty data in memory, or the first one without.
     pub fn seek(&self, from: u64, end: u64, data: bool) -> Option<u64> {
         let mut at = from;
         while at < end {
@@ -215,7 +221,7 @@ impl AddressSpace {
             let blocks = folio.blocks_touched(at, end);
             let block_len = folio.len() as u64 / u64::from(folio.blocks());
             let byte = |block: u32| folio.start() + u64::from(block) * block_len;
-            // What is on its way to the device is data too, block by block or not.
+            // Data under writeback counts as well; it is known for whole folios only.
             let run =
                 if folio.is_under_writeback() { Some(blocks.clone()) } else { folio.next_dirty(blocks) };
             match (run, data) {
@@ -235,29 +241,154 @@ impl AddressSpace {
     }
 }
 
-/// The folios of one inode, and what else its data path remembers.
-#[derive(Debug, Default)]
+/// The page cache of one inode: its folios, and what its writers, the flusher and passes of writeback
+/// remember of it.
+#[derive(Debug)]
 pub(crate) struct PageCache {
     space: Arc<AddressSpace>,
-    /// The inode is in the flusher's queue.
-    pub queued: AtomicBool,
-    /// mtime and ctime were changed and not logged.
-    pub times_dirty: AtomicBool,
-    /// The inode is among those whose times wait (`lazytime`).
-    pub times_wait: AtomicBool,
-    /// One pass of writeback at a time (the kernel's I_SYNC): blocks past i_disksize are submitted in the order of the
-    /// file.
-    pub writeback_lock: tokio::sync::Mutex<()>,
-    /// Where the next turn in the background begins. Belongs to who holds `writeback_lock`.
-    writeback_index: AtomicU64,
-    /// Bytes of folios that writers made dirty and have not been throttled for.
+    /// mtime and ctime that are newer than the logged ones.
+    pub times: Times,
+    /// What writers made dirty, for the flusher and the throttle.
+    pub dirtied: Dirtied,
+    /// Passes of writeback (writepages).
+    pub pass: Pass,
+    /// The stream of writes.
+    pub writes: Writes,
+}
+
+/// mtime and ctime of one inode, between a write that changes them in memory and the transaction that logs
+/// them. They are on one of three ways there: the flusher's queue, the list of `lazytime`, another change of
+/// the inode.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    unlogged: AtomicBool,
+    lazy: AtomicBool,
+    tick: AtomicU64,
+}
+
+impl Times {
+    /// Returns true if times were changed and not logged since.
+    pub fn are_unlogged(&self) -> bool {
+        self.unlogged.load(Ordering::Acquire)
+    }
+
+    /// The times were changed in memory. The caller holds the lock of the inode for writing.
+    pub fn set_unlogged(&self) {
+        self.unlogged.store(true, Ordering::Release);
+    }
+
+    /// The times were logged, or no longer have to be. The caller holds the lock of the inode for writing.
+    pub fn set_logged(&self) {
+        self.unlogged.store(false, Ordering::Release);
+    }
+
+    /// A write set the times to `now`. The caller holds the lock of the inode for writing.
+    pub fn note_write(&self, now: Timestamp) {
+        self.set_unlogged();
+        self.tick.store(tick(now), Ordering::Relaxed);
+    }
+
+    /// Returns true if a write has set the times in the clock tick (4 ms) of `now`, and they were not logged
+    /// since.
+    pub fn are_of(&self, now: Timestamp) -> bool {
+        self.tick.load(Ordering::Relaxed) == tick(now) && self.are_unlogged()
+    }
+
+    /// Puts the inode on the list of `lazytime`. Returns true if it was not there yet; the caller adds it
+    /// then.
+    pub fn enter_lazy_list(&self) -> bool {
+        !self.lazy.swap(true, Ordering::AcqRel)
+    }
+
+    /// The inode was taken off the list of `lazytime`.
+    pub fn leave_lazy_list(&self) {
+        self.lazy.store(false, Ordering::Release);
+    }
+}
+
+/// What writers made dirty, as the flusher and the throttle (balance_dirty_pages) count it.
+#[derive(Debug, Default)]
+pub(crate) struct Dirtied {
+    queued: AtomicBool,
     owed: AtomicUsize,
-    /// The lowest size the file was truncated to since [`PageCache::forget_cut`].
+}
+
+impl Dirtied {
+    /// Puts the inode into the flusher's queue. Returns true if it was not there yet; the caller adds it
+    /// then.
+    pub fn enter_queue(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// The inode was taken out of the flusher's queue.
+    pub fn leave_queue(&self) {
+        self.queued.store(false, Ordering::Release);
+    }
+
+    /// A folio of `len` bytes was made dirty, for which its writer was not throttled yet.
+    pub fn owe(&self, len: usize) {
+        self.owed.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// The bytes of folios that were made dirty since the last call.
+    pub fn take_owed(&self) -> u64 {
+        self.owed.swap(0, Ordering::Relaxed) as u64
+    }
+}
+
+/// Passes of writeback over one inode, and truncations that come between.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// One pass at a time (I_SYNC): blocks past i_disksize are submitted in the order of the file.
+    pub lock: OrderedMutex<()>,
+    index: AtomicU64,
     cut: AtomicU64,
-    /// Where the last write ended.
-    last_write_end: AtomicU64,
-    /// The clock tick of the last write.
-    last_tick: AtomicU64,
+}
+
+impl Pass {
+    /// The byte at which the next turn in the background begins (writeback_index).
+    pub fn index(&self) -> u64 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// The next turn in the background begins at byte `index`. The caller holds `lock`.
+    pub fn set_index(&self, index: u64) {
+        self.index.store(index, Ordering::Relaxed);
+    }
+
+    /// A pass begins: truncations before it are not its concern. The caller holds `lock`.
+    pub fn forget_cut(&self) {
+        self.cut.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// The file is truncated to `size` bytes. To be called before the first folio is dropped for it.
+    pub fn note_cut(&self, size: u64) {
+        self.cut.fetch_min(size, Ordering::SeqCst);
+    }
+
+    /// The lowest size in bytes that the file was truncated to since the pass began. Asked for under the lock
+    /// of a folio: a folio that was made dirty after a truncation finds that truncation here.
+    pub fn cut(&self) -> u64 {
+        self.cut.load(Ordering::SeqCst)
+    }
+}
+
+/// The stream of writes to one file: a write that goes on where the last one ended gets larger folios.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    last_end: AtomicU64,
+}
+
+impl Writes {
+    /// A write ended at byte `end`.
+    pub fn note(&self, end: u64) {
+        self.last_end.store(end, Ordering::Relaxed);
+    }
+
+    /// Returns true if a write at byte `position` follows the last one.
+    pub fn go_on_at(&self, position: u64) -> bool {
+        position != 0 && self.last_end.load(Ordering::Relaxed) == position
+    }
 }
 
 impl std::ops::Deref for PageCache {
@@ -268,7 +399,7 @@ impl std::ops::Deref for PageCache {
     }
 }
 
-/// The number of a clock tick; none is 0.
+/// The number of the clock tick (4 ms) of `now`; no tick has the number 0.
 fn tick(now: Timestamp) -> u64 {
     (now.seconds as u64).wrapping_mul(250) + u64::from(now.nanoseconds / 4_000_000) + 1
 }
@@ -276,72 +407,33 @@ fn tick(now: Timestamp) -> u64 {
 impl PageCache {
     /// An empty cache.
     pub fn new() -> Self {
-        Self::default()
+        let pass = Pass {
+            lock: OrderedMutex::new(Level::Writeback, ()),
+            index: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+        };
+        Self {
+            space: Arc::default(),
+            times: Times::default(),
+            dirtied: Dirtied::default(),
+            pass,
+            writes: Writes::default(),
+        }
     }
 
-    /// The folios, for reclaim.
+    /// The folios, held weakly, for reclaim.
     pub fn space(&self) -> Weak<AddressSpace> {
         Arc::downgrade(&self.space)
     }
 
-    /// A folio of `len` bytes was made dirty.
-    pub fn owe(&self, len: usize) {
-        self.owed.fetch_add(len, Ordering::Relaxed);
-    }
-
-    /// The bytes that were made dirty since the last call.
-    pub fn take_owed(&self) -> u64 {
-        self.owed.swap(0, Ordering::Relaxed) as u64
-    }
-
-    /// Where the next turn of writeback in the background begins.
-    pub fn writeback_index(&self) -> u64 {
-        self.writeback_index.load(Ordering::Relaxed)
-    }
-
-    /// The next turn begins at `index`. The caller holds `writeback_lock`.
-    pub fn set_writeback_index(&self, index: u64) {
-        self.writeback_index.store(index, Ordering::Relaxed);
-    }
-
-    /// A pass of writeback begins. The caller holds `writeback_lock`.
-    pub fn forget_cut(&self) {
-        self.cut.store(u64::MAX, Ordering::SeqCst);
-    }
-
-    /// The file is truncated to `size`. Before the first folio is dropped for it.
-    pub fn note_cut(&self, size: u64) {
-        self.cut.fetch_min(size, Ordering::SeqCst);
-    }
-
-    /// The lowest size the file was truncated to since the pass began. Asked under the lock of a folio: one that was
-    /// made dirty after a truncation finds it here.
-    pub fn cut(&self) -> u64 {
-        self.cut.load(Ordering::SeqCst)
-    }
-
-    /// True where something has to be written back or logged before the inode may be forgotten.
+    /// Returns true if something has to be written back or logged before the inode may leave memory.
     pub fn is_dirty(&self) -> bool {
-        self.space.is_dirty_folios() || self.times_dirty.load(Ordering::Acquire)
+        self.space.is_dirty_folios() || self.times.are_unlogged()
     }
 
-    /// True where a write has noted times in the clock tick (4 ms) of `now`, and nobody has logged them since.
-    pub fn are_times_of(&self, now: Timestamp) -> bool {
-        self.last_tick.load(Ordering::Relaxed) == tick(now) && self.times_dirty.load(Ordering::Acquire)
-    }
-
-    /// A write notes `now` as the inode's times.
-    pub fn note_tick(&self, now: Timestamp) {
-        self.last_tick.store(tick(now), Ordering::Relaxed);
-    }
-
-    /// Notes that a write ended at `end`.
-    pub fn note_write(&self, end: u64) {
-        self.last_write_end.store(end, Ordering::Relaxed);
-    }
-
-    /// Where a new folio that holds `position` starts, and how long it is, for an access of `len` bytes from
-    /// `position` on. A stream of small accesses gets folios twice as long each time, as its offsets are aligned.
+    /// The first byte and the length in bytes of a new folio for an access of `len` bytes from byte
+    /// `position` on; it is at most `limit` bytes long. A stream of small accesses (`sequential`) gets folios
+    /// twice as long each time, as far as its offsets are aligned.
     pub fn placement(
         &self,
         position: u64,
@@ -351,7 +443,8 @@ impl PageCache {
         limit: usize,
     ) -> (u64, usize) {
         let least = PAGE_SIZE.max(block_size.len()) as u64;
-        // Where somebody has put a folio over `position` meanwhile, the new one is refused when it is inserted.
+        // If another task has added a folio over `position` meanwhile, the new one is refused when it is
+        // inserted.
         let high = self.room_behind(position);
         let start = position & !(least - 1);
         let mut want = (position - start) + len;
@@ -370,11 +463,6 @@ impl PageCache {
             size *= 2;
         }
         (start, size as usize)
-    }
-
-    /// True where a write at `position` follows the last one.
-    pub fn is_sequential(&self, position: u64) -> bool {
-        position != 0 && self.last_write_end.load(Ordering::Relaxed) == position
     }
 }
 
@@ -395,14 +483,14 @@ mod tests {
                     at = folio.end();
                     continue;
                 }
-                let sequential = cache.is_sequential(position);
+                let sequential = cache.writes.go_on_at(position);
                 let (start, size) =
                     cache.placement(at, position + len - at, sequential, BlockSize::KIB_4, MAX_FOLIO_SIZE);
                 let memory = Arc::new(pool.allocate(size).expect("pool").expect("room"));
                 assert!(cache.insert(&Folio::new(memory, start, BlockSize::KIB_4)));
                 at = start + size as u64;
             }
-            cache.note_write(position + len);
+            cache.writes.note(position + len);
         }
     }
 

@@ -7,7 +7,6 @@
 
 use std::borrow::Cow;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::Ordering;
 
 use ext4_core::{Errno, Error, Result};
 
@@ -158,7 +157,7 @@ impl File {
         }
         let _changing = inode.rwlock.try_write().ok()?;
         // The first write of a clock tick updates the times, which may wait: it goes the other way.
-        if inode.check_alive().is_err() || !inode.pages.are_times_of(fs.volume.now()) {
+        if inode.check_alive().is_err() || !inode.pages.times.are_of(fs.volume.now()) {
             return None;
         }
         let position = position.filter(|_| !self.options.append).unwrap_or_else(|| inode.size());
@@ -223,7 +222,7 @@ impl File {
     pub(crate) async fn note_times(&self) {
         let now = self.fs().volume.now();
         let pages = &self.inode.pages;
-        if pages.are_times_of(now) {
+        if pages.times.are_of(now) {
             return;
         }
         let mut disk = match self.inode.inode.try_write() {
@@ -232,8 +231,7 @@ impl File {
         };
         disk.mtime = now;
         disk.ctime = now;
-        pages.times_dirty.store(true, Ordering::Release);
-        pages.note_tick(now);
+        pages.times.note_write(now);
     }
 }
 

@@ -8,6 +8,7 @@ use ext4_core::format::inode::Inode;
 use ext4_core::meta::inode_table;
 use ext4_core::{Errno, Error, InodeNumber, Result};
 
+use crate::base::lock_order::scoped;
 use crate::filesystem::FilesystemInner;
 use crate::inode::InodeInfo;
 
@@ -72,14 +73,14 @@ impl FilesystemInner {
         if self.inodes.closed(inode) && inode.unlinked.load(Ordering::Acquire) {
             self.inodes.release(Arc::clone(inode));
             let fs = Arc::clone(self);
-            self.volume.runtime.spawn(Box::pin(async move {
+            self.volume.runtime.spawn(Box::pin(scoped(async move {
                 // Held to the end: unmount does not see an inode that is being deleted, and would close the
                 // journal under it.
                 let mounted = fs.volume.freeze.read().await;
                 if *mounted {
                     fs.delete_released().await;
                 }
-            }));
+            })));
         }
     }
 }

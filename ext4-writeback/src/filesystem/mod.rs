@@ -25,9 +25,9 @@ use std::sync::Arc;
 use ext4_core::environment::RunToEnd;
 use ext4_core::format::superblock::Superblock;
 use ext4_core::{Errno, Error, InodeNumber, Result, Timestamp};
-use tokio::sync::Mutex;
 
-use crate::base::runtime::run_to_end;
+use crate::base::lock_order::{OrderedMutex, scoped};
+use crate::base::runtime::run_operation;
 use crate::cache::extent_status::tree::Reclaimable;
 use crate::inode::cache::InodeCache;
 use crate::volume::Volume;
@@ -54,7 +54,7 @@ pub(crate) struct FilesystemInner {
     /// Inodes in memory.
     pub inodes: InodeCache,
     /// Held by a rename from one directory into another (`s_vfs_rename_mutex`): no directory moves meanwhile.
-    pub rename: Mutex<()>,
+    pub rename: OrderedMutex<()>,
     /// The first inode that a directory entry may point to, besides the root directory (s_first_ino).
     pub first_inode: InodeNumber,
     /// Blocks of fixed metadata and of the journal, for statfs.
@@ -87,7 +87,7 @@ impl Filesystem {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let fs = Arc::clone(&self.inner);
-        run_to_end(&self.inner.volume.runtime, async move {
+        run_operation(&self.inner.volume.runtime, async move {
             let mounted = fs.volume.freeze.read().await;
             if !*mounted {
                 return Err(Error::posix(Errno::ENODEV, "unmounted"));
@@ -110,7 +110,7 @@ impl Filesystem {
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         self.inner.volume.errors.check_alive()?;
-        let result = work.await;
+        let result = scoped(work).await;
         if let Err(error) = &result {
             self.inner.volume.report(error, inode, operation).await;
         }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use ext4_core::meta::free_runs::withhold_free_run;
-use ext4_core::{BlockNumber, Errno, Error, GroupNumber, InodeNumber, Result};
+use ext4_core::{BlockNumber, Errno, Error, GroupNumber, InodeNumber, IoPurpose, Result};
 
 use crate::filesystem::{Filesystem, FilesystemInner};
 
@@ -57,7 +57,8 @@ async fn trim(fs: &FilesystemInner, range: Range<u64>, minimum_len: u64) -> Resu
         while let Some(run) = withhold_free_run(info, group, at..stop, least as u32).await? {
             let blocks = u64::from(run.blocks());
             let Some(offset) = run.first().byte(block_size) else { break };
-            info.device().discard(offset, blocks << block_size.bits()).await?;
+            let discarded = info.device().discard(offset, blocks << block_size.bits()).await;
+            discarded.map_err(|error| error.for_purpose(IoPurpose::Other))?;
             at = run.end();
             trimmed += blocks << block_size.bits();
         }

@@ -1,15 +1,16 @@
-//! Inodes in memory, one [`InodeInfo`] for each number.
+//! The inode cache: inodes in memory, one [`InodeInfo`] for each number.
 //!
 //! Invariants:
-//! - A number has at most one `InodeInfo` that anybody holds. Concurrent loads wait for the first; an inode that is
-//!   held (an open file, a dirty page cache, an operation) is never evicted. Were there two, one would overwrite in
-//!   the inode table what the other changed.
-//! - A new inode is in the cache, its `inode` lock held, before its slot in the inode table is written; a deleted one
-//!   leaves the cache before its number is free. So a load never finds a slot half way between two lives.
-//! - What fsync of an evicted inode would have waited for is not lost: the last transaction of any evicted inode is
-//!   what an inode that is loaded starts with.
+//! - At most one `InodeInfo` of a number is held by tasks. Concurrent loads wait for the first; an inode that
+//!   is held (by an open file, a dirty page cache, an operation) is never evicted. If there were two, one
+//!   would overwrite in the inode table what the other changed.
+//! - A new inode is in the cache, its `inode` lock held, before its slot in the inode table is written; a
+//!   deleted one leaves the cache before its number is free. So a load never finds a slot half way between
+//!   two lives.
+//! - The transaction that fsync of an evicted inode would have waited for is not lost: an inode that is
+//!   loaded starts with the last transaction of all evicted inodes.
 //!
-//! Memory: at most `capacity` inodes that nobody holds.
+//! Memory: at most `capacity` inodes that no task holds.
 
 use std::fmt;
 use std::future::Future;
@@ -46,13 +47,13 @@ impl Lifecycle<u32, Arc<InodeInfo>> for KeepUsed {
     }
 }
 
-/// See the module.
+/// The inode cache. See the module.
 pub(crate) struct InodeCache {
     inodes: Cache<u32, Arc<InodeInfo>, quick_cache::UnitWeighter, FxBuildHasher, KeepUsed>,
     evicted: Evicted,
-    /// How many [`crate::file::File`]s are open.
+    /// How many files are open.
     open_files: AtomicUsize,
-    /// Inodes without links whose last file was closed and that wait to be deleted.
+    /// Inodes without links whose last file was closed, and which wait to be deleted.
     released: Mutex<Vec<Arc<InodeInfo>>>,
 }
 
@@ -63,7 +64,7 @@ impl fmt::Debug for InodeCache {
 }
 
 impl InodeCache {
-    /// A cache of at most `capacity` inodes that nobody holds.
+    /// A cache of at most `capacity` inodes that no task holds.
     pub fn new(capacity: usize) -> Self {
         let evicted = Evicted::default();
         let capacity = capacity.max(64);
@@ -77,7 +78,10 @@ impl InodeCache {
         Self { inodes, evicted, open_files: AtomicUsize::new(0), released: Mutex::default() }
     }
 
-    /// The inode `number`; `load` reads it where it is not in memory.
+    /// The inode `number`; `load` reads it if it is not in memory.
+    ///
+    /// # Errors
+    /// That of `load`.
     pub async fn get(
         &self,
         number: InodeNumber,
@@ -97,7 +101,7 @@ impl InodeCache {
         let inode = Arc::new(inode);
         match guard.insert(Arc::clone(&inode)) {
             Ok(()) => Ok(inode),
-            // It was made anew while its old slot was being read: then that one is the truth.
+            // The number was allocated again while the old slot was being read: then the new inode is valid.
             Err(_) => Ok(self.inodes.get(&number.0).unwrap_or(inode)),
         }
     }
@@ -107,7 +111,7 @@ impl InodeCache {
         self.inodes.insert(inode.number.0, Arc::clone(inode));
     }
 
-    /// Forgets an inode that is being deleted.
+    /// Removes an inode that is being deleted.
     pub fn remove(&self, number: InodeNumber) {
         drop(self.inodes.remove(&number.0));
     }
@@ -118,7 +122,7 @@ impl InodeCache {
         self.open_files.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Counts a closed file; true where it was the inode's last.
+    /// Counts a closed file. Returns true if it was the last one of the inode.
     pub fn closed(&self, inode: &InodeInfo) -> bool {
         self.open_files.fetch_sub(1, Ordering::AcqRel);
         inode.open_count.fetch_sub(1, Ordering::AcqRel) == 1
@@ -134,7 +138,7 @@ impl InodeCache {
         self.released.lock().push(inode);
     }
 
-    /// Takes one that waits to be deleted.
+    /// Takes an inode that waits to be deleted.
     pub fn next_released(&self) -> Option<Arc<InodeInfo>> {
         self.released.lock().pop()
     }
@@ -198,7 +202,7 @@ mod tests {
         let changed = cache.get(InodeNumber(1), async { Ok(inode(1)) }).await.unwrap();
         changed.note_transaction(TransactionId(77), false);
         drop(changed);
-        // Each twice: what is asked for again pushes out what is not.
+        // Each twice: an inode that is asked for again pushes out one that is not.
         for number in (2..2000).flat_map(|number| [number, number]) {
             cache.get(InodeNumber(number), async { Ok(inode(number)) }).await.unwrap();
         }

@@ -1,45 +1,48 @@
-//! `lazytime`: times that nobody asked to keep are written only when there is another reason to.
+//! `lazytime` (I_DIRTY_TIME): times are logged only together with something else.
 //!
-//! A write, or a read where access times are kept, changes times in memory. Without this option the flusher logs them
-//! within half a minute, one block of the inode table for each file that was overwritten. With it they wait here, and go
-//! to the device with the next change of the inode, by fsync or sync, at unmount, when the inode leaves memory, or when
-//! they have waited for a day. A crash loses what waited, and nothing else.
+//! A write changes times in memory, and so does a read if access times are kept. Without this option the
+//! flusher logs them within half a minute, one block of the inode table for each file that was overwritten.
+//! With it the times wait, and go to the device with the next change of the inode, by fsync or sync, at
+//! unmount, when the inode leaves memory, or when they have waited for a day. A crash loses the times that
+//! waited, and nothing else.
 //!
-//! Invariant: an inode whose times are not logged is here or in the flusher's queue, and either keeps it in memory. At
-//! most [`MOST`] are here; who is one too many has been here longest, and its times are logged: it may leave memory.
+//! Invariant: an inode whose times are not logged is in [`LazyTimes`] or in the flusher's queue, and either
+//! keeps it in memory. [`LazyTimes`] holds at most [`MOST`] inodes: if there are more, the times of the inode
+//! that has waited longest are logged, and it may leave memory.
+//!
+//! Lock: the mutex of the list is a leaf.
 
-use crate::inode::log::log_times;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::inode::InodeInfo;
+use crate::inode::log::log_times;
 use crate::volume::Volume;
 
-/// How long times wait at most (the kernel's documentation of `lazytime`).
+/// How long times wait at most (kernel documentation, `lazytime`).
 const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How many inodes wait at most.
 const MOST: usize = 4096;
 
-/// Inodes whose times wait, those that have waited longest first.
+/// Inodes whose times wait; the inode that has waited longest is first.
 #[derive(Debug, Default)]
 pub(crate) struct LazyTimes {
     waiting: Mutex<VecDeque<(Arc<InodeInfo>, Duration)>>,
 }
 
 impl LazyTimes {
-    /// `inode`'s times wait from now on, if they do not yet.
+    /// The times of `inode` wait from `now` on, if they do not wait yet.
     pub fn add(&self, inode: &Arc<InodeInfo>, now: Duration) {
-        if !inode.pages.times_wait.swap(true, Ordering::AcqRel) {
+        if inode.pages.times.enter_lazy_list() {
             self.waiting.lock().push_back((Arc::clone(inode), now));
         }
     }
 
-    /// One that has waited since `before` or longer, or is one too many.
+    /// Takes the first inode if it has waited since `before` or longer, or if there are too many.
     fn take(&self, before: Option<Duration>) -> Option<Arc<InodeInfo>> {
         let mut waiting = self.waiting.lock();
         let too_many = waiting.len() > MOST;
@@ -48,12 +51,12 @@ impl LazyTimes {
             return None;
         }
         let (inode, _) = waiting.pop_front()?;
-        inode.pages.times_wait.store(false, Ordering::Release);
+        inode.pages.times.leave_lazy_list();
         Some(inode)
     }
 }
 
-/// Logs times that have waited for long enough. The flusher calls it.
+/// Logs times that have waited for [`EXPIRY`]. The flusher calls it.
 pub(crate) async fn log_expired(volume: &Volume, times: &LazyTimes) {
     let before = volume.runtime.monotonic().checked_sub(EXPIRY);
     while let Some(inode) = times.take(before) {
@@ -71,7 +74,7 @@ pub(crate) async fn log_all(volume: &Volume, times: &LazyTimes) {
 }
 
 async fn log(volume: &Volume, inode: &Arc<InodeInfo>) {
-    if inode.pages.times_dirty.load(Ordering::Acquire)
+    if inode.pages.times.are_unlogged()
         && let Err(error) = log_times(volume, inode).await
     {
         tracing::warn!(inode = inode.number.0, %error, "times were not logged");

@@ -1,4 +1,8 @@
-//! TODO header.
+//! Locks of a part of an operation: `freeze` (s_umount) and `rwlock` (i_rwsem) are held until the part has
+//! ended, also if the caller that took them stops waiting.
+//!
+//! Invariant: a part is counted in both locks while the caller holds them, so no other task gets one of them
+//! between.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,7 +14,7 @@ use crate::base::runtime::run_to_end;
 use crate::inode::InodeInfo;
 use crate::volume::Volume;
 
-/// A part of the work of somebody who has `freeze` for reading and the inode's `rwlock` for writing.
+/// A part of an operation that holds `freeze` for reading and the `rwlock` of the inode for writing.
 struct Part {
     volume: Arc<Volume>,
     inode: Arc<InodeInfo>,
@@ -34,8 +38,8 @@ impl Drop for Part {
     }
 }
 
-/// Runs `operation` to its end under `freeze` and the inode's `rwlock`, which the caller holds (for writing), and which it
-/// holds for itself where he stops waiting.
+/// Runs `operation` to its end under `freeze` and the `rwlock` of the inode. The caller holds `freeze` for
+/// reading and `rwlock` for writing; the operation keeps both if the caller stops waiting.
 pub(crate) fn under_locks<R: Send + 'static>(
     volume: &Arc<Volume>,
     inode: &Arc<InodeInfo>,

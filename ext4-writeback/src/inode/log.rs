@@ -1,7 +1,11 @@
-//! TODO header.
+//! Logging an inode (ext4_mark_inode_dirty): writing it into its slot of the inode table as part of a
+//! transaction.
+//!
+//! Invariant: fsync waits for the transaction that last logged the inode, so each logging notes its
+//! transaction, under the lock of the inode. Were one not noted, fsync could return before the inode is
+//! durable.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_core::Result;
 use ext4_core::format::inode::Inode;
@@ -11,8 +15,11 @@ use crate::inode::InodeInfo;
 use crate::volume::Volume;
 use crate::volume::handle::Handle;
 
-/// Writes `inode`, of which the caller holds the lock, into its slot as part of `handle`, and remembers the
-/// transaction for fsync (`datasync`: also for fdatasync).
+/// Writes `inode` into its slot as part of `handle`, and notes the transaction for fsync (with `datasync`:
+/// also for fdatasync). The caller holds the lock of the inode for writing.
+///
+/// # Errors
+/// Those of the device, if the block of the inode table has to be read, and of the transaction.
 pub(crate) async fn log_inode(
     volume: &Volume,
     handle: &Handle,
@@ -27,16 +34,19 @@ pub(crate) async fn log_inode(
         volume.fast_commits.inode_logged(transaction, inode.number, slot);
     }
     info.note_transaction(transaction, datasync);
-    info.pages.times_dirty.store(false, Ordering::Release);
+    info.pages.times.set_logged();
     Ok(())
 }
 
-/// Logs times where a write or an access changed them and nothing else logged them since. Those of a deleted inode are
-/// not: its deletion logged it, and nobody changes its times then.
+/// Logs the times of `inode` if a write or an access changed them and they were not logged since. Times of a
+/// deleted inode are never logged here: its deletion logged it, and no task changes its times afterwards.
+///
+/// # Errors
+/// Those of [`Volume::begin_tracked`] and [`log_inode`].
 pub(crate) async fn log_times(volume: &Volume, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = volume.begin_tracked(credits::INODE, "times").await?;
     let disk = inode.inode.write().await;
-    if inode.pages.times_dirty.load(Ordering::Acquire) {
+    if inode.pages.times.are_unlogged() {
         log_inode(volume, &handle, inode, &disk, false).await?;
     }
     Ok(())

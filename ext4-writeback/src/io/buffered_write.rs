@@ -223,7 +223,7 @@ async fn write_folio(
     reserved: Option<&ReservedBlocks>,
 ) -> Result<usize> {
     let wanted = data.len() as u64;
-    let sequential = inode.pages.is_sequential(position);
+    let sequential = inode.pages.writes.go_on_at(position);
     let mut folio = find_or_create(engine, inode, position, wanted, sequential).await?;
     loop {
         match step(engine, inode, &folio, position, data, mode, reserved)? {
@@ -265,7 +265,7 @@ pub(crate) fn write_now(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, position: 
         return false;
     }
     let end = position + data.len() as u64;
-    let goes_on = inode.pages.is_sequential(position);
+    let goes_on = inode.pages.writes.go_on_at(position);
     let folio = match inode.pages.write_dirty(position, data, goes_on, || note_written(inode, end)) {
         Ok(()) => return true,
         Err(Some(folio)) if end <= folio.end() => folio,
@@ -404,5 +404,5 @@ fn note_written(inode: &InodeInfo, end: u64) {
     if end > inode.size() {
         inode.raise_size(end);
     }
-    inode.pages.note_write(end);
+    inode.pages.writes.note(end);
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ext4_core::device::memory::PAGE_SIZE;
 use ext4_core::device::{Bio, BioFlags, Completion, EndIo, Operation, Segment};
-use ext4_core::{Error, Result};
+use ext4_core::{Error, IoPurpose, Result};
 use parking_lot::Mutex;
 
 use crate::base::counters::LiveCounters;
@@ -325,7 +325,7 @@ impl<'a> Reader<'a> {
         let behind = folio.blocks_touched(folio.start(), size.max(folio.start())).end;
         let first = folio.first_block();
         folio.make_gaps_unviewed(blocks.clone())?;
-        let read = Arc::new(FolioRead { folio, size });
+        let read = Arc::new(FolioRead { folio: folio.lend_to_io(), size });
         let folio = &read.folio;
         let mut at = blocks.start;
         while let Some(gap) = folio.next_not_uptodate(at..blocks.end) {
@@ -382,8 +382,9 @@ impl<'a> Reader<'a> {
                 // Before the folios are unlocked: reclaim may give them up from then on, and nothing here
                 // holds their memory.
                 drop(completion.segments);
+                let result = completion.result.map_err(|error| error.for_purpose(IoPurpose::Data));
                 for (read, blocks) in parts {
-                    read.end(blocks, &completion.result, bits);
+                    read.end(blocks, &result, bits);
                 }
             });
             plug.push(Bio::new(Operation::Read, BioFlags::SYNC, pending.offset, pending.segments, end_io));

@@ -96,7 +96,7 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         engine.volume.orphans.add(&engine.volume.info, &handle, &mut disk).await?;
         engine.volume.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
-        inode.pages.note_cut(size);
+        inode.pages.pass.note_cut(size);
         inode.completion.note_truncation(size);
         disk.size = size.min(disk.size);
         inode.completion.set_disk_size(disk.size);
@@ -243,7 +243,7 @@ pub(crate) async fn free_all_blocks(engine: &Arc<Engine>, inode: &Arc<InodeInfo>
         disk.size = 0;
         inode.completion.set_disk_size(0);
     }
-    inode.pages.times_dirty.store(false, Ordering::Release);
+    inode.pages.times.set_logged();
     drop_folios(engine, inode, 0..u64::MAX).await;
     if inode.is_inline() {
         return Ok(());

@@ -13,8 +13,8 @@ use ext4_core::meta::SuperblockInfo;
 use ext4_core::meta::orphan::Orphans;
 use ext4_core::{Errno, Error, InodeNumber, Result};
 use ext4_journal::Journal;
-use tokio::sync::Mutex;
 
+use crate::base::lock_order::{Level, OrderedMutex};
 use crate::base::options::MountOptions;
 use crate::filesystem::statfs::overhead;
 use crate::filesystem::{Filesystem, FilesystemInner};
@@ -125,7 +125,7 @@ pub(crate) fn assemble(volume: Volume) -> Arc<FilesystemInner> {
         volume,
         reclaimable_extents: Arc::default(),
         inodes: InodeCache::new(cache / CACHE_PER_INODE),
-        rename: Mutex::new(()),
+        rename: OrderedMutex::new(Level::Rename, ()),
         first_inode: InodeNumber(superblock.first_ino),
         overhead_blocks: overhead(&superblock),
     })

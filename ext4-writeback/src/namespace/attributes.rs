@@ -7,7 +7,6 @@
 //! ([`crate::io::truncate`]).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
 use ext4_core::meta::{Transaction as _, credits};
@@ -151,7 +150,7 @@ impl Filesystem {
             };
             let reserved = inode
                 .extent_status
-                .promised_blocks()
+                .reserved_blocks()
                 .saturating_mul(self.inner.volume.info.block_size().sectors());
             Ok(Attributes {
                 inode: inode.number,
@@ -255,7 +254,7 @@ impl Filesystem {
                 return Ok(());
             }
             raw.atime = now;
-            inode.pages.times_dirty.store(true, Ordering::Release);
+            inode.pages.times.set_unlogged();
             fs.engine.lazy_times.add(inode, fs.volume.runtime.monotonic());
             return Ok(());
         }

@@ -177,7 +177,7 @@ async fn make(
     let child = Arc::new(fs.new_inode_info(Inode { number, ..template }));
     let made = {
         // Held until the inode is whole: an operation that finds it by its number before that waits.
-        let mut inode = child.inode.write().await;
+        let mut inode = child.inode.write_unfound().await;
         fs.inodes.insert(&child);
         let made = match fill(fs, &handle, &parent, &mut inode, new, at_once).await {
             Ok(()) => add_name(fs, &handle, &parent, name, &inode).await,

@@ -14,8 +14,9 @@ use std::sync::atomic::Ordering;
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::meta::{Transaction as _, credits, directory};
 use ext4_core::{Errno, Error, InodeNumber, Result};
-use tokio::sync::{MutexGuard, RwLockWriteGuard};
+use tokio::sync::MutexGuard;
 
+use crate::base::lock_order::{Guard, WriteGuard};
 use crate::filesystem::{Filesystem, FilesystemInner};
 use crate::inode::log::log_inode;
 use crate::inode::{InodeInfo, check_directory};
@@ -136,9 +137,9 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
 
 /// The locks of the two directories. They may be dropped in any order.
 struct Directories<'a> {
-    _tree: Option<MutexGuard<'a, ()>>,
-    _first: RwLockWriteGuard<'a, ()>,
-    _second: Option<RwLockWriteGuard<'a, ()>>,
+    _tree: Option<Guard<MutexGuard<'a, ()>>>,
+    _first: WriteGuard<'a, ()>,
+    _second: Option<WriteGuard<'a, ()>>,
     /// If one directory lies above the other: the upper one, and its child on the way to the lower one.
     way_down: Option<(InodeNumber, InodeNumber)>,
 }
@@ -270,7 +271,7 @@ async fn lock_children<'a>(
     request: &Request<'_>,
     source: &'a InodeInfo,
     target: Option<&'a InodeInfo>,
-) -> [Option<RwLockWriteGuard<'a, ()>>; 2] {
+) -> [Option<WriteGuard<'a, ()>>; 2] {
     let source_is_directory = source.inode.read().await.is_dir();
     let target_is_directory = match target {
         Some(target) => target.inode.read().await.is_dir(),
@@ -317,7 +318,10 @@ async fn check(
     source: &InodeInfo,
     target: Option<&InodeInfo>,
 ) -> Result<Types> {
-    let from_flags = from.inode.read().await.flags;
+    let (from_flags, from_room) = {
+        let from = from.inode.read().await;
+        (from.flags, links::check_room_for_subdirectory(fs.volume.info.features(), &from))
+    };
     let (to_flags, room) = {
         let to = to.inode.read().await;
         check_may_add(&to)?;
@@ -344,7 +348,7 @@ async fn check(
             room?;
         }
         if request.crosses() && !is_directory && target_type == FileType::Directory {
-            links::check_room_for_subdirectory(fs.volume.info.features(), &*from.inode.read().await)?;
+            from_room?;
         }
         return Ok(types);
     }

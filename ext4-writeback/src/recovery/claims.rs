@@ -1,18 +1,19 @@
-//! Blocks that tags name: kept from everybody else during a replay, settled at its end.
+//! Claims (EXT4_FC_TAG_ADD_RANGE): blocks that tags name are kept from the allocator during a replay of fast
+//! commits, and settled at its end.
 //!
 //! ```text
 //!   claimed ── free before ───────────────┐
 //!          └── in use before ─ given up ──┴─► mapped at the end: stay used; not mapped: freed
 //!                            └ kept ────────► where its file has had them all the time: nothing to do
-//!                                             newly mapped: somebody else's, an error
+//!                                             newly mapped: another file's, an error
 //! ```
 //!
-//! A block can go from one file to another within the fast commits (both are mapped anew by `move_ext`), and the tags of
-//! the new owner may come first. So nothing that is claimed is ever free while tags are applied, and who has it is looked
-//! at when all are.
+//! A block can go from one file to another within the fast commits (both are mapped anew by `move_ext`), and
+//! the tags of the new owner may come first. So no claimed block is ever free while tags are applied, and its
+//! owner is looked up when all tags are applied.
 //!
-//! Invariant: at the end no block has two owners, and none that was another file's was taken. Were it, two files would
-//! show each other's data.
+//! Invariant: at the end no block has two owners, and no block was taken from another file. Otherwise two
+//! files would show each other's data.
 
 use std::ops::Range;
 
@@ -21,17 +22,17 @@ use ext4_core::meta::{SuperblockInfo, Transaction, block_allocator};
 use ext4_core::{BlockNumber, Error, InodeNumber, Result};
 use rangemap::RangeSet;
 
-/// See the module. Ranges are of blocks on the device; of whole clusters with bigalloc, where two files with blocks in
-/// one cluster are as wrong as two with the same block.
+/// The claims of a replay. See the module. Ranges are of blocks on the device; with bigalloc of whole
+/// clusters, as two files with blocks in one cluster are as wrong as two with the same block.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     /// Each claim, in the order of the tags.
     pub(crate) claims: Vec<(InodeNumber, Extent)>,
-    /// All that is claimed.
+    /// All claimed blocks.
     claimed: RangeSet<u64>,
-    /// What of it was free before, or was given up by a file.
+    /// Claimed blocks that were free before, or were given up by a file.
     pub(crate) available: RangeSet<u64>,
-    /// What of it was mapped by a tag.
+    /// Claimed blocks that were mapped by a tag.
     pub(crate) inserted: RangeSet<u64>,
 }
 
@@ -39,7 +40,8 @@ impl Claims {
     /// Claims the blocks of an ADD_RANGE.
     ///
     /// # Errors
-    /// Corrupt where no file can have such an extent; those of the device and the transaction.
+    /// - Corrupt if no file can have such an extent.
+    /// - Those of the device and of the transaction.
     pub async fn claim(
         &mut self,
         info: &SuperblockInfo,
@@ -61,13 +63,13 @@ impl Claims {
         Ok(())
     }
 
-    /// What of `range` is claimed.
+    /// The claimed parts of `range`.
     pub fn of(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let part = |claimed: &Range<u64>| claimed.start.max(range.start)..claimed.end.min(range.end);
         self.claimed.overlapping(range).map(part).collect()
     }
 
-    /// True where nothing is claimed.
+    /// Returns true if nothing is claimed.
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }
@@ -83,7 +85,7 @@ impl Claims {
     }
 }
 
-/// The blocks of a run; those of all clusters it touches.
+/// The blocks of a run; with bigalloc those of all clusters that it touches.
 pub(crate) fn blocks(info: &SuperblockInfo, first: BlockNumber, len: u64) -> Range<u64> {
     let mask = (1_u64 << info.cluster_bits()) - 1;
     first.0 & !mask..(first.offset(len).0.saturating_add(mask) & !mask)

@@ -1,18 +1,19 @@
-//! INODE: an inode as its table had it when the fast commit was made.
+//! INODE (EXT4_FC_TAG_INODE): an inode as the inode table had it when the fast commit was made.
 //!
 //! | field | from |
 //! |---|---|
 //! | type, owner, times, flags, size, generation, version | the image |
-//! | i_block | a fast symlink's target, a device number, inline data: the image; a mapping: what is here (see [`super`]) |
-//! | links | names, see [`crate::recovery::names`] |
-//! | i_blocks | what is mapped here |
-//! | attributes' block | what is here; the image says the same, as no tag can say that it changed |
-//! | attributes in the inode | what is here: the image ends before them, unless the inode holds its data among them |
-//! | a directory's size and index | what is here: its blocks are made by the replay of its names |
-//! | dtime | what the orphan list says |
+//! | i_block | target of a fast symlink, device number, inline data: the image; a mapping: the inode here |
+//! | links | names, see `names.rs` |
+//! | i_blocks | the blocks that are mapped here |
+//! | block of attributes | the inode here; the image says the same, as no tag can change it |
+//! | attributes in the inode | the inode here: the image ends before them, unless there is inline data |
+//! | size and index of a directory | the inode here: its blocks are made by the replay of its names |
+//! | dtime | the orphan list |
 //!
-//! Invariant: an image changes no inode's type and no mapping's kind while something hangs on it. Were it to, blocks
-//! would lose their owner, or a directory's content become that of a file.
+//! Invariant: an image changes neither the type of an inode nor the kind of its mapping while the inode has
+//! blocks. Otherwise blocks would lose their owner, or the content of a directory would become that of a
+//! file.
 
 use ext4_core::format::features::{Incompat, RoCompat};
 use ext4_core::format::inode::{FAST_SYMLINK_SIZE, FileType, Inode, InodeFlags, InodeLayout};
@@ -21,11 +22,11 @@ use ext4_core::{Error, InodeNumber, Result};
 
 use crate::recovery::{Outcome, Replay};
 
-/// Where i_block lies in an inode.
+/// The bytes of i_block in an inode.
 const I_BLOCK: std::ops::Range<usize> = 40..100;
 
 impl Replay<'_> {
-    /// Makes the inode what its image says.
+    /// Applies the image to its inode.
     pub(crate) async fn image(&mut self, number: InodeNumber, image: &[u8]) -> Result<Outcome> {
         if self.is_reserved(number) {
             // A quota file, perhaps: its content went through the log.
@@ -59,8 +60,8 @@ impl Replay<'_> {
         Ok(Outcome::Applied)
     }
 
-    /// True where `image` is of another inode than the one that has its number now: that number is free, or its inode
-    /// has lost its last name and the image's generation is another.
+    /// Returns true if `image` is of another inode than the one that has its number now: the number is free,
+    /// or its inode has lost its last name and has another generation than the image.
     pub(crate) async fn is_new(&self, number: InodeNumber, image: &[u8]) -> Result<bool> {
         if self.is_reserved(number) {
             return Ok(false);
@@ -74,7 +75,7 @@ impl Replay<'_> {
         Ok(said.generation != old.generation)
     }
 
-    /// A new inode from what its image says.
+    /// A new inode from its image.
     fn made(&self, said: Inode) -> Result<Inode> {
         let number = said.number;
         if said.file_acl.0 != 0 {
@@ -83,7 +84,7 @@ impl Replay<'_> {
         let mut inode = Inode { links_count: 0, sectors: 0, dtime: 0, is_new: true, ..said };
         inode.flags.remove(InodeFlags::HUGE_FILE);
         if inode.is_dir() {
-            // Its blocks come with its name.
+            // Its blocks come with its names.
             inode.flags.remove(InodeFlags::INDEX | InodeFlags::INLINE_DATA | InodeFlags::EXTENTS);
             inode.i_block = [0; 60];
             inode.size = 0;
@@ -99,7 +100,7 @@ impl Replay<'_> {
         Ok(inode)
     }
 
-    /// What `old` becomes by what its image says.
+    /// `old` as its image changes it.
     fn changed(&self, old: &Inode, said: Inode) -> Result<Inode> {
         let number = old.number;
         let wrong = |problem: String| Error::corrupt(format!("inode {number}"), problem);
@@ -107,7 +108,7 @@ impl Replay<'_> {
             return Err(wrong(format!("mode {:#o} becomes {:#o}", old.mode, said.mode)));
         }
         if old.generation != said.generation && self.info.features().metadata_csum() {
-            // It is part of the checksums of all blocks that hang on it, and cannot be changed.
+            // The generation is part of the checksums of all blocks of the inode, and cannot be changed.
             return Err(wrong(format!("generation {} becomes {}", old.generation, said.generation)));
         }
         if old.file_acl != said.file_acl {
@@ -149,7 +150,7 @@ impl Replay<'_> {
     }
 }
 
-/// True where, without extents or inline data, `i_block` points to blocks.
+/// Returns true if `i_block`, of an inode without extents or inline data, points to blocks.
 fn maps_by_pointers(inode: &Inode) -> bool {
     match inode.file_type() {
         Some(FileType::Regular | FileType::Directory) => true,
@@ -162,8 +163,8 @@ fn indirect(number: InodeNumber) -> Error {
     Error::Unsupported(format!("inode {number} is mapped by indirect blocks, which fast commits do not log"))
 }
 
-/// The inode that `image`, laid over the bytes of its `slot`, makes. The image's checksum covers what is not part of the
-/// image: that of the fast commit has to do.
+/// The inode that `image`, laid over the bytes of its `slot`, makes. The checksum of the image covers bytes
+/// that are not part of the image, so that of the fast commit has to suffice.
 fn parse(number: InodeNumber, slot: &[u8], image: &[u8], layout: &InodeLayout) -> Result<Inode> {
     let wrong = |problem: String| Error::corrupt(format!("inode {number}"), problem);
     let mut bytes = slot.to_vec();

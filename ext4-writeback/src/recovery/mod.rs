@@ -1,10 +1,10 @@
-//! Applying tags to the file system in memory.
+//! Replay of fast commits (ext4_fc_replay) after a crash: applies their tags to the metadata in memory.
 //!
 //! Invariants:
-//! - Nothing reaches the device from here: changes stay in the buffer cache, and [`finish_recovery`] hands all of them
-//!   to the journal at once.
-//! - Every block that a tag claims is kept from the allocator before the first tag is applied. Were it not, a directory
-//!   that has to grow could take a block whose data the next tag gives to a file.
+//! - Nothing reaches the device from here: changes stay in the buffer cache, and [`finish_recovery`] hands
+//!   all of them to the journal at once.
+//! - Each block that a tag claims is kept from the allocator before the first tag is applied. Otherwise a
+//!   directory that has to grow could take a block whose data the next tag gives to a file.
 //! - Memory is bounded by the tags and by the metadata that they touch.
 
 pub(crate) mod claims;
@@ -24,25 +24,29 @@ use ext4_journal::{FastCommit, FastCommitTag, FastCommits, Journal};
 
 use crate::recovery::claims::Claims;
 
-/// What a replay did.
+/// What a replay did, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayReport {
-    /// Fast commits.
+    /// How many fast commits were applied.
     pub commits: usize,
-    /// Tags that were applied.
+    /// How many tags were applied.
     pub applied: usize,
-    /// Tags for what does not exist, which were passed over.
+    /// How many tags were skipped, because what they are for does not exist.
     pub passed_over: usize,
-    /// Inodes that the tags left without a name.
+    /// How many inodes the tags left without a name; they were deleted.
     pub deleted: usize,
 }
 
-/// Ends the recovery of `journal`: applies `fast_commits`, which its [`Journal::recover`] found, to the file system
-/// `info`, which was loaded after that, and makes the result durable. Load the file system again afterwards.
+/// Ends the recovery of `journal`: applies `fast_commits`, which its [`Journal::recover`] found, to the file
+/// system `info`, which was loaded after that, and makes the result durable. Load the file system again
+/// afterwards.
 ///
 /// # Errors
-/// Corrupt, naming the tag, where the tags contradict each other or the file system; unsupported by name; the devices'.
-/// The recovery can be done again then, from the beginning.
+/// - Corrupt, naming the tag, if the tags contradict each other or the file system.
+/// - Unsupported, naming the feature.
+/// - Those of the devices.
+///
+/// The recovery can be done again after an error, from the beginning.
 pub async fn finish_recovery(
     info: &Arc<SuperblockInfo>,
     journal: &Journal,
@@ -55,11 +59,11 @@ pub async fn finish_recovery(
 }
 
 /// Applies `fast_commits` to `info` in memory: what changed is in its buffer cache
-/// ([`ext4_core::meta::BufferCache::take_dirty`]). The file system is in the state of the last full commit, and nothing
-/// else uses `info`.
+/// ([`ext4_core::meta::BufferCache::take_dirty`]). The file system is in the state of the last full commit,
+/// and nothing else uses `info`.
 ///
 /// # Errors
-/// As [`finish_recovery`]. `info` is of no use then.
+/// As [`finish_recovery`]. `info` must not be used after an error.
 pub async fn replay(info: &Arc<SuperblockInfo>, fast_commits: &FastCommits) -> Result<ReplayReport> {
     let mut replay = Replay::new(info).await?;
     replay.claim(fast_commits).await?;
@@ -69,11 +73,11 @@ pub async fn replay(info: &Arc<SuperblockInfo>, fast_commits: &FastCommits) -> R
     replay.finish().await
 }
 
-/// What became of a tag.
+/// The result of a tag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
     Applied,
-    /// What it is about does not exist.
+    /// Skipped: what the tag is for does not exist.
     PassedOver,
 }
 
@@ -127,8 +131,9 @@ impl<'a> Replay<'a> {
                 }
             }
         }
-        // A fast commit is a state of its own: what it says has links has a name in it. Were the inode deleted for want
-        // of one, data that an fsync had reported durable would be gone without a word.
+        // A fast commit is a complete state: an inode that has links in it has a name in it. If the inode
+        // were deleted because it has no name, data that an fsync had reported durable would be lost
+        // silently.
         match self.images.iter().find(|(inode, links)| *links > 0 && self.nameless.contains(inode)) {
             Some((inode, links)) => Err(Error::corrupt(
                 format!("fast commit: inode {inode}"),
@@ -138,7 +143,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Applies a tag; `rest` are those behind it in the same fast commit.
+    /// Applies a tag; `rest` are the tags behind it in the same fast commit.
     async fn tag(&mut self, tag: &FastCommitTag, rest: &[FastCommitTag]) -> Result<Outcome> {
         match tag {
             FastCommitTag::Inode { inode, image } => self.image(*inode, image).await,
@@ -159,8 +164,9 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Ranges come before the image of their inode, unless it was made under a name in the same fast commit: one without
-    /// a name, or a number that was used again, has to be made before its ranges are mapped.
+    /// Ranges come before the image of their inode, unless it was made under a name in the same fast commit:
+    /// an inode without a name, or one whose number was used again, has to be made before its ranges are
+    /// mapped.
     async fn prepare(&mut self, inode: InodeNumber, rest: &[FastCommitTag]) -> Result<()> {
         let ahead = rest.iter().find_map(|tag| match tag {
             FastCommitTag::Inode { inode: other, image } if *other == inode => Some(image),
@@ -172,7 +178,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// The inode, where its number is in use.
+    /// The inode, if its number is in use.
     pub(crate) async fn find(&self, number: InodeNumber) -> Result<Option<Inode>> {
         if number.0 == 0 || number.0 > self.info.inodes_count() {
             let problem = format!("is not within 1 to {}", self.info.inodes_count());
@@ -185,7 +191,7 @@ impl<'a> Replay<'a> {
         Ok((inode.mode != 0).then_some(inode))
     }
 
-    /// True for an inode that no file can be.
+    /// Returns true for the number of an inode that cannot be a file.
     pub(crate) fn is_reserved(&self, number: InodeNumber) -> bool {
         number.0 < self.info.opened_superblock().first_ino && number != InodeNumber::ROOT
     }
@@ -194,11 +200,12 @@ impl<'a> Replay<'a> {
         inode_table::write_inode(self.info, &self.transaction, inode).await
     }
 
-    /// Deletes what is left without a name, settles the claims, and puts the counts into the superblock.
+    /// Deletes inodes that are left without a name, settles the claims, and puts the counts into the
+    /// superblock.
     async fn finish(mut self) -> Result<ReplayReport> {
         for number in std::mem::take(&mut self.nameless) {
             if let Some(inode) = self.find(number).await? {
-                // It may map a block twice, which the claims would have shown.
+                // Such an inode may map a block twice, which settling the claims would have shown.
                 self.delete(inode).await.map_err(|error| of(&format!("inode {number}"), error))?;
                 self.report.deleted += 1;
             }
@@ -208,7 +215,7 @@ impl<'a> Replay<'a> {
         Ok(self.report)
     }
 
-    /// Deletes an inode with all that hangs on it.
+    /// Deletes an inode with its blocks and attributes.
     pub(crate) async fn delete(&mut self, mut inode: Inode) -> Result<()> {
         let number = inode.number;
         let attributes = if inode.file_acl.0 == 0 { 0 } else { self.info.cluster_sectors() };
@@ -234,7 +241,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// What a tag led to, with the tag's name.
+/// Adds the name of the tag to an error.
 fn of_tag(tag: &FastCommitTag, error: Error) -> Error {
     of(&tag.to_string(), error)
 }

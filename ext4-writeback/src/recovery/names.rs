@@ -1,9 +1,11 @@
-//! CREAT, LINK and UNLINK: names in directories, and the link counts that follow from them.
+//! CREAT, LINK and UNLINK (EXT4_FC_TAG_*): names in directories, and the link counts that follow from them.
 //!
-//! Invariant: a link count is what the names say. A tag that adds no name, because its directory is gone, adds no link;
-//! one that removes none, because the name is not there or is another inode's by now, takes none away.
+//! Invariant: a link count is what the names say. A tag that adds no name, because its directory is gone,
+//! adds no link; a tag that removes no name, because the name is missing or belongs to another inode, removes
+//! no link.
 //!
-//! Directories' times: no tag has them. A directory whose names change gets the time of the replay, as in the kernel.
+//! No tag has the times of directories. A directory whose names change gets the time of the replay, as in the
+//! kernel.
 
 use ext4_core::format::inode::{FileType, Inode};
 use ext4_core::meta::directory;
@@ -15,7 +17,7 @@ use ext4_core::meta::links::names_changed;
 use ext4_core::meta::links::{add_subdirectory, remove_subdirectory};
 
 impl Replay<'_> {
-    /// The inode, which an image before has described, was made under this name.
+    /// CREAT: the inode, which an earlier image has described, was made under this name.
     pub(crate) async fn create(&mut self, entry: &FastCommitEntry) -> Result<Outcome> {
         let Some(mut inode) = self.find(entry.inode).await? else {
             return Err(Error::corrupt(format!("inode {}", entry.inode), "no tag before says what it is"));
@@ -32,13 +34,13 @@ impl Replay<'_> {
         }
         directory::initialize(self.info, &self.transaction, &mut inode, parent.number).await?;
         inode.links_count = 1;
-        // Its name is the second link.
+        // Its entry in the parent is the second link.
         self.write(&inode).await?;
         add_subdirectory(&mut parent);
         self.add_name(parent, inode, entry).await
     }
 
-    /// The inode got this name.
+    /// LINK: the inode got this name.
     pub(crate) async fn link(&mut self, entry: &FastCommitEntry) -> Result<Outcome> {
         let Some(inode) = self.find(entry.inode).await? else { return Ok(Outcome::PassedOver) };
         if inode.is_dir() {
@@ -85,7 +87,7 @@ impl Replay<'_> {
         Ok(Outcome::Applied)
     }
 
-    /// The inode lost this name.
+    /// UNLINK: the inode lost this name.
     pub(crate) async fn unlink(&mut self, entry: &FastCommitEntry) -> Result<Outcome> {
         let Some(mut parent) = self.directory(entry).await? else { return Ok(Outcome::PassedOver) };
         if self.name(&parent, entry).await? != Some(entry.inode) {
@@ -114,13 +116,13 @@ impl Replay<'_> {
         Ok(Outcome::Applied)
     }
 
-    /// The directory of `entry`, where it is there.
+    /// The directory of `entry`, if it exists.
     async fn directory(&self, entry: &FastCommitEntry) -> Result<Option<Inode>> {
         if matches!(&*entry.name, b"." | b"..") || entry.name.iter().any(|byte| matches!(byte, b'/' | 0)) {
             return Err(Error::corrupt("name", "no tag can make or remove it"));
         }
         let Some(parent) = self.find(entry.parent).await? else { return Ok(None) };
-        // One that was removed, or was made and has not got its place.
+        // A directory that was removed, or that was made and has no name yet.
         if parent.links_count == 0 {
             return Ok(None);
         }
@@ -130,7 +132,7 @@ impl Replay<'_> {
         Ok(Some(parent))
     }
 
-    /// What the name of `entry` is now.
+    /// The inode that the name of `entry` leads to now.
     async fn name(&self, parent: &Inode, entry: &FastCommitEntry) -> Result<Option<InodeNumber>> {
         let found = directory::lookup(self.info, parent, &entry.name).await?;
         Ok(found.map(|(number, _)| number))

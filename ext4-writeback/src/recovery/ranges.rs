@@ -1,7 +1,7 @@
-//! ADD_RANGE and DEL_RANGE: what a file maps.
+//! ADD_RANGE and DEL_RANGE (EXT4_FC_TAG_*): the mapping of a file.
 //!
-//! Invariant: blocks that a file gives up are free at once, but for those that a tag claims: these stay in use until the
-//! claims are settled (see [`crate::recovery::claims`]).
+//! Invariant: blocks that a file gives up are free at once, but for those that a tag claims: claimed blocks
+//! stay in use until the claims are settled.
 
 use ext4_core::format::extent::{Entry, Extent};
 use ext4_core::format::inode::{FileType, Inode, InodeFlags};
@@ -13,13 +13,13 @@ use crate::recovery::claims::blocks;
 use crate::recovery::{Outcome, Replay};
 
 impl Replay<'_> {
-    /// A file maps `entry` and nothing else there.
+    /// ADD_RANGE: the file maps `entry`, and nothing else at its blocks.
     pub(crate) async fn add_range(&mut self, number: InodeNumber, entry: &Entry) -> Result<Outcome> {
         let Some(mut inode) = self.file_with_ranges(number).await? else { return Ok(Outcome::PassedOver) };
         if !inode.flags.contains(InodeFlags::EXTENTS) {
             return Err(Error::Unsupported(format!("inode {number} is not mapped by extents")));
         }
-        // Checked when it was claimed: not empty, and it ends within a file.
+        // Checked when the range was claimed: not empty, and it ends within a file.
         let extent = Extent::from_entry(entry);
         let mut done = 0;
         while done < extent.len {
@@ -56,7 +56,7 @@ impl Replay<'_> {
         Ok(Outcome::Applied)
     }
 
-    /// A range of a file is a hole.
+    /// DEL_RANGE: a range of the file is a hole.
     pub(crate) async fn del_range(
         &mut self,
         number: InodeNumber,
@@ -74,7 +74,7 @@ impl Replay<'_> {
         Ok(Outcome::Applied)
     }
 
-    /// A file whose ranges tags can change: not a directory, whose blocks are metadata.
+    /// The file, if tags can change its ranges: not a directory, whose blocks are metadata.
     async fn file_with_ranges(&self, number: InodeNumber) -> Result<Option<Inode>> {
         let Some(inode) = self.find(number).await? else { return Ok(None) };
         let wrong = match inode.file_type() {
@@ -98,7 +98,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Unmaps everything.
+    /// Unmaps all blocks.
     pub(crate) async fn unmap_all(&mut self, inode: &mut Inode) -> Result<()> {
         self.unmap(inode, LogicalBlock(0), LogicalBlock::MAX).await
     }
@@ -110,7 +110,7 @@ impl Replay<'_> {
         block_map::remove(self.info, &self.transaction, inode, first, last).await?;
         for range in claimed {
             let (first, count) = (BlockNumber(range.start), range.end - range.start);
-            // With bigalloc a cluster may be in use by what is still mapped.
+            // With bigalloc a cluster may be in use by blocks that are still mapped.
             for free in block_allocator::mark_used(self.info, &self.transaction, first, count).await? {
                 self.claims.given_up(free);
             }
@@ -118,7 +118,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// What of the blocks mapped at `first..=last` is claimed.
+    /// The claimed ones of the blocks that are mapped at `first..=last`.
     async fn claimed_of(
         &self,
         inode: &Inode,

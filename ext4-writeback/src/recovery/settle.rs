@@ -1,24 +1,28 @@
-//! Settling the claims of a replay: which of the blocks that fast commits mapped are in use in the end.
+//! Settling the claims of a replay of fast commits: which of the claimed blocks are in use in the end.
 //!
-//! Invariant: a block that was claimed is in use afterwards if, and only if, exactly one file maps it as its claim says.
+//! Invariant: a block that was claimed is in use afterwards if, and only if, exactly one file maps it as its
+//! claim says.
 
-use crate::recovery::Replay;
-use crate::recovery::claims::blocks;
+use std::ops::Range;
+
 use ext4_core::format::extent::Extent;
 use ext4_core::format::inode::InodeFlags;
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::meta::{block_allocator, block_map};
 use ext4_core::{BlockNumber, Error, InodeNumber, LogicalBlock, Result};
 use rangemap::{RangeMap, RangeSet};
-use std::ops::Range;
+
+use crate::recovery::Replay;
+use crate::recovery::claims::blocks;
 
 impl Replay<'_> {
-    /// Looks who has what was claimed, and frees what nobody has.
+    /// Looks up the owners of all claimed blocks, and frees the blocks that have none.
     ///
     /// # Errors
-    /// Corrupt where a block has two owners, or was taken from another file; those of the device.
+    /// - Corrupt if a block has two owners, or was taken from another file.
+    /// - Those of the device.
     pub(crate) async fn settle_claims(&mut self) -> Result<()> {
-        // Where a block is mapped: the file, and how far the block lies from its place in the file.
+        // Mapped blocks → the file, and the distance from the block of the file to that of the device.
         let mut owners: RangeMap<u64, (InodeNumber, u64)> = RangeMap::new();
         for (number, extent) in std::mem::take(&mut self.claims.claims) {
             for mapped in self.mapped_of(number, &extent).await? {
@@ -54,7 +58,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Which blocks of a claim its file maps as the claim says.
+    /// The blocks of a claim that its file maps as the claim says.
     async fn mapped_of(&self, number: InodeNumber, extent: &Extent) -> Result<Vec<Range<u64>>> {
         let mut found = Vec::new();
         let Some(inode) = self.find(number).await? else { return Ok(found) };

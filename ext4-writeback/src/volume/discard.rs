@@ -1,18 +1,19 @@
-//! Discard of freed blocks (`discard`): the device is told that it need not keep them, after the commit that freed them.
+//! Discard of freed blocks (`discard`): after the commit that freed them, the device is told that it need not
+//! keep them.
 //!
 //! ```text
 //!   freed in a transaction ─► committed ─► queue ─► [task] merged, discarded ─► back to the allocator
 //! ```
 //!
 //! Invariants:
-//! - A block is discarded only when the transaction that freed it is durable. Were it discarded before, a crash would
-//!   bring the file back without its content.
-//! - A block goes back to the allocator only when its discard has ended, well or not. Were it allocated while the discard
-//!   is in flight, the discard could take its new owner's data.
-//! - Whoever commits only fills the queue: he never waits for the device's discards, which can take long.
+//! - A block is discarded only when the transaction that freed it is durable. If it were discarded before, a
+//!   crash would bring the file back without its content.
+//! - A block goes back to the allocator only when its discard has ended, well or not. If it were allocated
+//!   while the discard is in flight, the discard could take the data of its new owner.
+//! - The commit task only fills the queue: it never waits for discards, which can take long.
 //! - A discard that fails is logged and changes nothing: the blocks are free all the same.
 //!
-//! Lock: the queue's, a leaf.
+//! Lock: the mutex of the queue is a leaf.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -38,7 +39,7 @@ struct Freed {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Freed>,
-    /// A task is at it.
+    /// True if a task works on the queue.
     running: bool,
 }
 
@@ -50,7 +51,7 @@ pub(crate) struct Discards {
     journal: Arc<Journal>,
     runtime: Arc<dyn Runtime>,
     queue: Mutex<Queue>,
-    /// Everything that was queued is done.
+    /// The queue became empty and its task ended.
     idle: Notify,
 }
 
@@ -91,7 +92,7 @@ impl Discards {
         }
     }
 
-    /// What is waiting; `None`, and no task any more, where nothing is.
+    /// Takes all that waits; `None` if nothing waits, and the task is not counted as running any more.
     fn take(&self) -> Option<Vec<Freed>> {
         let mut queue = self.queue.lock();
         if queue.waiting.is_empty() {
@@ -129,7 +130,7 @@ impl FreedBlocks for Discards {
     }
 }
 
-/// Discards until the queue is empty, or the file system gone.
+/// The task: discards until the queue is empty, or the file system was dropped.
 async fn work(discards: Weak<Discards>, runtime: Arc<dyn Runtime>) {
     loop {
         runtime.sleep(GATHER).await;
@@ -144,7 +145,7 @@ async fn work(discards: Weak<Discards>, runtime: Arc<dyn Runtime>) {
 
 type Run = (BlockNumber, u64, Vec<Box<dyn FnOnce() + Send>>);
 
-/// In the order of the device, neighbours joined.
+/// Sorts by the order of the device, and joins neighbours.
 fn merged(mut freed: Vec<Freed>) -> Vec<Run> {
     freed.sort_unstable_by_key(|freed| freed.first);
     let mut runs: Vec<Run> = Vec::new();

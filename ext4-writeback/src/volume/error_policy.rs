@@ -1,18 +1,21 @@
-//! What happens when the file system is found to contradict itself, its metadata cannot be read, or its journal stops:
-//! the finding is kept for the superblock (s_error_count, s_first_error_*, s_last_error_*, the error state), and what
-//! `errors=` says follows.
+//! `errors=` (ext4_error): what follows if the file system contradicts itself, its metadata cannot be read or
+//! written, or its journal stops. Such an error is a *finding*: it is kept for the superblock (s_error_count,
+//! s_first_error_*, s_last_error_*, the error state), and what the option says follows.
 //!
 //! | | continue | remount-ro | panic |
 //! |---|---|---|---|
-//! | a contradiction, metadata that cannot be read | recorded | recorded, nothing is written any more | recorded, poisoned |
+//! | corrupt, or metadata I/O failed | recorded | recorded, nothing written any more | recorded, poisoned |
 //! | the journal stopped | recorded, nothing is written any more | the same | recorded, poisoned |
 //!
 //! Invariants:
-//! - The first error of a mount is never overwritten by later ones, in memory or in the superblock; it is what names the
-//!   cause.
-//! - Once stopped, always stopped; once poisoned, every operation fails before it looks at anything. A file system whose
-//!   state in memory cannot be trusted must not be read through it either: that is what `panic` asks for.
-//! - A failed read or write of file data is the reader's or writer's error and no finding.
+//! - The first error of a mount is never overwritten by later ones, in memory or in the superblock; it names
+//!   the cause.
+//! - Once stopped, always stopped; once poisoned, every operation fails before it looks at anything: with
+//!   `panic`, a file system whose state in memory cannot be trusted must not be read either.
+//! - Where the failed I/O was submitted decides if it is a finding ([`ext4_core::IoPurpose`]), not the
+//!   operation that met it. A failed read or write of file data is the reader's or writer's error, a failed
+//!   flush or commit that of the caller that wants to have something durable, and a failed discard changes
+//!   nothing; none of them is a finding.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,15 +25,12 @@ use parking_lot::Mutex;
 
 use crate::base::options::OnError;
 
-/// Operations whose I/O errors may be those of file data.
-const DATA_OPERATIONS: [&str; 4] = ["read", "write", "fsync", "truncate"];
-
-/// One finding.
+/// One error found in the file system.
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
-    /// When.
+    /// When it was found.
     pub time: Timestamp,
-    /// The inode that was being worked on; 0 where there was none.
+    /// The inode that was being worked on; 0 if there was none.
     pub inode: InodeNumber,
     /// The operation, as it goes into s_first_error_func and s_last_error_func (up to 32 bytes).
     pub operation: &'static str,
@@ -38,10 +38,10 @@ pub(crate) struct Finding {
     pub code: u8,
 }
 
-/// Findings that the superblock does not have yet.
+/// Errors found that the superblock does not have yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
-    /// How many.
+    /// How many there are.
     pub count: u32,
     /// The first of the mount that is not in the superblock.
     pub first: Option<Finding>,
@@ -49,18 +49,18 @@ pub(crate) struct Findings {
     pub last: Option<Finding>,
 }
 
-/// What has to be done about an error.
+/// What the caller has to do about an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Consequence {
-    /// It is none of the file system's.
+    /// Nothing: the error is no finding.
     Nothing,
     /// The superblock is to get it.
     Record,
-    /// All writing stops here, and the superblock is to get it past the journal.
+    /// All writing stops now, and the superblock is to get it past the journal.
     Stop,
 }
 
-/// See the module.
+/// The findings of a mount, and what follows from them. See the module.
 #[derive(Debug)]
 pub(crate) struct ErrorPolicy {
     on_error: OnError,
@@ -71,7 +71,7 @@ pub(crate) struct ErrorPolicy {
 }
 
 impl ErrorPolicy {
-    /// What follows an error is `on_error`.
+    /// No findings; `on_error` follows an error.
     pub fn new(on_error: OnError) -> Self {
         Self {
             on_error,
@@ -81,7 +81,7 @@ impl ErrorPolicy {
         }
     }
 
-    /// Notes what an operation on `inode` failed with, where that says something of the file system.
+    /// Notes `error`, which `operation` on `inode` failed with, if it is a finding.
     pub fn note(
         &self,
         error: &Error,
@@ -89,8 +89,7 @@ impl ErrorPolicy {
         operation: &'static str,
         time: Timestamp,
     ) -> Consequence {
-        let metadata_io = matches!(error, Error::Io { .. }) && !DATA_OPERATIONS.contains(&operation);
-        if !error.is_corrupt() && !metadata_io {
+        if !error.is_corrupt() && !error.is_metadata_io() {
             return Consequence::Nothing;
         }
         tracing::error!(%error, %inode, operation, "error in the file system");
@@ -102,7 +101,7 @@ impl ErrorPolicy {
         if stops { Consequence::Stop } else { Consequence::Record }
     }
 
-    /// Notes that the journal stopped with `error`; true where nothing had stopped writing before.
+    /// Notes that the journal stopped with `error`. Returns true if nothing had stopped writing before.
     pub fn note_abort(&self, error: &Error, time: Timestamp) -> bool {
         let stops = self.stop(error);
         if stops {
@@ -126,7 +125,10 @@ impl ErrorPolicy {
         findings.last = Some(finding);
     }
 
-    /// `EIO` where an error has poisoned the file system.
+    /// Checks that no error has poisoned the file system.
+    ///
+    /// # Errors
+    /// `EIO` if one has.
     pub fn check_alive(&self) -> Result<()> {
         match self.poison.get() {
             None => Ok(()),
@@ -136,7 +138,10 @@ impl ErrorPolicy {
         }
     }
 
-    /// Fails where an error has stopped all writing: `EROFS`, or as [`ErrorPolicy::check_alive`].
+    /// Checks that no error has stopped all writing.
+    ///
+    /// # Errors
+    /// `EROFS` if one has; as [`ErrorPolicy::check_alive`].
     pub fn check(&self) -> Result<()> {
         if self.stopped.load(Ordering::Acquire) {
             self.check_alive()?;
@@ -145,13 +150,13 @@ impl ErrorPolicy {
         Ok(())
     }
 
-    /// Takes what the superblock does not have yet.
+    /// Takes the findings that the superblock does not have yet.
     pub fn take(&self) -> Option<Findings> {
         let mut findings = self.findings.lock();
         (findings.count > 0).then(|| std::mem::take(&mut *findings))
     }
 
-    /// Puts back what the superblock could not be given.
+    /// Puts back findings that could not be written into the superblock.
     pub fn put_back(&self, mut taken: Findings) {
         let mut findings = self.findings.lock();
         taken.count = taken.count.saturating_add(findings.count);
@@ -180,6 +185,8 @@ fn error_code(error: &Error) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use ext4_core::IoPurpose;
+
     use super::*;
 
     fn note(policy: &ErrorPolicy, error: &Error, operation: &'static str) -> Consequence {
@@ -193,7 +200,10 @@ mod tests {
         let policy = ErrorPolicy::new(OnError::Continue);
         assert_eq!(note(&policy, &wrong, "lookup"), Consequence::Record);
         assert_eq!(note(&policy, &failed, "lookup"), Consequence::Record);
-        assert_eq!(note(&policy, &failed, "read"), Consequence::Nothing, "data");
+        for purpose in [IoPurpose::Data, IoPurpose::Other] {
+            let failed = failed.clone().for_purpose(purpose);
+            assert_eq!(note(&policy, &failed, "lookup"), Consequence::Nothing, "{purpose:?}");
+        }
         assert_eq!(note(&policy, &Error::posix(Errno::ENOENT, ""), "lookup"), Consequence::Nothing);
         assert!(policy.check().is_ok());
         let findings = policy.take().unwrap();

@@ -1,8 +1,8 @@
-//! A handle of the mounted file system: the journal's, or none behind it.
+//! Journal handles (handle_t), and their stand-in for a file system without a journal.
 //!
-//! Without a journal the dirty blocks are written from time to time, with every handle kept out
-//! ([`crate::filesystem`]): were a block freed and used for data while its old content is on its way to the device,
-//! the old content could land on top of the data.
+//! Without a journal the dirty blocks are written from time to time, while no handle is open
+//! ([`crate::volume::Volume::write_dirty_blocks`]): if a block were freed and used for data while its old
+//! content is in flight, the old content could overwrite the data.
 
 use std::sync::Arc;
 
@@ -12,35 +12,36 @@ use ext4_core::meta::{Buffer, DirectTransaction, Transaction};
 use ext4_core::{BlockNumber, Result, TransactionId};
 use tokio::sync::OwnedRwLockReadGuard;
 
-use crate::base::lock_order::HandleToken;
+use crate::base::lock_order::Token;
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::Tracker;
 
-/// One operation's part in a transaction, whichever kind of file system it is.
+/// The part of one operation in a transaction, with a journal or without.
 #[derive(Debug)]
 pub(crate) enum Handle {
     /// With a journal.
     Journal {
-        /// The journal's own.
+        /// The handle of the journal.
         handle: ext4_journal::Handle,
-        /// What it does is not told to this tracker: why the transactions it joins cannot be fast commits.
+        /// The tracker, if changes under this handle are not reported to it, and why: the transactions that
+        /// the handle joins cannot be fast commits.
         untracked: Option<(Arc<Tracker>, Reason)>,
         /// For the check of the lock order.
-        _token: HandleToken,
+        _token: Token,
     },
-    /// Without.
+    /// Without a journal.
     Direct {
         /// Changes go to the dirty list of the buffer cache.
         transaction: DirectTransaction,
-        /// Keeps the dirty blocks from being written meanwhile.
+        /// Keeps the dirty blocks from being written while the handle is open.
         _no_writeback: OwnedRwLockReadGuard<()>,
         /// For the check of the lock order.
-        _token: HandleToken,
+        _token: Token,
     },
 }
 
 impl Handle {
-    /// Tells the tracker that the transaction this handle belongs to has something that is not tracked.
+    /// Tells the tracker that the transaction of this handle has changes that are not tracked.
     pub(crate) fn mark_untracked(&self) {
         if let Self::Journal { handle, untracked: Some((tracker, reason)), .. } = self {
             tracker.mark_ineligible(handle.id(), *reason);

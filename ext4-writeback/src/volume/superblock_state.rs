@@ -1,13 +1,14 @@
-//! What the superblock says of the mount: mounted or clean, how often, and what was found wrong.
+//! The state in the superblock (s_state, s_mnt_count, s_error_*, the flag `RECOVER`): mounted or clean, how
+//! often mounted, which errors were found.
 //!
 //! Invariants:
-//! - `RECOVER` is on the device before the first transaction can reach the log, and goes only after the log is empty on
-//!   the device. A kernel that finds it clear throws the log away: set too late or cleared too early it would throw
-//!   away committed changes.
-//! - The error state never goes by itself: only a check clears it.
-//! - Once the journal has stopped, the superblock on the device gets the findings and nothing else. The one in memory
-//!   holds changes of transactions that never commit; were it written, an orphan list could name an inode that still
-//!   has its links.
+//! - `RECOVER` is on the device before the first transaction can reach the log, and is cleared only after the
+//!   log is empty on the device. A kernel that finds it clear throws the log away: if the flag were set too
+//!   late or cleared too early, committed changes would be lost.
+//! - Nothing here clears the error state: only a check does.
+//! - Once the journal has stopped, the superblock on the device gets the findings and nothing else. The one
+//!   in memory holds changes of transactions that never commit; if it were written, the orphan list could
+//!   name an inode that still has its links.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::base::options::MountOptions;
 use crate::volume::Volume;
 use crate::volume::error_policy::{Finding, Findings};
 
-/// What the superblock said of errors before the journal was replayed over it.
+/// The errors that the superblock had recorded before the journal was replayed over it.
 pub(crate) struct FormerErrors {
     count: u32,
     first: ErrorRecord,
@@ -41,7 +42,8 @@ impl FormerErrors {
         }
     }
 
-    /// Says when and where errors were found in former mounts, as the kernel does some minutes after each mount.
+    /// Logs when and where errors were found in former mounts, as the kernel does some minutes after each
+    /// mount.
     pub fn warn(&self) {
         if self.count == 0 {
             return;
@@ -65,7 +67,8 @@ impl FormerErrors {
         }
     }
 
-    /// A kernel writes errors beside the journal; a copy in the log knows nothing of them.
+    /// Puts the former errors back: a kernel writes errors past the journal, so a copy of the superblock in
+    /// the log does not have them.
     fn restore(&self, superblock: &mut Superblock) {
         superblock.state |= self.state;
         if self.count > superblock.error_count {
@@ -76,7 +79,8 @@ impl FormerErrors {
     }
 }
 
-/// The superblock of a file system that is about to run: mounted once more, and to be recovered from now on.
+/// Marks the superblock of a file system that is about to run: mounted once more, and to be recovered after a
+/// crash.
 pub(crate) async fn mark_mounted(
     info: &SuperblockInfo,
     options: &MountOptions,
@@ -104,14 +108,14 @@ pub(crate) async fn mark_mounted(
                 features.ro_compat.insert(RoCompat::ORPHAN_PRESENT);
             }
         } else {
-            // Without a journal a crash leaves what only a check can mend.
+            // Without a journal a crash leaves damage that only a check repairs.
             superblock.state &= !STATE_VALID;
         }
     })
     .await
 }
 
-/// The superblock after recovery, for a mount that will write nothing more.
+/// Marks the superblock after recovery, for a mount that writes nothing more.
 pub(crate) async fn mark_recovered(
     info: &SuperblockInfo,
     former: &FormerErrors,
@@ -128,7 +132,10 @@ pub(crate) async fn mark_recovered(
 }
 
 impl Volume {
-    /// The superblock of a file system that has come to rest: clean, with the errors that were found.
+    /// Marks the superblock of a file system that has come to rest: clean, with the errors that were found.
+    ///
+    /// # Errors
+    /// Those of the device.
     pub(crate) async fn mark_clean(&self) -> Result<()> {
         let findings = self.errors.take();
         let found_state = self.found_state;
@@ -139,7 +146,7 @@ impl Volume {
                     record(superblock, findings);
                 }
                 superblock.features.incompat.remove(Incompat::RECOVER);
-                // An orphan that could not be deleted is for the next mount, or for a checker.
+                // An orphan that could not be deleted is left to the next mount, or to a check.
                 if self.orphans.file_is_empty() {
                     superblock.features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
                 }
@@ -147,8 +154,11 @@ impl Volume {
             .await
     }
 
-    /// Puts findings into the superblock: in a transaction of the running file system, past the journal where that has
-    /// stopped. What cannot be put there is kept.
+    /// Puts findings into the superblock: in a transaction, or past the journal if that has stopped. Findings
+    /// that cannot be put there are kept.
+    ///
+    /// # Errors
+    /// Those of the journal and of the device.
     pub(crate) async fn record_findings(&self) -> Result<()> {
         if self.check_writable().is_err() {
             return self.record_on_device().await;
@@ -165,7 +175,11 @@ impl Volume {
         recorded
     }
 
-    /// Stops all writing after `error`: the journal ends, and the superblock gets the finding at once.
+    /// Stops all writing after `error`: aborts the journal, and writes the finding into the superblock at
+    /// once.
+    ///
+    /// # Errors
+    /// Those of the device.
     pub(crate) async fn stop_writing(&self, error: &Error) -> Result<()> {
         if let Some(journal) = &self.journal {
             journal.abort(error);
@@ -173,11 +187,11 @@ impl Volume {
         self.record_on_device().await
     }
 
-    /// The journal has stopped: its task calls this, and must not be held up.
+    /// The journal has stopped with `error`. A task of the journal calls this, which must not block.
     pub(crate) fn journal_aborted(self: &Arc<Self>, error: &Error) {
         let first = self.errors.note_abort(error, self.info.environment.now());
         if !first {
-            // Whoever stopped it records that.
+            // The task that stopped writing records it.
             return;
         }
         let volume = Arc::clone(self);
@@ -188,8 +202,11 @@ impl Volume {
         }));
     }
 
-    /// Puts findings into the superblock as it lies on the device, past the journal, which has stopped. When it
-    /// returns no other call is still at it.
+    /// Puts findings into the superblock as it lies on the device, past the journal, which has stopped. No
+    /// other call is still writing when it returns.
+    ///
+    /// # Errors
+    /// Those of the device.
     pub(crate) async fn record_on_device(&self) -> Result<()> {
         let _one = self.error_writer.lock().await;
         let Some(findings) = self.errors.take() else { return Ok(()) };
@@ -205,7 +222,7 @@ impl Volume {
         let unit = u64::from(device.geometry().logical_block_size);
         let first = SUPERBLOCK_OFFSET / unit * unit;
         let end = (SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64).next_multiple_of(unit);
-        // At most a block of the device before and behind 1,024 bytes.
+        // The 1,024 bytes, rounded outwards to blocks of the device.
         let mut content = device.read_at(first, (end - first) as usize).await?;
         let at = (SUPERBLOCK_OFFSET - first) as usize;
         let place = &mut content[at..at + SUPERBLOCK_SIZE];

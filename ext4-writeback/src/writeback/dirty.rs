@@ -248,13 +248,13 @@ impl Dirty {
     /// A folio of `inode` with `len` bytes became dirty.
     pub fn note_dirty(&self, now: Duration, inode: &Arc<InodeInfo>, len: usize) {
         self.amount.dirty.fetch_add(len, Ordering::Relaxed);
-        inode.pages.owe(len);
+        inode.pages.dirtied.owe(len);
         self.enqueue(now, inode);
     }
 
     /// Puts `inode` into the queue of dirty inodes, if it is not in it.
     pub fn enqueue(&self, now: Duration, inode: &Arc<InodeInfo>) {
-        if !inode.pages.queued.swap(true, Ordering::AcqRel) {
+        if inode.pages.dirtied.enter_queue() {
             self.inodes.queue.lock().push_back(DirtyInode { inode: Arc::clone(inode), since: now });
         }
     }
@@ -355,7 +355,7 @@ impl Dirty {
             self.inodes.in_hand.lock().values().map(|(inode, _)| Arc::clone(inode)).collect();
         let mut all = Vec::with_capacity(queue.len() + others.len());
         for dirty in queue.drain(..) {
-            dirty.inode.pages.queued.store(false, Ordering::Release);
+            dirty.inode.pages.dirtied.leave_queue();
             all.push(self.hand_out(dirty.inode));
         }
         all.extend(others.into_iter().map(|inode| self.hand_out(inode)));
@@ -371,7 +371,7 @@ impl Dirty {
             return None;
         }
         let dirty = queue.pop_front()?;
-        dirty.inode.pages.queued.store(false, Ordering::Release);
+        dirty.inode.pages.dirtied.leave_queue();
         // Under the queue's mutex: at no moment is the inode neither here nor there.
         Some(self.hand_out(dirty.inode))
     }

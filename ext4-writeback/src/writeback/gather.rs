@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ext4_core::device::{Bio, BioFlags, Completion, EndIo, Operation, Plug, Segment};
-use ext4_core::{BlockNumber, Error, Result};
+use ext4_core::{BlockNumber, Error, IoPurpose, Result};
 use parking_lot::Mutex;
 
 use crate::base::counters::LiveCounters;
@@ -225,7 +225,7 @@ impl Flight {
     /// A bio of the ioend ended. Runs in the device's completion context: bookkeeping only.
     fn end_bio(&self, result: Result<()>) {
         if let Err(error) = result {
-            self.state.lock().1.get_or_insert(error);
+            self.state.lock().1.get_or_insert(error.for_purpose(IoPurpose::Data));
         }
         if self.remaining.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;

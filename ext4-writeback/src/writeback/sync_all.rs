@@ -34,12 +34,12 @@ pub(crate) async fn sync_all_data(engine: &Arc<Engine>) -> Result<()> {
     let mut written = Vec::with_capacity(inodes.len());
     for inode in &inodes {
         let size = SizeToSync::begin(inode);
-        let passed = match inode.pages.writeback_lock.try_lock() {
+        let passed = match inode.pages.pass.lock.try_lock() {
             Ok(_pass) => writepages(engine, inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await,
             Err(_) => {
                 // The other pass may wait for folios in this plug.
                 gather.submit();
-                let _pass = inode.pages.writeback_lock.lock().await;
+                let _pass = inode.pages.pass.lock.lock().await;
                 writepages(engine, inode, &mut gather, &WritebackControl::sync(0..u64::MAX)).await
             }
         };

@@ -14,7 +14,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_core::Result;
 
@@ -40,7 +39,7 @@ pub(crate) async fn log_size_and_times(
     if inode.size() > inode.completion.disk_size() && engine.volume.check_writable().is_ok() {
         process_and_schedule(engine, vec![Arc::clone(inode)]).await;
     }
-    if times && inode.pages.times_dirty.load(Ordering::Acquire) {
+    if times && inode.pages.times.are_unlogged() {
         log_times(&engine.volume, inode).await?;
     }
     Ok(())
@@ -56,7 +55,7 @@ pub(crate) async fn start_inode_range(
     inode: &Arc<InodeInfo>,
     range: Range<u64>,
 ) -> Result<()> {
-    let _pass = inode.pages.writeback_lock.lock().await;
+    let _pass = inode.pages.pass.lock.lock().await;
     let mut gather = Gather::new(engine);
     let result = writepages(engine, inode, &mut gather, &WritebackControl::start(range)).await;
     gather.submit();
@@ -93,7 +92,7 @@ pub(crate) async fn sync_inode_range(
 ) -> Result<()> {
     let size = SizeToSync::begin(inode);
     let (result, attendance) = {
-        let _pass = inode.pages.writeback_lock.lock().await;
+        let _pass = inode.pages.pass.lock.lock().await;
         let mut gather = Gather::new(engine);
         let result =
             writepages(engine, inode, &mut gather, &WritebackControl::sync(range.clone())).await.map(|_| ());

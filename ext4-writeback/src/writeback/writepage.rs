@@ -21,7 +21,7 @@
 
 use std::sync::Arc;
 
-use ext4_core::{Errno, Error, LogicalBlock, Result};
+use ext4_core::{Errno, Error, IoPurpose, LogicalBlock, Result};
 
 use crate::cache::extent_status::status::{Extent, Status};
 use crate::cache::folio::FolioGuard;
@@ -107,7 +107,8 @@ impl<'a> WritepageContext<'a> {
                                 "map",
                                 format!("inode {} block {}", inode.number, extent.start),
                                 Errno::EIO,
-                            ));
+                            )
+                            .for_purpose(IoPurpose::Data));
                         }
                     }
                 }

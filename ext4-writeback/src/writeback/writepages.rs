@@ -149,12 +149,12 @@ impl<'a> Pass<'a> {
         control: &'a WritebackControl,
     ) -> Self {
         let pages = &inode.pages;
-        pages.forget_cut();
+        pages.pass.forget_cut();
         let generation = if control.mode == Mode::Sync { pages.tag_dirty() } else { control.generation };
         // Folios that become dirty behind this size by an append that races with the pass are the next
         // pass's.
         let end = control.range.end.min(inode.size());
-        let mut position = if control.cyclic { pages.writeback_index() } else { control.range.start };
+        let mut position = if control.cyclic { pages.pass.index() } else { control.range.start };
         let disk_end = disk_end(engine, inode);
         if end > disk_end {
             position = position.min(disk_end);
@@ -202,7 +202,7 @@ impl<'a> Pass<'a> {
             self.position = guard.start() + 1;
             return ControlFlow::Continue(());
         }
-        self.end = self.end.min(self.inode.pages.cut());
+        self.end = self.end.min(self.inode.pages.pass.cut());
         if guard.start() >= self.end {
             return ControlFlow::Break(());
         }
@@ -281,7 +281,7 @@ impl<'a> Pass<'a> {
 
     fn finish(self) -> Result<u64> {
         if self.control.cyclic {
-            self.inode.pages.set_writeback_index(self.next_index);
+            self.inode.pages.pass.set_index(self.next_index);
         }
         self.gather.close();
         LiveCounters::add(&self.engine.volume.counters.passes, 1);

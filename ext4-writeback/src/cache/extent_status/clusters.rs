@@ -1,19 +1,20 @@
-//! Promises in clusters, for file systems with bigalloc.
+//! Reserved clusters of delayed blocks, for file systems with bigalloc.
 //!
 //! ```text
 //!   cluster      |  0 |  1 |  2 |  3 |  4 |
 //!   allocated     ####                 ##
 //!   delayed         dd dddd dd       dd        in 0 (after its allocated blocks), 1, 2, 4
 //!   shared          0                  4       have both: the space is there already
-//!   promised           1    2                  two clusters
+//!   reserved           1    2                  two clusters
 //! ```
 //!
-//! Invariant: promised = clusters with a delayed block, less the shared ones; shared = clusters that have a delayed and an
-//! allocated block (the kernel's pending reservations). What the device has is not always known here, so who makes or
-//! ends allocations says so: [`ExtentStatusTree::set`](crate::cache::extent_status::ExtentStatusTree::set) and
-//! [`ExtentStatusTree::cluster_freed`](crate::cache::extent_status::ExtentStatusTree::cluster_freed). Were a cluster promised that needs none,
-//! space would be gone until the next mount; were one not promised that needs it, data that a write had accepted could
-//! find none.
+//! Invariant: reserved = clusters with a delayed block, less the shared ones; shared = clusters that have a
+//! delayed and an allocated block (the kernel's pending reservations). What the device has is not always
+//! known here, so a task that allocates or frees says so:
+//! [`ExtentStatusTree::set`](crate::cache::extent_status::ExtentStatusTree::set) and
+//! [`ExtentStatusTree::cluster_freed`](crate::cache::extent_status::ExtentStatusTree::cluster_freed). If a
+//! cluster were reserved that needs none, its space would be missing until the next mount; if one were not
+//! reserved that needs it, data that a write had accepted could find no space.
 
 use std::ops::Range;
 
@@ -22,18 +23,18 @@ use ext4_core::{LogicalBlock, Result};
 use crate::cache::extent_status::status::{Reservation, Status};
 use crate::cache::extent_status::tree::Tree;
 
-/// What a cluster has.
+/// What one cluster holds.
 #[derive(Default)]
 struct Content {
     delayed: bool,
     allocated: bool,
-    /// A hole within the range that is asked about.
+    /// True if it has a hole within the range that is asked about.
     hole: bool,
 }
 
 impl Tree {
     /// The clusters of `blocks`, which are whole clusters, that have delayed blocks and are not shared.
-    fn promised_in(&self, blocks: &Range<LogicalBlock>) -> u64 {
+    fn reserved_in(&self, blocks: &Range<LogicalBlock>) -> u64 {
         let bits = self.clusters.bits;
         let before = self.covering(blocks.start).map_or(blocks.start, |(start, ..)| start);
         let (mut next, mut count) = (0, 0);
@@ -59,9 +60,9 @@ impl Tree {
         if blocks.is_empty() {
             return 0;
         }
-        let before = self.promised_in(&blocks);
+        let before = self.reserved_in(&blocks);
         change(self);
-        // At most the clusters of the range stop having delayed blocks.
+        // At most the clusters of the range lose their last delayed block.
         let bits = self.clusters.bits;
         let shared: Vec<u32> = self
             .clusters
@@ -74,9 +75,9 @@ impl Tree {
                 self.clusters.shared.remove(&cluster);
             }
         }
-        let after = self.promised_in(&blocks);
+        let after = self.reserved_in(&blocks);
         let released = before.saturating_sub(after);
-        self.clusters.promised = self.clusters.promised.saturating_sub(released);
+        self.clusters.reserved = self.clusters.reserved.saturating_sub(released);
         released
     }
 
@@ -97,8 +98,8 @@ impl Tree {
         false
     }
 
-    /// `range` is about to be allocated: those of its clusters that have delayed blocks are shared, as far as these blocks
-    /// stay delayed.
+    /// `range` is about to be allocated: those of its clusters that have delayed blocks are shared, as far as
+    /// these blocks stay delayed.
     pub(crate) fn share_clusters(&mut self, range: &Range<LogicalBlock>) {
         if self.clusters.bits == 0 || range.is_empty() {
             return;
@@ -112,12 +113,12 @@ impl Tree {
         }
     }
 
-    /// As [`ExtentStatusTree::reserve`](crate::cache::extent_status::ExtentStatusTree::reserve): all blocks of the first and last cluster must be
-    /// known too.
+    /// As [`ExtentStatusTree::reserve`](crate::cache::extent_status::ExtentStatusTree::reserve): all blocks
+    /// of the first and last cluster must be known too.
     pub(crate) fn reserve_clusters(
         &mut self,
         range: Range<LogicalBlock>,
-        promise: impl FnOnce(u64) -> Result<()>,
+        reserve: impl FnOnce(u64) -> Result<()>,
     ) -> Result<Reservation> {
         let bits = self.clusters.bits;
         let blocks = self.clusters.round(&range);
@@ -152,14 +153,17 @@ impl Tree {
         if !holes {
             return Ok(Reservation::Done);
         }
-        promise(needed)?;
-        self.clusters.promised += needed;
+        reserve(needed)?;
+        self.clusters.reserved += needed;
         self.clusters.shared.extend(shared);
         self.delay_holes(range);
         Ok(Reservation::Done)
     }
 
-    /// What the blocks of one cluster are; the first block that is not known.
+    /// What the blocks of one cluster hold.
+    ///
+    /// # Errors
+    /// The first block that is not known.
     fn content(
         &self,
         cluster: Range<LogicalBlock>,

@@ -1,26 +1,29 @@
-//! The extent status tree: what lies where in one file, as everybody in memory sees it.
+//! The extent status tree (ext4_es_tree): what lies where in one file, as all tasks see it.
 //!
 //! ```text
 //!   block  0        8      20            21                      2^32-1
-//!          [written][delay][ unwritten   ][hole …………………………………………………)      what is not in the tree is not known:
-//!                                                                             look on the device and add it
+//!          [written][delay][ unwritten   ][hole ………………………………)   what is not in the tree is not known:
+//!                                                       look on the device and add it
 //! ```
 //!
 //! Invariants:
-//! - Delayed blocks exist only here; they are never dropped to save memory. A delayed block has one promised block of
-//!   [`SuperblockInfo::reserve_blocks`](ext4_core::meta::SuperblockInfo::reserve_blocks) behind it.
-//! - With bigalloc a promise is a cluster: as many are promised as there are clusters that have a delayed block and no
-//!   allocated one ([`clusters`]). Below, "promised" is in that unit.
-//! - A delayed block has a dirty block of the page cache above it: both come to be under the folio's lock with nothing
-//!   awaited in between, so that no dropped future can leave the one without the other.
-//! - What is taken from the device only fills gaps: where the tree knows something, the tree is right.
-//! - What could be read again has a bound in each tree and in all trees of the file system together ([`Reclaimable`]): a
-//!   tree that grows while all hold too much gives up its own. Another file system in the process has a bound of its own.
-//! - The sequence number grows with every change, under the lock. Who kept an answer compares; a false "changed" is
-//!   allowed, a false "unchanged" would write data into blocks that belong to another file by now.
+//! - Delayed blocks exist only here; they are never dropped to save memory. One block is reserved for each of
+//!   them with [`SuperblockInfo::reserve_blocks`](ext4_core::meta::SuperblockInfo::reserve_blocks).
+//! - With bigalloc whole clusters are reserved: as many as there are clusters that have a delayed block and
+//!   no allocated one ([`clusters`]). Below, "reserved" counts clusters then.
+//! - A delayed block has a dirty block of the page cache above it: both appear under the folio lock with no
+//!   await between them, so that no dropped future leaves one without the other.
+//! - What is read from the device only fills gaps: if the tree knows something, the tree is right.
+//! - Extents that could be read again have a bound in each tree and in all trees of the file system together
+//!   ([`Reclaimable`]): a tree that grows while all of them hold too much drops its own extents. Another file
+//!   system in the process has a bound of its own.
+//! - The sequence number grows with every change, under the lock. A user that kept an answer compares it; a
+//!   false "changed" is allowed, a false "unchanged" would write data into blocks that belong to another file
+//!   by now.
 //!
-//! Locks: one mutex, a leaf. Changes of what is on the device hold the inode's lock (i_data_sem) for writing around
-//! both; writers of a hole hold `rwlock`, which keeps truncation and allocation of holes away.
+//! Locks: one mutex, a leaf. A task that changes both the mapping on the device and the tree holds the lock
+//! of the inode (i_data_sem) for writing around both. A writer of a hole holds `rwlock`, which keeps
+//! truncation and allocation of holes away.
 
 pub(crate) mod clusters;
 #[cfg(test)]
@@ -39,7 +42,7 @@ use parking_lot::Mutex;
 use crate::cache::extent_status::status::{Extent, Reservation, Status};
 use crate::cache::extent_status::tree::{Reclaimable, Tree};
 
-/// What lies where in one file. See the module.
+/// The extent status tree of one file. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct ExtentStatusTree {
     tree: Mutex<Tree>,
@@ -47,14 +50,14 @@ pub(crate) struct ExtentStatusTree {
 }
 
 impl ExtentStatusTree {
-    /// An empty tree that no other tree is counted with.
+    /// An empty tree that shares its bound with no other tree.
     #[cfg(test)]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty tree of a file system that allocates clusters of two to the power of `cluster_bits` blocks, one of those
-    /// that are counted in `reclaimable`.
+    /// An empty tree of a file system whose clusters have 2^`cluster_bits` blocks; its extents are counted in
+    /// `reclaimable`.
     pub fn of(cluster_bits: u32, reclaimable: &Arc<Reclaimable>) -> Self {
         let tree = Tree::new(cluster_bits, reclaimable);
         Self { tree: Mutex::new(tree), ..Self::default() }
@@ -64,37 +67,37 @@ impl ExtentStatusTree {
         self.sequence.fetch_add(1, Ordering::Release) + 1
     }
 
-    /// Grows with every change.
+    /// The sequence number, which grows with every change.
     pub fn sequence(&self) -> u64 {
         self.sequence.load(Ordering::Acquire)
     }
 
-    /// Blocks that are delayed.
+    /// How many blocks are delayed.
     pub fn delayed_blocks(&self) -> u64 {
         self.tree.lock().delayed_blocks
     }
 
-    /// How many blocks are promised; with bigalloc whole clusters.
-    pub fn promised_blocks(&self) -> u64 {
+    /// How many blocks are reserved; with bigalloc those of whole clusters.
+    pub fn reserved_blocks(&self) -> u64 {
         let tree = self.tree.lock();
         match tree.clusters.bits {
             0 => tree.delayed_blocks,
-            bits => tree.clusters.promised << bits,
+            bits => tree.clusters.reserved << bits,
         }
     }
 
-    /// The cluster of `block` was freed on the device. True where delayed blocks share it: the caller promises it
-    /// again. Never without bigalloc. The caller holds the inode's lock for writing.
+    /// The cluster of `block` was freed on the device. Returns true if delayed blocks shared it: the caller
+    /// reserves it again. Always false without bigalloc. The caller holds the lock of the inode for writing.
     pub fn cluster_freed(&self, block: LogicalBlock) -> bool {
         self.tree.lock().clusters.freed(block)
     }
 
-    /// True where delayed blocks share the cluster of `block` with allocated ones.
+    /// Returns true if delayed blocks share the cluster of `block` with allocated ones.
     pub fn shares_cluster(&self, block: LogicalBlock) -> bool {
         self.tree.lock().clusters.is_shared(block)
     }
 
-    /// What is known of `block` and those behind it.
+    /// What is known of `block` and of the blocks behind it; `None` if `block` is not known.
     pub fn lookup(&self, block: LogicalBlock) -> Option<Extent> {
         let tree = self.tree.lock();
         let (start, end, status) = tree.covering(block)?;
@@ -102,7 +105,8 @@ impl ExtentStatusTree {
         Some(Extent { start: block, end, status, sequence: self.sequence() })
     }
 
-    /// Adds what was found on the device, where nothing is known yet. The caller holds the inode's lock.
+    /// Adds what was found on the device, for blocks of which nothing is known yet. The caller holds the lock
+    /// of the inode.
     pub fn cache(&self, mapping: &Mapping) {
         let end = mapping.logical.offset(mapping.len);
         let status = Status::from(mapping.state);
@@ -121,25 +125,25 @@ impl ExtentStatusTree {
         self.bump();
     }
 
-    /// Makes the holes of `range` delayed, all or none. `promise` is asked for as many blocks as there are in holes;
-    /// with bigalloc for the clusters that have neither delayed nor allocated blocks yet, which may be none. The caller
-    /// holds `rwlock` for writing and the lock of the folio that covers the range.
+    /// Makes the holes of `range` delayed, all or none. `reserve` is asked for as many blocks as there are in
+    /// holes; with bigalloc for the clusters that have neither delayed nor allocated blocks yet, which may be
+    /// none. The caller holds `rwlock` for writing and the lock of the folio that covers the range.
     ///
     /// # Errors
-    /// Those of `promise`; then nothing was changed.
+    /// Those of `reserve`; nothing was changed then.
     pub fn reserve(
         &self,
         range: Range<LogicalBlock>,
-        promise: impl FnOnce(u64) -> Result<()>,
+        reserve: impl FnOnce(u64) -> Result<()>,
     ) -> Result<Reservation> {
         let mut tree = self.tree.lock();
         if tree.clusters.bits != 0 {
-            let reservation = tree.reserve_clusters(range, promise)?;
+            let reservation = tree.reserve_clusters(range, reserve)?;
             self.bump();
             return Ok(reservation);
         }
         if tree.goes_on_behind_delayed(&range) {
-            promise(u64::from(range.end - range.start))?;
+            reserve(u64::from(range.end - range.start))?;
             tree.lengthen_delayed(&range);
             self.bump();
             return Ok(Reservation::Done);
@@ -158,14 +162,15 @@ impl ExtentStatusTree {
         if holes == 0 {
             return Ok(Reservation::Done);
         }
-        promise(holes)?;
+        reserve(holes)?;
         tree.delay_holes(range);
         self.bump();
         Ok(Reservation::Done)
     }
 
-    /// `range` was allocated or converted: says what is there now, whatever was there before. Returns how many promises
-    /// that ends (those of the delayed blocks among it), and the new sequence number. The caller holds the inode's lock for writing.
+    /// `range` was allocated or converted: sets its status, whatever it was before. Returns how many reserved
+    /// blocks (clusters) that uses up, those of the delayed blocks in the range, and the new sequence number.
+    /// The caller holds the lock of the inode for writing.
     pub fn set(&self, range: Range<LogicalBlock>, status: Status) -> (u64, u64) {
         let mut tree = self.tree.lock();
         let allocated = matches!(status, Status::Unwritten(_) | Status::Written(_));
@@ -181,7 +186,8 @@ impl ExtentStatusTree {
         (released, self.bump())
     }
 
-    /// The unwritten blocks of `range` are written now. The caller holds the inode's lock for writing.
+    /// The unwritten blocks of `range` were converted to written ones. The caller holds the lock of the inode
+    /// for writing.
     pub fn set_written(&self, range: Range<LogicalBlock>) {
         let mut tree = self.tree.lock();
         let mut at = range.start;
@@ -200,7 +206,8 @@ impl ExtentStatusTree {
         self.bump();
     }
 
-    /// Forgets `range`, its delayed blocks included; returns how many promises that ends: the caller gives them back.
+    /// Forgets `range`, its delayed blocks included. Returns how many blocks (clusters) need no longer be
+    /// reserved; the caller releases them.
     pub fn remove(&self, range: Range<LogicalBlock>) -> u64 {
         let mut tree = self.tree.lock();
         let released = tree.releasing(range.clone(), |tree| tree.carve(range));
@@ -208,7 +215,8 @@ impl ExtentStatusTree {
         released
     }
 
-    /// Forgets the delayed blocks of `range` only; returns how many promises that ends.
+    /// Forgets only the delayed blocks of `range`. Returns how many blocks (clusters) need no longer be
+    /// reserved.
     pub fn remove_delayed(&self, range: Range<LogicalBlock>) -> u64 {
         let mut tree = self.tree.lock();
         let released = tree.releasing(range.clone(), |tree| {
@@ -245,7 +253,8 @@ mod tests {
         Mapping { logical: LogicalBlock(logical), len, state }
     }
 
-    /// A kept answer is fresh while the sequence is the one it came with; 32 bits of it would come round.
+    /// A kept answer is valid while the sequence number is the one that it came with; 32 bits of it would
+    /// wrap.
     #[test]
     fn k_24_the_sequence_goes_on_behind_32_bits() {
         let tree = ExtentStatusTree { sequence: AtomicU64::new(7), ..ExtentStatusTree::new() };
@@ -257,7 +266,7 @@ mod tests {
         assert_eq!(tree.sequence() as u32, kept.sequence as u32, "what 32 bits would have said");
     }
 
-    /// Who made blocks delayed has an answer that is true at once.
+    /// A writer that made blocks delayed has a valid answer at once.
     #[test]
     fn k_25_k_19_what_was_just_reserved_is_delayed_and_fresh() {
         let tree = ExtentStatusTree::new();
@@ -304,18 +313,18 @@ mod tests {
                 1 => {
                     let holes = model[start..end].iter().filter(|s| **s == Some(Status::Hole)).count();
                     let unknown = model[start..end].iter().position(Option::is_none);
-                    let mut promised = 0;
+                    let mut reserved = 0;
                     let result = tree.reserve(range, |n| {
-                        promised = n;
+                        reserved = n;
                         Ok(())
                     });
                     match unknown {
                         Some(at) => {
                             let at = LogicalBlock((start + at) as u32);
-                            assert_eq!(result.expect("promised"), Reservation::NotCached(at));
+                            assert_eq!(result.expect("reserved"), Reservation::NotCached(at));
                         }
                         None => {
-                            assert_eq!(promised, holes as u64);
+                            assert_eq!(reserved, holes as u64);
                             for slot in &mut model[start..end] {
                                 if *slot == Some(Status::Hole) {
                                     *slot = Some(Status::Delayed);
@@ -381,7 +390,7 @@ mod tests {
         let tree = ExtentStatusTree::new();
         tree.cache(&mapping(0, u32::MAX, MappingState::Hole));
         for block in 0..1000 {
-            tree.reserve(blocks(block..block + 1), |_| Ok(())).expect("promised");
+            tree.reserve(blocks(block..block + 1), |_| Ok(())).expect("reserved");
         }
         let extent = tree.lookup(LogicalBlock(3)).expect("known");
         assert_eq!((extent.start..extent.end, extent.status), (blocks(3..1000), Status::Delayed));
@@ -392,7 +401,7 @@ mod tests {
     fn delayed_blocks_survive_the_bound() {
         let tree = ExtentStatusTree::new();
         tree.cache(&mapping(0, 10, MappingState::Hole));
-        tree.reserve(blocks(0..10), |_| Ok(())).expect("promised");
+        tree.reserve(blocks(0..10), |_| Ok(())).expect("reserved");
         for i in 0..20_000 {
             tree.cache(&mapping(100 + 2 * i, 1, MappingState::Written(BlockNumber(7))));
         }
@@ -415,15 +424,15 @@ mod tests {
         let held: usize = trees.iter().map(|tree| tree.tree.lock().extents.len()).sum();
         assert!(held <= MAX_RECLAIMABLE_OF_ALL + trees.len() * MIN_RECLAIMABLE, "{held}");
         assert!(held > MAX_RECLAIMABLE_OF_ALL / 2, "{held}");
-        // Another file system's trees have their own.
+        // The trees of another file system have a bound of their own.
         let other = ExtentStatusTree::of(0, &elsewhere);
         fill(&other, 8000);
         assert_eq!(other.tree.lock().extents.len(), 8000);
-        // While one more of these has none left.
+        // One more tree of this file system may hold none.
         let tree = ExtentStatusTree::of(0, &here);
         fill(&tree, 8000);
         assert!(tree.tree.lock().extents.len() < 8000);
-        // What is dropped makes room.
+        // A dropped tree makes room.
         drop((trees, tree));
         assert_eq!(here.0.load(Ordering::Relaxed), 0);
         let tree = ExtentStatusTree::of(0, &here);

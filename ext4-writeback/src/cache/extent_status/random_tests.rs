@@ -23,7 +23,7 @@ struct Model {
     bits: u32,
     tree: ExtentStatusTree,
     blocks: [Block; BLOCKS],
-    promised: u64,
+    reserved: u64,
 }
 
 impl Model {
@@ -77,8 +77,8 @@ impl Model {
             match result {
                 Ok(Reservation::NotCached(block)) => self.load(block.0 as usize),
                 Ok(Reservation::Done) => {
-                    assert_eq!(asked, needed, "promises for {range:?}");
-                    self.promised += asked;
+                    assert_eq!(asked, needed, "reserved for {range:?}");
+                    self.reserved += asked;
                     for block in &mut self.blocks[range] {
                         if *block == Block::Hole {
                             *block = Block::Delayed;
@@ -95,28 +95,28 @@ impl Model {
     }
 
     /// Allocates `range`, whatever is there: as writeback does, or a write without delayed allocation.
-    /// Gives the promises that ends, and how many clusters it takes.
+    /// Returns how many reserved clusters that releases, and how many clusters it takes.
     fn allocate(&mut self, range: std::ops::Range<usize>) -> (u64, u64) {
         let before = self.allocated();
         let physical = BlockNumber(1000 + range.start as u64);
         let (released, _) =
             self.tree.set(blocks(range.start as u32..range.end as u32), Status::Unwritten(physical));
         self.blocks[range.clone()].fill(Block::Allocated);
-        self.promised -= released;
+        self.reserved -= released;
         (released, (self.allocated() - before) as u64)
     }
 
     /// Removes `range` as truncation and punching a hole do: from memory, from the device, then the ends.
     fn remove(&mut self, range: std::ops::Range<usize>) {
         let released = self.tree.remove(blocks(range.start as u32..range.end as u32));
-        self.promised -= released;
+        self.reserved -= released;
         self.blocks[range.clone()].fill(Block::Hole);
         for end in [range.start, range.end - 1] {
             if self.tree.shares_cluster(LogicalBlock(end as u32))
                 && !self.cluster_has(end, Block::Allocated)
                 && self.tree.cluster_freed(LogicalBlock(end as u32))
             {
-                self.promised += 1;
+                self.reserved += 1;
             }
         }
     }
@@ -125,8 +125,8 @@ impl Model {
         let own =
             |at: &usize| self.cluster_has(*at, Block::Delayed) && !self.cluster_has(*at, Block::Allocated);
         let expected = (0..BLOCKS).step_by(1 << self.bits).filter(own).count() as u64;
-        assert_eq!(self.promised, expected, "{context}: the books");
-        assert_eq!(self.tree.promised_blocks(), expected << self.bits, "{context}: the tree");
+        assert_eq!(self.reserved, expected, "{context}: the books");
+        assert_eq!(self.tree.reserved_blocks(), expected << self.bits, "{context}: the tree");
         for at in (0..BLOCKS).step_by(1 << self.bits) {
             let both = self.cluster_has(at, Block::Delayed) && self.cluster_has(at, Block::Allocated);
             assert_eq!(self.tree.shares_cluster(LogicalBlock(at as u32)), both, "{context}: cluster of {at}");
@@ -148,7 +148,7 @@ impl Model {
 }
 
 #[test]
-fn k_38_promises_are_exact_after_every_step() {
+fn k_38_reservations_are_exact_after_every_step() {
     for seed in 0..24 {
         let bits = 1 + seed as u32 % 4;
         let mut random = fastrand::Rng::with_seed(seed);
@@ -156,7 +156,7 @@ fn k_38_promises_are_exact_after_every_step() {
             bits,
             tree: ExtentStatusTree::of(bits, &Arc::default()),
             blocks: [Block::Hole; BLOCKS],
-            promised: 0,
+            reserved: 0,
         };
         for step in 0..3000 {
             let start = random.usize(0..BLOCKS);
@@ -174,7 +174,7 @@ fn k_38_promises_are_exact_after_every_step() {
                         let (released, taken) = model.allocate(first..first + random.usize(1..=run));
                         assert_eq!(
                             released, taken,
-                            "seed {seed}, step {step}: a promise is what is allocated"
+                            "seed {seed}, step {step}: what is reserved is what is allocated"
                         );
                     }
                 }
@@ -185,7 +185,7 @@ fn k_38_promises_are_exact_after_every_step() {
                 // Failed writeback.
                 _ => {
                     let released = model.tree.remove_delayed(blocks(start as u32..end as u32));
-                    model.promised -= released;
+                    model.reserved -= released;
                     for block in &mut model.blocks[start..end] {
                         if *block == Block::Delayed {
                             *block = Block::Hole;
@@ -196,7 +196,7 @@ fn k_38_promises_are_exact_after_every_step() {
             model.check(&format!("seed {seed}, step {step} (kind {kind}, {start}..{end})"));
         }
         model.remove(0..BLOCKS);
-        assert_eq!((model.promised, model.tree.promised_blocks()), (0, 0), "seed {seed}");
+        assert_eq!((model.reserved, model.tree.reserved_blocks()), (0, 0), "seed {seed}");
     }
 }
 
@@ -205,14 +205,14 @@ fn the_last_cluster_of_the_largest_file_is_cut_off() {
     let tree = ExtentStatusTree::of(4, &Arc::default());
     let hole = Mapping { logical: LogicalBlock(0), len: u32::MAX, state: MappingState::Hole };
     tree.cache(&hole);
-    let mut promised = 0;
+    let mut reserved = 0;
     let last = u32::MAX - 1;
-    let promise = |count| {
-        promised += count;
+    let reserve = |count| {
+        reserved += count;
         Ok(())
     };
-    assert_eq!(tree.reserve(blocks(last - 20..last + 1), promise).expect("promised"), Reservation::Done);
-    assert_eq!(promised, 2);
+    assert_eq!(tree.reserve(blocks(last - 20..last + 1), reserve).expect("reserved"), Reservation::Done);
+    assert_eq!(reserved, 2);
     assert_eq!(tree.remove(blocks(last - 2..u32::MAX)), 0);
     assert_eq!(tree.remove(blocks(0..u32::MAX)), 2);
 }

@@ -1,23 +1,23 @@
-//! TODO header.
+//! The status of runs of blocks (EXTENT_STATUS_*), and the answers of the extent status tree.
 
 use ext4_core::meta::extent_tree::MappingState;
 use ext4_core::{BlockNumber, LogicalBlock};
 
-/// What lies at a run of blocks.
+/// The status of a run of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Status {
-    /// Nothing.
+    /// A hole: nothing.
     Hole,
-    /// Dirty data without blocks, for which space is promised.
+    /// Delayed: dirty data without blocks, for which space is reserved.
     Delayed,
-    /// Allocated blocks without data, from this one on.
+    /// Unwritten: allocated blocks without data, from this block of the device on.
     Unwritten(BlockNumber),
-    /// Data, from this block on.
+    /// Written: data, from this block of the device on.
     Written(BlockNumber),
 }
 
 impl Status {
-    /// The status `count` blocks further on in the same run.
+    /// The status of the block that lies `count` blocks further on in the same run.
     pub fn advance(self, count: u32) -> Self {
         match self {
             Self::Hole => Self::Hole,
@@ -38,16 +38,16 @@ impl From<MappingState> for Status {
     }
 }
 
-/// An answer of the tree.
+/// An answer of the tree: a run of blocks with one status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
-    /// The first block.
+    /// The first block of the file.
     pub start: LogicalBlock,
-    /// The block behind the last.
+    /// The block of the file behind the last.
     pub end: LogicalBlock,
-    /// What is there.
+    /// Its status.
     pub status: Status,
-    /// The sequence number it is true at.
+    /// The sequence number at which it is valid.
     pub sequence: u64,
 }
 
@@ -56,6 +56,6 @@ pub(crate) struct Extent {
 pub(crate) enum Reservation {
     /// Every block of the range is delayed or allocated now.
     Done,
-    /// This block is not known: load it and ask again. Nothing was changed.
+    /// This block is not known: the caller loads it and asks again. Nothing was changed.
     NotCached(LogicalBlock),
 }

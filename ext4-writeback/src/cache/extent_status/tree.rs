@@ -1,8 +1,9 @@
-//! The extents themselves: an ordered map of runs that do not overlap.
+//! The extents of an extent status tree: an ordered map of runs that do not overlap.
 //!
 //! Invariants:
 //! - No two runs that touch could be one.
-//! - `delayed_blocks` and `delayed_extents` count what the map holds; `counted` is what this tree adds to the count of all.
+//! - `delayed_blocks` and `delayed_extents` count what the map holds; `counted` is what this tree adds to the
+//!   count of all trees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -16,18 +17,18 @@ use crate::cache::extent_status::status::Status;
 /// The part of a tree that knows clusters.
 #[derive(Debug, Default)]
 pub(crate) struct Clusters {
-    /// Base-two logarithm of the blocks of a cluster; 0 without bigalloc, and nothing else is used then.
+    /// Base-two logarithm of the blocks of a cluster; 0 without bigalloc, and no other field is used then.
     pub bits: u32,
-    /// How many are promised.
-    pub promised: u64,
-    /// Those with delayed and allocated blocks.
+    /// How many clusters are reserved.
+    pub reserved: u64,
+    /// Clusters with both delayed and allocated blocks.
     pub shared: BTreeSet<u32>,
 }
 
 impl Clusters {
     pub fn freed(&mut self, block: LogicalBlock) -> bool {
         let freed = self.bits != 0 && self.shared.remove(&(block.0 >> self.bits));
-        self.promised += u64::from(freed);
+        self.reserved += u64::from(freed);
         freed
     }
 
@@ -43,15 +44,15 @@ impl Clusters {
     }
 }
 
-/// See the module.
+/// The extents of one file. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     pub extents: BTreeMap<LogicalBlock, (LogicalBlock, Status)>,
     pub delayed_blocks: u64,
     delayed_extents: usize,
-    /// Those of all trees.
+    /// The count of all trees of the file system.
     pub reclaimable: Arc<Reclaimable>,
-    /// How many of its extents are counted there.
+    /// How many extents of this tree are counted there.
     counted: usize,
     pub clusters: Clusters,
 }
@@ -65,7 +66,8 @@ impl Drop for Tree {
 /// How many extents that could be read again one tree may hold.
 pub(crate) const MAX_RECLAIMABLE: usize = 8192;
 
-/// How many all trees of a file system may hold together (about 16 MiB), and how many each may whatever the others do.
+/// How many extents that could be read again all trees of a file system may hold together (about 16 MiB), and
+/// how many each tree may hold whatever the others do.
 pub(crate) const MAX_RECLAIMABLE_OF_ALL: usize = 1 << 18;
 
 pub(crate) const MIN_RECLAIMABLE: usize = 64;
@@ -75,7 +77,7 @@ pub(crate) const MIN_RECLAIMABLE: usize = 64;
 pub(crate) struct Reclaimable(pub(crate) AtomicUsize);
 
 impl Tree {
-    /// Nothing is known.
+    /// An empty tree: nothing is known.
     pub fn new(cluster_bits: u32, reclaimable: &Arc<Reclaimable>) -> Self {
         let mut tree = Self {
             extents: BTreeMap::new(),
@@ -113,8 +115,8 @@ impl Tree {
         (*end > block).then_some((*start, *end, *status))
     }
 
-    /// What `change` of `range` does to the promises: how many are not needed any more. `change` returns how many
-    /// blocks stopped being delayed.
+    /// Runs `change`, which changes `range` and returns how many blocks stopped being delayed. Returns how
+    /// many blocks (clusters) need no longer be reserved.
     pub fn releasing(&mut self, range: Range<LogicalBlock>, change: impl FnOnce(&mut Self) -> u64) -> u64 {
         if self.clusters.bits == 0 { change(self) } else { self.releasing_clusters(range, change) }
     }
@@ -143,7 +145,7 @@ impl Tree {
         delayed
     }
 
-    /// Adds an extent where nothing is known; joins it with its neighbours.
+    /// Adds an extent, of whose blocks nothing is known; joins it with its neighbours.
     pub fn put(&mut self, mut start: LogicalBlock, mut end: LogicalBlock, mut status: Status) {
         if start >= end {
             return;
@@ -182,7 +184,8 @@ impl Tree {
         reclaimable
     }
 
-    /// True where `range` is the beginning of a hole behind a delayed extent: the next step of a stream of writes.
+    /// Returns true if `range` is the beginning of a hole behind a delayed extent: the next step of a stream
+    /// of writes.
     pub fn goes_on_behind_delayed(&self, range: &Range<LogicalBlock>) -> bool {
         let mut before = self.extents.range(..=range.start).rev();
         matches!(
@@ -216,7 +219,7 @@ impl Tree {
         }
     }
 
-    /// Keeps the tree within its bound, and all of them within theirs; `keep` stays.
+    /// Keeps this tree within its bound, and all trees within theirs; the extents of `keep` stay.
     pub fn prune(&mut self, keep: LogicalBlock) {
         let reclaimable = self.count();
         let of_all = self.reclaimable.0.load(Ordering::Relaxed);
@@ -226,8 +229,8 @@ impl Tree {
             return;
         }
         let before = self.extents.len();
-        // Everything goes at once: it comes back by one read of a cached leaf each. A clock hand would be one more
-        // word in each extent.
+        // All extents go at once: each comes back by one read of a cached leaf. A clock hand would need one
+        // more word in each extent.
         self.extents
             .retain(|start, (end, status)| *status == Status::Delayed || (*start..*end).contains(&keep));
         tracing::trace!(

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, IoPurpose, Result};
 
 use crate::base::runtime::run_to_end;
 use crate::inode::InodeInfo;
@@ -61,7 +61,7 @@ pub(crate) async fn ensure_disksize(engine: &Arc<Engine>, inode: &Arc<InodeInfo>
     write_back_busy(engine, inode, 0..u64::MAX).await?;
     if inode.completion.disk_size() < end {
         let location = format!("inode {} before byte {end}", inode.number);
-        return Err(Error::io("write back", location, Errno::EIO));
+        return Err(Error::io("write back", location, Errno::EIO).for_purpose(IoPurpose::Data));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
-use ext4_core::{Errno, Error, LogicalBlock, Result};
+use ext4_core::{Errno, Error, IoPurpose, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -51,7 +51,7 @@ pub(crate) async fn read(
             Kind::Hole | Kind::Unwritten(_) => None,
             Kind::Delalloc => {
                 let location = format!("inode {} at byte {}", inode.number, map.offset);
-                return Err(Error::io("write back", location, Errno::EIO));
+                return Err(Error::io("write back", location, Errno::EIO).for_purpose(IoPurpose::Data));
             }
         };
         pieces.push(Piece { len: map.length as usize, place });

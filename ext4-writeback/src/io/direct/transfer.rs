@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ext4_core::device::{
     AlignedBuffer, Bio, BioFlags, BufferPart, Completion, EndIo, Operation, Plug, Segment,
 };
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, IoPurpose, Result};
 use tokio::sync::oneshot;
 
 use crate::writeback::Engine;
@@ -68,5 +68,5 @@ pub(crate) async fn transfer(
     if let Some(whole) = AlignedBuffer::from_parts(back) {
         *buffer = whole;
     }
-    result
+    result.map_err(|error| error.for_purpose(IoPurpose::Data))
 }

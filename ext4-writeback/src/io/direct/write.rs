@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Operation};
-use ext4_core::{BlockNumber, Errno, Error, LogicalBlock, Result};
+use ext4_core::{BlockNumber, Errno, Error, IoPurpose, LogicalBlock, Result};
 
 use crate::base::counters::LiveCounters;
 use crate::cache::extent_status::status::Status;
@@ -284,7 +284,7 @@ async fn survey(engine: &Engine, inode: &InodeInfo, range: &Range<u64>) -> Resul
             Status::Delayed => {
                 // Its data could not be written back, and that was reported.
                 let location = format!("inode {} block {at}", inode.number);
-                return Err(Error::io("write back", location, Errno::EIO));
+                return Err(Error::io("write back", location, Errno::EIO).for_purpose(IoPurpose::Data));
             }
         }
         at = blocks.end;

@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 
 use ext4_core::meta::extent_tree::{Removal, Shift};
 use ext4_core::meta::{credits, extent_tree};
-use ext4_core::{Errno, Error, LogicalBlock, Result};
+use ext4_core::{Errno, Error, IoPurpose, LogicalBlock, Result};
 
 use crate::inode::log::log_inode;
 use crate::io::drop_folios;
@@ -63,7 +63,7 @@ impl Request<'_> {
         if inode.pages.is_dirty_folios() || disk_size != inode.size() {
             // Data that could not be written: its error is reported by fsync.
             let what = format!("inode {}: {disk_size} of {} bytes", inode.number, inode.size());
-            return Err(Error::io("write back", what, Errno::EIO));
+            return Err(Error::io("write back", what, Errno::EIO).for_purpose(IoPurpose::Data));
         }
         drop_folios::drop_folios(engine, inode, self.offset..u64::MAX).await;
         Ok(())
@@ -83,7 +83,7 @@ impl Request<'_> {
     /// Sets i_size and i_disksize, and stamps mtime and ctime. The caller holds the inode's lock, and logs
     /// the inode.
     fn set_sizes(&self, disk: &mut ext4_core::format::inode::Inode, size: u64) {
-        self.inode.pages.note_cut(size);
+        self.inode.pages.pass.note_cut(size);
         self.inode.completion.note_truncation(size);
         self.inode.size.store(size, Ordering::SeqCst);
         disk.size = size;

@@ -1,24 +1,25 @@
-//! What was mapped and unmapped in one file: disjoint ranges of its blocks, each with what lies there now.
+//! Ranges that were mapped and unmapped in one file, for ADD_RANGE and DEL_RANGE: disjoint, each with its
+//! mapping now.
 //!
-//! The kernel keeps one range from the first block to the last and looks at the extent tree when it commits; that can
-//! need the device. Here what a range is mapped to is known when it changes.
+//! The kernel keeps one range from the first block to the last and looks at the extent tree when it commits;
+//! which may need the device. Here the mapping of a range is known when it changes.
 
 use ext4_core::format::extent::Extent;
 use ext4_core::run_map::{RunMap, RunValue};
 use ext4_core::{BlockNumber, InodeNumber, LogicalBlock};
 use ext4_journal::FastCommitTag;
 
-/// What lies at a range.
+/// The mapping of a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mapped {
-    /// Nothing.
+    /// A hole.
     Hole,
     /// Blocks from this one on; `unwritten`: they read as zeros.
     Blocks { physical: BlockNumber, unwritten: bool },
 }
 
 impl RunValue for Mapped {
-    /// What lies `count` blocks further on.
+    /// The mapping of the block that lies `count` blocks further on.
     fn advance(self, count: u32) -> Self {
         match self {
             Self::Hole => Self::Hole,
@@ -29,22 +30,23 @@ impl RunValue for Mapped {
     }
 }
 
-/// What lies at each range.
+/// First block of the file → (block behind the last, mapping).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ranges(RunMap<Mapped>);
 
 impl Ranges {
-    /// How many there are.
+    /// How many ranges there are.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// `mapped` lies at blocks `start..end` from now on.
+    /// Blocks `start..end` of the file are mapped as `mapped` from now on.
     pub fn set(&mut self, start: u32, end: u32, mapped: Mapped) {
         self.0.set(start..end, mapped);
     }
 
-    /// ADD_RANGE and DEL_RANGE for them, in the order of the file, no extent longer than one can be.
+    /// ADD_RANGE and DEL_RANGE for the ranges, in the order of the file, no extent longer than the format
+    /// allows.
     pub fn tags(&self, inode: InodeNumber, tags: &mut Vec<FastCommitTag>) {
         for run in self.0.iter() {
             let logical = LogicalBlock(run.start);
@@ -75,7 +77,7 @@ mod tests {
         Mapped::Blocks { physical: BlockNumber(physical), unwritten }
     }
 
-    /// Block by block, what the ranges say is what was set last.
+    /// For each block the ranges say what was set last.
     #[test]
     fn ranges_say_what_was_set_last() {
         for seed in 0..200 {

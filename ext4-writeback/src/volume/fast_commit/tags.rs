@@ -1,8 +1,8 @@
-//! The tags for what the tracker has, and fsync's way to the journal.
+//! The tags (EXT4_FC_TAG_*) for the changes that the tracker has.
 //!
-//! The order is the kernel's: names first, and before CREAT the new inode with its ranges, so that what the name points
-//! to is there; then every inode that changed, its ranges before its fields. The fields come last because the replay of
-//! a name changes the link count, which they set right.
+//! The order is the kernel's: names first, and before CREAT the new inode with its ranges, so that the inode
+//! exists when its name comes; then each inode that changed, its ranges before its fields. The fields come
+//! last because the replay of a name changes the link count, which the fields correct.
 
 use ext4_core::TransactionId;
 use ext4_journal::{FastCommitEntry, FastCommitSource, FastCommitTag, Ineligible};
@@ -10,8 +10,8 @@ use ext4_journal::{FastCommitEntry, FastCommitSource, FastCommitTag, Ineligible}
 use crate::volume::fast_commit::reason::Reason;
 use crate::volume::fast_commit::track::{Changed, Operation, Record, State, Tracker};
 
-/// Bytes of an inode without extra fields, and the least those have to be for e2fsck: their own size and the upper half
-/// of the checksum.
+/// Bytes of an inode without extra fields, and the fewest bytes of extra fields that e2fsck needs: their size
+/// and the upper half of the checksum.
 const BASE_SIZE: usize = 128;
 
 const MIN_EXTRA: usize = 4;
@@ -52,7 +52,7 @@ fn tags(state: &State) -> std::result::Result<Vec<FastCommitTag>, Reason> {
         return Err(Reason::Orphan);
     }
     let image = |inode, changed: &Changed| {
-        // Its handle failed before it was logged.
+        // Its handle failed before the inode was logged.
         let slot = changed.slot.as_ref().ok_or(Reason::Failure)?;
         let image = slot.fixed_fields();
         if slot.size() > BASE_SIZE && image.len() < BASE_SIZE + MIN_EXTRA {
@@ -70,7 +70,7 @@ fn tags(state: &State) -> std::result::Result<Vec<FastCommitTag>, Reason> {
         };
         let tag = match entry.operation {
             Operation::Create => {
-                // Without it there would be a name of an inode that is none.
+                // Without the inode its name would lead nowhere.
                 let Some(changed) = inodes.get(&entry.inode) else { return Err(Reason::Failure) };
                 tags.push(image(entry.inode, changed)?);
                 changed.ranges.tags(entry.inode, &mut tags);

@@ -1,15 +1,18 @@
-//! What the running transaction has done since the last fast commit, in memory.
+//! The tracker of fast commits (ext4_fc_track_*): the changes of the running transaction since the last fast
+//! commit.
 //!
-//! Everything here is told by those who change something, under their handle. A transaction's record begins with the
-//! first handle that tells something, and is dropped when one of a later transaction does: a full commit has made it
-//! void.
+//! Operations report their changes under their handle. The record of a transaction begins with the first
+//! handle that reports something, and is dropped when a handle of a later transaction does: a full commit has
+//! made it void.
 //!
 //! Invariants:
-//! - Names are kept in the order in which they came and went, as the kernel keeps them. In another order a directory
-//!   might have no room for one, or a file lose its last name before it gets the next, and be deleted by the replay.
-//! - An inode without links has no part in a fast commit: its replay would bring it back, or fail. Either nothing of it
-//!   is durable (it was made in this transaction and in no fast commit), and everything about it is forgotten; or the
-//!   transaction that took its last link is committed in full, and recovery finds it among the orphans.
+//! - Names are kept in the order in which they came and went, as the kernel keeps them. In another order a
+//!   directory might have no room for a name, or a file lose its last name before it gets the next one, and
+//!   be deleted by the replay.
+//! - An inode without links is not in a fast commit: its replay would bring it back, or fail. Either nothing
+//!   of it is durable (it was made in this transaction and is in no fast commit), and all its changes are
+//!   forgotten; or the transaction that took its last link is committed in full, and recovery finds it among
+//!   the orphans.
 //! - Memory is bounded by [`MOST_RECORDS`].
 //!
 //! Locks: one mutex, a leaf, never held across an await.
@@ -28,22 +31,22 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::volume::fast_commit::mapped::{Mapped, Ranges};
 use crate::volume::fast_commit::reason::{FastCommitReasons, Reason};
 
-/// How many names, inodes and ranges are remembered: several times what the largest area (256 blocks of 4 KiB by
-/// default) holds.
+/// How many names, inodes and ranges are kept at most: several times what the largest area (256 blocks of 4
+/// KiB by default) holds.
 const MOST_RECORDS: usize = 16_384;
 
-/// What happened to a name.
+/// A change of a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Operation {
-    /// It came with a new inode.
+    /// CREAT: the name was added with a new inode.
     Create,
-    /// It came.
+    /// LINK: the name was added.
     Link,
-    /// It went.
+    /// UNLINK: the name was removed.
     Unlink,
 }
 
-/// A name that came or went.
+/// A name that was added or removed.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub operation: Operation,
@@ -55,7 +58,7 @@ pub(crate) struct Entry {
 /// An inode that changed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changed {
-    /// Where it is logged; `None` only until the handle that changed a range logs it.
+    /// The slot that it was logged into; `None` only until the handle that changed a range logs the inode.
     pub slot: Option<Slot>,
     pub ranges: Ranges,
 }
@@ -66,9 +69,9 @@ pub(crate) struct Record {
     pub ineligible: Option<Reason>,
     pub entries: Vec<Entry>,
     pub inodes: BTreeMap<InodeNumber, Changed>,
-    /// Inodes made in the transaction; true: a fast commit has them.
+    /// Inodes made in the transaction; true if a fast commit has them.
     pub born: FxHashMap<InodeNumber, bool>,
-    /// Of those the ones whose last name went before any fast commit.
+    /// Inodes made in the transaction whose last name was removed before any fast commit.
     dead: FxHashSet<InodeNumber>,
     /// Inodes freed in the transaction that the last full commit had.
     freed: FxHashSet<InodeNumber>,
@@ -80,14 +83,15 @@ pub(crate) struct Record {
 pub(crate) struct State {
     pub transaction: Option<TransactionId>,
     pub record: Record,
-    /// Directories beside the journal's inode that have grown since the mount.
+    /// Directories in the inode table block of the journal's inode that have grown since the mount.
     grown: FxHashSet<InodeNumber>,
-    /// Inodes that are on the list of orphans while they are truncated, with the transaction that put them there.
+    /// Inodes that are on the list of orphans while they are truncated, with the transaction that put them
+    /// there.
     pub truncated: FxHashMap<InodeNumber, TransactionId>,
 }
 
 impl State {
-    /// The record of `transaction`, which is the running one; `None` where it is ineligible already.
+    /// The record of `transaction`, which is the running one; `None` if it is ineligible already.
     fn record(&mut self, transaction: TransactionId) -> Option<&mut Record> {
         if self.transaction != Some(transaction) {
             self.transaction = Some(transaction);
@@ -102,12 +106,12 @@ impl Record {
         self.entries.len() + self.inodes.len() + self.ranges > MOST_RECORDS
     }
 
-    /// Nothing that is remembered will be asked for.
+    /// Drops all changes: they will not be needed.
     fn refuse(&mut self, reason: Reason) {
         *self = Self { ineligible: Some(reason), ..Self::default() };
     }
 
-    /// Everything in it is in a fast commit now.
+    /// All changes are in a fast commit now.
     pub fn written(&mut self) {
         self.entries.clear();
         self.inodes.clear();
@@ -121,11 +125,11 @@ impl Record {
 /// Which inodes share a block of the inode table, and how blocks are allocated.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Table {
-    /// The journal's inode; 0 where the log is on another device.
+    /// The inode of the journal; 0 if the log is on another device.
     pub journal: u32,
     pub inodes_per_group: u32,
     pub inodes_per_block: u32,
-    /// Blocks are allocated in clusters (bigalloc).
+    /// True if blocks are allocated in clusters (bigalloc).
     pub has_clusters: bool,
 }
 
@@ -140,7 +144,7 @@ impl Table {
     }
 }
 
-/// See the module. Does nothing where the journal has no fast commits.
+/// The tracker. See the module. Does nothing if the journal has no fast commits.
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
     enabled: bool,
@@ -150,12 +154,12 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// `enabled`: the journal has an area for fast commits.
+    /// An empty tracker; `enabled` says if the journal has an area for fast commits.
     pub fn new(enabled: bool, table: Table) -> Self {
         Self { enabled, table, ..Self::default() }
     }
 
-    /// True where fast commits can be written at all.
+    /// Returns true if fast commits can be written at all.
     pub fn is_enabled(&self) -> bool {
         self.enabled
     }
@@ -184,11 +188,11 @@ impl Tracker {
         }
     }
 
-    /// True where the slot of `inode`, which is being logged in `transaction`, is wanted by [`Tracker::inode_logged`].
-    /// What has no tag makes the transaction ineligible.
+    /// Returns true if [`Tracker::inode_logged`] needs the slot of `inode`, which is being logged in
+    /// `transaction`. A change that has no tag makes the transaction ineligible.
     pub fn wants(&self, transaction: TransactionId, inode: &Inode) -> bool {
         if !self.enabled || inode.is_dir() || inode.links_count == 0 {
-            // A directory's own fields have no tag, and fsync of a directory is a full commit.
+            // The fields of a directory have no tag, and fsync of a directory is a full commit.
             return false;
         }
         let reason = if inode.file_type() != Some(FileType::Regular) {
@@ -231,7 +235,7 @@ impl Tracker {
         }
     }
 
-    /// Blocks `start..end` of `inode` are mapped as `mapped` since a handle of `transaction`; the same handle logs the
+    /// Blocks `start..end` of `inode` were mapped as `mapped` under a handle of `transaction`, which logs the
     /// inode afterwards.
     pub fn range_changed(
         &self,
@@ -259,7 +263,8 @@ impl Tracker {
         self.check_room(record);
     }
 
-    /// The inode `number` was made in `transaction`; `blank`: nothing is left of an earlier one in its slot.
+    /// The inode `number` was made in `transaction`; `blank` says if nothing is left of an earlier
+    /// inode in its slot.
     pub fn inode_made(&self, transaction: TransactionId, number: InodeNumber, blank: bool) {
         if !self.enabled {
             return;
@@ -281,7 +286,8 @@ impl Tracker {
             return;
         }
         if directory.flags.contains(InodeFlags::INLINE_DATA) {
-            // Its names lie in its inode, which has no tag; e2fsck's replay looks for a block of it.
+            // Its names lie in its inode, which has no tag; e2fsck's replay looks for a block of the
+            // directory.
             self.mark_ineligible(transaction, Reason::Mapping);
         }
         let grew = directory.size != size;
@@ -289,7 +295,8 @@ impl Tracker {
             self.mark_ineligible(transaction, Reason::DirectoryGrowth);
         }
         if self.table.is_beside_journal(directory.number) {
-            // e2fsck adds a name to what it takes for the directory; of one with an index it writes the inode.
+            // e2fsck adds a name to the inode that it takes for the directory, and writes that inode if it
+            // has an index.
             let mut state = self.state.lock();
             if grew {
                 state.grown.insert(directory.number);
@@ -302,7 +309,7 @@ impl Tracker {
         }
     }
 
-    /// A name of a regular file came or went in `transaction`.
+    /// A name of a regular file was added or removed in `transaction`.
     pub fn name_changed(
         &self,
         transaction: TransactionId,
@@ -320,7 +327,7 @@ impl Tracker {
         self.check_room(record);
     }
 
-    /// The last name of `inode` went in `transaction`.
+    /// The last name of `inode` was removed in `transaction`.
     pub fn last_name_went(&self, transaction: TransactionId, inode: InodeNumber) {
         if !self.enabled {
             return;
@@ -364,8 +371,8 @@ impl Tracker {
         }
     }
 
-    /// It is off the list. Where another transaction put it there, the state that a replay starts from has it on the
-    /// list, and its image would break the chain.
+    /// `inode` was taken off the list of orphans by `transaction`. If another transaction put it there, the
+    /// state that a replay starts from has it on the list, and its image would break the chain.
     pub fn truncation_ends(&self, transaction: TransactionId, inode: InodeNumber) {
         if !self.enabled {
             return;

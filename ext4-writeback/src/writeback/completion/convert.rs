@@ -14,9 +14,9 @@ use ext4_core::format::inode::Inode;
 use ext4_core::meta::Transaction as _;
 use ext4_core::meta::extent_tree;
 use ext4_core::{Errno, Error, LogicalBlock, Result};
-use tokio::sync::RwLockWriteGuard;
 
 use crate::base::counters::LiveCounters;
+use crate::base::lock_order::WriteGuard;
 use crate::cache::ioend::{Ioend, Kind};
 use crate::inode::InodeInfo;
 use crate::inode::log::log_inode;
@@ -303,7 +303,7 @@ enum Step {
 struct Hold<'a> {
     engine: &'a Arc<Engine>,
     inode: &'a Arc<InodeInfo>,
-    disk: RwLockWriteGuard<'a, Inode>,
+    disk: WriteGuard<'a, Inode>,
     /// True if the inode has to be logged.
     changed: bool,
 }

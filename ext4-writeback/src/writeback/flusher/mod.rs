@@ -136,7 +136,7 @@ async fn flush_inode(
     pass: &WritebackControl,
 ) -> u64 {
     // If another task has a pass over the inode now, that is as good.
-    let Ok(_pass) = inode.pages.writeback_lock.try_lock() else { return 0 };
+    let Ok(_pass) = inode.pages.pass.lock.try_lock() else { return 0 };
     // Errors are recorded in the inode, for its openers.
     match writepages(engine, inode, gather, pass).await {
         Ok(written) => written,
@@ -149,7 +149,7 @@ async fn flush_inode(
 
 /// Logs the times of an inode that had its turn, and puts it back into the queue if it is still dirty.
 async fn put_back(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
-    if !inode.pages.is_dirty_folios() && inode.pages.times_dirty.load(Ordering::Acquire) {
+    if !inode.pages.is_dirty_folios() && inode.pages.times.are_unlogged() {
         if engine.volume.options.lazytime {
             engine.lazy_times.add(inode, engine.volume.runtime.monotonic());
             return;

@@ -77,10 +77,10 @@ pub(crate) async fn throttle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     let dirty = control.dirty_bytes();
     let set_point = control.set_point();
     if dirty <= set_point {
-        inode.pages.take_owed();
+        inode.pages.dirtied.take_owed();
         return;
     }
-    let owed = inode.pages.take_owed();
+    let owed = inode.pages.dirtied.take_owed();
     if owed == 0 && dirty <= control.limits.limit {
         return;
     }

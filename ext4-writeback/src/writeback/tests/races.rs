@@ -38,7 +38,7 @@ async fn between_the_two_lookups(fs: &Filesystem, file: &File, meanwhile: impl A
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
-    let lock = file.inode.pages.writeback_lock.lock().await;
+    let lock = file.inode.pages.pass.lock.lock().await;
     let mut gather = Gather::new(&inner(file).engine);
     let control = WritebackControl::start(0..u64::MAX);
     {
@@ -160,7 +160,7 @@ async fn k_23_a_mapping_that_changed_since_the_last_folio_is_looked_up_again() {
         }
         let first = if conversion { 3 } else { 1 };
         let held = file.inode.pages.find(5 * PAGE).expect("cached").try_lock().expect("free");
-        let lock = file.inode.pages.writeback_lock.lock().await;
+        let lock = file.inode.pages.pass.lock.lock().await;
         let mut gather = Gather::new(&inner(&file).engine);
         let control = WritebackControl::start(0..u64::MAX);
         {

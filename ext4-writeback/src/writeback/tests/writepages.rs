@@ -18,7 +18,7 @@ fn dirty_pages(file: &File, count: u64) -> Vec<u64> {
 
 /// Runs one pass and submits it; the writeback of its folios may still run.
 async fn pass(file: &File, control: WritebackControl) -> u64 {
-    let _lock = file.inode.pages.writeback_lock.lock().await;
+    let _lock = file.inode.pages.pass.lock.lock().await;
     let mut gather = Gather::new(&inner(file).engine);
     let written =
         writepages(&inner(file).engine, &file.inode, &mut gather, &control).await.expect("no error");
@@ -128,7 +128,7 @@ async fn a_sync_pass_takes_what_was_dirty_when_it_began() {
     write_pages(&file, 0..8, 2).await;
     write_pages(&file, 30..32, 2).await;
     let held = file.inode.pages.find(4 * PAGE).expect("cached").try_lock().expect("free");
-    let lock = file.inode.pages.writeback_lock.lock().await;
+    let lock = file.inode.pages.pass.lock.lock().await;
     let mut gather = Gather::new(&inner(&file).engine);
     let control = WritebackControl::sync(0..u64::MAX);
     {
@@ -153,7 +153,7 @@ async fn a_pass_ends_if_the_file_was_truncated_while_it_ran() {
     let (device, fs, file) = mounted(BlockSize::KIB_4).await;
     write_pages(&file, 0..64, 1).await;
     let held = file.inode.pages.find(8 * PAGE).expect("cached").try_lock().expect("free");
-    let lock = file.inode.pages.writeback_lock.lock().await;
+    let lock = file.inode.pages.pass.lock.lock().await;
     let mut gather = Gather::new(&inner(&file).engine);
     let control = WritebackControl::start(0..u64::MAX);
     {
@@ -236,7 +236,7 @@ async fn k_55_a_folio_past_the_end_of_the_file_is_not_written() {
     let before = fs.counters();
     {
         // A truncation that has set i_size and not yet dropped its folios.
-        let lock = file.inode.pages.writeback_lock.lock().await;
+        let lock = file.inode.pages.pass.lock.lock().await;
         let held = file.inode.pages.find(2 * PAGE).expect("cached").try_lock().expect("free");
         let mut gather = Gather::new(&inner(&file).engine);
         let control = WritebackControl::sync(0..u64::MAX);
