@@ -133,7 +133,7 @@ impl Filesystem {
     async fn target_if_symlink(&self, inode: InodeNumber) -> Result<Option<Vec<u8>>> {
         self.observe("follow", inode, async {
             let inode = self.inner.inode(inode).await?;
-            let raw = inode.inode.read().await;
+            let raw = inode.on_disk.read().await;
             if raw.file_type() != Some(FileType::Symlink) {
                 return Ok(None);
             }

@@ -124,7 +124,7 @@ mod tests {
         file.sync_all().await.expect("syncs");
         for round in 1..4 {
             let inode = std::sync::Arc::clone(&file.inode);
-            let held = inode.inode.read().await;
+            let held = inode.on_disk.read().await;
             {
                 let mut write = pin!(file.write_at(round * PAGE, &[2; 4096]));
                 assert!(poll_once(write.as_mut()).is_pending());
@@ -143,7 +143,7 @@ mod tests {
 
         // Unmount waits for the part, too.
         let inode = std::sync::Arc::clone(&file.inode);
-        let held = inode.inode.read().await;
+        let held = inode.on_disk.read().await;
         {
             let mut write = pin!(file.write_at(9 * PAGE, &[4; 4096]));
             assert!(poll_once(write.as_mut()).is_pending());

@@ -290,7 +290,7 @@ impl File {
             run_to_end(&fs.volume.runtime, async move { sync_inode_data(&shared.engine, &inode).await })
                 .await?;
         }
-        let disk = self.inode.inode.read().await;
+        let disk = self.inode.on_disk.read().await;
         let mut mappings: Vec<Mapping> = Vec::new();
         if is_inline(&disk) {
             return Ok(mappings);

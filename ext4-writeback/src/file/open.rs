@@ -34,7 +34,7 @@ impl Filesystem {
             let mut options = options;
             let inode = self.inner.inode(inode).await?;
             {
-                let raw = inode.inode.read().await;
+                let raw = inode.on_disk.read().await;
                 inode.check_alive()?;
                 match raw.file_type() {
                     Some(FileType::Regular) => {}

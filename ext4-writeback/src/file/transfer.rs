@@ -225,9 +225,9 @@ impl File {
         if pages.times.are_of(now) {
             return;
         }
-        let mut disk = match self.inode.inode.try_write() {
+        let mut disk = match self.inode.on_disk.try_write() {
             Ok(disk) => disk,
-            Err(_) => self.inode.inode.write().await,
+            Err(_) => self.inode.on_disk.write().await,
         };
         disk.mtime = now;
         disk.ctime = now;

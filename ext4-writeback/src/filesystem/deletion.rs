@@ -27,7 +27,7 @@ impl FilesystemInner {
     pub async fn delete_inode(self: &Arc<Self>, inode: &Arc<InodeInfo>) -> Result<()> {
         let _content = inode.rwlock.write().await;
         let has_content = {
-            let raw = inode.inode.read().await;
+            let raw = inode.on_disk.read().await;
             let used = inode.open_count.load(Ordering::Acquire) > 0;
             if raw.links_count > 0 || used || inode.freed.load(Ordering::Acquire) {
                 return Ok(());
@@ -40,7 +40,7 @@ impl FilesystemInner {
         }
         let credits = credits::ALLOCATE_INODE + credits::XATTR + credits::ORPHAN + credits::INODE;
         let handle = self.volume.begin_tracked(credits, "delete inode").await?;
-        let mut raw = inode.inode.write().await;
+        let mut raw = inode.on_disk.write().await;
         xattr::release_block(&self.volume.info, &handle, &mut raw).await?;
         self.volume.orphans.remove(&self.volume.info, &handle, &mut raw).await?;
         raw.size = 0;

@@ -48,7 +48,7 @@ impl Filesystem {
             let inode = fs.inode(inode).await?;
             // As a file that was opened for this call.
             let mut cursor = inode.write_errors.sample();
-            let regular = inode.inode.read().await.file_type() == Some(FileType::Regular);
+            let regular = inode.on_disk.read().await.file_type() == Some(FileType::Regular);
             if regular {
                 crate::writeback::sync_inode::sync_inode_data(&fs.engine, &inode).await?;
             }

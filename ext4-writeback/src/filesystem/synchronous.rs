@@ -40,7 +40,7 @@ impl FilesystemInner {
                 Err(error) if error.errno() == Errno::ENOENT => continue,
                 Err(error) => return Err(error),
             };
-            if !inode.inode.read().await.flags.intersects(flags) {
+            if !inode.on_disk.read().await.flags.intersects(flags) {
                 continue;
             }
             self.volume.make_durable(inode.last_transaction(false), false, OnMedium::No).await?;

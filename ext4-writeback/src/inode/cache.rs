@@ -4,7 +4,7 @@
 //! - At most one `InodeInfo` of a number is held by tasks. Concurrent loads wait for the first; an inode that
 //!   is held (by an open file, a dirty page cache, an operation) is never evicted. If there were two, one
 //!   would overwrite in the inode table what the other changed.
-//! - A new inode is in the cache, its `inode` lock held, before its slot in the inode table is written; a
+//! - A new inode is in the cache, its `on_disk` lock held, before its slot in the inode table is written; a
 //!   deleted one leaves the cache before its number is free. So a load never finds a slot half way between
 //!   two lives.
 //! - The transaction that fsync of an evicted inode would have waited for is not lost: an inode that is

@@ -45,7 +45,7 @@ pub(crate) async fn log_inode(
 /// Those of [`Volume::begin_tracked`] and [`log_inode`].
 pub(crate) async fn log_times(volume: &Volume, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle = volume.begin_tracked(credits::INODE, "times").await?;
-    let disk = inode.inode.write().await;
+    let disk = inode.on_disk.write().await;
     if inode.pages.times.are_unlogged() {
         log_inode(volume, &handle, inode, &disk, false).await?;
     }

@@ -1,13 +1,13 @@
 //! An inode in memory (`inode` and `ext4_inode_info`): its locks, the inode as it is logged, its page cache.
 //!
-//! Locks, outermost first: `rwlock` (i_rwsem) → `invalidate_lock` → folio lock → journal handle → `inode`
+//! Locks, outermost first: `rwlock` (i_rwsem) → `invalidate_lock` → folio lock → journal handle → `on_disk`
 //! (i_data_sem) → group and buffer locks; [`crate::base::lock_order`] has all levels, and checks them in
 //! debug builds. A task that holds a handle never asks for a folio lock and never waits for writeback or data
 //! I/O. The `rwlock`s of several inodes are taken a directory before what is in it; only rename locks two
-//! directories of which neither holds the other, under its mutex. At most one `inode` lock is held at a time,
+//! directories of which neither holds the other, under its mutex. At most one `on_disk` lock is held at a time,
 //! but for that of an inode that is being made and that no other task can have found.
 //!
-//! Invariant: a task that changes `inode` logs it before it gives the lock back, so an inode that no task
+//! Invariant: a task that changes `on_disk` logs it before it gives the lock back, so an inode that no task
 //! holds can be dropped from memory and read again. Times changed by a write are the exception: `pages.times`
 //! says so then, and the flusher's queue holds the inode until they are logged.
 
@@ -47,7 +47,7 @@ pub(crate) struct InodeInfo {
     /// while it is filled.
     pub invalidate_lock: OrderedRwLock<()>,
     /// i_data_sem and what it protects: the inode as it is logged; `size` in it is i_disksize.
-    pub inode: OrderedRwLock<Inode>,
+    pub on_disk: OrderedRwLock<Inode>,
     /// i_size: in-memory size in bytes; at least i_disksize outside of truncate.
     pub size: AtomicU64,
     /// i_sync_tid: the last transaction that changed the inode, for fsync. The upper half is 1 if there was
@@ -60,7 +60,7 @@ pub(crate) struct InodeInfo {
     pub pages: PageCache,
     /// The extent status tree: which blocks lie where.
     pub extent_status: ExtentStatusTree,
-    /// Blocks picked for delayed data. Changed under `inode`.
+    /// Blocks picked for delayed data. Changed under `on_disk`.
     pub preallocation: Preallocation,
     /// Ioends in flight and completed, and i_disksize.
     pub completion: CompletionQueue,
@@ -68,16 +68,16 @@ pub(crate) struct InodeInfo {
     pub write_errors: ErrorSequence,
     /// True if mapped by indirect blocks, not by extents; see [`InodeInfo::is_indirect`].
     indirect: OnceLock<bool>,
-    /// True if the inode holds its data itself (inline data). Set under `inode`.
+    /// True if the inode holds its data itself (inline data). Set under `on_disk`.
     pub inline: AtomicBool,
     /// How many files are open on the inode.
     pub open_count: AtomicU32,
-    /// True if the inode has no links: it is deleted when the last file is closed. Set under `inode`.
+    /// True if the inode has no links: it is deleted when the last file is closed. Set under `on_disk`.
     pub unlinked: AtomicBool,
     /// True if the file was truncated to 0 bytes (EXT4_STATE_DA_ALLOC_CLOSE): what is written next is written
     /// back when a file is closed.
     pub replaced_by_truncation: AtomicBool,
-    /// True if the inode was deleted: its number may be in use again. Set under `rwlock` and `inode`.
+    /// True if the inode was deleted: its number may be in use again. Set under `rwlock` and `on_disk`.
     pub freed: AtomicBool,
 }
 
@@ -104,7 +104,7 @@ impl InodeInfo {
             unlinked: AtomicBool::new(inode.links_count == 0),
             replaced_by_truncation: AtomicBool::new(false),
             freed: AtomicBool::new(false),
-            inode: OrderedRwLock::new(Level::Data, inode),
+            on_disk: OrderedRwLock::new(Level::Data, inode),
         }
     }
 
@@ -141,7 +141,7 @@ impl InodeInfo {
             return *indirect;
         }
         let mapping = InodeFlags::EXTENTS | InodeFlags::INLINE_DATA;
-        let flags = self.inode.read().await.flags & mapping;
+        let flags = self.on_disk.read().await.flags & mapping;
         if flags.contains(InodeFlags::INLINE_DATA) {
             return false;
         }

@@ -76,7 +76,7 @@ pub struct InlineExtent {
 /// # Errors
 /// Corrupt: the inode's place or its inline data is not valid.
 pub(crate) async fn extent_of(volume: &Volume, inode: &InodeInfo) -> Result<Option<InlineExtent>> {
-    let disk = inode.inode.read().await;
+    let disk = inode.on_disk.read().await;
     if !inline_data::is_inline(&disk) {
         return Ok(None);
     }
@@ -97,7 +97,7 @@ pub(crate) async fn extent_of(volume: &Volume, inode: &InodeInfo) -> Result<Opti
 /// # Errors
 /// Corrupt: the inline data is not valid.
 pub(crate) async fn data_end(inode: &InodeInfo) -> Result<Option<u64>> {
-    let disk = inode.inode.read().await;
+    let disk = inode.on_disk.read().await;
     if !inline_data::is_inline(&disk) {
         return Ok(None);
     }
@@ -110,7 +110,7 @@ pub(crate) async fn data_end(inode: &InodeInfo) -> Result<Option<u64>> {
 /// # Errors
 /// Corrupt: the inline data is not valid.
 pub(crate) async fn read(inode: &InodeInfo, position: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
-    read_from(&*inode.inode.read().await, position, buffer)
+    read_from(&*inode.on_disk.read().await, position, buffer)
 }
 
 /// As [`read`], of an inode that the caller has locked.
@@ -186,7 +186,7 @@ async fn write_here(
     data: &[u8],
 ) -> Result<bool> {
     let handle = engine.volume.begin_tracked(credits::INODE, "write inline data").await?;
-    let mut disk = inode.inode.write().await;
+    let mut disk = inode.on_disk.write().await;
     let mut bytes = if inline_data::is_inline(&disk) {
         bytes_of(&disk)?
     } else if inline_data::may_become_inline(&engine.volume.info, &disk) {
@@ -247,7 +247,7 @@ pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size:
     let stored = {
         let _dropping = inode.invalidate_lock.write().await;
         let handle = engine.volume.begin_tracked(credits::INODE, "truncate inline data").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         let capacity = inline_data::capacity(&engine.volume.info, &disk)?;
         match usize::try_from(size) {
             Ok(size) if size <= capacity => {
@@ -272,7 +272,7 @@ pub(crate) async fn set_size(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size:
 pub(crate) async fn resume(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
     let handle =
         engine.volume.begin_ineligible(ORPHAN_CREDITS, "truncate inline data", Reason::Orphan).await?;
-    let mut disk = inode.inode.write().await;
+    let mut disk = inode.on_disk.write().await;
     let bytes = bytes_of(&disk)?;
     inline_data::store(&engine.volume.info, &mut disk, &bytes)?;
     engine.volume.orphans.remove(&engine.volume.info, &handle, &mut disk).await?;
@@ -313,7 +313,7 @@ async fn convert(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) -> Result<()> {
         return Ok(());
     }
     drop_folios::drop_folios(engine, inode, 0..u64::MAX).await;
-    let bytes = bytes_of(&*inode.inode.read().await)?;
+    let bytes = bytes_of(&*inode.on_disk.read().await)?;
     if bytes.is_empty() {
         return publish(engine, inode, None).await;
     }
@@ -369,7 +369,7 @@ async fn publish(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, block: Option<Blo
     // Not tracked: no fast commit tag says that `system.data` was removed.
     let handle =
         engine.volume.begin_ineligible(PUBLISH_CREDITS, "convert inline data", Reason::Mapping).await?;
-    let mut disk = inode.inode.write().await;
+    let mut disk = inode.on_disk.write().await;
     let before = disk.clone();
     inline_data::clear(info, &mut disk)?;
     let first = LogicalBlock(0);

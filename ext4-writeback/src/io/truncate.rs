@@ -92,7 +92,7 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
     read_block_tail(engine, inode, size).await?;
     {
         let handle = engine.volume.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         engine.volume.orphans.add(&engine.volume.info, &handle, &mut disk).await?;
         engine.volume.fast_commits.truncation_begins(handle.id(), inode.number);
         inode.size.store(size, Ordering::SeqCst);
@@ -129,7 +129,7 @@ async fn free_behind(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64, fi
     tracing::debug!(ino = inode.number.0, size, "ext4_truncate_enter");
     loop {
         let handle = engine.volume.begin_tracked(FREE_CREDITS, "truncate").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         // Between two transactions another task may have looked up mappings that were not freed yet.
         let reserved = inode.extent_status.remove(first..LogicalBlock::END);
         inode.preallocation.give_back(&engine.volume.info, first..LogicalBlock::END);
@@ -184,7 +184,7 @@ pub(crate) async fn free_range(
     let (first, last) = (blocks.start, LogicalBlock(blocks.end.0 - 1));
     loop {
         let handle = engine.volume.begin_tracked(FREE_RANGE_CREDITS, operation).await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         let reserved = inode.extent_status.remove(blocks.clone());
         inode.preallocation.give_back(&engine.volume.info, blocks.clone());
         engine.volume.info.release_reserved_blocks(reserved);
@@ -239,7 +239,7 @@ pub(crate) async fn free_all_blocks(engine: &Arc<Engine>, inode: &Arc<InodeInfo>
     let _dropping = inode.invalidate_lock.write().await;
     inode.size.store(0, Ordering::SeqCst);
     {
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         disk.size = 0;
         inode.completion.set_disk_size(0);
     }

@@ -101,7 +101,7 @@ pub(crate) async fn allocate_delayed(
     len: u32,
 ) -> Result<Extent> {
     let handle = volume.begin_tracked(ALLOCATE_CREDITS, "writepages").await?;
-    let mut disk = inode.inode.write().await;
+    let mut disk = inode.on_disk.write().await;
     let es = &inode.extent_status;
     // Between the caller's lookup and this one a truncation and a new write may have come.
     let extent = match es.lookup(block) {
@@ -172,7 +172,7 @@ pub(crate) async fn allocate_hole(
     on_allocated: impl FnOnce(&mut Inode, LogicalBlock) + Send,
 ) -> Result<u32> {
     let handle = volume.begin_tracked(ALLOCATE_CREDITS, operation).await?;
-    let mut disk = inode.inode.write().await;
+    let mut disk = inode.on_disk.write().await;
     let run = allocate_run(volume, &handle, inode, &mut disk, blocks.clone(), false).await?;
     on_allocated(&mut disk, blocks.start + run.len);
     log_inode(volume, &handle, inode, &disk, datasync).await?;

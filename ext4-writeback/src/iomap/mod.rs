@@ -127,7 +127,7 @@ pub(crate) async fn lookup_under_folio(
 
 /// Looks `block` up on the device and adds at most `len` blocks of its mapping to the extent status tree.
 async fn load(volume: &Volume, inode: &InodeInfo, block: LogicalBlock, len: u32) -> Result<Extent> {
-    let disk = inode.inode.read().await;
+    let disk = inode.on_disk.read().await;
     if let Some(extent) = inode.extent_status.lookup(block) {
         return Ok(extent);
     }

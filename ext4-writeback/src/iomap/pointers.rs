@@ -31,7 +31,7 @@ pub(crate) async fn prepare_pointers(
     let mut at = blocks.start;
     while at < blocks.end {
         let handle = volume.begin_tracked(credits::POINTERS + credits::INODE, "write").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         let before = disk.sectors;
         let room = block_map::prepare(&volume.info, &handle, &mut disk, at).await?;
         if disk.sectors != before {

@@ -61,7 +61,7 @@ pub(crate) async fn is_published(volume: &Volume, inode: &InodeInfo) -> bool {
 /// # Errors
 /// `ENOSPC`: there is no free block. Those of the device; corrupt metadata.
 pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: LogicalBlock, len: u32) -> Result<bool> {
-    let disk = inode.inode.write().await;
+    let disk = inode.on_disk.write().await;
     let extent = inode.extent_status.lookup(block).filter(|extent| extent.status == Status::Delayed);
     let Some(extent) = extent else { return Ok(false) };
     let record = &inode.preallocation;
@@ -94,7 +94,7 @@ pub(crate) async fn pick(volume: &Volume, inode: &InodeInfo, block: LogicalBlock
 /// Makes the delayed blocks of `range` a hole and releases their reservation: their data is lost. The caller
 /// holds the lock of the folio that they lie in, and no handle.
 pub(crate) async fn drop_delayed(volume: &Volume, inode: &InodeInfo, range: Range<LogicalBlock>) {
-    let _disk = inode.inode.write().await;
+    let _disk = inode.on_disk.write().await;
     inode.preallocation.give_back(&volume.info, range.clone());
     let dropped = inode.extent_status.remove_delayed(range);
     volume.info.release_reserved_blocks(dropped);

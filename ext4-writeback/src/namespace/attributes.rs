@@ -134,7 +134,7 @@ impl Filesystem {
     pub async fn attributes(&self, inode: InodeNumber) -> Result<Attributes> {
         self.observe("getattr", inode, async {
             let inode = self.inner.inode(inode).await?;
-            let raw = inode.inode.read().await;
+            let raw = inode.on_disk.read().await;
             inode.check_alive()?;
             let what = format!("inode {}", inode.number);
             let file_type = raw
@@ -219,7 +219,7 @@ impl Filesystem {
         self.run("restore times", inode, move |fs| async move {
             let inode = fs.inode(inode).await?;
             let handle = fs.volume.begin_tracked(credits::INODE, "restore times").await?;
-            let mut raw = inode.inode.write().await;
+            let mut raw = inode.on_disk.write().await;
             inode.check_alive()?;
             raw.atime = fs.volume.keepable(times.atime);
             raw.mtime = fs.volume.keepable(times.mtime);
@@ -241,7 +241,7 @@ impl Filesystem {
         }
         let now = fs.volume.now();
         {
-            let raw = inode.inode.read().await;
+            let raw = inode.on_disk.read().await;
             let old = raw.atime <= raw.mtime || raw.atime <= raw.ctime;
             let day = now.seconds.saturating_sub(raw.atime.seconds) >= 24 * 60 * 60;
             if raw.flags.contains(InodeFlags::NOATIME) || !(old || day) {
@@ -249,7 +249,7 @@ impl Filesystem {
             }
         }
         if fs.volume.options.lazytime {
-            let mut raw = inode.inode.write().await;
+            let mut raw = inode.on_disk.write().await;
             if inode.check_alive().is_err() {
                 return Ok(());
             }
@@ -261,7 +261,7 @@ impl Filesystem {
         let inode = Arc::clone(inode);
         self.run("access time", inode.number, move |fs| async move {
             let handle = fs.volume.begin_tracked(credits::INODE, "access time").await?;
-            let mut raw = inode.inode.write().await;
+            let mut raw = inode.on_disk.write().await;
             if inode.check_alive().is_err() {
                 return Ok(());
             }
@@ -277,7 +277,7 @@ async fn set(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, changes: &SetAtt
     inode.check_alive()?;
     let acl = if changes.mode.is_some() { credits::XATTR } else { 0 };
     let handle = fs.volume.begin_tracked(credits::INODE + acl, "setattr").await?;
-    let mut raw = inode.inode.write().await;
+    let mut raw = inode.on_disk.write().await;
     if let Some(mode) = changes.mode
         && xattr::follow_mode(&fs.volume.info, &handle, &mut raw, mode).await?
     {
@@ -288,7 +288,7 @@ async fn set(fs: &Arc<FilesystemInner>, inode: &Arc<InodeInfo>, changes: &SetAtt
 }
 
 async fn check_changeable(inode: &InodeInfo, changes: &SetAttributes) -> Result<()> {
-    let raw = inode.inode.read().await;
+    let raw = inode.on_disk.read().await;
     let append = raw.flags.contains(InodeFlags::APPEND);
     if raw.flags.contains(InodeFlags::IMMUTABLE) || (append && *changes != SetAttributes::default()) {
         let context = format!("inode {} is immutable or append-only", inode.number);

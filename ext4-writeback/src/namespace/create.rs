@@ -152,7 +152,7 @@ async fn make(
     let parent = fs.inode(parent).await?;
     let _names = parent.rwlock.write().await;
     let template = {
-        let directory = parent.inode.read().await;
+        let directory = parent.on_disk.read().await;
         parent.check_alive()?;
         check_directory(&directory)?;
         check_may_add(&directory)?;
@@ -177,7 +177,7 @@ async fn make(
     let child = Arc::new(fs.new_inode_info(Inode { number, ..template }));
     let made = {
         // Held until the inode is whole: an operation that finds it by its number before that waits.
-        let mut inode = child.inode.write_unfound().await;
+        let mut inode = child.on_disk.write_unfound().await;
         fs.inodes.insert(&child);
         let made = match fill(fs, &handle, &parent, &mut inode, new, at_once).await {
             Ok(()) => add_name(fs, &handle, &parent, name, &inode).await,
@@ -292,7 +292,7 @@ async fn inherit_acl(
     inode: &mut Inode,
 ) -> Result<()> {
     let info = &fs.volume.info;
-    let Some(default) = xattr::get(info, &*parent.inode.read().await, DEFAULT_ACL).await? else {
+    let Some(default) = xattr::get(info, &*parent.on_disk.read().await, DEFAULT_ACL).await? else {
         return Ok(());
     };
     let acl = Acl::from_call(&default)
@@ -318,7 +318,7 @@ async fn add_name(
     inode: &Inode,
 ) -> Result<()> {
     let file_type = inode.file_type().unwrap_or(FileType::Regular);
-    let mut directory = parent.inode.write().await;
+    let mut directory = parent.on_disk.write().await;
     let size = directory.size;
     let added = directory::add(&fs.volume.info, handle, &mut directory, name, inode.number, file_type).await;
     fs.volume.fast_commits.directory_changed(handle.id(), &directory, size);

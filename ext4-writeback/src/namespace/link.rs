@@ -51,13 +51,13 @@ async fn link(
     let parent = fs.inode(parent).await?;
     let child = fs.inode(number).await?;
     // A directory is refused before its lock is asked for: it could be the parent itself, or above it.
-    if child.inode.read().await.is_dir() {
+    if child.on_disk.read().await.is_dir() {
         return Err(Error::posix(Errno::EPERM, format!("inode {number} is a directory")));
     }
     let _names = parent.rwlock.write().await;
     let _content = child.rwlock.write().await;
     {
-        let directory = parent.inode.read().await;
+        let directory = parent.on_disk.read().await;
         parent.check_alive()?;
         check_directory(&directory)?;
         check_may_add(&directory)?;
@@ -66,7 +66,7 @@ async fn link(
         }
     }
     let file_type = {
-        let inode = child.inode.read().await;
+        let inode = child.on_disk.read().await;
         child.check_alive()?;
         if inode.links_count == 0 {
             return Err(Error::posix(Errno::ENOENT, format!("inode {number} was unlinked")));
@@ -83,7 +83,7 @@ async fn link(
     let handle = fs.volume.begin_tracked(credits::ADD_NAME + 2 * credits::INODE, "link").await?;
     let now = fs.volume.now();
     let added = {
-        let mut directory = parent.inode.write().await;
+        let mut directory = parent.on_disk.write().await;
         let size = directory.size;
         let added = directory::add(&fs.volume.info, &handle, &mut directory, name, number, file_type).await;
         fs.volume.fast_commits.directory_changed(handle.id(), &directory, size);
@@ -96,7 +96,7 @@ async fn link(
         added
     };
     added?;
-    let mut inode = child.inode.write().await;
+    let mut inode = child.on_disk.write().await;
     inode.links_count += 1;
     inode.ctime = now;
     log_inode(&fs.volume, &handle, &child, &inode, true).await

@@ -28,7 +28,7 @@ impl Filesystem {
             }
             let inode = self.inner.inode(parent).await?;
             let _names = inode.rwlock.read().await;
-            let directory = inode.inode.read().await;
+            let directory = inode.on_disk.read().await;
             inode.check_alive()?;
             check_directory(&directory)?;
             match name {
@@ -61,7 +61,7 @@ impl Filesystem {
             let inode = self.inner.inode(directory).await?;
             let entries = {
                 let _names = inode.rwlock.read().await;
-                let raw = inode.inode.read().await;
+                let raw = inode.on_disk.read().await;
                 inode.check_alive()?;
                 check_directory(&raw)?;
                 directory::read(&self.inner.volume.info, &raw, position, max).await?

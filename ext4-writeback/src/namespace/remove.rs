@@ -72,7 +72,7 @@ async fn remove(
     let victim = {
         let _names = parent.rwlock.write().await;
         let number = {
-            let directory = parent.inode.read().await;
+            let directory = parent.on_disk.read().await;
             parent.check_alive()?;
             check_directory(&directory)?;
             let found = directory::lookup(&fs.volume.info, &directory, name).await?;
@@ -92,7 +92,7 @@ async fn remove(
         };
         let now = fs.volume.now();
         {
-            let mut raw = parent.inode.write().await;
+            let mut raw = parent.on_disk.write().await;
             directory::remove(&fs.volume.info, &handle, &mut raw, name).await?;
             fs.volume.fast_commits.directory_changed(handle.id(), &raw, raw.size);
             let (from, gone) = (parent.number, victim.number);
@@ -132,8 +132,8 @@ async fn check_removable(
     victim: &InodeInfo,
     expect_directory: bool,
 ) -> Result<()> {
-    let directory_flags = parent.inode.read().await.flags;
-    let inode = victim.inode.read().await;
+    let directory_flags = parent.on_disk.read().await.flags;
+    let inode = victim.on_disk.read().await;
     check_may_remove(directory_flags, &inode)?;
     if inode.is_dir() != expect_directory {
         let errno = if expect_directory { Errno::ENOTDIR } else { Errno::EISDIR };
@@ -153,7 +153,7 @@ pub(crate) async fn drop_link(
     victim: &InodeInfo,
     now: Timestamp,
 ) -> Result<()> {
-    let mut inode = victim.inode.write().await;
+    let mut inode = victim.on_disk.write().await;
     inode.links_count = if inode.is_dir() { 0 } else { inode.links_count.saturating_sub(1) };
     inode.ctime = now;
     if inode.links_count == 0 {

@@ -98,7 +98,7 @@ impl Request<'_> {
 }
 
 async fn find(fs: &FilesystemInner, directory: &InodeInfo, name: &[u8]) -> Result<Option<InodeNumber>> {
-    let raw = directory.inode.read().await;
+    let raw = directory.on_disk.read().await;
     directory.check_alive()?;
     check_directory(&raw)?;
     Ok(directory::lookup(&fs.volume.info, &raw, name).await?.map(|(number, _)| number))
@@ -125,7 +125,7 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
             _ => return Ok(()),
         }
     };
-    if source.inode.read().await.file_type() == Some(FileType::Regular) {
+    if source.on_disk.read().await.file_type() == Some(FileType::Regular) {
         // Also an error that struck in the background and that no opener was told of: what would be replaced is the only
         // good copy then.
         let mut cursor = source.write_errors.sample();
@@ -272,9 +272,9 @@ async fn lock_children<'a>(
     source: &'a InodeInfo,
     target: Option<&'a InodeInfo>,
 ) -> [Option<WriteGuard<'a, ()>>; 2] {
-    let source_is_directory = source.inode.read().await.is_dir();
+    let source_is_directory = source.on_disk.read().await.is_dir();
     let target_is_directory = match target {
-        Some(target) => target.inode.read().await.is_dir(),
+        Some(target) => target.on_disk.read().await.is_dir(),
         None => false,
     };
     let lock_source = !source_is_directory || request.crosses();
@@ -319,16 +319,16 @@ async fn check(
     target: Option<&InodeInfo>,
 ) -> Result<Types> {
     let (from_flags, from_room) = {
-        let from = from.inode.read().await;
+        let from = from.on_disk.read().await;
         (from.flags, links::check_room_for_subdirectory(fs.volume.info.features(), &from))
     };
     let (to_flags, room) = {
-        let to = to.inode.read().await;
+        let to = to.on_disk.read().await;
         check_may_add(&to)?;
         (to.flags, links::check_room_for_subdirectory(fs.volume.info.features(), &to))
     };
     let source_type = {
-        let source = source.inode.read().await;
+        let source = source.on_disk.read().await;
         check_may_remove(from_flags, &source)?;
         type_of(&source)?
     };
@@ -339,7 +339,7 @@ async fn check(
         }
         return Ok(Types { source: source_type, target: None });
     };
-    let target = target.inode.read().await;
+    let target = target.on_disk.read().await;
     check_may_remove(to_flags, &target)?;
     let target_type = type_of(&target)?;
     let types = Types { source: source_type, target: Some(target_type) };
@@ -378,7 +378,7 @@ impl Step<'_> {
         let now = self.fs.volume.now();
         let is_directory = types.source == FileType::Directory;
         {
-            let mut to = self.to.inode.write().await;
+            let mut to = self.to.on_disk.write().await;
             let (name, number) = (request.to_name, self.source.number);
             let size = to.size;
             let added = match target {
@@ -401,7 +401,7 @@ impl Step<'_> {
             added?;
         }
         {
-            let mut from = self.from.inode.write().await;
+            let mut from = self.from.on_disk.write().await;
             directory::remove(info, self.handle, &mut from, request.from_name).await?;
             self.fs.volume.fast_commits.directory_changed(self.handle.id(), &from, from.size);
             self.name_changed(Operation::Unlink, self.from, self.source.number, request.from_name);
@@ -436,7 +436,7 @@ impl Step<'_> {
             (self.from, request.from_name, target, target_type, types.source),
         ];
         for (parent, name, comes, comes_type, goes_type) in ends {
-            let mut raw = parent.inode.write().await;
+            let mut raw = parent.on_disk.write().await;
             directory::replace(info, self.handle, &mut raw, name, comes.number, comes_type).await?;
             names_changed(&mut raw, now);
             match (is_directory(comes_type), is_directory(goes_type)) {
@@ -457,7 +457,7 @@ impl Step<'_> {
 
     /// Has the `..` of a directory point to its new parent.
     async fn set_parent(&self, child: &InodeInfo, parent: InodeNumber) -> Result<()> {
-        let mut raw = child.inode.write().await;
+        let mut raw = child.on_disk.write().await;
         directory::replace(&self.fs.volume.info, self.handle, &mut raw, b"..", parent, FileType::Directory)
             .await?;
         log_inode(&self.fs.volume, self.handle, child, &raw, true).await
@@ -465,7 +465,7 @@ impl Step<'_> {
 
     /// Updates the inode's ctime.
     async fn changed(&self, inode: &InodeInfo, now: ext4_core::Timestamp) -> Result<()> {
-        let mut raw = inode.inode.write().await;
+        let mut raw = inode.on_disk.write().await;
         raw.ctime = now;
         log_inode(&self.fs.volume, self.handle, inode, &raw, true).await
     }

@@ -110,7 +110,7 @@ impl Filesystem {
         self.observe("readlink", inode, async {
             let inode = self.inner.inode(inode).await?;
             let target = {
-                let raw = inode.inode.read().await;
+                let raw = inode.on_disk.read().await;
                 inode.check_alive()?;
                 target(&self.inner.volume.info, &self.inner.volume.inode_layout, &raw).await?
             };

@@ -52,7 +52,7 @@ impl Filesystem {
         let name = name.as_ref();
         self.observe("getxattr", inode, async {
             let inode = self.inner.inode(inode).await?;
-            let raw = inode.inode.read().await;
+            let raw = inode.on_disk.read().await;
             inode.check_alive()?;
             let value = xattr::get(&self.inner.volume.info, &raw, name).await?;
             value.ok_or_else(|| {
@@ -72,7 +72,7 @@ impl Filesystem {
     pub async fn listxattr(&self, inode: InodeNumber) -> Result<Vec<Vec<u8>>> {
         self.observe("listxattr", inode, async {
             let inode = self.inner.inode(inode).await?;
-            let raw = inode.inode.read().await;
+            let raw = inode.on_disk.read().await;
             inode.check_alive()?;
             xattr::list(&self.inner.volume.info, &raw).await
         })
@@ -139,7 +139,7 @@ pub(crate) async fn set(
         let _content = inode.rwlock.write().await;
         let handle =
             fs.volume.begin_ineligible(credits::XATTR + credits::INODE, "setxattr", Reason::Xattr).await?;
-        let mut raw = inode.inode.write().await;
+        let mut raw = inode.on_disk.write().await;
         inode.check_alive()?;
         if raw.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {
             let context = format!("inode {} is immutable or append-only", inode.number);

@@ -33,7 +33,7 @@ pub(crate) async fn raise_size(
     operation: &'static str,
 ) -> Result<()> {
     let handle = engine.volume.begin_tracked(credits::INODE, operation).await?;
-    let mut disk = inode.inode.write().await;
+    let mut disk = inode.on_disk.write().await;
     grow(engine, inode, &mut disk, size);
     log_inode(&engine.volume, &handle, inode, &disk, true).await
 }
@@ -106,7 +106,7 @@ impl<'a> SizeToSync<'a> {
             return Ok(());
         }
         let handle = volume.begin_tracked(credits::INODE, "sync").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         let size = self.size.min(queue.lowest_since(self.number)).min(inode.size());
         if size <= disk.size || queue.has_failed_tail() {
             return Ok(());

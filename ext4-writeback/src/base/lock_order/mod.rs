@@ -56,7 +56,7 @@ pub(crate) enum Level {
     /// waits for a folio under a handle waits for the holder of the folio, which may wait to start a handle,
     /// which waits for the commit. A second handle under the first waits for the commit, too.
     Handle,
-    /// `InodeInfo::inode` (i_data_sem). One at a time, but for that of an inode that is being made and that
+    /// `InodeInfo::on_disk` (i_data_sem). One at a time, but for that of an inode that is being made and that
     /// no other task can have found ([`OrderedRwLock::write_unfound`]).
     Data,
 }

@@ -45,7 +45,7 @@ pub(crate) async fn complete(
     let block_size = engine.volume.info.block_size();
     for run in runs {
         let handle = engine.volume.begin_tracked(CREDITS, "direct write").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         let (first, len) = (run.blocks.start, run.blocks.end - run.blocks.start);
         let converted =
             extent_tree::convert_to_written(&engine.volume.info, &handle, &mut disk, first, len).await;
@@ -72,7 +72,7 @@ pub(crate) async fn complete(
         && inode.completion.disk_size() < size
     {
         let handle = engine.volume.begin_tracked(credits::INODE, "direct write").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         raise(inode, &mut disk, size);
         log_inode(&engine.volume, &handle, inode, &disk, true).await?;
     }

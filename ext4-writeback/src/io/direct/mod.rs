@@ -30,7 +30,7 @@ fn unit(engine: &Engine) -> u64 {
 
 /// Returns true if the file has inline data, which only buffered I/O reaches.
 pub(crate) async fn is_inline(inode: &InodeInfo) -> bool {
-    inode.inode.read().await.flags.contains(InodeFlags::INLINE_DATA)
+    inode.on_disk.read().await.flags.contains(InodeFlags::INLINE_DATA)
 }
 
 /// Checks that a transfer of `len` bytes at byte `offset` is made of whole logical blocks of the device.

@@ -82,7 +82,7 @@ pub(crate) fn read_now(
     let Ok(_content) = inode.rwlock.try_read() else { return Ok(None) };
     inode.check_alive()?;
     if inode.is_inline() {
-        let Ok(disk) = inode.inode.try_read() else { return Ok(None) };
+        let Ok(disk) = inode.on_disk.try_read() else { return Ok(None) };
         return inline_data::read_from(&disk, offset, buffer);
     }
     let end = offset.saturating_add(buffer.len() as u64).min(inode.size());

@@ -99,7 +99,7 @@ impl<'a> Request<'a> {
 
     /// Checks that the mode is allowed for the file's flags and mapping.
     async fn check_kind(&self) -> Result<()> {
-        let disk = self.inode.inode.read().await;
+        let disk = self.inode.on_disk.read().await;
         let allocates = matches!(self.mode, FallocateMode::Allocate | FallocateMode::AllocateKeepSize);
         if disk.flags.contains(InodeFlags::IMMUTABLE)
             || (disk.flags.contains(InodeFlags::APPEND) && !allocates)
@@ -144,7 +144,7 @@ impl<'a> Request<'a> {
     pub(crate) async fn stamp(&self) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let handle = engine.volume.begin_tracked(credits::INODE, "fallocate").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         size::raise_disksize_or_expedite(engine, inode, &mut disk);
         size::stamp_mtime_ctime(engine, &mut disk);
         log_inode(&engine.volume, &handle, inode, &disk, true).await

@@ -73,7 +73,7 @@ impl Request<'_> {
     /// to one handle: then the whole operation is in one transaction, however full the running one is.
     async fn begin(&self) -> Result<Handle> {
         let (engine, inode) = (self.engine, self.inode);
-        let nodes = extent_tree::node_blocks(&engine.volume.info, &*inode.inode.read().await).await?.len();
+        let nodes = extent_tree::node_blocks(&engine.volume.info, &*inode.on_disk.read().await).await?.len();
         let most = engine.volume.journal.as_ref().map_or(SHIFT_CREDITS, |journal| journal.max_credits());
         let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_add(SHIFT_CREDITS);
         let credits = wanted.min(most).max(SHIFT_CREDITS);
@@ -105,7 +105,7 @@ impl Request<'_> {
         let mut freed = false;
         loop {
             let handle = self.begin().await?;
-            let mut disk = inode.inode.write().await;
+            let mut disk = inode.on_disk.write().await;
             inode.extent_status.remove(first..LogicalBlock::END);
             let step = async {
                 if !freed {
@@ -150,7 +150,7 @@ impl Request<'_> {
         let mut begun = false;
         loop {
             let handle = self.begin().await?;
-            let mut disk = inode.inode.write().await;
+            let mut disk = inode.on_disk.write().await;
             inode.extent_status.remove(first..LogicalBlock::END);
             if !begun {
                 self.check_room(&disk, count).await?;

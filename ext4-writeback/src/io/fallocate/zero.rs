@@ -74,7 +74,7 @@ impl Request<'_> {
     async fn unwrite_some(&self, at: &mut LogicalBlock, end: LogicalBlock) -> Result<()> {
         let (engine, inode) = (self.engine, self.inode);
         let handle = engine.volume.begin_tracked(CONVERT_CREDITS, "fallocate").await?;
-        let mut disk = inode.inode.write().await;
+        let mut disk = inode.on_disk.write().await;
         let mut changed = false;
         while *at < end {
             let mapping = block_map::lookup(&engine.volume.info, &disk, *at).await?;

@@ -225,7 +225,7 @@ async fn process_groups(
     parked: &mut Vec<Ioend>,
 ) -> Result<Progress> {
     let engine = batch.engine;
-    let mut hold = Hold { engine, inode, disk: inode.inode.write().await, changed: false };
+    let mut hold = Hold { engine, inode, disk: inode.on_disk.write().await, changed: false };
     let mut progress = Progress::All;
     while let Some(mut group) = groups.pop_front() {
         let size = inode.size();

@@ -47,7 +47,7 @@ pub(crate) async fn discard(engine: &Engine, inode: &Arc<InodeInfo>, ioend: &Ioe
             let dirty = guard.next_dirty(at..blocks.end).unwrap_or(blocks.end..blocks.end);
             drop_delayed(&engine.volume, inode, first + at..first + dirty.start).await;
             if !dirty.is_empty() {
-                let _disk = inode.inode.write().await;
+                let _disk = inode.on_disk.write().await;
                 inode.preallocation.give_back(&engine.volume.info, first + dirty.start..first + dirty.end);
             }
             at = dirty.end;
