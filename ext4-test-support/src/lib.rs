@@ -12,6 +12,7 @@
 
 pub mod corpus;
 pub mod counted;
+pub mod layers;
 pub mod loop_device;
 pub mod settings;
 pub mod tools;
