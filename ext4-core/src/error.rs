@@ -31,8 +31,8 @@ impl fmt::Display for Corrupt {
     }
 }
 
-/// What a failed I/O was for: it decides if the failure says something of the file system. Set at the place that
-/// submits the I/O.
+/// What a failed I/O was for: it decides if the failure says something of the file system. Set at the place
+/// that submits the I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum IoPurpose {
     /// Metadata of the file system was read or written: the purpose of all I/O that is not marked otherwise.
@@ -40,7 +40,8 @@ pub enum IoPurpose {
     Metadata,
     /// Content of a file: the error is the reader's or the writer's.
     Data,
-    /// None of both: a commit (a journal that stops is noted where it stops), a flush, a discard, memory from the host.
+    /// None of both: a commit (a journal that stops is noted where it stops), a flush, a discard, memory from
+    /// the host.
     Other,
 }
 

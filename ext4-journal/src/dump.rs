@@ -1,17 +1,18 @@
-//! Looking at a log without recovering it: what its blocks say, block by block, also those that no recovery reads.
+//! Looking at a log without recovering it: what its blocks say, block by block, also those that no recovery
+//! reads.
 //!
 //! ```text
 //!   tail ─► [committed]… ─► [unfinished] ─► old transactions, and pieces of them, all around the ring
 //! ```
 //!
-//! A block is metadata of the log where it begins with the magic number: images that begin so lie there escaped. So
-//! whatever is left of old transactions is found without anything pointing to it.
+//! A block is metadata of the log where it begins with the magic number: images that begin so lie there
+//! escaped. So whatever is left of old transactions is found without anything pointing to it.
 //!
 //! Invariants:
 //! - Nothing is written.
 //! - A walk ends after one turn of the ring, and holds one block of the log and what that says.
-//! - Which part a block belongs to follows from recovery's own scan: were it judged here again, a dump could call
-//!   committed what a mount does not replay.
+//! - Which part a block belongs to follows from recovery's own scan: were it judged here again, a dump could
+//!   call committed what a mount does not replay.
 
 use std::sync::Arc;
 
@@ -188,8 +189,8 @@ impl Inspection {
         }
     }
 
-    /// The metadata blocks of the log in its order: what recovery replays and what follows without a commit; with `all`
-    /// also whatever else the ring holds.
+    /// The metadata blocks of the log in its order: what recovery replays and what follows without a commit;
+    /// with `all` also whatever else the ring holds.
     #[must_use]
     pub fn blocks(&self, all: bool) -> LogBlocks<'_> {
         let empty = self.found.end.reason == EndReason::Empty;
@@ -206,7 +207,8 @@ impl Inspection {
         }
     }
 
-    /// The blocks of the fast-commit area: those that follow the last commit, or with `all` whatever lies there.
+    /// The blocks of the fast-commit area: those that follow the last commit, or with `all` whatever lies
+    /// there.
     #[must_use]
     pub fn fast_commits(&self, all: bool) -> FastCommitBlocks<'_> {
         let (first, end) = if self.superblock.fast_commit_blocks() == 0 {

@@ -1,20 +1,15 @@
-//! The journal: its state, its two tasks, its superblock.
+//! The journal: its state, its end after an error, its superblock.
 //!
-//! - The *commit task* commits the running transaction when it is large or old, or when somebody asks and does not do
-//!   it himself: who waits for a commit that nobody carries out does so in his own task, which spares two changes of
-//!   tasks.
-//! - The *checkpoint task* writes committed blocks to their places when the log runs short, or to empty it.
+//! One commit runs at a time (`committer`). A caller that stops waiting while it commits leaves nothing half
+//! done: the rest goes to the runtime ([`RunToEnd`](ext4_core::environment::RunToEnd)). The two tasks are in
+//! [`crate::life::tasks`].
 //!
-//! Each holds only a weak reference while it waits: dropping the last [`Journal`] without [`Journal::close`] ends them
-//! and is a crash. One commits at a time (`committer`), and a caller who goes away while he does leaves nothing half done:
-//! the rest goes to the runtime ([`RunToEnd`](ext4_core::environment::RunToEnd)).
+//! Invariant: after the first error nothing more is written but that error into the superblock, on top of the
+//! tail that is on the medium. Were the tail of a checkpoint that failed written with it, recovery would skip
+//! blocks that never reached their places.
 //!
-//! Invariant: after the first error nothing more is written but that error into the superblock, on top of the tail
-//! that is on the medium. Were the tail of a checkpoint that failed written with it, recovery would skip blocks that
-//! never reached their places.
-//!
-//! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified) before it
-//! looks at the state, and whoever changes the state notifies after.
+//! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified)
+//! before it looks at the state, and a task that changes the state notifies after.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,7 +44,7 @@ pub struct Journal {
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
     pub(crate) superblock_writer: tokio::sync::Mutex<()>,
-    /// Held by whoever commits: the commit task, or a caller in its own task.
+    /// Held for a commit: by the commit task, or by a caller in its own task.
     pub(crate) committer: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -64,7 +59,7 @@ impl std::fmt::Debug for Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.wake.everybody();
+        self.wake.all();
     }
 }
 
@@ -94,7 +89,7 @@ impl Journal {
             let transactions = state.running.iter().chain(committing);
             (block, transactions.map(|transaction| Arc::clone(&transaction.done)).collect::<Vec<_>>())
         };
-        self.wake.everybody();
+        self.wake.all();
         waiting.iter().for_each(|done| done.notify_waiters());
         // Best effort: a device that fails will hardly take it.
         if let Some(block) = block

@@ -418,14 +418,9 @@ fn a_new_superblock_is_mke2fs_own() {
         let theirs = &ext4.content[start..start + ext4.block_size.len()];
         let blocks = ext4.journal.iter().map(|(_, count)| count).sum();
         let uuid = ext4.content[1024 + 0x68..1024 + 0x78].try_into().unwrap();
-        let ours = NewJournal {
-            block_size: ext4.block_size,
-            blocks: blocks,
-            fast_commit_blocks: 0,
-            uuid: uuid,
-            external: false,
-        }
-        .superblock();
+        let ours =
+            NewJournal { block_size: ext4.block_size, blocks, fast_commit_blocks: 0, uuid, external: false }
+                .superblock();
         let differing: Vec<_> = (0..ours.len()).filter(|byte| ours[*byte] != theirs[*byte]).collect();
         assert!(differing.is_empty(), "bytes {differing:x?}");
         std::fs::remove_file(&image).unwrap();

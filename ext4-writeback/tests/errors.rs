@@ -334,7 +334,8 @@ fn continues() -> MountOptions {
     quiet().errors(Some(OnError::Continue))
 }
 
-/// An image whose file `f` has 20 blocks of 1 KiB, the last eight behind an indirect block, and the bytes of that block.
+/// An image whose file `f` has 20 blocks of 1 KiB, the last eight behind an indirect block, and the bytes of
+/// that block.
 async fn file_with_indirect_block() -> (Image, Range<u64>) {
     let mounted = common::mount(&mke2fs_image(&["-b", "1024", "-O", "^extents,^64bit"], "16M")).await;
     mounted.filesystem.write("/f", vec![4; 20 << 10]).await.unwrap();
@@ -345,7 +346,8 @@ async fn file_with_indirect_block() -> (Image, Range<u64>) {
     (image, block << 10..(block + 1) << 10)
 }
 
-/// Unmounts, and returns the findings that the superblock has: how many, the first one's code and its function.
+/// Unmounts, and returns the findings that the superblock has: how many, the first one's code and its
+/// function.
 async fn findings(rig: Rig) -> (u32, u8, String) {
     rig.faulty.heal();
     rig.filesystem.clone().unmount().await.unwrap();
@@ -354,7 +356,8 @@ async fn findings(rig: Rig) -> (u32, u8, String) {
     (found.error_count, found.first_error.code, String::from_utf8_lossy(function).into_owned())
 }
 
-/// Operations that are not named after reading read data, too: the block that a new end or a hole leaves a part of.
+/// Operations that are not named after reading read data, too: the block that a new end or a hole leaves a
+/// part of.
 #[tokio::test]
 async fn a_failed_read_of_data_is_no_finding_in_whatever_operation() {
     if !have(TOOLS) {
@@ -399,7 +402,8 @@ async fn metadata_that_cannot_be_read_is_a_finding_in_read_and_fsync_too() {
     assert_eq!(rig_of_read.filesystem.read("/f").await.unwrap_err().errno(), Errno::EIO);
     assert_eq!(findings(rig_of_read).await, (1, 2, "read".to_owned()));
 
-    // fsync of an inode that is not in memory reads its block of the inode table: far behind those that mount reads.
+    // fsync of an inode that is not in memory reads its block of the inode table: far behind those that mount
+    // reads.
     let mounted = common::mount(&mke2fs_image(&["-b", "1024"], "16M")).await;
     let mut last = ROOT;
     for number in 0..500 {

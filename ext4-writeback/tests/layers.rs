@@ -1,5 +1,5 @@
-//! The floors of this crate, as ARCHITECTURE.md has them: a folder names only folders of lower floors, no file names an
-//! item through lib.rs, and no files need each other in a circle.
+//! The floors of this crate, as ARCHITECTURE.md has them: a folder names only folders of lower floors, no
+//! file names an item through lib.rs, and no files need each other in a circle.
 
 use std::path::Path;
 

@@ -15,7 +15,8 @@ pub type OnCommit = Box<dyn FnOnce() + Send>;
 
 /// One operation's part in a transaction: jbd2's handle.
 ///
-/// All changes made through one value become durable together or not at all. Dropping the value ends the operation's part.
+/// All changes made through one value become durable together or not at all. Dropping the value ends the
+/// operation's part.
 #[async_trait]
 pub trait Transaction: Send + Sync {
     /// The transaction this operation is part of now.

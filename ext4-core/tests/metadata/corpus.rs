@@ -122,7 +122,8 @@ async fn repaired_images_hold_what_the_kernel_sees() {
     for image in images {
         let text = std::fs::read_to_string(image.expected("json")).unwrap();
         let facts: serde_json::Value = serde_json::from_str(&text).unwrap();
-        // Of a file system with multiple mount protection e2fsck first waits ten seconds whether somebody else has it.
+        // Of a file system with multiple mount protection e2fsck first waits ten seconds if another host
+        // else has it.
         let skipped = |feature: &serde_json::Value| feature == "mmp";
         let skip = facts["features"].as_array().is_some_and(|all| all.iter().any(skipped));
         if facts["tree_by"] != "kernel" || skip {

@@ -2,30 +2,34 @@
 //!
 //! ```text
 //!   block  [tag len value][tag len value] … [PAD len 0…]      a tag never reaches into the next block
-//!   block  [tag len value] … [TAIL len id crc 0…]             ends one fast commit; the next begins on a new block
+//!   block  [tag len value] … [TAIL len id crc 0…]  ends one fast commit; the next begins on a new block
 //! ```
 //!
-//! `tag` and `len` have two bytes each, little-endian as the values (the rest of the journal is big-endian). The first
-//! block of the area begins with HEAD; it names the transaction that the fast commits belong to, as each TAIL does.
-//! TAIL's checksum is crc32c, from 0 on, over every byte of its fast commit's tags, PAD with its zeros included, up to
-//! and with TAIL's id. (Kernels before 6.2 left the last byte of a block out of PAD and TAIL; both forms are read.)
+//! `tag` and `len` have two bytes each, little-endian as the values (the rest of the journal is big-endian).
+//! The first block of the area begins with HEAD; it names the transaction that the fast commits belong to, as
+//! each TAIL does. TAIL's checksum is crc32c, from 0 on, over every byte of its fast commit's tags, PAD with
+//! its zeros included, up to and with TAIL's id. (Kernels before 6.2 left the last byte of a block out of PAD
+//! and TAIL; both forms are read.)
 //!
 //! Two things that a writer has to keep clear of, seen with Linux 6.18 and e2fsprogs 1.47:
-//! - *The first fast commit of a transaction must not be torn.* A kernel that finds HEAD with the expected transaction
-//!   and no valid TAIL after it refuses to mount (e2fsck drops what it found and reports a bad checksum). So the block
-//!   with HEAD is written last, with the preflush and FUA, when the others have completed: as long as it is not there
-//!   the area belongs to an older transaction. Later fast commits may be torn; then it is the last block that matters.
-//! - *The area's last block must not end a valid chain.* A kernel that has read the area to its end goes on with the
-//!   block behind the log, and refuses to mount; e2fsck calls the journal corrupt. So the last block is left unused.
+//! - *The first fast commit of a transaction must not be torn.* A kernel that finds HEAD with the expected
+//!   transaction and no valid TAIL after it refuses to mount (e2fsck drops what it found and reports a bad
+//!   checksum). So the block with HEAD is written last, with the preflush and FUA, when the others have
+//!   completed: as long as it is not there the area belongs to an older transaction. Later fast commits may
+//!   be torn; then it is the last block that matters.
+//! - *The area's last block must not end a valid chain.* A kernel that has read the area to its end goes on
+//!   with the block behind the log, and refuses to mount; e2fsck calls the journal corrupt. So the last block
+//!   is left unused.
 //!
 //! Nothing here gives a meaning to inode numbers, names and images: that is the file system's.
 //!
 //! Invariants:
-//! - A tag is returned only where all of it lies inside its block and its length is one the kernel accepts. Were a
-//!   length trusted, the next tag would be read from the middle of a name.
+//! - A tag is returned only where all of it lies inside its block and its length is one the kernel accepts.
+//!   Were a length trusted, the next tag would be read from the middle of a name.
 //! - What [`FastCommitEncoder`] lays out, [`FastCommitTags`] reads back, in every block size.
 //!
-//! Source: fs/ext4/fast_commit.h, fs/ext4/fast_commit.c (Linux 6.18: reserve_space, write_tail, value_len_isvalid).
+//! Source: fs/ext4/fast_commit.h, fs/ext4/fast_commit.c (Linux 6.18: reserve_space, write_tail,
+//! value_len_isvalid).
 
 use core::fmt;
 use core::ops::Range;
@@ -193,7 +197,8 @@ pub enum FastCommitTag {
 }
 
 impl FastCommitTag {
-    /// From a tag's number and value. `None` where the length is not one the kernel accepts, or the tag unknown.
+    /// From a tag's number and value. `None` where the length is not one the kernel accepts, or the tag
+    /// unknown.
     fn read(tag: u16, value: &[u8]) -> Option<Self> {
         Some(match tag {
             HEAD => {
@@ -319,8 +324,8 @@ impl fmt::Display for FastCommitEntry {
     }
 }
 
-/// The tags of one block, each with the bytes of the block that a checksum covers. Ends where fewer bytes are left than
-/// a tag has, or after the first error: `(offset, what is wrong)`.
+/// The tags of one block, each with the bytes of the block that a checksum covers. Ends where fewer bytes are
+/// left than a tag has, or after the first error: `(offset, what is wrong)`.
 #[derive(Clone, Debug)]
 pub struct FastCommitTags<'a> {
     block: &'a [u8],
@@ -371,8 +376,8 @@ pub struct FastCommitEncoder {
 }
 
 impl FastCommitEncoder {
-    /// A fast commit of transaction `id` that will lie `offset` blocks after the first of the area: at 0 it begins with
-    /// HEAD, elsewhere not.
+    /// A fast commit of transaction `id` that will lie `offset` blocks after the first of the area: at 0 it
+    /// begins with HEAD, elsewhere not.
     #[must_use]
     pub fn new(block_size: BlockSize, id: TransactionId, offset: u32) -> Self {
         let mut encoder = Self {
@@ -392,8 +397,8 @@ impl FastCommitEncoder {
     /// Appends a tag. HEAD, PAD and TAIL come by themselves.
     ///
     /// # Errors
-    /// `EINVAL` where no block holds the tag, a name or an image has a length that no reader accepts, or for HEAD, PAD
-    /// and TAIL. The encoder is as before.
+    /// `EINVAL` where no block holds the tag, a name or an image has a length that no reader accepts, or for
+    /// HEAD, PAD and TAIL. The encoder is as before.
     pub fn push(&mut self, tag: &FastCommitTag) -> Result<()> {
         let invalid = |why: &str| Err(Error::posix(Errno::EINVAL, format!("fast commit: {tag}: {why}")));
         if matches!(tag, FastCommitTag::Head { .. } | FastCommitTag::Pad { .. } | FastCommitTag::Tail { .. })
@@ -418,9 +423,9 @@ impl FastCommitEncoder {
         self.full.len().saturating_add(if self.has_room(TAIL_SIZE) { 1 } else { 2 })
     }
 
-    /// Closes the fast commit with TAIL: its blocks, in order. One of them makes it whole, and is written with FUA when
-    /// everything else has completed, behind a flush: the first where it begins with HEAD (see the module), else the
-    /// last.
+    /// Closes the fast commit with TAIL: its blocks, in order. One of them makes it whole, and is written
+    /// with FUA when everything else has completed, behind a flush: the first where it begins with HEAD (see
+    /// the module), else the last.
     #[must_use]
     pub fn finish(mut self) -> Vec<Vec<u8>> {
         self.make_room(TAIL_SIZE);
@@ -442,7 +447,8 @@ impl FastCommitEncoder {
     }
 
     fn append_tag(&mut self, number: u16, len: usize) {
-        // A value is shorter than a block, and the longest block is no longer than a tag and the longest value.
+        // A value is shorter than a block, and the longest block is no longer than a tag and the longest
+        // value.
         let len = u16::try_from(len).unwrap_or(u16::MAX);
         self.block.extend_from_slice(RawTag { tag: number.into(), len: len.into() }.as_bytes());
     }
@@ -470,8 +476,9 @@ impl FastCommitEncoder {
 mod tests {
     use super::*;
 
-    /// Three fast commits of transaction 3 that Linux 6.18 wrote, blocks of 1 KiB: mkfs.ext4 -b 1024 -O fast_commit;
-    /// a file created and fsynced; eight files created, a link, an unlink and a truncation, fsync; an append, fsync.
+    /// Three fast commits of transaction 3 that Linux 6.18 wrote, blocks of 1 KiB: mkfs.ext4 -b 1024 -O
+    /// fast_commit; a file created and fsynced; eight files created, a link, an unlink and a truncation,
+    /// fsync; an append, fsync.
     const KERNEL: &[u8] = include_bytes!("../../tests/data/fast_commit_1k.bin");
 
     fn content(tag: &FastCommitTag) -> bool {
@@ -570,7 +577,8 @@ mod tests {
         }
     }
 
-    /// Every number of bytes left in the first block, around the places where PAD and TAIL just fit or do not.
+    /// Every number of bytes left in the first block, around the places where PAD and TAIL just fit or do
+    /// not.
     #[test]
     fn padding_of_every_length_is_read_back() {
         for size in 128..=900 {

@@ -1,5 +1,5 @@
-//! Descriptors, their tags, revoke blocks and the checksums of all the log's blocks, in the form that the features give
-//! them.
+//! Descriptors, their tags, revoke blocks and the checksums of all the log's blocks, in the form that the
+//! features give them.
 
 use ext4_core::checksum::crc32c;
 use ext4_core::{BlockNumber, BlockSize, TransactionId};
@@ -266,8 +266,8 @@ impl Layout {
         if stored == computed { Ok(()) } else { Err((stored, computed)) }
     }
 
-    /// Verifies the checksum of a commit block, where there is one. As jbd2, a block of which only the header reached
-    /// the medium counts when the rest had been zeros.
+    /// Verifies the checksum of a commit block, where there is one. As jbd2, a block of which only the header
+    /// reached the medium counts when the rest had been zeros.
     ///
     /// # Errors
     /// The checksum stored and the one computed.

@@ -1,4 +1,5 @@
-//! The journal's on-disk structures: big-endian, unlike the rest of ext4 and the fast-commit area. No I/O here.
+//! The journal's on-disk structures: big-endian, unlike the rest of ext4 and the fast-commit area. No I/O
+//! here.
 //!
 //! ```text
 //!   log block 0      superblock: where the log starts, which transaction is expected there, features
@@ -14,8 +15,8 @@
 //! | CSUM_V2 (64BIT) | 10 (14) | as above, 2 bytes unused | low 16 bits of the crc |
 //! | CSUM_V3         | 16   | 32 + 32 bits            | 32 bits               |
 //!
-//! Invariant: nothing here trusts a length, a count or an offset that was read. Were one trusted, a flipped bit in a
-//! descriptor could send an image to a block of somebody's file.
+//! Invariant: nothing here trusts a length, a count or an offset that was read. Were one trusted, a flipped
+//! bit in a descriptor could send an image to a block of a file.
 //!
 //! Source: kernel documentation, "Journal (jbd2)" (Documentation/filesystems/ext4/journal.rst).
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]

@@ -1,7 +1,7 @@
 //! The journal superblock: where the log starts, which transaction is expected there, features.
 //!
-//! Invariant: a [`Superblock`] that was read has been verified: magic, checksum, features by name, and every number that
-//! bounds the log.
+//! Invariant: a [`Superblock`] that was read has been verified: magic, checksum, features by name, and every
+//! number that bounds the log.
 
 use ext4_core::checksum::crc32c;
 use ext4_core::{BlockSize, Error, Result, TransactionId};
@@ -22,7 +22,8 @@ const INCOMPAT_KNOWN: u32 = INCOMPAT_REVOKE
     | INCOMPAT_CSUM_V3
     | INCOMPAT_FAST_COMMIT;
 
-/// The size of the fast-commit area where the superblock does not say (jbd2: `JBD2_DEFAULT_FAST_COMMIT_BLOCKS`).
+/// The size of the fast-commit area where the superblock does not say (jbd2:
+/// `JBD2_DEFAULT_FAST_COMMIT_BLOCKS`).
 const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
 
 /// The superblock's number for crc32c.
@@ -196,9 +197,9 @@ impl Superblock {
         self.is_v2() && self.raw.feature_compat.get() & features != 0
     }
 
-    /// Sets the features a running journal has, as ext4 asks for them at mount: checksums v3 or none, 64-bit block
-    /// numbers, revokes. A version 1 superblock becomes version 2. The log must be empty. True where that changed
-    /// anything.
+    /// Sets the features a running journal has, as ext4 asks for them at mount: checksums v3 or none, 64-bit
+    /// block numbers, revokes. A version 1 superblock becomes version 2. The log must be empty. True where
+    /// that changed anything.
     pub(crate) fn set_running_features(&mut self, metadata_csum: bool, bit64: bool) -> bool {
         let before = self.to_block();
         if !self.is_v2() {
@@ -261,8 +262,8 @@ impl Superblock {
         if self.has_incompat(INCOMPAT_FAST_COMMIT) { self.fast_commit_area() } else { 0 }
     }
 
-    /// Says whether the end of the log is an area for fast commits. As in jbd2 that is not said while the log is empty,
-    /// so that a clean file system does not ask its reader for the feature.
+    /// Says whether the end of the log is an area for fast commits. As in jbd2 that is not said while the log
+    /// is empty, so that a clean file system does not ask its reader for the feature.
     pub(crate) fn set_fast_commit(&mut self, on: bool) {
         let features = self.raw.feature_incompat.get();
         self.raw.feature_incompat.set(if on {
@@ -290,7 +291,8 @@ impl Superblock {
         self.raw.start.get()
     }
 
-    /// Moves the tail: the log starts at block `start` with transaction `sequence`, or is empty where `start` is 0.
+    /// Moves the tail: the log starts at block `start` with transaction `sequence`, or is empty where `start`
+    /// is 0.
     pub(crate) fn set_tail(&mut self, start: u32, sequence: TransactionId) {
         self.raw.start.set(start);
         self.raw.sequence.set(sequence.0);
@@ -312,7 +314,7 @@ impl Superblock {
         self.raw.users.iter().take(count).copied().collect()
     }
 
-    /// Sets who uses the journal: as many as the list has room for.
+    /// Sets the UUIDs of the file systems that use the journal: as many as the list has room for.
     pub(crate) fn set_users(&mut self, users: &[[u8; 16]]) {
         self.raw.users = [[0; 16]; 48];
         for (slot, user) in self.raw.users.iter_mut().zip(users) {

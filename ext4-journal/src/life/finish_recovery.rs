@@ -3,19 +3,20 @@
 //! ```text
 //!   log replayed, flushed ─► tail = behind the last commit ─► images, commit block ─► places ─► log empty
 //!         │                       │                               │
-//!         └─ a crash: all again   └─ the same state, an empty     └─ from here on a crash replays this transaction;
+//!         └─ a crash: all again   └─ the same state, an empty     └─ a crash replays this one;
 //!                                    ring: the area counts           the area belongs to one that is past
 //! ```
 //!
-//! The kernel and e2fsck write what a fast commit changes straight to its place, bitmap here, inode there. A crash on
-//! the way leaves blocks whose checksums name each other's other version, and the next recovery has to build on that.
-//! As a transaction with the fast commits' own id it is there as a whole or not at all, to whoever recovers next.
+//! The kernel and e2fsck write what a fast commit changes straight to its place, bitmap here, inode there. A
+//! crash on the way leaves blocks whose checksums name each other's other version, and the next recovery has
+//! to build on that. As a transaction with the fast commits' own id it is there as a whole or not at all, to
+//! the next recovery.
 //!
 //! Invariants:
-//! - Before the commit block is durable nothing of the file system has changed, and the fast commits still count: the
-//!   tail that is written first names the transaction that they belong to.
-//! - The ring is written over only when the superblock on the medium no longer claims what it held, and that had been
-//!   flushed to its places.
+//! - Before the commit block is durable nothing of the file system has changed, and the fast commits still
+//!   count: the tail that is written first names the transaction that they belong to.
+//! - The ring is written over only when the superblock on the medium no longer claims what it held, and that
+//!   had been flushed to its places.
 
 use std::sync::Arc;
 
@@ -28,13 +29,15 @@ use crate::log::content::descriptors_and_images;
 use crate::state::Unfinished;
 
 impl Journal {
-    /// Ends a recovery that found fast commits: brings `images`, the blocks that they change in `filesystem` with their
-    /// new content, each once, to their places, and empties the log. Either all of them are there after a crash, or
-    /// the recovery starts again from the beginning. No images: the fast commits are dropped.
+    /// Ends a recovery that found fast commits: brings `images`, the blocks that they change in `filesystem`
+    /// with their new content, each once, to their places, and empties the log. Either all of them are there
+    /// after a crash, or the recovery starts again from the beginning. No images: the fast commits are
+    /// dropped.
     ///
     /// # Errors
-    /// The devices'; `EINVAL` where no recovery is unfinished; `ENOSPC` where the images do not fit in the log; corrupt
-    /// where one belongs into the log or outside the file system. Where it fails everything can be done again.
+    /// The devices'; `EINVAL` where no recovery is unfinished; `ENOSPC` where the images do not fit in the
+    /// log; corrupt where one belongs into the log or outside the file system. Where it fails everything can
+    /// be done again.
     pub async fn finish_recovery(
         &self,
         filesystem: &Arc<dyn BlockDevice>,

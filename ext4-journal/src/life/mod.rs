@@ -4,8 +4,8 @@
 //!   open ─► recover (if the log holds something) ─► finish_recovery (fast commits) ─► start_running ─► close
 //! ```
 //!
-//! Invariant: a journal does not run before its log was recovered, and the log is empty on the medium before it is marked
-//! clean.
+//! Invariant: a journal does not run before its log was recovered, and the log is empty on the medium before
+//! it is marked clean.
 
 pub(crate) mod finish_recovery;
 pub(crate) mod tasks;
@@ -49,7 +49,8 @@ impl Journal {
         let state = State {
             mode: Mode::Idle,
             aborted: None,
-            // As jbd2: a clean log begins one later, so that a stale commit of that id cannot be taken for ours.
+            // As jbd2: a clean log begins one later, so that a stale commit of that id cannot be taken for
+            // ours.
             next: superblock.sequence().next(),
             running: None,
             committing: None,
@@ -92,7 +93,8 @@ impl Journal {
         self.state.lock().superblock.errno()
     }
 
-    /// Forgets the error with which the journal was stopped before, once the file system has taken note of it.
+    /// Forgets the error with which the journal was stopped before, once the file system has taken note of
+    /// it.
     ///
     /// # Errors
     /// The device's.
@@ -108,10 +110,10 @@ impl Journal {
         self.recover_with(filesystem, Recovery::NORMAL).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the log, unless
-    /// fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not run before. A salvage
-    /// that found damage leaves an error in the journal superblock ([`Journal::recorded_errno`]). Where it
-    /// fails, or only checks, the log stays as it is.
+    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the
+    /// log, unless fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not
+    /// run before. A salvage that found damage leaves an error in the journal superblock
+    /// ([`Journal::recorded_errno`]). Where it fails, or only checks, the log stays as it is.
     ///
     /// # Errors
     /// The devices'; corrupt where a committed transaction is damaged and that is refused, by name.
@@ -142,8 +144,8 @@ impl Journal {
         Ok(report)
     }
 
-    /// Begins to run: sets the features the file system asks for, takes `cache` (whose device holds the blocks that
-    /// are journaled) and starts the commit and checkpoint tasks. After recovery.
+    /// Begins to run: sets the features the file system asks for, takes `cache` (whose device holds the
+    /// blocks that are journaled) and starts the commit and checkpoint tasks. After recovery.
     ///
     /// # Errors
     /// The device's; `EINVAL` where the log was not recovered or the journal runs already.
@@ -190,8 +192,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Commits, checkpoints, marks the log clean, stops the tasks. With `erase`, the log's blocks are zeroed and the
-    /// sequence starts again at 1, so that images are reproducible and sparse.
+    /// Commits, checkpoints, marks the log clean, stops the tasks. With `erase`, the log's blocks are zeroed
+    /// and the sequence starts again at 1, so that images are reproducible and sparse.
     ///
     /// # Errors
     /// As [`Journal::commit`], and the device's. The tasks are stopped all the same.
@@ -207,7 +209,7 @@ impl Journal {
         self.wake.room.notify_waiters();
         let result = self.finish(erase).await;
         self.state.lock().mode = Mode::Closed;
-        self.wake.everybody();
+        self.wake.all();
         loop {
             let mut ended = std::pin::pin!(self.wake.ended.notified());
             ended.as_mut().enable();

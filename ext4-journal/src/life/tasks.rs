@@ -1,8 +1,8 @@
 //! The commit task and the checkpoint task.
 //!
-//! - The *commit task* commits the running transaction when it is large or old, or when a caller asks and does not commit
-//!   by itself: a caller that waits for a commit that no task carries out commits in its own task, which spares two
-//!   changes of tasks.
+//! - The *commit task* commits the running transaction when it is large or old, or when a caller asks and
+//!   does not commit by itself: a caller that waits for a commit that no task carries out commits in its own
+//!   task, which spares two changes of tasks.
 //! - The *checkpoint task* writes committed blocks to their places when the log runs short, or to empty it.
 //!
 //! Invariant: each holds only a weak reference while it waits, so that dropping the last [`Journal`] ends it.
@@ -35,8 +35,8 @@ impl Journal {
         deadline.is_some_and(|deadline| self.runtime.monotonic() >= deadline)
     }
 
-    /// How long the commit task's timer is to run; `None`: it does without one until a transaction begins. A timer that
-    /// runs is early enough for every later transaction.
+    /// How long the commit task's timer is to run; `None`: it does without one until a transaction begins. A
+    /// timer that runs is early enough for every later transaction.
     fn set_timer(&self) -> Option<Duration> {
         let mut state = self.state.lock();
         let deadline = self.deadline(&state);
@@ -106,8 +106,8 @@ pub(crate) async fn checkpoint_task(journal: Weak<Journal>, wake: Arc<Wake>) {
     }
 }
 
-/// Says that a task is gone, however it ends. One that panicked takes the journal with it: nobody would do its work,
-/// and whoever waits for that would wait for ever.
+/// Says that a task is gone, however it ends. One that panicked aborts the journal: no task would do
+/// its work, and the tasks that wait for it would wait for ever.
 struct Ended {
     wake: Arc<Wake>,
     journal: Weak<Journal>,

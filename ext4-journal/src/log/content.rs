@@ -1,7 +1,7 @@
 //! The content of a transaction as it lies in the log: descriptors, each with its images behind it.
 //!
-//! Invariant: an image that begins with the journal's magic is escaped, and its tag says so. Were it not, recovery would
-//! take the image for a block of the journal and stop there.
+//! Invariant: an image that begins with the journal's magic is escaped, and its tag says so. Were it not,
+//! recovery would take the image for a block of the journal and stop there.
 
 use ext4_core::device::{AlignedBuffer, BlockImage, Segment};
 use ext4_core::{BlockNumber, Result, TransactionId};

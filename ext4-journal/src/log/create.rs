@@ -1,10 +1,11 @@
-//! Journal superblocks for those who make, attach and detach journals: nothing is opened and nothing written here.
+//! Journal superblocks for programs that make, attach and detach journals: nothing is opened and nothing
+//! written here.
 //!
-//! Invariant: what comes out of [`attach_user`] and [`detach_user`] differs from what went in by the list of users and
-//! the checksum alone: the position of the log is never touched.
+//! Invariant: what comes out of [`attach_user`] and [`detach_user`] differs from what went in by the list of
+//! users and the checksum alone: the position of the log is never touched.
 //!
-//! Source of the users' list: kernel documentation, "Journal (jbd2)", super block (s_nr_users, s_users); of where an
-//! external log begins: e2fsprogs, `ext2fs_create_journal_superblock2`.
+//! Source of the users' list: kernel documentation, "Journal (jbd2)", super block (s_nr_users, s_users); of
+//! where an external log begins: e2fsprogs, `ext2fs_create_journal_superblock2`.
 
 use ext4_core::{BlockSize, Errno, Error, Result};
 
@@ -15,8 +16,8 @@ use crate::format::superblock::Superblock;
 pub struct NewJournal {
     /// Bytes of a block.
     pub block_size: BlockSize,
-    /// All its blocks, the superblock and the fast-commit area included. On a device of its own: the blocks of the
-    /// device.
+    /// All its blocks, the superblock and the fast-commit area included. On a device of its own: the blocks
+    /// of the device.
     pub blocks: u32,
     /// Blocks of the fast-commit area at its end; 0: jbd2's default once fast commits are used.
     pub fast_commit_blocks: u32,
@@ -27,8 +28,8 @@ pub struct NewJournal {
 }
 
 impl NewJournal {
-    /// The image of its superblock, as mke2fs writes it: version 2, no features. Those that a running journal has are
-    /// set when it first runs, as jbd2 does at the first mount.
+    /// The image of its superblock, as mke2fs writes it: version 2, no features. Those that a running journal
+    /// has are set when it first runs, as jbd2 does at the first mount.
     #[must_use]
     pub fn superblock(&self) -> Vec<u8> {
         let mut superblock = Superblock::new(self.block_size, self.blocks, self.uuid);
@@ -42,8 +43,8 @@ impl NewJournal {
     }
 }
 
-/// The block of a journal device that holds the journal superblock: the one after that with ext4's superblock.
-/// Source: the kernel's `ext4_get_journal_blkdev`.
+/// The block of a journal device that holds the journal superblock: the one after that with ext4's
+/// superblock. Source: the kernel's `ext4_get_journal_blkdev`.
 #[must_use]
 pub fn external_superblock_block(block_size: BlockSize) -> u32 {
     if block_size == BlockSize::KIB_1 { 2 } else { 1 }
@@ -52,8 +53,8 @@ pub fn external_superblock_block(block_size: BlockSize) -> u32 {
 /// Adds file system `user` to the users of the external journal with superblock `block`: the new superblock.
 ///
 /// # Errors
-/// Corrupt or unsupported, as when the journal is opened; `EBUSY` where another file system uses it (one journal for
-/// several file systems: nobody's kernel supports it) or the log is not empty.
+/// Corrupt or unsupported, as when the journal is opened; `EBUSY` where another file system uses it (one
+/// journal for several file systems: no kernel supports it) or the log is not empty.
 pub fn attach_user(block: &[u8], block_size: BlockSize, available: u32, user: [u8; 16]) -> Result<Vec<u8>> {
     let mut superblock = Superblock::read(block, block_size, available)?;
     if superblock.start() != 0 {

@@ -1,5 +1,5 @@
-//! What a journal superblock says, for those who only look: nothing is opened, nothing is refused but a block that is
-//! no journal superblock.
+//! What a journal superblock says, for programs that only look: nothing is opened, nothing is refused but a
+//! block that is no journal superblock.
 //!
 //! Source: kernel documentation, "Journal (jbd2)", super block.
 

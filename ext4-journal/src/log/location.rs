@@ -14,7 +14,7 @@ pub struct JournalLocation {
     pub block_size: BlockSize,
     /// Runs of log blocks: first block on the device, how many.
     pub runs: Vec<(BlockNumber, u32)>,
-    /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are the
-    /// device's, [`external_superblock_block`](crate::external_superblock_block).
+    /// The log block with the journal superblock: 0 in an inode; on a device of its own, where log blocks are
+    /// the device's, [`external_superblock_block`](crate::external_superblock_block).
     pub superblock: u32,
 }

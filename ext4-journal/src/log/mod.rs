@@ -6,14 +6,15 @@
 //!                              └── wraps around ──┘
 //! ```
 //!
-//! The area for fast commits begins one block behind the ring's end, as jbd2 has it (`j_fc_first`): block `last` is
-//! nobody's.
+//! The area for fast commits begins one block behind the ring's end, as jbd2 has it (`j_fc_first`): block
+//! `last` is not used.
 //!
 //! [`Log`] maps log blocks to the device, reads and writes them; [`Space`] accounts for the ring.
 //!
-//! Invariant: `free` counts only blocks that the superblock *on the medium* no longer claims: it grows after the tail
-//! has moved there, never before. Were it to grow earlier, a crash could find the tail pointing at blocks that a newer
-//! transaction had already written over, and recovery would stop before transactions that had been reported durable.
+//! Invariant: `free` counts only blocks that the superblock *on the medium* no longer claims: it grows after
+//! the tail has moved there, never before. Were it to grow earlier, a crash could find the tail pointing at
+//! blocks that a newer transaction had already written over, and recovery would stop before transactions that
+//! had been reported durable.
 //!
 //! Invariant: one block of the ring always stays free, so that a full log and an empty one differ.
 
@@ -189,8 +190,8 @@ impl Log {
         Ok(())
     }
 
-    /// True where [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which the device does
-    /// not split either.
+    /// True where [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which the
+    /// device does not split either.
     pub(crate) fn is_one_transfer(&self, start: u32, count: usize) -> bool {
         let geometry = self.device.geometry();
         let most = (geometry.max_transfer >> self.block_size.bits()).min(geometry.max_segments.max(1));
@@ -198,8 +199,8 @@ impl Log {
         u32::try_from(count).is_ok_and(|count| count <= most.min(contiguous))
     }
 
-    /// Writes `blocks` from log block `start` of the ring on, in as few transfers as the log's runs and the device
-    /// allow, and waits for all of them.
+    /// Writes `blocks` from log block `start` of the ring on, in as few transfers as the log's runs and the
+    /// device allow, and waits for all of them.
     pub(crate) async fn write(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
         let limit = self.device.geometry().max_segments.clamp(1, 1024);
         let (mut at, mut left) = (start, u32::try_from(blocks.len()).unwrap_or(u32::MAX));
@@ -216,9 +217,9 @@ impl Log {
         self.submit_all(transfers, flags | BioFlags::META | BioFlags::SYNC).await
     }
 
-    /// Writes `blocks` from log block `start` on, outside the ring, but for the first sector of the first of them: that
-    /// goes with `flags` when all the rest has completed. So whatever a crash tears, the first sector is there only when
-    /// the rest is, and with a preflush and FUA both are durable.
+    /// Writes `blocks` from log block `start` on, outside the ring, but for the first sector of the first of
+    /// them: that goes with `flags` when all the rest has completed. So whatever a crash tears, the first
+    /// sector is there only when the rest is, and with a preflush and FUA both are durable.
     pub(crate) async fn write_first_sector_last(
         &self,
         start: u32,
@@ -256,9 +257,9 @@ impl Log {
         self.device.write_at(at, vec![Segment::Owned(zeros)], flags).await
     }
 
-    /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with `flags` where
-    /// the log's runs and the device allow it. Where they do not, the last one has the flags and the others have
-    /// completed before, so that its preflush covers them.
+    /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with
+    /// `flags` where the log's runs and the device allow it. Where they do not, the last one has the flags
+    /// and the others have completed before, so that its preflush covers them.
     pub(crate) async fn write_area(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
         let limit = self.device.geometry().max_segments.max(1);
         let (mut at, mut left) = (start, u32::try_from(blocks.len()).unwrap_or(u32::MAX));
@@ -362,7 +363,7 @@ impl<'a> Reader<'a> {
 pub(crate) struct Space {
     /// Where the next transaction goes.
     pub(crate) head: u32,
-    /// Blocks that nobody uses and the superblock on the medium does not claim.
+    /// Blocks that no transaction uses and the superblock on the medium does not claim.
     pub(crate) free: u32,
     /// The superblock on the medium says that the log is empty (jbd2: `JBD2_FLUSHED`).
     pub(crate) empty_on_medium: bool,

@@ -1,20 +1,22 @@
 //! Revokes: "no copy of this block in the log up to this transaction may be replayed".
 //!
-//! A metadata block that is freed may be used for file data next. Data does not go through the log, so after a crash
-//! a replayed old image would lie over somebody's file. The transaction that frees the block records a revoke.
+//! A metadata block that is freed may be used for file data next. Data does not go through the log, so after
+//! a crash a replayed old image would lie over a file's data. The transaction that frees the block records
+//! a revoke.
 //!
-//! | in one transaction                    | what it commits                                                     |
-//! |---------------------------------------|---------------------------------------------------------------------|
-//! | changed, then freed                   | the revoke; the image is dropped                                     |
-//! | freed, then used as metadata again    | the image; the revoke is cancelled (the image hides older copies)    |
-//! | freed, then used as data              | the revoke (it happens only in a later transaction: see below)       |
-//! | freed in one, metadata in the next    | the revoke in the one, the image in the next, which is replayed      |
+//! | in one transaction | what it commits |
+//! |---------------------------------------|---|
+//! | changed, then freed | the revoke; the image is dropped |
+//! | freed, then used as metadata again | the image; the revoke is cancelled (the image hides older copies) |
+//! | freed, then used as data | the revoke (it happens only in a later transaction: see below) |
+//! | freed in one, metadata in the next | the revoke in the one, the image in the next, which is replayed |
 //!
-//! Cancelling looks only at the running transaction. A revoke of the committing one stays: it covers copies up to
-//! that transaction, and the new image is in a later one.
+//! Cancelling looks only at the running transaction. A revoke of the committing one stays: it covers copies
+//! up to that transaction, and the new image is in a later one.
 //!
-//! Invariant: a freed block is used again for data only after the freeing transaction has committed (the allocator
-//! waits for `on_commit`), and by then neither is its image left to be checkpointed nor such a write in flight.
+//! Invariant: a freed block is used again for data only after the freeing transaction has committed (the
+//! allocator waits for `on_commit`), and by then neither is its image left to be checkpointed nor such a
+//! write in flight.
 
 use ext4_core::device::AlignedBuffer;
 use ext4_core::{BlockNumber, Result, TransactionId};

@@ -5,19 +5,20 @@
 //!                                                         └── these two ────────────────┘   └ an older one
 //! ```
 //!
-//! A fast commit counts when every tag of it is valid, its TAIL names the transaction expected and the checksum is
-//! right; the first that does not count ends the area, because those behind it stand on it. HEAD, PAD and TAIL have
-//! done their work then: what is given on are the tags that change something, in their order.
+//! A fast commit counts when every tag of it is valid, its TAIL names the transaction expected and the
+//! checksum is right; the first that does not count ends the area, because those behind it stand on it. HEAD,
+//! PAD and TAIL have done their work then: what is given on are the tags that change something, in their
+//! order.
 //!
-//! A first fast commit that does not count is the ordinary end too: it was torn. (The kernel refuses to mount then;
-//! see [`crate::format::fast_commit::FastCommitEncoder`] for how a writer keeps that from happening.)
+//! A first fast commit that does not count is the ordinary end too: it was torn. (The kernel refuses to mount
+//! then; see [`crate::format::fast_commit::FastCommitEncoder`] for how a writer keeps that from happening.)
 //!
 //! Invariants:
 //! - Nothing of a fast commit is given on before its TAIL was verified.
 //! - The walk reads each block of the area once, and memory is bounded by what the area's blocks hold.
 //!
-//! Source: fs/ext4/fast_commit.c (replay_scan), fs/jbd2/recovery.c (fc_do_one_pass: the area begins one block behind
-//! the ring, and belongs to the first transaction without a full commit).
+//! Source: fs/ext4/fast_commit.c (replay_scan), fs/jbd2/recovery.c (fc_do_one_pass: the area begins one block
+//! behind the ring, and belongs to the first transaction without a full commit).
 
 use std::fmt;
 

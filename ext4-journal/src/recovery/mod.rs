@@ -1,28 +1,30 @@
 //! Recovery: brings the file system to the state of the last transaction that was committed.
 //!
 //! Three passes, each over what the one before found:
+//!
 //! 1. [`scan`] walks the log from its tail and finds where the committed transactions end. It changes nothing.
 //! 2. [`revoke`] collects which images must not be replayed.
 //! 3. [`replay`] verifies the images and writes the rest to their places.
 //!
 //! What is damaged is refused, or left out and reported: see [`Damage`].
 //!
-//! Then the device is flushed, and only then the superblock says that the log is empty. A crash anywhere before that
-//! leaves the log as it was, and recovering again writes the same images again.
+//! Then the device is flushed, and only then the superblock says that the log is empty. A crash anywhere
+//! before that leaves the log as it was, and recovering again writes the same images again.
 //!
-//! Where [`fast_commit`]s follow the last commit the log is not emptied yet: what they mean is for the file system to
-//! work out, on top of what was replayed. It comes back with the blocks that they change, and [`finish`] brings these
-//! in as one transaction.
+//! Where [`fast_commit`]s follow the last commit the log is not emptied yet: what they mean is for the file
+//! system to work out, on top of what was replayed. It comes back with the blocks that they change, and
+//! `life/finish_recovery.rs` brings these in as one transaction.
 //!
 //! Invariants:
 //! - The walk ends after one turn of the ring, whatever the blocks say.
-//! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each image, images
-//!   up to [`replay::BATCH_BYTES`], and a bounded report.
+//! - Memory is bounded by the ring: one record for each descriptor and revoke block, one entry for each
+//!   image, images up to [`replay::BATCH_BYTES`], and a bounded report.
 //! - Nothing is written outside the file system's device, and nothing into the log itself.
-//! - What jbd2 refuses is refused, before anything is written: a bad checksum inside the committed part is an error that
-//!   names it, and the log stays as it is. (jbd2 itself may have written by then.)
-//! - A salvage leaves in the journal superblock, in the same write that empties the log, that there was an error. Were
-//!   it recorded in another write, a crash between them would leave a damaged file system that passes for a clean one.
+//! - What jbd2 refuses is refused, before anything is written: a bad checksum inside the committed part is an
+//!   error that names it, and the log stays as it is. (jbd2 itself may have written by then.)
+//! - A salvage leaves in the journal superblock, in the same write that empties the log, that there was an
+//!   error. Were it recorded in another write, a crash between them would leave a damaged file system that
+//!   passes for a clean one.
 
 pub(crate) mod fast_commit;
 pub(crate) mod replay;

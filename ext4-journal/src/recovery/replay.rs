@@ -1,11 +1,11 @@
 //! The third pass: the images go to their places.
 //!
-//! The log is read in its order, each image is verified, the last image of a block wins; then they are written in
-//! device order, adjacent ones together.
+//! The log is read in its order, each image is verified, the last image of a block wins; then they are
+//! written in device order, adjacent ones together.
 //!
-//! Invariant: a log that is to be refused for one image is refused before any is written. A log of which not all
-//! images are in memory at once is therefore read twice: were it not, a file system whose recovery was refused would
-//! be changed all the same, and not to any state it ever had.
+//! Invariant: a log that is to be refused for one image is refused before any is written. A log of which not
+//! all images are in memory at once is therefore read twice: were it not, a file system whose recovery was
+//! refused would be changed all the same, and not to any state it ever had.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,11 +36,12 @@ pub(crate) struct Replay<'a> {
 type Batch = BTreeMap<BlockNumber, BlockImage>;
 
 impl Replay<'_> {
-    /// Writes to the file system what is not revoked, unless it only checks; does not flush. Adds to `report`.
+    /// Writes to the file system what is not revoked, unless it only checks; does not flush. Adds to
+    /// `report`.
     ///
     /// # Errors
-    /// The devices'; where damage is refused also corrupt, for an image that fails its checksum or belongs outside the
-    /// file system.
+    /// The devices'; where damage is refused also corrupt, for an image that fails its checksum or belongs
+    /// outside the file system.
     pub(crate) async fn run(&self, mode: Recovery, report: &mut RecoveryReport) -> Result<()> {
         let limit = (BATCH_BYTES >> self.layout.block_size.bits()).max(1);
         if mode.check {

@@ -26,9 +26,9 @@ pub enum Damage {
     /// Refuse, as the kernel does at mount: the error names the place, nothing is written.
     #[default]
     Refuse,
-    /// As e2fsck: images that are damaged are left out, the log ends before the first transaction whose own blocks
-    /// are damaged, and the report says so. The error is recorded in the journal superblock, so that the file system
-    /// is marked as one to be checked.
+    /// As e2fsck: images that are damaged are left out, the log ends before the first transaction whose own
+    /// blocks are damaged, and the report says so. The error is recorded in the journal superblock, so that
+    /// the file system is marked as one to be checked.
     Salvage,
 }
 
@@ -106,10 +106,11 @@ pub enum EndReason {
     OtherTransaction(TransactionId),
     /// The block has the magic number and the right transaction and is of no known type.
     UnknownType(u32),
-    /// The transaction failed a checksum and its commit is older than the one before it: it was there before the log
-    /// was made.
+    /// The transaction failed a checksum and its commit is older than the one before it: it was there before
+    /// the log was made.
     Stale,
-    /// The commit block does not match its transaction, which with async commit is what an interruption looks like.
+    /// The commit block does not match its transaction, which with async commit is what an interruption looks
+    /// like.
     Incomplete,
     /// The transaction is damaged.
     Damaged,

@@ -12,8 +12,8 @@ use crate::recovery::scan::Found;
 pub(crate) struct Revoked(FxHashMap<BlockNumber, TransactionId>);
 
 impl Revoked {
-    /// True where an image of `block` in transaction `id` must not be replayed: a revoke in the same transaction or a
-    /// later one covers it.
+    /// True where an image of `block` in transaction `id` must not be replayed: a revoke in the same
+    /// transaction or a later one covers it.
     pub(crate) fn covers(&self, block: BlockNumber, id: TransactionId) -> bool {
         self.0.get(&block).is_some_and(|last| last.is_at_or_after(id))
     }

@@ -1,15 +1,17 @@
 //! The first pass: where the log ends.
 //!
-//! The log ends at the first block that is not a metadata block of the transaction expected there: a torn or missing
-//! commit is the ordinary end of a log. A block that fails its checksum is a stale one from before the log was made
-//! when its transaction's commit time lies before that of the transaction before it; otherwise the log is damaged.
+//! The log ends at the first block that is not a metadata block of the transaction expected there: a torn or
+//! missing commit is the ordinary end of a log. A block that fails its checksum is a stale one from before
+//! the log was made when its transaction's commit time lies before that of the transaction before it;
+//! otherwise the log is damaged.
 //!
-//! With async commit a commit block may reach the medium before its transaction, so that one that does not match is
-//! the end and no damage, unless a later commit was found (checksums v1). With checksums v2 and v3 jbd2 does not look
-//! at that last rule, and of two such commits in a row it takes the second for the end; the first is the safe one.
+//! With async commit a commit block may reach the medium before its transaction, so that one that does not
+//! match is the end and no damage, unless a later commit was found (checksums v1). With checksums v2 and v3
+//! jbd2 does not look at that last rule, and of two such commits in a row it takes the second for the end;
+//! the first is the safe one.
 //!
-//! Invariant: whatever can be wrong with a transaction's own blocks is judged here, before anything is written. What is
-//! wrong in a transaction without a commit is no finding.
+//! Invariant: whatever can be wrong with a transaction's own blocks is judged here, before anything is
+//! written. What is wrong in a transaction without a commit is no finding.
 
 use ext4_core::checksum::crc32_be;
 use ext4_core::{BlockNumber, Result, TransactionId};
@@ -262,8 +264,8 @@ impl Walk {
     }
 }
 
-/// The last transaction that a metadata block of the ring names, if it is `end` or later: what a salvage dropped lies
-/// there still, and the next life of the log must not use those ids.
+/// The last transaction that a metadata block of the ring names, if it is `end` or later: what a salvage
+/// dropped lies there still, and the next life of the log must not use those ids.
 ///
 /// # Errors
 /// The device's.

@@ -1,8 +1,8 @@
 //! Checkpoint: committed blocks go to their places, and their part of the log becomes free.
 //!
-//! Each block is known by its latest committed image. A block that a newer transaction committed again leaves the
-//! older one's list: the newer one's copy in the log replaces the older. So a block that changes all the time, a bitmap,
-//! is seldom written.
+//! Each block is known by its latest committed image. A block that a newer transaction committed again leaves
+//! the older one's list: the newer one's copy in the log replaces the older. So a block that changes all the
+//! time, a bitmap, is seldom written.
 //!
 //! A transaction none of whose blocks is left, and none before it, frees its part of the log: the tail in the
 //! superblock moves on, behind a flush of the blocks that were written.
@@ -41,8 +41,8 @@ impl State {
 }
 
 impl Journal {
-    /// One turn of the checkpoint task: makes room in the log where it is short, empties it where that is asked for.
-    /// True where it did something.
+    /// One turn of the checkpoint task: makes room in the log where it is short, empties it where that is
+    /// asked for. True where it did something.
     pub(crate) async fn checkpoint_if_needed(&self) -> bool {
         let (wanted, empty) = {
             let mut state = self.state.lock();
@@ -75,7 +75,8 @@ impl Journal {
         went_on
     }
 
-    /// Writes the blocks of the oldest transactions until `wanted` log blocks are free, and moves the tail on.
+    /// Writes the blocks of the oldest transactions until `wanted` log blocks are free, and moves the tail
+    /// on.
     async fn checkpoint(&self, wanted: u32) -> Result<()> {
         let selected = self.state.lock().checkpoints.select(wanted);
         tracing::debug!(blocks = selected.len(), wanted, "jbd2_checkpoint");
@@ -105,8 +106,8 @@ impl Journal {
         self.move_tail().await
     }
 
-    /// Frees the log blocks of transactions that have nothing left to write, once the superblock on the medium does not
-    /// claim them any more.
+    /// Frees the log blocks of transactions that have nothing left to write, once the superblock on the
+    /// medium does not claim them any more.
     async fn move_tail(&self) -> Result<()> {
         let (count, blocks, tail) = {
             let state = self.state.lock();
@@ -129,8 +130,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes what was written to its place durable. Where the log is on the same device the superblock's own flush
-    /// does it.
+    /// Makes what was written to its place durable. Where the log is on the same device the superblock's own
+    /// flush does it.
     async fn flush_checkpointed(&self) -> Result<()> {
         let unflushed = std::mem::take(&mut self.state.lock().checkpoints.unflushed);
         let home = self.home();
@@ -141,8 +142,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Says on the medium that the log is empty, where it is. False where a commit is under way, which wakes the
-    /// checkpoint task when it ends.
+    /// Says on the medium that the log is empty, where it is. False where a commit is under way, which wakes
+    /// the checkpoint task when it ends.
     async fn mark_empty(&self) -> Result<bool> {
         let next = {
             let mut state = self.state.lock();
@@ -153,7 +154,8 @@ impl Journal {
                 return Ok(state.committing.is_none());
             }
             if state.fast.hold_log(state.running.as_ref()) {
-                // Their transaction has to be committed in full first; that, or their end, wakes the checkpoint task.
+                // Their transaction has to be committed in full first; that, or their end, wakes the
+                // checkpoint task.
                 if let Some(running) = &mut state.running {
                     running.request_commit(|| self.runtime.monotonic());
                 }

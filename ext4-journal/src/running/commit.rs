@@ -1,20 +1,20 @@
 //! Commit: the running transaction becomes durable.
 //!
 //! 1. *Locked*: new handles wait, open ones finish.
-//! 2. *Flushing*: its images are frozen by cloning them (the next change of a block copies it), and the next transaction
-//!    can run. Revoke blocks, descriptors and images go to the log in one plug of large writes.
-//! 3. *Committing*: when all of them have completed, the commit block goes behind a flush, with FUA. The flush also
-//!    makes durable what data writes had completed before. With an external log the file system's device is flushed
-//!    first. (Where FUA is a flush behind the write, step 2 asks for that instead, and the commit block needs none
-//!    before it.)
-//! 4. *Committed*: its blocks wait for the checkpoint; blocks it revoked leave those of older transactions; then the
-//!    callbacks run, then whoever waits is told.
+//! 2. *Flushing*: its images are frozen by cloning them (the next change of a block copies it), and the next
+//!    transaction can run. Revoke blocks, descriptors and images go to the log in one plug of large writes.
+//! 3. *Committing*: when all of them have completed, the commit block goes behind a flush, with FUA. The
+//!    flush also makes durable what data writes had completed before. With an external log the file system's
+//!    device is flushed first. (Where FUA is a flush behind the write, step 2 asks for that instead, and the
+//!    commit block needs none before it.)
+//! 4. *Committed*: its blocks wait for the checkpoint; blocks it revoked leave those of older transactions;
+//!    then the callbacks run, then the tasks that wait are told.
 //!
-//! Invariant: images are read only by the clones made in step 2. Were a buffer read later, a change of the next
-//! transaction could be committed without the rest of its operation.
+//! Invariant: images are read only by the clones made in step 2. Were a buffer read later, a change of the
+//! next transaction could be committed without the rest of its operation.
 //!
-//! Invariant: callbacks, which hand out freed blocks, run only when no checkpoint write of a revoked block is in flight.
-//! Were one, it could land on the data of the block's next owner.
+//! Invariant: callbacks, which hand out freed blocks, run only when no checkpoint write of a revoked block is
+//! in flight. Were one, it could land on the data of the block's next owner.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +44,8 @@ struct Content {
     layout: Layout,
 }
 
-/// A commit that panics takes the journal with it: nobody would end it, and whoever waits would wait for ever.
+/// A commit that panics aborts the journal: no task would end it, and its waiters would wait for
+/// ever.
 struct AbortOnPanic<'a>(&'a Journal);
 
 impl Drop for AbortOnPanic<'_> {
@@ -56,8 +57,8 @@ impl Drop for AbortOnPanic<'_> {
 }
 
 impl State {
-    /// Ends a running transaction that nobody has anything in: its id is used by the next. The callbacks are to be
-    /// called without the lock.
+    /// Ends a running transaction without handles and blocks: its id is used by the next. The callbacks are
+    /// to be called without the lock.
     pub(crate) fn discard_empty(&mut self) -> Option<Vec<OnCommit>> {
         let idle = |running: &Transaction| running.is_idle() && running.phase() == Phase::Running;
         if self.running.as_ref().is_some_and(idle) {
@@ -76,13 +77,14 @@ impl Journal {
         }
     }
 
-    /// True where somebody has asked for a commit of what is running.
+    /// Returns true if a commit of the running transaction was asked for.
     pub(crate) fn is_commit_requested(&self) -> bool {
         self.state.lock().running.as_ref().is_some_and(|running| running.commit_requested)
     }
 
-    /// Commits what is running in the caller's own task, which spares him two changes of tasks. False where somebody is
-    /// committing, or a fast commit has to end first: whoever it is sees to it that the commit task goes on.
+    /// Commits what is running in the caller's own task, which spares two changes of tasks. Returns false if
+    /// another task is committing, or a fast commit has to end first: that task makes sure that the commit
+    /// task goes on.
     pub(crate) async fn commit_here(self: &Arc<Self>) -> bool {
         let Ok(turn) = Arc::clone(&self.committer).try_lock_owned() else { return false };
         let journal = Arc::clone(self);
@@ -90,7 +92,7 @@ impl Journal {
             let panics = AbortOnPanic(&journal);
             let committed = journal.commit_if_requested().await;
             drop(panics);
-            // Those who asked meanwhile did not get the turn.
+            // Callers that asked meanwhile did not get the turn.
             drop(turn);
             if journal.is_commit_requested() {
                 journal.wake.commit.notify_one();
@@ -168,9 +170,10 @@ impl Journal {
         self.finish_commit(frozen, &revoked, extent).await
     }
 
-    /// Writes everything of a transaction but its commit block. True where all of it is durable when this returns, and
-    /// with it whatever the log's device had completed before: so on a device whose FUA is a flush behind the write,
-    /// which then needs none before the commit block. It is the same number of flushes, and one wait less.
+    /// Writes everything of a transaction but its commit block. True where all of it is durable when this
+    /// returns, and with it whatever the log's device had completed before: so on a device whose FUA is a
+    /// flush behind the write, which then needs none before the commit block. It is the same number of
+    /// flushes, and one wait less.
     async fn write_log(&self, start: u32, blocks: Vec<Segment>) -> Result<bool> {
         let flushes = self.options.barrier
             && self.log.device.geometry().fua_flushes()
@@ -195,7 +198,8 @@ impl Journal {
         }
     }
 
-    /// Clones the images of the locked transaction and lets the next one run. `None`: there was nothing in it.
+    /// Clones the images of the locked transaction and lets the next one run. `None`: there was nothing in
+    /// it.
     fn freeze(&self) -> Result<Option<Content>> {
         let (buffers, layout) = {
             let mut state = self.state.lock();
@@ -213,7 +217,7 @@ impl Journal {
             }
             (std::mem::take(&mut running.buffers), layout)
         };
-        // Locked and without handles: nobody changes a buffer of it now, though others may be read.
+        // Locked and without handles: no handle changes a buffer of it now, though others may be read.
         let mut frozen: Vec<Frozen> = buffers
             .into_iter()
             .map(|(block, buffer)| Frozen { block, image: buffer.image(), buffer })
@@ -235,8 +239,8 @@ impl Journal {
         Ok(Some(Content { frozen, revoked, layout }))
     }
 
-    /// Gives the committing transaction its part of the log. Handles only start where there is room, so it waits only
-    /// where revokes took more than was thought, or while the superblock is being marked empty.
+    /// Gives the committing transaction its part of the log. Handles only start where there is room, so it
+    /// waits only where revokes took more than was thought, or while the superblock is being marked empty.
     async fn take_log_space(&self, id: TransactionId) -> Result<Extent> {
         loop {
             let mut room = std::pin::pin!(self.wake.room.notified());
@@ -245,7 +249,7 @@ impl Journal {
                 let mut state = self.state.lock();
                 state.check()?;
                 let State { committing, space, checkpoints, .. } = &mut *state;
-                let Some(committing) = committing else { unreachable!("whoever commits put it there") };
+                let Some(committing) = committing else { unreachable!("the commit put it there") };
                 if !checkpoints.is_emptying() {
                     let count = committing.wanted;
                     if count >= self.log.ring() {
@@ -290,7 +294,8 @@ impl Journal {
         Ok(())
     }
 
-    /// The commit block is durable: hands the blocks to the checkpoint, runs the callbacks, tells who waits.
+    /// The commit block is durable: hands the blocks to the checkpoint, runs the callbacks, tells the tasks
+    /// that wait.
     async fn finish_commit(
         &self,
         frozen: Vec<Frozen>,
@@ -304,7 +309,7 @@ impl Journal {
             let mut state = self.state.lock();
             state.check()?;
             let State { committing, checkpoints, fast, history, .. } = &mut *state;
-            let Some(committing) = committing else { unreachable!("whoever commits put it there") };
+            let Some(committing) = committing else { unreachable!("the commit put it there") };
             committing.transaction.advance(Phase::Committed, self.runtime.monotonic());
             history.add(&committing.transaction);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);
@@ -325,7 +330,7 @@ impl Journal {
         tracing::debug!(transaction = extent.id.0, log_blocks = extent.count, "jbd2_end_commit");
         drop(finished);
         self.wake.committed.notify_waiters();
-        // Who waits for space asks again, now that there is something to checkpoint.
+        // A handle that waits for space asks again, now that there is something to checkpoint.
         self.wake.room.notify_waiters();
         if low {
             self.wake.checkpoint.notify_one();
@@ -338,8 +343,8 @@ impl Journal {
 }
 
 impl Journal {
-    /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing to do
-    /// where it has committed. Returns true when that flushed the file system's device after the call.
+    /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing
+    /// to do where it has committed. Returns true when that flushed the file system's device after the call.
     ///
     /// # Errors
     /// [`Error::Aborted`] where the journal has stopped.
@@ -396,8 +401,8 @@ impl Journal {
         self.commit(id).await.map(drop)
     }
 
-    /// Writes every committed block to its place and empties the log (freeze, unmount, before growing a bitmap …).
-    /// Handles that run meanwhile may fill it again.
+    /// Writes every committed block to its place and empties the log (freeze, unmount, before growing a
+    /// bitmap …). Handles that run meanwhile may fill it again.
     ///
     /// # Errors
     /// As [`Journal::commit`].

@@ -1,4 +1,5 @@
-//! Fast commit: a few tags say what the running transaction has done so far, instead of the images of all its blocks.
+//! Fast commit: a few tags say what the running transaction has done so far, instead of the images of all its
+//! blocks.
 //!
 //! ```text
 //!   fsync ─► Running ─► Paused ─────────► Running ─► area: [HEAD tags··· TAIL][tags··· TAIL] ─► returns
@@ -6,34 +7,38 @@
 //!             open ones finish    taken: memory only
 //! ```
 //!
-//! What the tags mean is the file system's business ([`FastCommitSource`]); here is only when they may be written and
-//! where. Recovery replays them on top of the last transaction that was committed in full.
+//! What the tags mean is the file system's business ([`FastCommitSource`]); here is only when they may be
+//! written and where. Recovery replays them on top of the last transaction that was committed in full.
 //!
 //! Invariants, each with the crash it prevents:
-//! - A fast commit belongs to the running transaction, and every transaction before it has been committed in full. Were
-//!   one before it only half written, recovery would end there and apply the tags to a state they do not fit.
+//! - A fast commit belongs to the running transaction, and every transaction before it has been committed in
+//!   full. Were one before it only half written, recovery would end there and apply the tags to a state they
+//!   do not fit.
 //! - The tags are taken when no handle is open. Were one open, half of its operation could be replayed.
-//! - The superblock on the medium says that the log is not empty while there are fast commits to replay: recovery does
-//!   not look at the area of an empty log. (jbd2 asks for one full commit after the mount; here the log may also become
-//!   empty later, and is kept from it.)
-//! - Where one of the transaction's fast commits was not written for whatever reason, no other follows: its tags would
-//!   miss the lost ones. The next fsync commits in full, which needs no tags.
-//! - The first fast commit of a transaction is there as a whole or not at all, whatever a crash tears: its first sector,
-//!   which names the transaction, is written when the rest has completed. The kernel refuses to mount where it finds
-//!   that name and no whole fast commit. Of a later one a torn block is passed over, so those are one write.
-//! - The area's last block stays unused: a kernel that has read the area to its end goes on behind the log, and refuses
-//!   to mount.
-//! - When their transaction has been committed in full, the fast commits are made void on the medium, by zeros over the
-//!   name of the transaction; so are those that an earlier life of the log left, before the log is not empty any more.
-//!   The kernel passes old ones over, but e2fsck (1.47) gives the whole log up where it finds some: it would lose what
-//!   was committed in full. A crash just before the zeros are on the medium is all that is left of that.
-//! - One at a time, never beside a full commit of the same transaction, and the area is written over only when the full
-//!   commit that makes it void is durable: all of that happens between `busy` and its end.
-//! - The file system's data that the tags point to had completed before the call: the preflush (with an external log a
-//!   flush of the file system's device before the write) makes it durable no later than the tags.
+//! - The superblock on the medium says that the log is not empty while there are fast commits to replay:
+//!   recovery does not look at the area of an empty log. (jbd2 asks for one full commit after the mount; here
+//!   the log may also become empty later, and is kept from it.)
+//! - Where one of the transaction's fast commits was not written for whatever reason, no other follows: its
+//!   tags would miss the lost ones. The next fsync commits in full, which needs no tags.
+//! - The first fast commit of a transaction is there as a whole or not at all, whatever a crash tears: its
+//!   first sector, which names the transaction, is written when the rest has completed. The kernel refuses to
+//!   mount where it finds that name and no whole fast commit. Of a later one a torn block is passed over, so
+//!   those are one write.
+//! - The area's last block stays unused: a kernel that has read the area to its end goes on behind the log,
+//!   and refuses to mount.
+//! - When their transaction has been committed in full, the fast commits are made void on the medium, by
+//!   zeros over the name of the transaction; so are those that an earlier life of the log left, before the
+//!   log is not empty any more. The kernel passes old ones over, but e2fsck (1.47) gives the whole log up
+//!   where it finds some: it would lose what was committed in full. A crash just before the zeros are on the
+//!   medium is all that is left of that.
+//! - One at a time, never beside a full commit of the same transaction, and the area is written over only
+//!   when the full commit that makes it void is durable: all of that happens between `busy` and its end.
+//! - The file system's data that the tags point to had completed before the call: the preflush (with an
+//!   external log a flush of the file system's device before the write) makes it durable no later than the
+//!   tags.
 //!
-//! Batching: whoever calls is served by the next fast commit whose snapshot is still to be taken. So all who come while
-//! one is being written share the one after it.
+//! Batching: a caller is served by the next fast commit whose snapshot is still to be taken. So all callers
+//! that come while one is being written share the one after it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,7 +74,8 @@ impl Journal {
         self.state.lock().fast.are_allowed()
     }
 
-    /// Divides the log, which is empty, into the ring and the area. Source: jbd2, `jbd2_journal_initialize_fast_commit`.
+    /// Divides the log, which is empty, into the ring and the area. Source: jbd2,
+    /// `jbd2_journal_initialize_fast_commit`.
     pub(crate) fn set_area(&self, state: &mut State) {
         let (end, blocks) = (state.superblock.max_len(), state.superblock.fast_commit_area());
         let last = end.checked_sub(blocks).filter(|last| *last >= MIN_BLOCKS && blocks > 2);
@@ -81,8 +87,8 @@ impl Journal {
         state.space = crate::log::Space::empty(&self.log);
     }
 
-    /// Writes zeros over the head of the fast commits that are void. Where that fails they stay as they are: only
-    /// e2fsck minds.
+    /// Writes zeros over the head of the fast commits that are void. Where that fails they stay as they are:
+    /// only e2fsck minds.
     pub(crate) async fn void_fast_commits(&self) {
         let area = self.state.lock().fast.area;
         if let Some((start, _)) = area {
@@ -108,9 +114,9 @@ impl Journal {
         self.log.zero_first_sector(start, self.barrier_flags() - BioFlags::PREFLUSH).await
     }
 
-    /// Makes what transaction `id` has done so far durable: by a fast commit of what `source` says, shared with others
-    /// who ask at the same time; where that cannot be, by [`Journal::commit`]. Returns true when that flushed the file
-    /// system's device after the call.
+    /// Makes what transaction `id` has done so far durable: by a fast commit of what `source` says, shared
+    /// with other callers that ask at the same time; if that cannot be, by [`Journal::commit`]. Returns true
+    /// when that flushed the file system's device after the call.
     ///
     /// # Errors
     /// As [`Journal::commit`].
@@ -139,8 +145,8 @@ impl Journal {
         }
     }
 
-    /// What a caller who wants a snapshot of transaction `id` that is still to be taken does now. `number`: that of the
-    /// first one that will do.
+    /// What a caller that wants a snapshot of transaction `id` that is still to be taken does now. `number`:
+    /// that of the first one that will do.
     fn next_step(
         &self,
         id: TransactionId,
@@ -183,7 +189,7 @@ impl Journal {
     }
 }
 
-/// The caller who writes a fast commit. Dropped before its end it refuses the transaction any other.
+/// The caller that writes a fast commit. Dropped before its end it refuses the transaction any other.
 struct Leader<'a> {
     journal: &'a Arc<Journal>,
     id: TransactionId,
@@ -290,8 +296,8 @@ impl Leader<'_> {
     }
 }
 
-/// True where everything that the checksum covers, and the checksum, lie in the first sector: a torn block is whole then
-/// or not there.
+/// True where everything that the checksum covers, and the checksum, lie in the first sector: a torn block is
+/// whole then or not there.
 fn is_one_sector(blocks: &[Vec<u8>], sector: u32) -> bool {
     let [block] = blocks else { return false };
     let end =

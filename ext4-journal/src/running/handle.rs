@@ -1,21 +1,21 @@
 //! Handles: joining the running transaction, and what one may do in it.
 //!
-//! Credits: a handle asks for as many blocks as it can change at most. The first change of a block in a transaction
-//! takes one from the handle that makes it; what is left goes back when the handle stops. So the transaction's size
-//! is never above what its handles asked for, and it always fits the log.
+//! Credits: a handle asks for as many blocks as it can change at most. The first change of a block in a
+//! transaction takes one from the handle that makes it; what is left goes back when the handle stops. So the
+//! transaction's size is never above what its handles asked for, and it always fits the log.
 //!
-//! A handle starts only where its credits fit into the running transaction (a quarter of the log) and that, as large
-//! as it can become, fits into the free part of the log beside what is reserved. Otherwise it waits, in the order in which
-//! it came ([`crate::running::queue`]): for a commit, or for a checkpoint.
+//! A handle starts only where its credits fit into the running transaction (a quarter of the log) and that,
+//! as large as it can become, fits into the free part of the log beside what is reserved. Otherwise it waits,
+//! in the order in which it came ([`crate::running::queue`]): for a commit, or for a checkpoint.
 //!
-//! So a commit finds room for what was counted. Not counted in advance are revokes beyond one block of them: whoever frees
-//! blocks does not know how many will be metadata. A commit that comes to need more waits for the checkpoint task, and
-//! that waits for nobody: all else in the log is committed. A transaction whose revokes have made it long takes no more
-//! handles, so that it fits the log. (jbd2 has operations declare their revokes; they would have to count by the extent,
-//! where we count what there is.)
+//! So a commit finds room for what was counted. Not counted in advance are revokes beyond one block of them:
+//! an operation that frees blocks does not know how many will be metadata. A commit that comes to need more
+//! waits for the checkpoint task, and that waits for no task: all else in the log is committed. A transaction
+//! whose revokes have made it long takes no more handles, so that it fits the log. (jbd2 has operations
+//! declare their revokes; they would have to count by the extent, where we count what there is.)
 //!
-//! Invariant: the journal waits for handles (a locked transaction for its last one), so whoever holds one waits for
-//! nothing that waits for the journal.
+//! Invariant: the journal waits for handles (a locked transaction for its last one), so a task that holds one
+//! waits for nothing that waits for the journal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,12 +45,12 @@ pub struct Handle {
 }
 
 impl Journal {
-    /// Starts a handle that may change `credits` blocks; waits where the running transaction is being locked or the
-    /// log is full. `operation` names it in assertions.
+    /// Starts a handle that may change `credits` blocks; waits where the running transaction is being locked
+    /// or the log is full. `operation` names it in assertions.
     ///
     /// # Errors
-    /// `ENOSPC` for more than [`Journal::max_credits`], [`Error::Aborted`] where the journal has stopped, `EROFS` where
-    /// it does not run.
+    /// `ENOSPC` for more than [`Journal::max_credits`], [`Error::Aborted`] where the journal has stopped,
+    /// `EROFS` where it does not run.
     pub async fn start(self: &Arc<Self>, credits: u32, operation: &'static str) -> Result<Handle> {
         let id = self.join(credits, operation).await?;
         tracing::trace!(tid = id.0, operation, requested_blocks = credits, "jbd2_handle_start");
@@ -83,8 +83,9 @@ impl Journal {
         Ok(id)
     }
 
-    /// Calls `take` until it takes what it wants. Between two calls it waits for what may have changed the answer, in the
-    /// queue of those who do; while a transaction is locked nobody is asked. `take` is told how long it has waited.
+    /// Calls `take` until it takes what it wants. Between two calls it waits for what may have changed the
+    /// answer, in the queue of the handles that do; while a transaction is locked no handle is asked. `take`
+    /// is told how long it has waited.
     pub(crate) async fn wait_for_room<T>(
         &self,
         mut take: impl FnMut(&mut State, Duration) -> Result<Option<T>>,
@@ -104,7 +105,7 @@ impl Journal {
                         return Ok(taken);
                     }
                 }
-                // With the lock held: whoever changes the state from here on reaches this waiter.
+                // With the lock held: a task that changes the state from here on reaches this waiter.
                 room.as_mut().enable();
             }
             began.get_or_insert_with(|| self.runtime.monotonic());
@@ -118,8 +119,8 @@ impl Journal {
         }
     }
 
-    /// True where the running transaction, if there is one, has a place for `credits` more. Otherwise its commit has been
-    /// asked for.
+    /// True where the running transaction, if there is one, has a place for `credits` more. Otherwise its
+    /// commit has been asked for.
     fn fits(&self, state: &mut State, credits: u32) -> bool {
         let Some(running) = &mut state.running else { return true };
         let large = running.size() > 0 && running.size().saturating_add(credits) > self.max_credits();
@@ -135,8 +136,8 @@ impl Journal {
         false
     }
 
-    /// Makes a handle with `credits` part of the running transaction, which begins where there is none: its id, and
-    /// whether it has begun and needs a timer. [`Journal::admitted`] follows without the lock.
+    /// Makes a handle with `credits` part of the running transaction, which begins where there is none: its
+    /// id, and whether it has begun and needs a timer. [`Journal::admitted`] follows without the lock.
     pub(crate) fn admit(&self, state: &mut State, credits: u32) -> (TransactionId, bool) {
         let next = state.next;
         let mut begun = false;
@@ -158,7 +159,8 @@ impl Journal {
         Counters::add(&self.counters.handles, 1);
     }
 
-    /// Returns true if the log has room for the running transaction with `credits` more. Otherwise room is being made.
+    /// Returns true if the log has room for the running transaction with `credits` more. Otherwise room is
+    /// being made.
     pub(crate) fn has_room(&self, state: &mut State, credits: u32) -> bool {
         let running = match &state.running {
             Some(running) => running.log_blocks(&state.layout, credits),
@@ -254,7 +256,8 @@ impl Handle {
         running.reserved -= self.credits.swap(0, Ordering::Relaxed);
         running.handles -= 1;
         let drained = running.handles == 0 && running.is_draining();
-        // Nearly full: a block that changes all the time is logged once for each transaction, so few large ones log least.
+        // Nearly full: a block that changes all the time is logged once for each transaction, so few large
+        // ones log least.
         let large = running.size() >= journal.max_credits() / 32 * 31
             || running.log_blocks(layout, 0) > space.free.max(journal.log.ring() / 2);
         let request = large && running.request_commit(|| journal.runtime.monotonic());
@@ -289,7 +292,8 @@ impl MetaTransaction for Handle {
     }
 
     fn dirty_metadata(&self, _buffer: &Buffer) -> Result<()> {
-        // The transaction has the buffer since write access was got, and reads it when this handle has stopped.
+        // The transaction has the buffer since write access was got, and reads it when this handle has
+        // stopped.
         if self.journal.stopped.load(Ordering::Acquire) {
             return self.state().map(drop);
         }

@@ -1,15 +1,17 @@
-//! Those who wait for room, in the order they came.
+//! Handles that wait for room, in the order they came.
 //!
-//! A handle that asks for much and one that asks for little wait for the same room. Were they to take it as they find it,
-//! a crowd of small ones would keep a large one waiting for ever: whenever a little becomes free, one of them has it. So
-//! only the first in the queue may take room, and whoever comes takes his place behind. The first asks for a commit or a
-//! checkpoint, and what it asked for is what it gets: it waits for at most the commit that runs, its own and a checkpoint,
-//! and those behind it for no more than that each.
+//! A handle that asks for much and one that asks for little wait for the same room. Were they to take it as
+//! they find it, a crowd of small ones would keep a large one waiting for ever: whenever a little becomes
+//! free, one of them has it. So only the first in the queue may take room, and a handle that comes takes its
+//! place behind. The first asks for a commit or a checkpoint, and what it asked for is what it gets: it waits
+//! for at most the commit that runs, its own and a checkpoint, and those behind it for no more than that
+//! each.
 //!
-//! Who waits only for a locked transaction to be frozen takes no place: that ends without anybody's room, for all at once.
+//! A handle that waits only for a locked transaction to be frozen takes no place: that ends without room, for
+//! all at once.
 //!
-//! Invariant: who leaves the front, admitted or given up, tells the next. Were that lost, all behind it would wait for
-//! ever.
+//! Invariant: a handle that leaves the front, admitted or given up, tells the next. Were that lost, all
+//! behind it would wait for ever.
 
 use std::sync::Arc;
 
@@ -31,7 +33,7 @@ impl<'a> Turn<'a> {
         Self { journal, place }
     }
 
-    /// Waits until it is the first. An abort lets everybody come to the front in turn.
+    /// Waits until it is the first. An abort lets all of them come to the front in turn.
     pub(crate) async fn first(&self) {
         loop {
             {

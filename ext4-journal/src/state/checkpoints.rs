@@ -1,7 +1,7 @@
 //! Committed transactions whose blocks are not in their places yet, oldest first.
 //!
-//! Invariant: the log's tail does not pass a transaction as long as one of its blocks is here. Otherwise recovery would miss
-//! a committed change.
+//! Invariant: the log's tail does not pass a transaction as long as one of its blocks is here. Otherwise
+//! recovery would miss a committed change.
 
 use std::collections::VecDeque;
 

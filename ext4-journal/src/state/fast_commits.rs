@@ -1,4 +1,5 @@
-//! Fast commits: the interface to the file system, the figures, and which part of the area behind the ring is used.
+//! Fast commits: the interface to the file system, the figures, and which part of the area behind the ring is
+//! used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,13 +12,15 @@ use crate::state::transaction::Transaction;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ineligible;
 
-/// Who knows what the running transaction has done.
+/// The file system side: it knows what the running transaction has done.
 pub trait FastCommitSource: Send + Sync {
-    /// False where transaction `id` certainly has to be committed in full: its handles need not be stopped to find out.
+    /// False where transaction `id` certainly has to be committed in full: its handles need not be stopped to
+    /// find out.
     fn is_eligible(&self, id: TransactionId) -> bool;
 
-    /// Everything that transaction `id` has done since this was called last, or since it began: tags in the order in
-    /// which they are to be replayed, without head, padding and tail. No handle is open. Must not wait.
+    /// Everything that transaction `id` has done since this was called last, or since it began: tags in the
+    /// order in which they are to be replayed, without head, padding and tail. No handle is open. Must not
+    /// wait.
     ///
     /// # Errors
     /// Where there are no tags for it: the transaction is committed in full.
@@ -97,7 +100,7 @@ pub(crate) enum Refusal {
 /// The state of fast commits.
 #[derive(Debug, Default)]
 pub(crate) struct FastCommits {
-    /// Whoever runs the journal wants them.
+    /// The mount asks for fast commits.
     pub(crate) wanted: bool,
     /// The area as far as it is used: log blocks `area.0..area.1`. Nothing where there is none.
     pub(crate) area: Option<(u32, u32)>,
@@ -128,8 +131,8 @@ impl FastCommits {
         self.area.is_some()
     }
 
-    /// Transaction `id` has been committed in full. True where it has fast commits to be made void; none begins until
-    /// [`Journal::void_fast_commits`] has done that.
+    /// Transaction `id` has been committed in full. True where it has fast commits to be made void; none
+    /// begins until [`Journal::void_fast_commits`] has done that.
     pub(crate) fn begin_to_void(&mut self, id: TransactionId) -> bool {
         let stale = self.transaction == Some(id) && self.used > 0;
         if stale {

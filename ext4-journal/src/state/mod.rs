@@ -62,7 +62,8 @@ pub(crate) struct State {
     /// Fast commits were found, and the file system has not said yet what they change.
     pub(crate) unfinished: Option<Unfinished>,
     pub(crate) fast: FastCommits,
-    /// The commit task wakes by itself when the running transaction is too old: nobody has to tell it that one began.
+    /// The commit task wakes by itself when the running transaction is too old: no caller has to tell it that
+    /// one began.
     pub(crate) timer_runs: bool,
     /// The superblock as it is on the medium.
     pub(crate) superblock: Superblock,
@@ -89,10 +90,10 @@ pub(crate) struct Home {
     pub(crate) external: bool,
 }
 
-/// What wakes the tasks and those who wait.
+/// What wakes the two tasks and the callers that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
-    /// The commit task: somebody wants a commit, or the timer is to be set.
+    /// The commit task: a commit is asked for, or the timer is to be set.
     pub(crate) commit: Notify,
     /// The commit task: the last handle of a locked transaction has stopped.
     pub(crate) drained: Notify,
@@ -110,7 +111,7 @@ pub(crate) struct Wake {
 }
 
 impl Wake {
-    pub(crate) fn everybody(&self) {
+    pub(crate) fn all(&self) {
         for notify in [&self.commit, &self.drained, &self.checkpoint] {
             notify.notify_one();
         }

@@ -2,8 +2,8 @@
 //!
 //! The same figures as `/proc/fs/jbd2/*/info` gives, and some more. Source: kernel, jbd2's `seq_info` file.
 //!
-//! Cost: counters are relaxed atomics; times are taken once for each change of a transaction's phase, and summed up under
-//! the journal's lock where that is held anyway. A handle that does not wait reads no clock.
+//! Cost: counters are relaxed atomics; times are taken once for each change of a transaction's phase, and
+//! summed up under the journal's lock where that is held anyway. A handle that does not wait reads no clock.
 
 use crate::state::fast_commits;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::state::transaction::{Phase, Transaction};
 pub struct Statistics {
     /// Transactions committed.
     pub transactions: u64,
-    /// Those of them that somebody asked for, or that were full: the others were old.
+    /// Those of them that were asked for, or that were full: the others were old.
     pub requested: u64,
     /// Most blocks a transaction is to change.
     pub max_transaction_blocks: u32,
@@ -37,7 +37,8 @@ pub struct Statistics {
     pub fast_commits: FastCommitStatistics,
     /// The times of all transactions together.
     pub times: Times,
-    /// A running average of the time from a transaction's lock to its durability, in which the latest counts a quarter.
+    /// A running average of the time from a transaction's lock to its durability, in which the latest counts
+    /// a quarter.
     pub average_commit_time: Duration,
 }
 

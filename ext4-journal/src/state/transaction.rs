@@ -10,12 +10,12 @@
 //!    a fast commit waits for the open handles and looks at what they did
 //! ```
 //!
-//! Invariant: a transaction is frozen (its images cloned) only when it is locked and no handle is open. Were a handle
-//! open, half of an operation could be committed, and a crash would show it.
+//! Invariant: a transaction is frozen (its images cloned) only when it is locked and no handle is open. Were
+//! a handle open, half of an operation could be committed, and a crash would show it.
 //!
-//! Invariant: a block number is in `buffers` or in `revokes` of one transaction, never in both. Recovery lets a
-//! revoke win over an image of the same transaction, so a block that is freed and used again as metadata must lose
-//! its revoke, and a block that is freed must lose its image.
+//! Invariant: a block number is in `buffers` or in `revokes` of one transaction, never in both. Recovery lets
+//! a revoke win over an image of the same transaction, so a block that is freed and used again as metadata
+//! must lose its revoke, and a block that is freed must lose its image.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,12 +58,12 @@ pub(crate) struct Transaction {
     pub(crate) buffers: FxHashMap<BlockNumber, Buffer>,
     pub(crate) revokes: Revokes,
     pub(crate) callbacks: Vec<OnCommit>,
-    /// Somebody wants it durable, or it is large or old.
+    /// A caller wants it durable, or it is large or old.
     pub(crate) commit_requested: bool,
-    /// Wakes those who wait for its end, when it is dropped or the journal is aborted. One for each transaction: those who
-    /// wait for the next one sleep on.
+    /// Wakes the tasks that wait for its end, when it is dropped or the journal is aborted. One for each
+    /// transaction: tasks that wait for the next one sleep on.
     pub(crate) done: Arc<Notify>,
-    /// When somebody first asked for its commit, on the runtime's clock; not where it only was old.
+    /// When its commit was first asked for, on the runtime's clock; not where it only was old.
     pub(crate) requested: Option<Duration>,
     /// The longest that one of its handles had waited to join.
     pub(crate) longest_wait: Duration,
@@ -113,7 +113,7 @@ impl Transaction {
         self.entered[phase as usize]
     }
 
-    /// Somebody wants it committed: because it is to be durable, or is full. True for the first who does.
+    /// Asks for its commit: because it is to be durable, or is full. Returns true for the first call.
     pub(crate) fn request_commit(&mut self, now: impl FnOnce() -> Duration) -> bool {
         if self.requested.is_none() {
             self.requested = Some(now());
@@ -125,7 +125,7 @@ impl Transaction {
         self.phase
     }
 
-    /// New handles are kept out, and somebody waits for the last open one.
+    /// New handles are kept out, and the commit waits for the last open one.
     pub(crate) fn is_draining(&self) -> bool {
         matches!(self.phase, Phase::Paused | Phase::Locked)
     }
@@ -164,22 +164,24 @@ impl Transaction {
         u32::try_from(self.buffers.len()).unwrap_or(u32::MAX).saturating_add(self.reserved)
     }
 
-    /// Nobody has anything in it.
+    /// Returns true if it has neither handles nor blocks.
     pub(crate) fn is_idle(&self) -> bool {
         self.handles == 0 && self.is_empty()
     }
 
-    /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks and the
-    /// commit block. Revokes take no credits: one block of them more than there are is counted. A handle that revokes
-    /// more than fit there is not stopped; its commit then waits until the checkpoint task has made room, which it can:
-    /// everything else in the log is committed. See [`crate::running::handle`].
+    /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks
+    /// and the commit block. Revokes take no credits: one block of them more than there are is counted. A
+    /// handle that revokes more than fit there is not stopped; its commit then waits until the checkpoint
+    /// task has made room, which it can: everything else in the log is committed. See
+    /// [`crate::running::handle`].
     pub(crate) fn log_blocks(&self, layout: &Layout, more: u32) -> u32 {
         let revokes = self.revokes.len().saturating_add(layout.revokes_per_block());
         log_blocks(layout, self.size().saturating_add(more), revokes)
     }
 }
 
-/// Log blocks for `images` images and `revokes` revoked blocks, with descriptors, revoke blocks and the commit block.
+/// Log blocks for `images` images and `revokes` revoked blocks, with descriptors, revoke blocks and the
+/// commit block.
 pub(crate) fn log_blocks(layout: &Layout, images: u32, revokes: usize) -> u32 {
     let tags = u32::try_from(layout.tags_per_descriptor()).unwrap_or(1);
     let revoke_blocks = u32::try_from(revokes.div_ceil(layout.revokes_per_block())).unwrap_or(u32::MAX);

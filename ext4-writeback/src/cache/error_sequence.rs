@@ -1,7 +1,7 @@
 //! Errors of writeback, each reported once to every opener (the kernel's errseq_t).
 //!
-//! Invariant: an error is never lost between two openers: one that no opener has been told of is reported to the next
-//! opener too, although it struck before.
+//! Invariant: an error is never lost between two openers: one that no opener has been told of is reported to
+//! the next opener too, although it struck before.
 
 use ext4_core::{Error, Result};
 use parking_lot::Mutex;

@@ -39,8 +39,8 @@ pub(crate) struct State {
     pub(crate) failed_tail: Option<(LogicalBlock, Error)>,
     /// That block is dirty and in no ioend yet, while its folio is written back.
     unsent_tail: Option<LogicalBlock>,
-    /// The bytes of a folio whose dirty bits a pass takes, until all of them are in ioends; and the number that the next
-    /// ioend had when the pass began with it. There is one pass at a time.
+    /// The bytes of a folio whose dirty bits a pass takes, until all of them are in ioends; and the number
+    /// that the next ioend had when the pass began with it. There is one pass at a time.
     window: Option<(Range<u64>, u64)>,
     /// Syncs under way: their numbers, and the lowest size the file was truncated to since each began.
     syncs: Vec<(u64, u64)>,
@@ -48,8 +48,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Returns true if bytes that reach past `position`, and begin before `below`, are on their way: taken by a pass, or in
-    /// an ioend that is not converted yet.
+    /// Returns true if bytes that reach past `position`, and begin before `below`, are on their way: taken by
+    /// a pass, or in an ioend that is not converted yet.
     pub(crate) fn is_under_way(&self, position: u64, below: (u64, u64)) -> bool {
         self.in_flight.range(..below).any(|(_, end)| *end > position)
             || self.window.as_ref().is_some_and(|(taken, _)| taken.start < below.0 && taken.end > position)
@@ -116,15 +116,16 @@ impl CompletionQueue {
         self.state.lock().is_under_way(position, (u64::MAX, u64::MAX))
     }
 
-    /// A pass is about to take the dirty bits of the folio with bytes `range`: from now on they are in flight, although
-    /// no ioend has them yet. `next_ioend`: the number that the next ioend of the file system will have. Were they
-    /// counted from their ioend on only, a size could move over them while the pass waits for a handle: a crash would
-    /// show what the device held there.
+    /// A pass is about to take the dirty bits of the folio with bytes `range`: from now on they are in
+    /// flight, although no ioend has them yet. `next_ioend`: the number that the next ioend of the file
+    /// system will have. Were they counted from their ioend on only, a size could move over them while the
+    /// pass waits for a handle: a crash would show what the device held there.
     pub fn open_window(&self, range: Range<u64>, next_ioend: u64) {
         self.state.lock().window = Some((range, next_ioend));
     }
 
-    /// Everything that was taken is in ioends, or failed. Returns true if ioends are parked: they have to be looked at.
+    /// Everything that was taken is in ioends, or failed. Returns true if ioends are parked: they have to be
+    /// looked at.
     #[must_use]
     pub fn close_window(&self) -> bool {
         let mut state = self.state.lock();

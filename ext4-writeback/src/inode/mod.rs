@@ -4,8 +4,8 @@
 //! (i_data_sem) → group and buffer locks; [`crate::base::lock_order`] has all levels, and checks them in
 //! debug builds. A task that holds a handle never asks for a folio lock and never waits for writeback or data
 //! I/O. The `rwlock`s of several inodes are taken a directory before what is in it; only rename locks two
-//! directories of which neither holds the other, under its mutex. At most one `on_disk` lock is held at a time,
-//! but for that of an inode that is being made and that no other task can have found.
+//! directories of which neither holds the other, under its mutex. At most one `on_disk` lock is held at a
+//! time, but for that of an inode that is being made and that no other task can have found.
 //!
 //! Invariant: a task that changes `on_disk` logs it before it gives the lock back, so an inode that no task
 //! holds can be dropped from memory and read again. Times changed by a write are the exception: `pages.times`
@@ -113,13 +113,14 @@ impl InodeInfo {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Returns true if the flusher, or a sync, has something to do for the inode: dirty folios, times that are not logged, or a
-    /// size that the device does not have.
+    /// Returns true if the flusher, or a sync, has something to do for the inode: dirty folios, times that
+    /// are not logged, or a size that the device does not have.
     pub fn needs_writeback(&self) -> bool {
         self.pages.is_dirty() || self.size() > self.completion.disk_size()
     }
 
-    /// Remembers that data of the inode was lost, for its openers and for those who sync or unmount the file system.
+    /// Remembers that data of the inode was lost, for its openers and for sync and unmount of the file
+    /// system.
     pub fn record_write_error(&self, volume: &Volume, error: &Error) {
         self.write_errors.record(error);
         volume.write_errors.record(self.number, error);

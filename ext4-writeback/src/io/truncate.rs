@@ -88,7 +88,8 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
         inode.replaced_by_truncation.store(true, Ordering::Release);
     }
     let _dropping = inode.invalidate_lock.write().await;
-    // Before anything is changed: what cannot be read cannot be zeroed later, and the truncation would stay half done.
+    // Before anything is changed: what cannot be read cannot be zeroed later, and the truncation would stay
+    // half done.
     read_block_tail(engine, inode, size).await?;
     {
         let handle = engine.volume.begin_tracked(ORPHAN_CREDITS, "truncate").await?;
@@ -109,8 +110,9 @@ async fn shrink(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Resu
     cut_off(engine, inode, size).await
 }
 
-/// The last part of a truncation: zeroes the rest of the last block and frees what lies behind it. If the first fails, the
-/// second is done all the same, and no size passes the block ([`crate::writeback::completion::gate`]).
+/// The last part of a truncation: zeroes the rest of the last block and frees what lies behind it. If the
+/// first fails, the second is done all the same, and no size passes the block
+/// ([`crate::writeback::completion::gate`]).
 async fn cut_off(engine: &Arc<Engine>, inode: &Arc<InodeInfo>, size: u64) -> Result<()> {
     let zeroed = zero_block_tail(engine, inode, size).await;
     if let Err(error) = &zeroed {

@@ -54,8 +54,9 @@ pub(crate) async fn zero_block_tail(
     Ok(())
 }
 
-/// Reads the block that [`zero_block_tail`] will zero the rest of, so that zeroing it does not fail for the device, unless
-/// memory is so short that the block is given up before. For callers that change something between the two.
+/// Reads the block that [`zero_block_tail`] will zero the rest of, so that zeroing it does not fail for the
+/// device, unless memory is so short that the block is given up before. For callers that change something
+/// between the two.
 ///
 /// # Errors
 /// Those of reading the block; the host's refusal to map memory.
@@ -72,8 +73,8 @@ pub(crate) async fn read_block_tail(
     Ok(())
 }
 
-/// The locked folio with the block of bytes `position..end`, uptodate and not read by the device, if the block is written
-/// there.
+/// The locked folio with the block of bytes `position..end`, uptodate and not read by the device, if the
+/// block is written there.
 async fn read_tail(
     engine: &Arc<Engine>,
     inode: &Arc<InodeInfo>,

@@ -126,8 +126,8 @@ async fn write_replacement(fs: &Arc<FilesystemInner>, request: &Request<'_>) -> 
         }
     };
     if source.on_disk.read().await.file_type() == Some(FileType::Regular) {
-        // Also an error that struck in the background and that no opener was told of: what would be replaced is the only
-        // good copy then.
+        // Also an error that struck in the background and that no opener was told of: what would be replaced
+        // is the only good copy then.
         let mut cursor = source.write_errors.sample();
         crate::writeback::sync_inode::sync_inode_data(&fs.engine, &source).await?;
         source.take_write_error(&fs.volume, &mut cursor)?;

@@ -1,6 +1,6 @@
 //! Data that could not be written, as far as the whole file system has to be told (the kernel's s_wb_err).
 //!
-//! - A sync of the file system reports an error once, whoever else was told.
+//! - A sync of the file system reports an error once, also if openers were told.
 //! - Unmount reports what neither an opener nor a sync was told of: after it there is no one left to ask.
 //!
 //! Locks: the mutex is a leaf.

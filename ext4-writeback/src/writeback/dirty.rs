@@ -113,11 +113,13 @@ struct DirtyInodes {
     queue: Mutex<VecDeque<DirtyInode>>,
     /// Inodes that the flusher writes at its next run, whatever their age.
     urgent: Mutex<Vec<Arc<InodeInfo>>>,
-    /// Inodes that were taken out of the queue and not put back: in how many hands each is. A mutex below that of the queue.
+    /// Inodes that were taken out of the queue and not put back: in how many hands each is. A mutex below
+    /// that of the queue.
     in_hand: Mutex<BTreeMap<InodeNumber, (Arc<InodeInfo>, usize)>>,
 }
 
-/// A dirty inode in the hands of the flusher or of a sync. Until this is dropped, a sync of everything finds it.
+/// A dirty inode in the hands of the flusher or of a sync. Until this is dropped, a sync of everything finds
+/// it.
 #[derive(Debug)]
 pub(crate) struct InHand<'a> {
     dirty: &'a Dirty,
@@ -347,8 +349,8 @@ impl Dirty {
         InHand { dirty: self, inode }
     }
 
-    /// All inodes that are dirty now: the whole queue, which is empty then, and those in the hands of the flusher and of other
-    /// syncs. Were those left out, a sync would return while their data is on its way.
+    /// All inodes that are dirty now: the whole queue, which is empty then, and those in the hands of the
+    /// flusher and of other syncs. Were those left out, a sync would return while their data is on its way.
     pub(crate) fn take_all_dirty_inodes(&self) -> Vec<InHand<'_>> {
         let mut queue = self.inodes.queue.lock();
         let others: Vec<_> =

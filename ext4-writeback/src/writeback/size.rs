@@ -77,11 +77,12 @@ pub(crate) fn follow_size(volume: &Volume, inode: &InodeInfo, disk: &mut Inode) 
 
 /// The size that a sync has to make durable: i_size when the sync began.
 ///
-/// [`follow_size`] waits until nothing below i_size is dirty. Writers that go on while a sync runs could keep i_disksize back
-/// for ever, and the sync would return with a size that a crash takes back. So a sync that has written all that was dirty
-/// when it began moves i_disksize up to the size it began with by itself: what became dirty later in a part of the file
-/// that was a hole then is zeros after a crash, which is what the file held when the sync began. A truncation meanwhile
-/// lowers what the sync may reach: behind the cut the sync has written nothing.
+/// [`follow_size`] waits until nothing below i_size is dirty. Writers that go on while a sync runs could keep
+/// i_disksize back for ever, and the sync would return with a size that a crash takes back. So a sync that
+/// has written all that was dirty when it began moves i_disksize up to the size it began with by itself: what
+/// became dirty later in a part of the file that was a hole then is zeros after a crash, which is what the
+/// file held when the sync began. A truncation meanwhile lowers what the sync may reach: behind the cut the
+/// sync has written nothing.
 pub(crate) struct SizeToSync<'a> {
     inode: &'a Arc<InodeInfo>,
     number: u64,

@@ -20,8 +20,8 @@ use crate::writeback::size::SizeToSync;
 use crate::writeback::sync_inode::log_size_and_times;
 use crate::writeback::writepages::{WritebackControl, writepages};
 
-/// Writes back the dirty data of all inodes and waits for it, conversions and i_disksize included: what was dirty at the
-/// call is on the device at the return, also if the flusher or another sync had it in hand.
+/// Writes back the dirty data of all inodes and waits for it, conversions and i_disksize included: what was
+/// dirty at the call is on the device at the return, also if the flusher or another sync had it in hand.
 ///
 /// # Errors
 /// The first error of mapping or of the journal; the others are recorded in their inodes only.

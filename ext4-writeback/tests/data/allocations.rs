@@ -51,7 +51,7 @@ async fn cached_writes_and_reads_allocate_nothing_per_block() {
     if !have_e2fsprogs() {
         return;
     }
-    // Nobody else runs on this thread meanwhile.
+    // No other task runs on this thread meanwhile.
     let options = options()
         .cache(256 << 20)
         .dirty_background_bytes(Some(64 << 20))

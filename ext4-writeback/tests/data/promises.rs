@@ -12,7 +12,8 @@ use ext4_writeback::{File, Filesystem, MountOptions, RenameFlags, SyncRange};
 
 const ROOT: InodeNumber = InodeNumber::ROOT;
 
-/// A file of 64 KiB on a device that can be told to fail, and the byte of the device at which its data begins.
+/// A file of 64 KiB on a device that can be told to fail, and the byte of the device at which its data
+/// begins.
 async fn one_file(options: MountOptions) -> (Arc<MemoryDevice>, Arc<FaultyDevice>, Filesystem, File, u64) {
     let memory = Arc::new(MemoryDevice::from_image(make_image(32, 4096, &[], 0xaa)));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as Arc<dyn BlockDevice>));
@@ -25,7 +26,8 @@ async fn one_file(options: MountOptions) -> (Arc<MemoryDevice>, Arc<FaultyDevice
     (memory, faulty, fs, file, block.0 * 4096)
 }
 
-/// The bytes of `file` that recovery after a power cut shows, with a device that has written all it was given.
+/// The bytes of `file` that recovery after a power cut shows, with a device that has written all it was
+/// given.
 async fn after_a_crash(memory: &MemoryDevice) -> Vec<u8> {
     let (device, fs) = mount_image(memory.image(), options()).await;
     let file = open(&fs, "file").await;
@@ -175,7 +177,8 @@ async fn a_replacement_whose_data_is_lost_replaces_nothing() {
     finish(&memory, fs).await;
 }
 
-/// Without a flusher, callers complete what has been written: one that stops waiting must not take ioends along.
+/// Without a flusher, callers complete what has been written: one that stops waiting must not take ioends
+/// along.
 #[tokio::test]
 async fn a_wait_that_is_given_up_loses_no_ioend() {
     if !have_e2fsprogs() {

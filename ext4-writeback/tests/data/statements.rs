@@ -394,7 +394,7 @@ async fn g_20_a_file_renamed_over_another_has_its_data() {
         drop(new);
         let root = InodeNumber::ROOT;
         fs.rename((root, b"config.new"), (root, b"config"), RenameFlags::default()).await.expect("renames");
-        // The rename is committed by somebody else, and the power goes.
+        // The rename is committed by another task, and the power goes.
         fs.fsync(root).await.expect("commits");
         device.mark("renamed");
         fs.sync().await.expect("syncs");

@@ -1,19 +1,22 @@
 //! What several tasks did to a few files, and what a power cut may leave of it.
 //!
-//! Every call is an [`Op`] with a beginning and an end. Two calls that overlap in time may have happened in either order; a
-//! call that began after another had ended came after it. A call is *durable* at a cut if a sync of its file began after
-//! the call had ended, and that sync had returned before the cut.
+//! Every call is an [`Op`] with a beginning and an end. Two calls that overlap in time may have happened in
+//! either order; a call that began after another had ended came after it. A call is *durable* at a cut if a
+//! sync of its file began after the call had ended, and that sync had returned before the cut.
 //!
 //! A byte of a file after recovery is one of these:
 //! - what a call wrote there, unless a durable call that changed the byte came after that call;
 //! - zero, if no call had written there, or a truncation had cut the byte off, with the same exception;
-//! - not there (behind the size), if the same is true and no durable call that made the file longer came after.
+//! - not there (behind the size), if the same is true and no durable call that made the file longer came
+//!   after.
 //!
-//! A size can only have been reached by a call that made it. If all calls that could have made the size that is found began
-//! after a truncation had ended, the transaction of the truncation is on the device as well: it counts as durable. So bytes
-//! that were cut off never come back under a size that is younger than the cut.
+//! A size can only have been reached by a call that made it. If all calls that could have made the size that
+//! is found began after a truncation had ended, the transaction of the truncation is on the device as well:
+//! it counts as durable. So bytes that were cut off never come back under a size that is younger than the
+//! cut.
 //!
-//! Each writing call has a byte of its own, odd; what lay on the device before is even: so a byte tells where it is from.
+//! Each writing call has a byte of its own, odd; what lay on the device before is even: so a byte tells where
+//! it is from.
 
 use std::fmt;
 use std::ops::Range;
@@ -158,7 +161,8 @@ impl fmt::Display for Violation {
 }
 
 impl Expectation {
-    /// Of `file`, which held `first_len` bytes of [`FIRST_BYTE`], at the cut after `events` events of the device.
+    /// Of `file`, which held `first_len` bytes of [`FIRST_BYTE`], at the cut after `events` events of the
+    /// device.
     pub fn at(ops: &[Op], file: usize, first_len: u64, events: usize) -> Self {
         let concerns = |op: &&Op| op.file.is_none_or(|of| of == file) && op.from_event <= events;
         let synced = ops
@@ -202,7 +206,8 @@ impl Expectation {
     pub fn check(&self, bytes: &[u8]) -> Result<(), Violation> {
         let size = bytes.len() as u64;
         let mut changes = self.changes.clone();
-        // What could have made this size: truncations that had ended before any of it began are on the device.
+        // What could have made this size: truncations that had ended before any of it began are on the
+        // device.
         let earliest =
             changes.iter().filter(|change| change.reaches() >= size).map(|change| change.began).min();
         let Some(earliest) = earliest else {

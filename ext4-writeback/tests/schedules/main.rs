@@ -1,8 +1,8 @@
 //! Power cuts while several tasks work on a few files and the flusher is awake, on the seeded scheduler.
 //!
-//! One seed is one schedule: what the tasks do, in which order they and the flusher, the completions, the commits and the
-//! device take turns, where the power goes, and which writes it loses. What is left is recovered and judged by
-//! [`history`]. A failure prints its seed and the calls; `SEED=n` replays it.
+//! One seed is one schedule: what the tasks do, in which order they and the flusher, the completions, the
+//! commits and the device take turns, where the power goes, and which writes it loses. What is left is
+//! recovered and judged by [`history`]. A failure prints its seed and the calls; `SEED=n` replays it.
 //!
 //! The short form runs a thousand schedules, `EXT4_LONG_TESTS=1` a hundred thousand.
 

@@ -55,6 +55,9 @@ impl Weather {
     }
 }
 
+/// A file after recovery: its bytes, and the numbers of the names it has.
+type Found = (Vec<u8>, Vec<u64>);
+
 /// The image that every schedule begins with, and the inodes of its files.
 pub struct World {
     image: Image,
@@ -204,7 +207,7 @@ impl World {
     }
 
     /// What each file holds after recovery, and under which of its names it is.
-    fn recover(&self, image: Image, seed: u64) -> Result<Vec<(Vec<u8>, Vec<u64>)>, String> {
+    fn recover(&self, image: Image, seed: u64) -> Result<Vec<Found>, String> {
         let world = Simulation::new(seed);
         let memory = Arc::new(MemoryDevice::from_image(image));
         let options = simulated(&world).commit_interval(None);
@@ -239,13 +242,7 @@ impl World {
         Ok(found)
     }
 
-    fn judge(
-        &self,
-        ops: &[Op],
-        events: usize,
-        weather: Weather,
-        found: &[(Vec<u8>, Vec<u64>)],
-    ) -> Result<(), String> {
+    fn judge(&self, ops: &[Op], events: usize, weather: Weather, found: &[Found]) -> Result<(), String> {
         for (file, (bytes, names)) in found.iter().enumerate().take(weather.files) {
             let expected = Expectation::at(ops, file, FIRST_LENGTHS[file], events);
             expected.check(bytes).map_err(|violation| format!("file {file}: {violation}"))?;

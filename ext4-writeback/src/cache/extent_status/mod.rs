@@ -278,7 +278,7 @@ mod tests {
             (extent.status, extent.end, extent.sequence),
             (Status::Delayed, LogicalBlock(9), tree.sequence())
         );
-        assert_ne!(before, tree.sequence(), "who had kept the hole looks again");
+        assert_ne!(before, tree.sequence(), "an answer that says hole is stale");
         // The next step of a stream takes a short cut, and changes the sequence too.
         let before = tree.sequence();
         assert_eq!(tree.reserve(blocks(9..12), |_| Ok(())).expect("room"), Reservation::Done);

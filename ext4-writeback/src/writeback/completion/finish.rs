@@ -55,8 +55,9 @@ pub(crate) async fn discard(engine: &Engine, inode: &Arc<InodeInfo>, ioend: &Ioe
     }
 }
 
-/// If the failed tail was in `ioend`, and memory still holds it, it is dirty again: its zeros exist in memory only, and a
-/// folio that is clean would be given up. The next pass tries again. No handle may be held, nor the inode's lock.
+/// If the failed tail was in `ioend`, and memory still holds it, it is dirty again: its zeros exist in memory
+/// only, and a folio that is clean would be given up. The next pass tries again. No handle may be held, nor
+/// the inode's lock.
 pub(crate) async fn keep_failed_tail(engine: &Engine, inode: &Arc<InodeInfo>, pieces: &[Piece]) {
     let Some(block) = inode.completion.failed_tail_block() else { return };
     for (folio, blocks) in pieces {

@@ -207,7 +207,8 @@ impl Job<'_> {
             } else {
                 context.opener.cache
             })
-            // Nobody sees a temporary image before it is complete: nothing in it has to survive a crash.
+            // No other program sees a temporary image before it is complete: nothing in it has to survive a
+            // crash.
             .barrier(temporary.is_none())
             .commit_interval((temporary.is_none() && !reproducible).then_some(Duration::from_secs(5)))
             .erase_journal(temporary.is_some() || reproducible)
