@@ -86,6 +86,7 @@ pub mod format;
 pub mod meta;
 pub mod run_map;
 pub mod types;
+pub mod wait;
 
 pub use error::{Corrupt, Errno, Error, IoPurpose, Result};
 pub use types::{BlockNumber, BlockSize, GroupNumber, InodeNumber, LogicalBlock, Timestamp, TransactionId};

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use ext4_core::device::{BioFlags, BlockDevice};
 use ext4_core::environment::{Environment, Runtime};
 use ext4_core::meta::BufferCache;
+use ext4_core::wait;
 use ext4_core::{Errno, Error, Result};
 use parking_lot::Mutex;
 
@@ -210,14 +211,9 @@ impl Journal {
         let result = self.finish(erase).await;
         self.state.lock().mode = Mode::Closed;
         self.wake.all();
-        loop {
-            let mut ended = std::pin::pin!(self.wake.ended.notified());
-            ended.as_mut().enable();
-            if self.wake.tasks.load(Ordering::Acquire) == 0 {
-                return result;
-            }
-            ended.await;
-        }
+        let ended = || (self.wake.tasks.load(Ordering::Acquire) == 0).then_some(());
+        wait::until(&self.wake.ended, ended).await;
+        result
     }
 
     async fn finish(self: &Arc<Self>, erase: bool) -> Result<()> {

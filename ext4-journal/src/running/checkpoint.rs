@@ -14,6 +14,7 @@
 
 use ext4_core::device::BioFlags;
 use ext4_core::meta::buffer::write_images;
+use ext4_core::wait;
 use ext4_core::{BlockNumber, Result, TransactionId};
 
 use crate::journal::Journal;
@@ -189,36 +190,30 @@ impl Journal {
     /// Has the checkpoint task empty the log, and waits for it.
     pub(crate) async fn empty_log(&self) -> Result<()> {
         let mut before = None;
-        loop {
-            let mut checkpointed = std::pin::pin!(self.wake.checkpointed.notified());
-            checkpointed.as_mut().enable();
+        wait::try_until(&self.wake.checkpointed, || {
             {
                 let mut state = self.state.lock();
                 state.check()?;
                 let emptied = state.checkpoints.emptied;
                 if *before.get_or_insert(emptied) != emptied {
-                    return Ok(());
+                    return Ok(Some(()));
                 }
                 state.checkpoints.empty = true;
             }
             self.wake.checkpoint.notify_one();
-            checkpointed.await;
-        }
+            Ok(None)
+        })
+        .await
     }
 
     /// Waits until no write of one of `blocks` is in flight.
     pub(crate) async fn wait_for_checkpoints_of(&self, blocks: &[BlockNumber]) -> Result<()> {
-        loop {
-            let mut checkpointed = std::pin::pin!(self.wake.checkpointed.notified());
-            checkpointed.as_mut().enable();
-            {
-                let state = self.state.lock();
-                state.check()?;
-                if !blocks.iter().any(|block| state.checkpoints.in_flight.contains(block)) {
-                    return Ok(());
-                }
-            }
-            checkpointed.await;
-        }
+        wait::try_until(&self.wake.checkpointed, || {
+            let state = self.state.lock();
+            state.check()?;
+            let in_flight = blocks.iter().any(|block| state.checkpoints.in_flight.contains(block));
+            Ok((!in_flight).then_some(()))
+        })
+        .await
     }
 }

@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::environment::RunToEnd;
 use ext4_core::meta::transaction::OnCommit;
+use ext4_core::wait;
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
 use crate::format::layout::Layout;
@@ -242,33 +243,29 @@ impl Journal {
     /// Gives the committing transaction its part of the log. Handles only start where there is room, so it
     /// waits only where revokes took more than was thought, or while the superblock is being marked empty.
     async fn take_log_space(&self, id: TransactionId) -> Result<Extent> {
-        loop {
-            let mut room = std::pin::pin!(self.wake.room.notified());
-            room.as_mut().enable();
-            {
-                let mut state = self.state.lock();
-                state.check()?;
-                let State { committing, space, checkpoints, .. } = &mut *state;
-                let Some(committing) = committing else { unreachable!("the commit put it there") };
-                if !checkpoints.is_emptying() {
-                    let count = committing.wanted;
-                    if count >= self.log.ring() {
-                        let what =
-                            format!("transaction {id}: {count} blocks in a log of {}", self.log.ring());
-                        return Err(Error::posix(Errno::ENOSPC, what));
-                    }
-                    if let Some(start) = space.take(&self.log, count) {
-                        let extent = Extent { id, start, count };
-                        committing.extent = Some(extent);
-                        committing.wanted = 0;
-                        return Ok(extent);
-                    }
-                    checkpoints.want(count);
-                    self.wake.checkpoint.notify_one();
+        wait::try_until(&self.wake.room, || {
+            let mut state = self.state.lock();
+            state.check()?;
+            let State { committing, space, checkpoints, .. } = &mut *state;
+            let Some(committing) = committing else { unreachable!("the commit put it there") };
+            if !checkpoints.is_emptying() {
+                let count = committing.wanted;
+                if count >= self.log.ring() {
+                    let what = format!("transaction {id}: {count} blocks in a log of {}", self.log.ring());
+                    return Err(Error::posix(Errno::ENOSPC, what));
                 }
+                if let Some(start) = space.take(&self.log, count) {
+                    let extent = Extent { id, start, count };
+                    committing.extent = Some(extent);
+                    committing.wanted = 0;
+                    return Ok(Some(extent));
+                }
+                checkpoints.want(count);
+                self.wake.checkpoint.notify_one();
             }
-            room.await;
-        }
+            Ok(None)
+        })
+        .await
     }
 
     /// The blocks that go to the log, in order, and the commit block.

@@ -12,6 +12,7 @@
 //!   in. Nor does a task that the part waits for, while it holds another lock: these locks come first in the
 //!   lock order.
 
+use ext4_core::wait;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, RwLock};
@@ -53,13 +54,8 @@ impl<T> OperationLock<T> {
     }
 
     async fn wait_for_parts(&self, also_readers: bool) {
-        while self.is_left(also_readers) {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            if self.is_left(also_readers) {
-                ended.await;
-            }
+        if self.is_left(also_readers) {
+            wait::until(&self.ended, || (!self.is_left(also_readers)).then_some(())).await;
         }
     }
 

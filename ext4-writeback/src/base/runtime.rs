@@ -49,6 +49,8 @@ impl Runtime for TokioRuntime {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        // The caller may be a thread of the device: the timer belongs to this runtime.
+        let _inside = self.handle.enter();
         Box::pin(tokio::time::sleep(duration))
     }
 

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use ext4_core::device::{PoolMemory, PoolView};
+use ext4_core::wait;
 use ext4_core::{BlockSize, Error, LogicalBlock, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -200,19 +201,13 @@ impl Folio {
     }
 
     async fn wait_until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
-        loop {
-            let notified = self.changed.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            {
-                let mut state = self.state.lock();
-                if let Some(value) = ready(&mut state) {
-                    return value;
-                }
-                state.waited_for = true;
-            }
-            notified.await;
-        }
+        wait::until(&self.changed, || {
+            let mut state = self.state.lock();
+            let value = ready(&mut state);
+            state.waited_for |= value.is_none();
+            value
+        })
+        .await
     }
 
     fn change<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {

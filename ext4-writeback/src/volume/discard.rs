@@ -21,6 +21,7 @@ use std::time::Duration;
 use ext4_core::device::BlockDevice;
 use ext4_core::environment::Runtime;
 use ext4_core::meta::FreedBlocks;
+use ext4_core::wait;
 use ext4_core::{BlockNumber, BlockSize};
 use ext4_journal::Journal;
 use parking_lot::Mutex;
@@ -82,14 +83,7 @@ impl Discards {
 
     /// Waits until everything that is queued is discarded and free.
     pub async fn drain(&self) {
-        loop {
-            let mut idle = std::pin::pin!(self.idle.notified());
-            idle.as_mut().enable();
-            if !self.queue.lock().running {
-                return;
-            }
-            idle.await;
-        }
+        wait::until(&self.idle, || (!self.queue.lock().running).then_some(())).await;
     }
 
     /// Takes all that waits; `None` if nothing waits, and the task is not counted as running any more.

@@ -10,6 +10,7 @@
 //! Invariant: a throttled writer holds no folio lock and no handle: writeback needs both. It waits for the
 //! flusher, which goes on until dirty data is well below the set point, so a writer never waits for ever.
 
+use ext4_core::wait;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -101,16 +102,14 @@ pub(crate) async fn throttle(engine: &Arc<Engine>, inode: &Arc<InodeInfo>) {
     }
     LiveCounters::add(&engine.volume.counters.stalls, 1);
     let began = engine.volume.runtime.monotonic();
-    loop {
-        let notified = control.progress.notified();
-        tokio::pin!(notified);
-        notified.as_mut().enable();
-        if paid() {
-            break;
+    let progress = || {
+        let paid = paid();
+        if !paid {
+            control.kick();
         }
-        control.kick();
-        notified.await;
-    }
+        paid.then_some(())
+    };
+    wait::until(&control.progress, progress).await;
     let waited = engine.volume.runtime.monotonic().saturating_sub(began);
     let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
     LiveCounters::add(&engine.volume.counters.throttled_nanoseconds, nanoseconds);
