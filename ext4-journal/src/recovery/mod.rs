@@ -2,7 +2,7 @@
 //!
 //! Three passes, each over what the one before found:
 //!
-//! 1. [`scan`] walks the log from its tail and finds the end of the committed transactions. It changes nothing.
+//! 1. [`scan`] walks the log from its tail to the end of the committed transactions. It changes nothing.
 //! 2. [`revoke`] collects which images must not be replayed.
 //! 3. [`replay`] verifies the images and writes the rest to their places.
 //!
