@@ -1,37 +1,36 @@
-//! Looking at a log without recovering it: what its blocks say, block by block, also those that no recovery
+//! A dump of the log without recovering it: what its blocks say, one by one, also those that no recovery
 //! reads.
 //!
 //! ```text
 //!   tail ─► [committed]… ─► [unfinished] ─► old transactions, and pieces of them, all around the ring
 //! ```
 //!
-//! A block is metadata of the log where it begins with the magic number: images that begin so lie there
-//! escaped. So whatever is left of old transactions is found without anything pointing to it.
+//! A block that begins with the magic number is metadata of the log: an image that begins so lies there
+//! escaped. So what is left of old transactions is found although nothing points to it.
 //!
 //! Invariants:
 //! - Nothing is written.
-//! - A walk ends after one turn of the ring, and holds one block of the log and what that says.
+//! - A walk ends after one turn of the ring, and holds one block of the log and its parsed content.
 //! - Which part a block belongs to follows from recovery's own scan: were it judged here again, a dump could
 //!   call committed what a mount does not replay.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)
+)]
 
 use std::sync::Arc;
 
 use ext4_core::checksum::{crc32_be, crc32c};
 use ext4_core::{BlockNumber, Result, TransactionId};
 
-use crate::format::commit::Commit;
-use crate::format::fast_commit::{FastCommitTag, FastCommitTags};
-use crate::format::superblock::Superblock;
-use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, ESCAPED, Header, REVOKE};
-use crate::log::header::JournalHeader;
-use crate::log::location::JournalLocation;
-use crate::log::{Log, Reader};
-use crate::recovery::report::{EndReason, Finding, LogEnd};
-use crate::recovery::revoke::Revoked;
-use crate::recovery::scan::Found;
-use crate::recovery::{revoke, scan};
+use crate::format::{
+    COMMIT, COMPAT_CHECKSUM, Commit, DESCRIPTOR, ESCAPED, FastCommitTag, FastCommitTags, Header, REVOKE,
+    Superblock,
+};
+use crate::log::{JournalHeader, JournalLocation, Log, Reader};
+use crate::recovery::{self, EndReason, Finding, Found, LogEnd, Revoked};
 
-/// A log that is looked at.
+/// A log whose superblock was read and that was scanned, for a look at its blocks.
 #[derive(Debug)]
 pub struct Inspection {
     log: Log,
@@ -41,53 +40,53 @@ pub struct Inspection {
     revoked: Revoked,
 }
 
-/// What a log holds, in numbers.
+/// The content of a log in numbers.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Summary {
-    /// Committed transactions that a recovery replays.
+pub struct LogSummary {
+    /// The number of committed transactions that a recovery replays.
     pub transactions: u32,
-    /// Images in them; several of one block each count.
+    /// The number of images in those transactions; each image of one block counts.
     pub images: u64,
-    /// Revoke blocks and descriptors in them.
+    /// The number of revoke blocks and descriptors in those transactions.
     pub metadata_blocks: usize,
-    /// Blocks of the ring they take.
+    /// The number of the ring's blocks that those transactions take.
     pub used: u32,
-    /// Blocks of the ring.
+    /// The number of the ring's blocks.
     pub ring: u32,
     /// The transaction at the tail.
     pub first: TransactionId,
-    /// Where the committed part ends, and why.
+    /// The place and the reason of the committed part's end.
     pub end: LogEnd,
-    /// The block after the last commit.
+    /// The log block after the last commit.
     pub head: u32,
-    /// What a mount refuses the log for.
+    /// The damage for which a mount refuses the log.
     pub damage: Option<Finding>,
 }
 
-/// Which part of the log a block belongs to.
+/// The part of the log that a block belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Part {
+pub enum LogPart {
     /// A transaction that recovery replays.
     Committed,
-    /// The transaction after the last commit, without one of its own.
+    /// The transaction after the last commit, which has no commit block.
     Unfinished,
-    /// A transaction behind a damaged one.
+    /// A transaction behind a damaged one, which no recovery replays.
     Dropped,
     /// A transaction that was checkpointed, or of an earlier life of the log.
     Old,
 }
 
-/// A checksum as it stands there.
+/// A checksum, as it is stored and as it should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Checksum {
-    /// The one stored.
+pub struct LogChecksum {
+    /// The stored checksum.
     pub stored: u32,
-    /// The one that should be there; `None` where that cannot be known any more.
+    /// The checksum of the content; `None` if that cannot be known any more.
     pub computed: Option<u32>,
 }
 
-impl Checksum {
-    /// True where it is known to be wrong.
+impl LogChecksum {
+    /// Returns true if the checksum is known to be wrong.
     #[must_use]
     pub fn is_wrong(&self) -> bool {
         self.computed.is_some_and(|computed| computed != self.stored)
@@ -99,56 +98,58 @@ impl Checksum {
     }
 }
 
-/// A metadata block of the log.
+/// A metadata block of the log: descriptor, revoke block or commit block.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogBlock {
-    /// Where it lies in the log.
+    /// The log block.
     pub block: u32,
-    /// Its transaction.
+    /// The transaction that it names.
     pub transaction: TransactionId,
-    /// Its part of the log.
-    pub part: Part,
-    /// Its checksum, where it has one. With checksums v1 a commit block has that of its transaction.
-    pub checksum: Option<Checksum>,
-    /// What it says.
+    /// The part of the log that it belongs to.
+    pub part: LogPart,
+    /// The block's checksum, if it has one. With checksums v1 a commit block has the checksum of its
+    /// transaction.
+    pub checksum: Option<LogChecksum>,
+    /// The block's content.
     pub content: LogBlockContent,
 }
 
-/// What a metadata block of the log says.
+/// The content of a metadata block of the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LogBlockContent {
-    /// Where the images that follow belong.
+    /// A descriptor: the places of the images that follow.
     Descriptor(Vec<TagEntry>),
-    /// Blocks of which no older image is to be replayed. `None`: the list is longer than the block.
+    /// A revoke block: blocks of which no older image is replayed. `None`: the list is longer than the block.
     Revoke(Option<Vec<BlockNumber>>),
-    /// The transaction is complete.
+    /// A commit block: its transaction is complete.
     Commit {
-        /// When, in seconds since 1970.
+        /// The commit time in seconds since 1970.
         seconds: u64,
-        /// And nanoseconds.
+        /// The part of the commit time below a second, in nanoseconds.
         nanoseconds: u32,
     },
-    /// No type that is known.
+    /// A block of no known type; the number is its type.
     Unknown(u32),
 }
 
-/// A tag of a descriptor.
+/// A tag of a descriptor: the place of one image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TagEntry {
     /// The block of the file system.
     pub target: BlockNumber,
     /// The log block with its image.
     pub image: u32,
-    /// The flags as they stand there: 1 escaped, 2 the same UUID, 4 deleted, 8 the last tag.
+    /// The tag's flags: 1 escaped, 2 the same UUID, 4 deleted, 8 the last tag.
     pub flags: u16,
-    /// The image's checksum, where tags have one.
-    pub checksum: Option<Checksum>,
-    /// A revoke keeps it from being replayed.
+    /// The image's checksum, if tags have one.
+    pub checksum: Option<LogChecksum>,
+    /// True if a revoke keeps the image from being replayed.
     pub revoked: bool,
 }
 
 impl TagEntry {
-    /// The image began with the log's magic number, and lies there without.
+    /// Returns true if the image is escaped: it begins with the log's magic number, and lies in the log
+    /// without it.
     #[must_use]
     pub fn is_escaped(&self) -> bool {
         self.flags & ESCAPED != 0
@@ -156,27 +157,27 @@ impl TagEntry {
 }
 
 impl Inspection {
-    /// Reads the superblock and scans the log. Nothing is refused but a superblock.
+    /// Reads the superblock and scans the log. Damage in the log is no error.
     ///
     /// # Errors
-    /// The device's; corrupt or unsupported as [`crate::journal::Journal::open`].
+    /// I/O, corrupt or unsupported: as [`crate::Journal::open`].
     pub async fn open(location: JournalLocation) -> Result<Self> {
         let (log, superblock) = Log::open(location).await?;
-        let found = scan::scan(&log, &superblock).await?;
-        let revoked = revoke::collect(&log, &superblock.layout(), &found).await?;
+        let found = recovery::scan(&log, &superblock).await?;
+        let revoked = recovery::collect(&log, &superblock.layout(), &found).await?;
         Ok(Self { header: JournalHeader::of(&superblock), log, superblock, found, revoked })
     }
 
-    /// What the superblock says.
+    /// The journal superblock's fields.
     #[must_use]
     pub fn header(&self) -> &JournalHeader {
         &self.header
     }
 
-    /// What the log holds.
+    /// The content of the log in numbers.
     #[must_use]
-    pub fn summary(&self) -> Summary {
-        Summary {
+    pub fn summary(&self) -> LogSummary {
+        LogSummary {
             transactions: self.found.transactions,
             images: self.found.image_count,
             metadata_blocks: self.found.records.len(),
@@ -189,8 +190,8 @@ impl Inspection {
         }
     }
 
-    /// The metadata blocks of the log in its order: what recovery replays and what follows without a commit;
-    /// with `all` also whatever else the ring holds.
+    /// The metadata blocks of the log in its order: those that recovery replays and those that follow without
+    /// a commit; with `all` also every other one in the ring.
     #[must_use]
     pub fn blocks(&self, all: bool) -> LogBlocks<'_> {
         let empty = self.found.end.reason == EndReason::Empty;
@@ -207,8 +208,7 @@ impl Inspection {
         }
     }
 
-    /// The blocks of the fast-commit area: those that follow the last commit, or with `all` whatever lies
-    /// there.
+    /// The blocks of the fast-commit area that follow the last commit; with `all` every one of the area.
     #[must_use]
     pub fn fast_commits(&self, all: bool) -> FastCommitBlocks<'_> {
         let (first, end) = if self.superblock.fast_commit_blocks() == 0 {
@@ -219,19 +219,19 @@ impl Inspection {
         FastCommitBlocks { inspection: self, reader: Reader::new(&self.log), all, at: first, end, running: 0 }
     }
 
-    fn part(&self, id: TransactionId, committed: bool) -> Part {
+    fn part(&self, id: TransactionId, committed: bool) -> LogPart {
         let end = self.found.end.transaction;
         let ahead = id.is_at_or_after(end) && id.0.wrapping_sub(end.0) <= self.log.ring();
         if committed {
-            Part::Committed
+            LogPart::Committed
         } else if !ahead || self.found.end.reason == EndReason::Empty {
-            Part::Old
+            LogPart::Old
         } else if matches!(self.found.end.reason, EndReason::Damaged | EndReason::Incomplete) {
-            Part::Dropped
+            LogPart::Dropped
         } else if id == end && self.found.end.reason != EndReason::Stale {
-            Part::Unfinished
+            LogPart::Unfinished
         } else {
-            Part::Old
+            LogPart::Old
         }
     }
 }
@@ -244,19 +244,19 @@ pub struct LogBlocks<'a> {
     all: bool,
     at: u32,
     walked: u32,
-    /// Blocks of the committed part.
+    /// The number of blocks of the committed part.
     committed: u32,
-    /// Blocks that the last descriptor's images take.
+    /// The number of blocks, from here on, that are images of the last descriptor.
     covered: u32,
-    /// The crc32 over the transaction, where checksums v1 are on.
+    /// The crc32 over the transaction, if checksums v1 are on.
     running: u32,
 }
 
 impl LogBlocks<'_> {
-    /// The next block; `None` at the end.
+    /// The next metadata block; `None` at the end.
     ///
     /// # Errors
-    /// The device's.
+    /// I/O: the device's.
     pub async fn next(&mut self) -> Result<Option<LogBlock>> {
         let log = &self.inspection.log;
         if self.inspection.found.end.reason == EndReason::Empty && !self.all {
@@ -270,13 +270,13 @@ impl LogBlocks<'_> {
             self.covered = self.covered.saturating_sub(1);
             let header = Header::read(content);
             let part = header.map(|(_, id)| self.inspection.part(id, committed));
-            let is_live = part.is_some_and(|part| part != Part::Old);
+            let is_live = part.is_some_and(|part| part != LogPart::Old);
             if !self.all && !covered && !is_live {
                 return Ok(None);
             }
             self.at = log.advance(here, 1);
             self.walked = self.walked.saturating_add(1);
-            // What the committed part's images begin with is theirs.
+            // Images of the committed part are no metadata blocks, whatever they begin with.
             let (Some((kind, id)), Some(part)) = (header, part) else { continue };
             if committed && covered || !self.all && !is_live {
                 continue;
@@ -292,11 +292,11 @@ impl LogBlocks<'_> {
         block: u32,
         kind: u32,
         transaction: TransactionId,
-        part: Part,
+        part: LogPart,
         bytes: &[u8],
     ) -> Result<LogBlock> {
         let layout = self.inspection.superblock.layout();
-        let tail = layout.stored_tail(bytes).map(|stored| Checksum::of(layout.verify_tail(bytes), stored));
+        let tail = layout.stored_tail(bytes).map(|stored| LogChecksum::of(layout.verify_tail(bytes), stored));
         let (checksum, content) = match kind {
             DESCRIPTOR => {
                 let tags = self.tags(block, transaction, part, bytes).await?;
@@ -325,12 +325,12 @@ impl LogBlocks<'_> {
         &mut self,
         block: u32,
         id: TransactionId,
-        part: Part,
+        part: LogPart,
         bytes: &[u8],
     ) -> Result<Vec<TagEntry>> {
         let Inspection { log, superblock, revoked, .. } = self.inspection;
         let layout = superblock.layout();
-        let whole_checksum = superblock.has_compat(COMPAT_CHECKSUM) && part == Part::Committed;
+        let whole_checksum = superblock.has_compat(COMPAT_CHECKSUM) && part == LogPart::Committed;
         if whole_checksum {
             self.running = crc32_be(self.running, bytes);
         }
@@ -340,45 +340,45 @@ impl LogBlocks<'_> {
             image = log.advance(image, 1);
             let mut checksum = None;
             if whole_checksum || layout.has_tag_checksums() {
-                // What cannot be read has no right checksum.
+                // An image that cannot be read has no right checksum.
                 let content = self.images.read(image).await.ok();
                 if let Some(content) = content.filter(|_| whole_checksum) {
                     self.running = crc32_be(self.running, content);
                 }
-                checksum = layout.has_tag_checksums().then(|| Checksum {
+                checksum = layout.has_tag_checksums().then(|| LogChecksum {
                     stored: tag.checksum,
                     computed: content.map(|content| layout.tag_checksum(id, content)),
                 });
             }
-            let revoked = part == Part::Committed && revoked.covers(tag.block, id);
+            let revoked = part == LogPart::Committed && revoked.covers(tag.block, id);
             entries.push(TagEntry { target: tag.block, image, flags: tag.flags, checksum, revoked });
         }
         self.covered = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         Ok(entries)
     }
 
-    fn commit_checksum(&mut self, part: Part, bytes: &[u8], commit: &Commit) -> Option<Checksum> {
+    fn commit_checksum(&mut self, part: LogPart, bytes: &[u8], commit: &Commit) -> Option<LogChecksum> {
         let Inspection { superblock, .. } = self.inspection;
         let layout = superblock.layout();
         let stored = commit.stored_checksum();
         if superblock.has_compat(COMPAT_CHECKSUM) {
             let running = std::mem::replace(&mut self.running, !0);
             let computed = if commit.verify_compat_checksum(running) { stored } else { running };
-            let computed = (part == Part::Committed).then_some(computed);
-            return Some(Checksum { stored, computed });
+            let computed = (part == LogPart::Committed).then_some(computed);
+            return Some(LogChecksum { stored, computed });
         }
-        layout.has_tag_checksums().then(|| Checksum::of(layout.verify_commit(bytes), stored))
+        layout.has_tag_checksums().then(|| LogChecksum::of(layout.verify_commit(bytes), stored))
     }
 }
 
-/// A block of the fast-commit area.
+/// A block of the fast-commit area, parsed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FastCommitBlock {
-    /// Where it lies in the log.
+    /// The log block.
     pub block: u32,
-    /// Its tags, each with its offset in the block; of a tail also its checksum.
-    pub tags: Vec<(usize, FastCommitTag, Option<Checksum>)>,
-    /// Where the tags stop making sense, and why.
+    /// The block's tags, each with its byte offset in the block; a TAIL also with its checksum.
+    pub tags: Vec<(usize, FastCommitTag, Option<LogChecksum>)>,
+    /// The byte offset of the first bytes that are no valid tag, and the reason.
     pub problem: Option<(usize, String)>,
 }
 
@@ -393,16 +393,16 @@ pub struct FastCommitBlocks<'a> {
 }
 
 impl FastCommitBlocks<'_> {
-    /// The transaction that fast commits must name to be replayed.
+    /// The transaction that fast commits have to name to be replayed.
     #[must_use]
     pub fn expected(&self) -> TransactionId {
         self.inspection.found.end.transaction
     }
 
-    /// The next block with tags; `None` at the end.
+    /// The next block of the area with tags; `None` at the end.
     ///
     /// # Errors
-    /// The device's.
+    /// I/O: the device's.
     pub async fn next(&mut self) -> Result<Option<FastCommitBlock>> {
         while self.at < self.end {
             let block = self.at;
@@ -425,7 +425,7 @@ impl FastCommitBlocks<'_> {
                     FastCommitTag::Tail { id, checksum: stored } => {
                         stale |= *id != self.inspection.found.end.transaction;
                         let computed = std::mem::replace(&mut self.running, 0);
-                        checksum = Some(Checksum { stored: *stored, computed: Some(computed) });
+                        checksum = Some(LogChecksum { stored: *stored, computed: Some(computed) });
                     }
                     _ => {}
                 }

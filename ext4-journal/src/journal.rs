@@ -1,15 +1,16 @@
-//! The journal: its state, its end after an error, its superblock.
+//! The journal: a log, its state, the superblock and the end by an abort.
 //!
-//! One commit runs at a time (`committer`). A caller that stops waiting while it commits leaves nothing half
-//! done: the rest goes to the runtime ([`RunToEnd`](ext4_core::environment::RunToEnd)). The two tasks are in
-//! [`crate::life::tasks`].
+//! What happens to a transaction stands in [`crate::running`], and what happens to the journal as a whole
+//! (open, recover, run, close) in [`crate::life`].
 //!
 //! Invariant: after the first error nothing more is written but that error into the superblock, on top of the
-//! tail that is on the medium. Were the tail of a checkpoint that failed written with it, recovery would skip
+//! tail that is on the medium. Were the tail of a failed checkpoint written with it, recovery would skip
 //! blocks that never reached their places.
 //!
-//! Locks: see the crate. No wait is lost: a waiter enables its [`Notified`](tokio::sync::futures::Notified)
-//! before it looks at the state, and a task that changes the state notifies after.
+//! Locks: `state`, the synchronous one, is never held across an await or a device call, and is taken outside
+//! a buffer's image lock. `committer` is held for a commit; `superblock_writer` inside it, while the journal
+//! superblock is written. No wakeup is lost: a waiter waits through [`ext4_core::wait`], and whatever changes
+//! the state notifies after.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,32 +20,33 @@ use ext4_core::environment::{Environment, Runtime};
 use ext4_core::{Error, Result};
 use parking_lot::Mutex;
 
-use crate::format::superblock::Superblock;
+use crate::format::Superblock;
 use crate::log::Log;
-use crate::state::options::JournalOptions;
-use crate::state::statistics::{Counters, Statistics};
-use crate::state::{Home, Mode, State, Wake};
+use crate::state::{Counters, Home, JournalOptions, Mode, State, Statistics, Wake};
 
-/// Called once, with the error that stopped the journal, in the task that met it: it must not block.
+/// A callback for the error that stops the journal. It is called once, in the task that met the error, and
+/// must not block.
 pub type OnAbort = Box<dyn Fn(&Error) + Send + Sync>;
 
-/// A log and its running, committing and checkpointed transactions.
+/// A jbd2 journal: a log and its running, committing and checkpointed transactions.
+///
+/// Dropping the last reference without [`Journal::close`] ends the journal's tasks, and is a crash.
 pub struct Journal {
     pub(crate) log: Log,
     pub(crate) options: JournalOptions,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) state: Mutex<State>,
+    /// There once the journal runs.
     pub(crate) home: OnceLock<Home>,
-    /// The same as `state.aborted.is_some()`, to look at without the lock.
+    /// The same as `state.aborted.is_some()`, for a look without the lock.
     pub(crate) stopped: AtomicBool,
-    /// Told of the error that stops the journal.
     pub(crate) on_abort: OnceLock<OnAbort>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) counters: Counters,
     /// Held while the superblock is written: two writes of it in flight could land in either order.
     pub(crate) superblock_writer: tokio::sync::Mutex<()>,
-    /// Held for a commit: by the commit task, or by a caller in its own task.
+    /// Held by the committer: the commit task, or a caller that commits in its own task.
     pub(crate) committer: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -64,7 +66,7 @@ impl Drop for Journal {
 }
 
 impl Journal {
-    /// Most credits one handle can have: a quarter of the log, as in jbd2.
+    /// The credits, in blocks, that one handle can have at most: a quarter of the log, as in jbd2.
     #[must_use]
     pub fn max_credits(&self) -> u32 {
         (self.log.ring() + 1) / 4
@@ -102,7 +104,7 @@ impl Journal {
         }
     }
 
-    /// Has `callback` told of the error that stops the journal; the first one set stays.
+    /// Sets the callback for the error that stops the journal. The first one that is set stays.
     pub fn set_on_abort(&self, callback: OnAbort) {
         let _ = self.on_abort.set(callback);
     }
@@ -116,18 +118,21 @@ impl Journal {
         self.state.lock().aborted.clone()
     }
 
-    /// What the journal has done since it was opened.
+    /// The journal's counters and times since it was opened.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.counters.statistics(&self.state.lock().history, self.max_credits())
     }
 
-    /// Preflush and FUA, or nothing where barriers are off.
+    /// Preflush and FUA, or no flag if barriers are off.
     pub(crate) fn barrier_flags(&self) -> BioFlags {
         if self.options.barrier { BioFlags::PREFLUSH | BioFlags::FUA } else { BioFlags::empty() }
     }
 
-    /// Writes the superblock with `change` and, when it is on the device, makes that the journal's.
+    /// Writes the superblock with `change`, and makes it the journal's when it is on the device.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] if the journal has stopped; the device's.
     pub(crate) async fn write_superblock(
         &self,
         flags: BioFlags,
@@ -149,7 +154,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The file system's side; only where the journal runs.
+    /// The file system's side. Only a journal that runs has one.
     pub(crate) fn home(&self) -> &Home {
         self.home.get().expect("only a running journal has transactions")
     }

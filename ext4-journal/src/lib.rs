@@ -1,14 +1,19 @@
 //! A jbd2-compatible journal: every change of metadata reaches the disk as a whole or not at all.
 //!
 //! ```text
-//!   Handle ─ modify ─► running transaction ─ freeze ─► log ─► commit block ─► checkpoint
-//!                            │ the next one runs while this one commits  │
-//!                            └───────────────────────────────────────────┴─► the tail of the log moves on
+//!   Handle ─ modify ─► running transaction ─ freeze ─► log ─► commit block ─► checkpoint: to their places
+//!                         │ the next one runs while this one commits            │
+//!                         └─────────────────────────────────────────────────────┴─► the log's tail moves on
 //! ```
 //!
-//! The folders are floors (ARCHITECTURE.md has the table): `format` (the on-disk structures), `log` (the ring
-//! of blocks), `recovery` (what a crash left) and `state` beside it, `journal`, `running` (a file for each
-//! phase of a transaction's life), `life` (from open to close, with the two tasks).
+//! A file system opens a [`Journal`] at a [`JournalLocation`], recovers it, lets it run over its buffer
+//! cache, and makes each operation with a [`Handle`], which is the metadata plane's transaction.
+//! [`Inspection`] looks at a log without changing it; [`NewJournal`] makes one.
+//!
+//! Folders are floors, and each names only lower ones; `tests/layers.rs` checks it against the table in
+//! ARCHITECTURE.md: `format` (the on-disk structures), `log` (the ring of blocks), `recovery` and `state`
+//! (what a crash left, what is known while it runs), `journal` (the journal itself) and `dump`, `running` (a
+//! transaction's phases), `life` (open, recover, run, close).
 //!
 //! Invariants, each with the crash it prevents:
 //! - The commit block is written only when everything of its transaction is in the log, behind a flush.
@@ -36,15 +41,18 @@ mod recovery;
 mod running;
 mod state;
 
-pub use dump::*;
-pub use format::fast_commit::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
+pub use dump::{
+    FastCommitBlock, FastCommitBlocks, Inspection, LogBlock, LogBlockContent, LogBlocks, LogChecksum,
+    LogPart, LogSummary, TagEntry,
+};
+pub use format::{FastCommitEncoder, FastCommitEntry, FastCommitTag, FastCommitTags};
 pub use journal::{Journal, OnAbort};
-pub use log::create::{NewJournal, attach_user, detach_user, external_superblock_block};
-pub use log::header::JournalHeader;
-pub use log::location::JournalLocation;
-pub use recovery::fast_commit::{FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits};
-pub use recovery::report::{Damage, EndReason, Finding, LogEnd, Recovery, RecoveryReport};
-pub use running::handle::Handle;
-pub use state::fast_commits::{FastCommitSource, FastCommitStatistics, Ineligible};
-pub use state::options::JournalOptions;
-pub use state::statistics::{Statistics, Times};
+pub use log::{
+    JournalHeader, JournalLocation, NewJournal, attach_user, detach_user, external_superblock_block,
+};
+pub use recovery::{
+    Damage, EndReason, FastCommit, FastCommitEnd, FastCommitEndReason, FastCommits, Finding, LogEnd,
+    Recovery, RecoveryReport,
+};
+pub use running::Handle;
+pub use state::{FastCommitSource, FastCommitStatistics, Ineligible, JournalOptions, Statistics, Times};

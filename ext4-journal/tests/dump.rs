@@ -12,7 +12,7 @@ use common::raw_log::{Checksums, Content, Form, MAGIC, RawLog};
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_core::{BlockNumber, Result, TransactionId};
 use ext4_journal::EndReason;
-use ext4_journal::{Inspection, LogBlock, LogBlockContent, Part};
+use ext4_journal::{Inspection, LogBlock, LogBlockContent, LogPart};
 
 async fn open(log: &RawLog) -> Result<Inspection> {
     let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_image(log.image.clone()));
@@ -62,7 +62,7 @@ async fn every_block_of_a_log_is_listed_with_what_it_says() {
         assert_eq!(listed, expected, "{form:?}");
         for block in &found {
             let unfinished = block.transaction.0 == open_one.id;
-            assert_eq!(block.part, if unfinished { Part::Unfinished } else { Part::Committed });
+            assert_eq!(block.part, if unfinished { LogPart::Unfinished } else { LogPart::Committed });
             assert!(block.checksum.is_none_or(|checksum| !checksum.is_wrong()), "{form:?}: {block:?}");
             let has = match form.checksums {
                 Checksums::None => false,
@@ -101,10 +101,10 @@ async fn old_transactions_and_pieces_of_them_are_found_with_all() {
         log.seal_superblock();
         log.set_block(7, &vec![0x11; 1024]);
         let live = blocks(&log, false).await;
-        assert!(live.iter().all(|block| block.part == Part::Committed), "{live:?}");
+        assert!(live.iter().all(|block| block.part == LogPart::Committed), "{live:?}");
         assert_eq!(live.len(), 6);
         let all = blocks(&log, true).await;
-        let old: Vec<_> = all.iter().filter(|block| block.part == Part::Old).collect();
+        let old: Vec<_> = all.iter().filter(|block| block.part == LogPart::Old).collect();
         // Block 7 was a revoke block.
         assert_eq!(old.len(), 4 * 3 - 1, "{form:?}: {old:?}");
         assert_eq!(&all[..6], &live[..]);
@@ -115,7 +115,7 @@ async fn old_transactions_and_pieces_of_them_are_found_with_all() {
         assert_eq!(blocks(&log, false).await, []);
         let all = blocks(&log, true).await;
         assert_eq!(all.len(), 6 * 3 - 1);
-        assert!(all.iter().all(|block| block.part == Part::Old && block.block < head));
+        assert!(all.iter().all(|block| block.part == LogPart::Old && block.block < head));
     }
 }
 
@@ -133,7 +133,7 @@ async fn what_is_wrong_is_shown_where_it_is() {
         let part = |id: u32| found.iter().find(|block| block.transaction.0 == id).unwrap().part;
         assert_eq!(
             (part(first.id), part(second.id), part(third.id)),
-            (Part::Committed, Part::Dropped, Part::Dropped)
+            (LogPart::Committed, LogPart::Dropped, LogPart::Dropped)
         );
         let wrong: Vec<_> = found
             .iter()
@@ -168,7 +168,7 @@ async fn an_interrupted_descriptor_does_not_hide_what_it_did_not_reach() {
         log.set_block(image, &was);
     }
     let found = blocks(&log, true).await;
-    assert_eq!(found[0].part, Part::Unfinished);
+    assert_eq!(found[0].part, LogPart::Unfinished);
     let old: Vec<u32> = found[1..].iter().map(|block| block.transaction.0).collect();
     assert_eq!(old, [5, 6, 6, 7, 7], "{found:?}");
     assert_eq!(blocks(&log, false).await.len(), 1);

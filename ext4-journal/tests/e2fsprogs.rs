@@ -13,7 +13,7 @@ use ext4_core::device::BlockDevice;
 use ext4_core::meta::{BufferCache, Opaque};
 use ext4_core::{BlockNumber, Errno, TransactionId};
 use ext4_journal::{FastCommitTag, NewJournal, Recovery};
-use ext4_journal::{Inspection, LogBlockContent, Part};
+use ext4_journal::{Inspection, LogBlockContent, LogPart};
 use ext4_test_support::corpus::{corpus, e2fsprogs_image, images_named, kernel_images};
 use ext4_test_support::tools::{assert_clean, debugfs, debugfs_write, have_e2fsprogs, mke2fs_image, run_ok};
 
@@ -64,7 +64,7 @@ async fn debugfs_reads_the_same_log(image: &Path, ext4: &Ext4, what: &str) {
         assert!(!found.checksum.is_some_and(|checksum| checksum.is_wrong()), "{what}: {found:?}");
         match found.content {
             LogBlockContent::Descriptor(tags) => ours.extend(tags.iter().map(|tag| {
-                let checksum = tag.checksum.filter(|_| found.part == Part::Committed);
+                let checksum = tag.checksum.filter(|_| found.part == LogPart::Committed);
                 assert!(!checksum.is_some_and(|checksum| checksum.is_wrong()), "{what}: {tag:?}");
                 let (target, image, flags) = (tag.target, tag.image, tag.flags & !8);
                 format!("FS block {target} logged at journal block {image} (flags {flags:#x})")

@@ -1,9 +1,9 @@
-//! The commit block: the word that makes a transaction.
+//! The commit block, which makes a transaction complete.
 
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::format::Header;
+use super::Header;
 
 /// The commit block's number for crc32, and that checksum's size.
 const COMMIT_CHECKSUM_CRC32: (u8, u8) = (1, 4);
@@ -16,9 +16,9 @@ pub(crate) struct Commit {
     checksum_type: u8,
     checksum_size: u8,
     padding: [u8; 2],
-    pub(crate) checksum: [U32; 8],
+    pub(super) checksum: [U32; 8],
     pub(crate) seconds: U64,
-    pub(crate) nanoseconds: U32,
+    pub(super) nanoseconds: U32,
 }
 
 const _: () = {
@@ -33,18 +33,18 @@ impl Commit {
         Self::read_from_prefix(block).ok().map(|(commit, _)| commit)
     }
 
-    /// The checksum as it stands there: of the transaction (`COMPAT_CHECKSUM`) or of this block.
+    /// The stored checksum: of the transaction (`COMPAT_CHECKSUM`) or of this block.
     pub(crate) fn stored_checksum(&self) -> u32 {
         let [stored, ..] = self.checksum;
         stored.get()
     }
 
-    /// The part of the commit time below a second.
+    /// The part of the commit time below a second, in nanoseconds.
     pub(crate) fn nanoseconds(&self) -> u32 {
         self.nanoseconds.get()
     }
 
-    /// True where the crc32 over the transaction is `computed`, or was never stored.
+    /// Returns true if the stored crc32 over the transaction is `computed`, or none was stored.
     pub(crate) fn verify_compat_checksum(&self, computed: u32) -> bool {
         let stored = self.stored_checksum();
         let kind = (self.checksum_type, self.checksum_size);

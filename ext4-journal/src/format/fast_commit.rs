@@ -1,8 +1,8 @@
-//! Tags of the fast-commit area: what a fast commit says, in bytes.
+//! Tags of the fast-commit area, in bytes.
 //!
 //! ```text
-//!   block  [tag len value][tag len value] … [PAD len 0…]      a tag never reaches into the next block
-//!   block  [tag len value] … [TAIL len id crc 0…]  ends one fast commit; the next begins on a new block
+//!   block  [tag len value][tag len value] … [PAD len 0…]  a tag never reaches into the next block
+//!   block  [tag len value] … [TAIL len id crc 0…]         ends a fast commit; the next begins in a new block
 //! ```
 //!
 //! `tag` and `len` have two bytes each, little-endian as the values (the rest of the journal is big-endian).
@@ -11,7 +11,7 @@
 //! its zeros included, up to and with TAIL's id. (Kernels before 6.2 left the last byte of a block out of PAD
 //! and TAIL; both forms are read.)
 //!
-//! Two things that a writer has to keep clear of, seen with Linux 6.18 and e2fsprogs 1.47:
+//! Two rules for a writer, seen with Linux 6.18 and e2fsprogs 1.47:
 //! - *The first fast commit of a transaction must not be torn.* A kernel that finds HEAD with the expected
 //!   transaction and no valid TAIL after it refuses to mount (e2fsck drops what it found and reports a bad
 //!   checksum). So the block with HEAD is written last, with the preflush and FUA, when the others have
@@ -21,10 +21,10 @@
 //!   with the block behind the log, and refuses to mount; e2fsck calls the journal corrupt. So the last block
 //!   is left unused.
 //!
-//! Nothing here gives a meaning to inode numbers, names and images: that is the file system's.
+//! Inode numbers, names and images have no meaning in this file: the file system gives them one.
 //!
 //! Invariants:
-//! - A tag is returned only where all of it lies inside its block and its length is one the kernel accepts.
+//! - A tag is returned only if all of it lies inside its block and its length is one that the kernel accepts.
 //!   Were a length trusted, the next tag would be read from the middle of a name.
 //! - What [`FastCommitEncoder`] lays out, [`FastCommitTags`] reads back, in every block size.
 //!
@@ -42,35 +42,23 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const ADD_RANGE: u16 = 1;
-
 const DEL_RANGE: u16 = 2;
-
 const CREAT: u16 = 3;
-
 const LINK: u16 = 4;
-
 const UNLINK: u16 = 5;
-
 const INODE: u16 = 6;
-
 const PAD: u16 = 7;
-
 const TAIL: u16 = 8;
-
 const HEAD: u16 = 9;
 
-/// Bytes before a value.
+/// The bytes before a value.
 const TAG_SIZE: usize = size_of::<RawTag>();
-
 /// TAIL without the zeros that fill its block.
 const TAIL_SIZE: usize = TAG_SIZE.saturating_add(size_of::<RawTail>());
-
-/// How much of TAIL its own checksum covers: all before it.
+/// The bytes of TAIL that its own checksum covers: all before it.
 const TAIL_COVERED: usize = TAIL_SIZE.saturating_sub(4);
-
 /// The longest name of a directory entry.
 const MAX_NAME: usize = 255;
-
 /// The shortest image of an inode (`EXT4_GOOD_OLD_INODE_SIZE`).
 const MIN_IMAGE: usize = 128;
 
@@ -132,72 +120,73 @@ const _: () = {
     assert!(size_of::<RawTail>() == 8);
 };
 
-/// A directory entry that a fast commit makes or removes.
+/// A directory entry that a fast-commit tag makes or removes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FastCommitEntry {
-    /// The directory.
+    /// The directory's inode.
     pub parent: InodeNumber,
-    /// What the entry names.
+    /// The inode that the entry names.
     pub inode: InodeNumber,
     /// The name, 1 to 255 bytes.
     pub name: Arc<[u8]>,
 }
 
-/// One tag of the fast-commit area.
+/// A tag of the fast-commit area.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FastCommitTag {
-    /// Begins the area.
+    /// HEAD: begins the area.
     Head {
-        /// Features a reader has to know; none exist.
+        /// The features that a reader has to know; none exist.
         features: u32,
-        /// The transaction the fast commits belong to: the one after the last full commit.
+        /// The transaction that the fast commits belong to: the one after the last full commit.
         id: TransactionId,
     },
-    /// A range of a file is mapped as this extent says.
+    /// ADD_RANGE: a range of a file is mapped as this extent says.
     AddRange {
         /// The file.
         inode: InodeNumber,
         /// The raw extent, as in a leaf of an extent tree.
         extent: Entry,
     },
-    /// A range of a file is a hole.
+    /// DEL_RANGE: a range of a file is a hole.
     DelRange {
         /// The file.
         inode: InodeNumber,
-        /// The first block.
+        /// The first logical block.
         logical: LogicalBlock,
-        /// How many blocks.
+        /// The number of blocks.
         len: u32,
     },
-    /// The inode, which an INODE tag before describes, was made under this name.
+    /// CREAT: the inode, which an INODE tag before describes, was made under this name.
     Create(FastCommitEntry),
-    /// The inode got this name.
+    /// LINK: the inode got this name.
     Link(FastCommitEntry),
-    /// The inode lost this name.
+    /// UNLINK: the inode lost this name.
     Unlink(FastCommitEntry),
-    /// The inode as its table has it; what lies where its blocks are mapped is not to be believed.
+    /// INODE: the inode as its table has it. The block mapping in it is not to be used: ranges have tags of
+    /// their own.
     Inode {
-        /// Which.
+        /// The inode's number.
         inode: InodeNumber,
-        /// 128 bytes and the extra fields in use, or the whole inode where it holds its data.
+        /// 128 bytes and the extra fields in use, or the whole inode if it holds its data.
         image: Arc<[u8]>,
     },
-    /// Fills a block.
+    /// PAD: fills a block.
     Pad {
-        /// Bytes of padding.
+        /// The number of bytes of padding.
         len: u16,
     },
-    /// Ends a fast commit.
+    /// TAIL: ends a fast commit.
     Tail {
-        /// As in HEAD.
+        /// The transaction, as in HEAD.
         id: TransactionId,
-        /// crc32c of the fast commit.
+        /// The crc32c of the fast commit.
         checksum: u32,
     },
 }
 
 impl FastCommitTag {
-    /// From a tag's number and value. `None` where the length is not one the kernel accepts, or the tag
+    /// The tag with this number and value. `None`: the kernel does not accept the length, or the tag is
     /// unknown.
     fn read(tag: u16, value: &[u8]) -> Option<Self> {
         Some(match tag {
@@ -236,7 +225,7 @@ impl FastCommitTag {
         })
     }
 
-    /// The tag's number and its value; PAD's and TAIL's are the encoder's to fill.
+    /// The tag's number and its value; the encoder fills those of PAD and TAIL.
     fn write(&self) -> (u16, Vec<u8>) {
         match self {
             Self::Head { features, id } => {
@@ -279,7 +268,7 @@ impl FastCommitTag {
     }
 }
 
-/// One line: the kernel's name of the tag and what it says.
+/// One line: the kernel's name of the tag and its content.
 impl fmt::Display for FastCommitTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
@@ -324,8 +313,8 @@ impl fmt::Display for FastCommitEntry {
     }
 }
 
-/// The tags of one block, each with the bytes of the block that a checksum covers. Ends where fewer bytes are
-/// left than a tag has, or after the first error: `(offset, what is wrong)`.
+/// The tags of one block, each with the bytes of the block that a checksum covers. Ends if fewer bytes are
+/// left than a tag has, or after the first error: the byte offset and what is wrong.
 #[derive(Clone, Debug)]
 pub struct FastCommitTags<'a> {
     block: &'a [u8],
@@ -333,7 +322,7 @@ pub struct FastCommitTags<'a> {
 }
 
 impl<'a> FastCommitTags<'a> {
-    /// The tags of `block`, a block of the area.
+    /// The tags of `block`, a block of the fast-commit area.
     #[must_use]
     pub fn new(block: &'a [u8]) -> Self {
         Self { block, at: 0 }
@@ -376,8 +365,8 @@ pub struct FastCommitEncoder {
 }
 
 impl FastCommitEncoder {
-    /// A fast commit of transaction `id` that will lie `offset` blocks after the first of the area: at 0 it
-    /// begins with HEAD, elsewhere not.
+    /// Begins a fast commit of transaction `id` that will lie `offset` blocks after the first of the area: at
+    /// 0 it begins with HEAD, elsewhere not.
     #[must_use]
     pub fn new(block_size: BlockSize, id: TransactionId, offset: u32) -> Self {
         let mut encoder = Self {
@@ -394,11 +383,11 @@ impl FastCommitEncoder {
         encoder
     }
 
-    /// Appends a tag. HEAD, PAD and TAIL come by themselves.
+    /// Appends a tag. The encoder adds HEAD, PAD and TAIL by itself. After an error the encoder is as before.
     ///
     /// # Errors
-    /// `EINVAL` where no block holds the tag, a name or an image has a length that no reader accepts, or for
-    /// HEAD, PAD and TAIL. The encoder is as before.
+    /// `EINVAL`: no block holds the tag, a name or an image has a length that no reader accepts, or the tag
+    /// is HEAD, PAD or TAIL.
     pub fn push(&mut self, tag: &FastCommitTag) -> Result<()> {
         let invalid = |why: &str| Err(Error::posix(Errno::EINVAL, format!("fast commit: {tag}: {why}")));
         if matches!(tag, FastCommitTag::Head { .. } | FastCommitTag::Pad { .. } | FastCommitTag::Tail { .. })
@@ -417,15 +406,15 @@ impl FastCommitEncoder {
         Ok(())
     }
 
-    /// How many blocks the fast commit has if it ends now.
+    /// The number of blocks that the fast commit has if it ends now.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.full.len().saturating_add(if self.has_room(TAIL_SIZE) { 1 } else { 2 })
     }
 
     /// Closes the fast commit with TAIL: its blocks, in order. One of them makes it whole, and is written
-    /// with FUA when everything else has completed, behind a flush: the first where it begins with HEAD (see
-    /// the module), else the last.
+    /// with FUA when everything else has completed, behind a flush: the first if it begins with HEAD (see the
+    /// module), else the last.
     #[must_use]
     pub fn finish(mut self) -> Vec<Vec<u8>> {
         self.make_room(TAIL_SIZE);
@@ -453,7 +442,7 @@ impl FastCommitEncoder {
         self.block.extend_from_slice(RawTag { tag: number.into(), len: len.into() }.as_bytes());
     }
 
-    /// True where `len` bytes fit and a PAD of no bytes still fits after them.
+    /// Returns true if `len` bytes fit and a PAD of no bytes still fits after them.
     fn has_room(&self, len: usize) -> bool {
         self.block.len().saturating_add(len).saturating_add(TAG_SIZE) <= self.block_size.len()
     }
@@ -577,7 +566,7 @@ mod tests {
         }
     }
 
-    /// Every number of bytes left in the first block, around the places where PAD and TAIL just fit or do
+    /// Every number of bytes left in the first block, around the lengths at which PAD and TAIL just fit or do
     /// not.
     #[test]
     fn padding_of_every_length_is_read_back() {

@@ -1,27 +1,22 @@
-//! Descriptors, their tags, revoke blocks and the checksums of all the log's blocks, in the form that the
+//! Descriptors, their tags, revoke blocks and the checksums of the log's blocks, in the form that the
 //! features give them.
 
 use ext4_core::checksum::crc32c;
 use ext4_core::{BlockNumber, BlockSize, TransactionId};
-use zerocopy::FromZeros as _;
 use zerocopy::byteorder::big_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::format::commit::Commit;
-use crate::format::{COMMIT, DESCRIPTOR, ESCAPED, HEADER_SIZE, Header, REVOKE};
+use super::{COMMIT, Commit, DESCRIPTOR, ESCAPED, HEADER_SIZE, Header, REVOKE};
 
 /// The checksum at the end of descriptors and revoke blocks.
 const TAIL_SIZE: usize = 4;
-
-/// What follows a tag that is not marked [`SAME_UUID`].
+/// The UUID that follows a tag that is not marked [`SAME_UUID`].
 const UUID_SIZE: usize = 16;
 
 /// Bytes before the first record of a revoke block.
 pub(crate) const REVOKE_HEADER_SIZE: usize = HEADER_SIZE.saturating_add(4);
-
 /// No UUID follows the tag.
 pub(crate) const SAME_UUID: u16 = 2;
-
 /// The descriptor's last tag.
 pub(crate) const LAST_TAG: u16 = 8;
 
@@ -47,7 +42,7 @@ const _: () = {
     assert!(size_of::<RawTag3>() == 16);
 };
 
-/// Which checksums the log's blocks carry.
+/// The checksums that the log's blocks carry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Checksums {
     /// None, or only that of `COMPAT_CHECKSUM` in the commit block.
@@ -58,10 +53,10 @@ pub(crate) enum Checksums {
     V3,
 }
 
-/// Whether a checksum is right; if not, the one stored and the one computed.
+/// The verdict on a checksum: if it is wrong, the stored one and the computed one.
 pub(crate) type Verdict = core::result::Result<(), (u32, u32)>;
 
-/// How the features shape the log's blocks.
+/// The form that the features give the log's blocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
     pub(crate) block_size: BlockSize,
@@ -71,7 +66,7 @@ pub(crate) struct Layout {
     uuid: [u8; 16],
 }
 
-/// One tag of a descriptor: where an image belongs.
+/// A tag of a descriptor: the place that an image belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tag {
     pub(crate) block: BlockNumber,
@@ -104,7 +99,7 @@ impl Layout {
         self.block_size.len().saturating_sub(self.tail_size())
     }
 
-    /// How many tags a descriptor holds when the first is followed by a UUID.
+    /// The number of tags that a descriptor holds if the first is followed by a UUID.
     #[allow(clippy::arithmetic_side_effects, reason = "a tag has 8 to 16 bytes")]
     pub(crate) fn tags_per_descriptor(&self) -> usize {
         (self.block_size.len() - self.tail_size() - HEADER_SIZE - UUID_SIZE) / self.tag_size()
@@ -114,13 +109,13 @@ impl Layout {
         if self.bit64 { 8 } else { 4 }
     }
 
-    /// How many records a revoke block holds.
+    /// The number of records that a revoke block holds.
     #[allow(clippy::arithmetic_side_effects, reason = "a record has 4 or 8 bytes")]
     pub(crate) fn revokes_per_block(&self) -> usize {
         (self.block_size.len() - self.tail_size() - REVOKE_HEADER_SIZE) / self.revoke_size()
     }
 
-    /// The tags of a descriptor, in order. It ends where the block ends, whatever the tags say.
+    /// The tags of a descriptor, in order. They end with the block, whatever the tags say.
     pub(crate) fn tags<'a>(&self, descriptor: &'a [u8]) -> Tags<'a> {
         let body = descriptor.get(HEADER_SIZE..self.body_size()).unwrap_or_default();
         Tags { layout: *self, left: body }
@@ -188,7 +183,7 @@ impl Layout {
     /// The blocks that a revoke block lists.
     ///
     /// # Errors
-    /// The number of bytes said to be in use, where the list would be longer than its block.
+    /// The number of bytes that the block says are in use, if the list would be longer than its block.
     pub(crate) fn revokes<'a>(
         &self,
         block: &'a [u8],
@@ -225,7 +220,8 @@ impl Layout {
         }
     }
 
-    /// The checksum that the tag of `image` in transaction `id` carries. `image` is as it lies in the log.
+    /// The checksum that the tag of `image` in transaction `id` carries. `image` is the content in the log,
+    /// escaped if it has to be.
     pub(crate) fn tag_checksum(&self, id: TransactionId, image: &[u8]) -> u32 {
         match self.checksums {
             Checksums::None => 0,
@@ -238,12 +234,12 @@ impl Layout {
         crc32c(crc32c(self.seed, &id.0.to_be_bytes()), image)
     }
 
-    /// True where tags, descriptors, revoke blocks and commit blocks have checksums of their own.
+    /// Returns true if tags, descriptors, revoke blocks and commit blocks have checksums of their own.
     pub(crate) fn has_tag_checksums(&self) -> bool {
         self.checksums != Checksums::None
     }
 
-    /// The checksum at the end of a descriptor or revoke block, where there is one.
+    /// The checksum at the end of a descriptor or revoke block, if there is one.
     pub(crate) fn stored_tail(&self, block: &[u8]) -> Option<u32> {
         if self.checksums == Checksums::None {
             return None;
@@ -252,7 +248,7 @@ impl Layout {
         U32::read_from_prefix(tail).ok().map(|(stored, _)| stored.get())
     }
 
-    /// Verifies the checksum at the end of a descriptor or revoke block, where there is one.
+    /// Verifies the checksum at the end of a descriptor or revoke block, if there is one.
     ///
     /// # Errors
     /// The checksum stored and the one computed.
@@ -266,8 +262,8 @@ impl Layout {
         if stored == computed { Ok(()) } else { Err((stored, computed)) }
     }
 
-    /// Verifies the checksum of a commit block, where there is one. As jbd2, a block of which only the header
-    /// reached the medium counts when the rest had been zeros.
+    /// Verifies the checksum of a commit block, if there is one. As in jbd2, a block of which only the header
+    /// reached the medium counts if the rest had been zeros.
     ///
     /// # Errors
     /// The checksum stored and the one computed.

@@ -1,18 +1,17 @@
-//! The journal superblock: where the log starts, which transaction is expected there, features.
+//! The journal superblock: the log's tail, the transaction expected there, features.
 //!
 //! Invariant: a [`Superblock`] that was read has been verified: magic, checksum, features by name, and every
 //! number that bounds the log.
 
 use ext4_core::checksum::crc32c;
 use ext4_core::{BlockSize, Error, Result, TransactionId};
-use zerocopy::FromZeros as _;
 use zerocopy::byteorder::big_endian::U32;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::format::layout::{Checksums, Layout};
-use crate::format::{
-    COMPAT_CHECKSUM, Header, INCOMPAT_64BIT, INCOMPAT_ASYNC_COMMIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3,
-    INCOMPAT_FAST_COMMIT, INCOMPAT_REVOKE, MAGIC, MIN_BLOCKS, SUPERBLOCK_V1, SUPERBLOCK_V2,
+use super::{
+    COMPAT_CHECKSUM, Checksums, Header, INCOMPAT_64BIT, INCOMPAT_ASYNC_COMMIT, INCOMPAT_CSUM_V2,
+    INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT, INCOMPAT_REVOKE, Layout, MAGIC, MIN_BLOCKS, SUPERBLOCK_V1,
+    SUPERBLOCK_V2,
 };
 
 const INCOMPAT_KNOWN: u32 = INCOMPAT_REVOKE
@@ -22,8 +21,7 @@ const INCOMPAT_KNOWN: u32 = INCOMPAT_REVOKE
     | INCOMPAT_CSUM_V3
     | INCOMPAT_FAST_COMMIT;
 
-/// The size of the fast-commit area where the superblock does not say (jbd2:
-/// `JBD2_DEFAULT_FAST_COMMIT_BLOCKS`).
+/// The size of the fast-commit area if the superblock does not say (jbd2: `JBD2_DEFAULT_FAST_COMMIT_BLOCKS`).
 const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
 
 /// The superblock's number for crc32c.
@@ -65,7 +63,7 @@ const _: () = {
     assert!(core::mem::offset_of!(RawSuperblock, checksum) == 0xfc);
 };
 
-/// The journal superblock, verified, with whatever else its block holds.
+/// The journal superblock, verified, with the rest of its block.
 #[derive(Clone)]
 pub(crate) struct Superblock {
     raw: RawSuperblock,
@@ -94,6 +92,10 @@ impl Superblock {
     }
 
     /// Reads and verifies the superblock of a log that has room for `available` blocks.
+    ///
+    /// # Errors
+    /// - Corrupt: magic, type, checksum, block size, length, ring or tail is wrong.
+    /// - Unsupported: it has a feature or a checksum type that is not known.
     pub(crate) fn read(block: &[u8], block_size: BlockSize, available: u32) -> Result<Self> {
         let corrupt = |problem: String| Error::corrupt("journal superblock", problem);
         let (raw, rest) = RawSuperblock::read_from_prefix(block)
@@ -187,19 +189,19 @@ impl Superblock {
         self.raw.header.block_type.get() == SUPERBLOCK_V2
     }
 
-    /// True where any of `features` is on.
+    /// Returns true if any of `features` is on.
     pub(crate) fn has_incompat(&self, features: u32) -> bool {
         self.is_v2() && self.raw.feature_incompat.get() & features != 0
     }
 
-    /// True where any of `features` is on.
+    /// Returns true if any of `features` is on.
     pub(crate) fn has_compat(&self, features: u32) -> bool {
         self.is_v2() && self.raw.feature_compat.get() & features != 0
     }
 
     /// Sets the features a running journal has, as ext4 asks for them at mount: checksums v3 or none, 64-bit
-    /// block numbers, revokes. A version 1 superblock becomes version 2. The log must be empty. True where
-    /// that changed anything.
+    /// block numbers, revokes. A version 1 superblock becomes version 2. The log must be empty. Returns true
+    /// if that changed anything.
     pub(crate) fn set_running_features(&mut self, metadata_csum: bool, bit64: bool) -> bool {
         let before = self.to_block();
         if !self.is_v2() {
@@ -229,7 +231,7 @@ impl Superblock {
         self.to_block() != before
     }
 
-    /// How descriptors, revoke blocks and commit blocks of this log are written.
+    /// The form of this log's descriptors, revoke blocks and commit blocks.
     pub(crate) fn layout(&self) -> Layout {
         let checksums = if self.has_incompat(INCOMPAT_CSUM_V3) {
             Checksums::V3
@@ -262,8 +264,8 @@ impl Superblock {
         if self.has_incompat(INCOMPAT_FAST_COMMIT) { self.fast_commit_area() } else { 0 }
     }
 
-    /// Says whether the end of the log is an area for fast commits. As in jbd2 that is not said while the log
-    /// is empty, so that a clean file system does not ask its reader for the feature.
+    /// Sets or clears the feature that the log has a fast-commit area. As in jbd2 it is off while the log is
+    /// empty, so that a clean file system does not ask its reader for it.
     pub(crate) fn set_fast_commit(&mut self, on: bool) {
         let features = self.raw.feature_incompat.get();
         self.raw.feature_incompat.set(if on {
@@ -273,7 +275,7 @@ impl Superblock {
         });
     }
 
-    /// The size that the fast-commit area has or would have, in blocks.
+    /// The size in blocks that the fast-commit area has, or would have with the feature.
     pub(crate) fn fast_commit_area(&self) -> u32 {
         match self.raw.num_fc_blocks.get() {
             0 => DEFAULT_FAST_COMMIT_BLOCKS,
@@ -286,35 +288,35 @@ impl Superblock {
         TransactionId(self.raw.sequence.get())
     }
 
-    /// Where the log starts; 0 where it is empty.
+    /// The log block of the tail; 0 if the log is empty.
     pub(crate) fn start(&self) -> u32 {
         self.raw.start.get()
     }
 
-    /// Moves the tail: the log starts at block `start` with transaction `sequence`, or is empty where `start`
-    /// is 0.
+    /// Moves the tail: the log starts at block `start` with transaction `sequence`, or is empty if `start` is
+    /// 0.
     pub(crate) fn set_tail(&mut self, start: u32, sequence: TransactionId) {
         self.raw.start.set(start);
         self.raw.sequence.set(sequence.0);
     }
 
-    /// The error with which the journal was stopped, 0 for none. As jbd2 keeps it: a negative errno.
+    /// The error that stopped the journal, as jbd2 records it: 0 for none, or a negative errno.
     pub(crate) fn errno(&self) -> i32 {
         self.raw.errno.get().cast_signed()
     }
 
-    /// How many file systems use the journal.
+    /// The number of file systems that use the journal.
     pub(crate) fn users(&self) -> u32 {
         self.raw.nr_users.get()
     }
 
-    /// The file systems that use the journal, by their UUIDs; more than the list can hold are not there.
+    /// The UUIDs of the file systems that use the journal, as many as the list can hold.
     pub(crate) fn user_list(&self) -> Vec<[u8; 16]> {
         let count = usize::try_from(self.users()).unwrap_or(usize::MAX);
         self.raw.users.iter().take(count).copied().collect()
     }
 
-    /// Sets the UUIDs of the file systems that use the journal: as many as the list has room for.
+    /// Sets the file systems that use the journal, as many as the list has room for.
     pub(crate) fn set_users(&mut self, users: &[[u8; 16]]) {
         self.raw.users = [[0; 16]; 48];
         for (slot, user) in self.raw.users.iter_mut().zip(users) {
@@ -324,12 +326,12 @@ impl Superblock {
         self.raw.nr_users.set(u32::try_from(count).unwrap_or(0));
     }
 
-    /// Sets where the ring begins.
+    /// Sets the first block of the ring.
     pub(crate) fn set_first(&mut self, first: u32) {
         self.raw.first.set(first);
     }
 
-    /// Sets the size of the fast-commit area that there is once the journal has the feature.
+    /// Sets the size in blocks that the fast-commit area has once the journal has the feature.
     pub(crate) fn set_fast_commit_blocks(&mut self, blocks: u32) {
         self.raw.num_fc_blocks.set(blocks);
     }
@@ -339,17 +341,17 @@ impl Superblock {
         self.raw.uuid
     }
 
-    /// The superblock's checksum as it stood there.
+    /// The stored checksum of the superblock.
     pub(crate) fn stored_checksum(&self) -> u32 {
         self.raw.checksum.get()
     }
 
-    /// Records the error with which the journal was stopped.
+    /// Records the error that stopped the journal: 0 or a negative errno.
     pub(crate) fn set_errno(&mut self, errno: i32) {
         self.raw.errno.set(errno.cast_unsigned());
     }
 
-    /// Empty, and otherwise as if never used.
+    /// Makes the log empty, and as if it had never been used.
     pub(crate) fn reset(&mut self) {
         self.set_tail(0, TransactionId(1));
         self.set_errno(0);

@@ -3,13 +3,13 @@
 //! ```text
 //!   log replayed, flushed ─► tail = behind the last commit ─► images, commit block ─► places ─► log empty
 //!         │                       │                               │
-//!         └─ a crash: all again   └─ the same state, an empty     └─ a crash replays this one;
-//!                                    ring: the area counts           the area belongs to one that is past
+//!         └─ a crash: all again   └─ the same state, an empty     └─ a crash replays this transaction;
+//!                                    ring: the area counts           the area belongs to an older one
 //! ```
 //!
 //! The kernel and e2fsck write what a fast commit changes straight to its place, bitmap here, inode there. A
 //! crash on the way leaves blocks whose checksums name each other's other version, and the next recovery has
-//! to build on that. As a transaction with the fast commits' own id it is there as a whole or not at all, to
+//! to build on that. As a transaction with the fast commits' own id it is there as a whole or not at all to
 //! the next recovery.
 //!
 //! Invariants:
@@ -25,19 +25,20 @@ use ext4_core::meta::buffer::write_images;
 use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
 
 use crate::journal::Journal;
-use crate::log::content::descriptors_and_images;
+use crate::log::descriptors_and_images;
 use crate::state::Unfinished;
 
 impl Journal {
-    /// Ends a recovery that found fast commits: brings `images`, the blocks that they change in `filesystem`
-    /// with their new content, each once, to their places, and empties the log. Either all of them are there
-    /// after a crash, or the recovery starts again from the beginning. No images: the fast commits are
-    /// dropped.
+    /// Ends a recovery that found fast commits: commits `images`, the new content of each block of
+    /// `filesystem` that the fast commits change, as one transaction, writes them to their places, and
+    /// empties the log. After a crash either all of them are there, or the recovery starts again from the
+    /// beginning. Without images the fast commits are dropped. After an error the recovery can be done again.
     ///
     /// # Errors
-    /// The devices'; `EINVAL` where no recovery is unfinished; `ENOSPC` where the images do not fit in the
-    /// log; corrupt where one belongs into the log or outside the file system. Where it fails everything can
-    /// be done again.
+    /// - `EINVAL`: no recovery is unfinished.
+    /// - `ENOSPC`: the images do not fit into the log.
+    /// - Corrupt: an image belongs into the log itself or outside the file system.
+    /// - I/O: the log's device's or the file system's.
     pub async fn finish_recovery(
         &self,
         filesystem: &Arc<dyn BlockDevice>,
@@ -57,7 +58,7 @@ impl Journal {
         self.mark_recovered(next, salvaged).await
     }
 
-    /// Empties the log on the medium: what it held is at its place.
+    /// Marks the log empty on the medium, once what it held is at its place.
     pub(crate) async fn mark_recovered(&self, next: TransactionId, salvaged: bool) -> Result<()> {
         self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, |superblock| {
             superblock.set_tail(0, next);

@@ -1,14 +1,17 @@
-//! A journal's life from open to close: opened, recovered, running, closed.
+//! The life of a journal as a whole: open, recover, run, close.
 //!
 //! ```text
-//!   open ─► recover (if the log holds something) ─► finish_recovery (fast commits) ─► start_running ─► close
+//!   open ─► Idle ─ recover, finish_recovery ─► Idle ─ start_running ─► Running ─ close ─► Closing ─► Closed
+//!                                                     the two tasks begin      flush, tasks end
 //! ```
 //!
-//! Invariant: a journal does not run before its log was recovered, and the log is empty on the medium before
-//! it is marked clean.
+//! Invariants:
+//! - No handle starts before the log was recovered: its first commit would write over what a crash left.
+//! - The log is marked empty on the medium before its blocks are zeroed: a crash among the zeros then finds
+//!   nothing to recover.
 
-pub(crate) mod finish_recovery;
-pub(crate) mod tasks;
+mod finish_recovery;
+mod tasks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,30 +19,25 @@ use std::sync::{Arc, OnceLock};
 use ext4_core::device::{BioFlags, BlockDevice};
 use ext4_core::environment::{Environment, Runtime};
 use ext4_core::meta::BufferCache;
-use ext4_core::wait;
-use ext4_core::{Errno, Error, Result};
+use ext4_core::{Errno, Error, Result, wait};
 use parking_lot::Mutex;
 
-use crate::format::superblock::Superblock;
+use crate::format::Superblock;
 use crate::journal::Journal;
-use crate::life::tasks::{checkpoint_task, commit_task};
-use crate::log::location::JournalLocation;
-use crate::log::{Log, Space};
-use crate::recovery;
-use crate::recovery::Replayed;
-use crate::recovery::report::{Damage, Recovery, RecoveryReport};
-use crate::state::checkpoints::Checkpoints;
-use crate::state::fast_commits::FastCommits;
-use crate::state::options::JournalOptions;
-use crate::state::queue::Queue;
-use crate::state::statistics::{Counters, History};
-use crate::state::{Home, Mode, State, Unfinished};
+use crate::log::{JournalLocation, Log, Space};
+use crate::recovery::{self, Damage, Recovery, RecoveryReport, Replayed};
+use crate::state::{
+    Checkpoints, Counters, FastCommitState, History, Home, JournalOptions, Mode, Queue, State, Unfinished,
+};
 
 impl Journal {
     /// Reads and verifies the journal superblock. Changes nothing.
     ///
     /// # Errors
-    /// The device's; corrupt or unsupported by name.
+    /// - I/O: the device's, from reading the superblock.
+    /// - Corrupt: the superblock's magic, checksum, size or position of the log is wrong, or `location` lies
+    ///   outside the device or is empty.
+    /// - Unsupported: the journal has a feature that is not known.
     pub async fn open(
         location: JournalLocation,
         options: JournalOptions,
@@ -59,7 +57,7 @@ impl Journal {
             checkpoints: Checkpoints::default(),
             timer_runs: false,
             unfinished: None,
-            fast: FastCommits::default(),
+            fast: FastCommitState::default(),
             layout: superblock.layout(),
             superblock,
             queue: Queue::default(),
@@ -81,24 +79,25 @@ impl Journal {
         }))
     }
 
-    /// True when the log holds transactions that must be replayed.
+    /// Returns true if the log holds transactions that must be replayed.
     #[must_use]
     pub fn needs_recovery(&self) -> bool {
         let state = self.state.lock();
         state.mode == Mode::Idle && state.superblock.start() != 0
     }
 
-    /// The error with which the journal was stopped before: 0, or a negative errno as jbd2 records it.
+    /// The error with which the journal was stopped before, as jbd2 records it: 0 for none, or a negative
+    /// errno.
     #[must_use]
     pub fn recorded_errno(&self) -> i32 {
         self.state.lock().superblock.errno()
     }
 
-    /// Forgets the error with which the journal was stopped before, once the file system has taken note of
-    /// it.
+    /// Clears the recorded error in the journal superblock, once the file system has taken note of it.
     ///
     /// # Errors
-    /// The device's.
+    /// - I/O: the device's, from writing the superblock.
+    /// - [`Error::Aborted`]: the journal has stopped.
     pub async fn clear_errno(&self) -> Result<()> {
         self.write_superblock(self.barrier_flags(), |superblock| superblock.set_errno(0)).await
     }
@@ -106,18 +105,24 @@ impl Journal {
     /// Recovers as the kernel does at mount: [`Journal::recover_with`] in the mode [`Recovery::NORMAL`].
     ///
     /// # Errors
-    /// The devices'; corrupt where a committed transaction is damaged, by name.
+    /// As [`Journal::recover_with`].
     pub async fn recover(&self, filesystem: &Arc<dyn BlockDevice>) -> Result<RecoveryReport> {
         self.recover_with(filesystem, Recovery::NORMAL).await
     }
 
-    /// Three passes: scan, revoke, replay; writes the blocks to `filesystem`, flushes it, and empties the
-    /// log, unless fast commits follow: then [`Journal::finish_recovery`] does that, and the journal does not
-    /// run before. A salvage that found damage leaves an error in the journal superblock
-    /// ([`Journal::recorded_errno`]). Where it fails, or only checks, the log stays as it is.
+    /// Recovers in three passes, scan, revoke and replay: writes the blocks to `filesystem`, flushes it and
+    /// empties the log. If fast commits follow, the log is not emptied: [`Journal::finish_recovery`] does
+    /// that, and the journal does not run before. A salvage that found damage leaves an error in the journal
+    /// superblock ([`Journal::recorded_errno`]). A recovery that fails, or only checks, leaves the log as it
+    /// is.
     ///
     /// # Errors
-    /// The devices'; corrupt where a committed transaction is damaged and that is refused, by name.
+    /// - I/O: the log's device's or the file system's.
+    /// - Corrupt: a committed transaction is damaged and `mode` refuses that; the error names the block.
+    /// - Unsupported: a fast commit needs a feature that is not known.
+    ///
+    /// # Panics
+    /// If the journal runs.
     pub async fn recover_with(
         &self,
         filesystem: &Arc<dyn BlockDevice>,
@@ -145,11 +150,14 @@ impl Journal {
         Ok(report)
     }
 
-    /// Begins to run: sets the features the file system asks for, takes `cache` (whose device holds the
-    /// blocks that are journaled) and starts the commit and checkpoint tasks. After recovery.
+    /// Begins to run, after recovery: sets the features that the file system asks for (`metadata_csum`,
+    /// `bit64`), takes `cache`, whose device holds the blocks that are journaled, and starts the commit and
+    /// checkpoint tasks.
     ///
     /// # Errors
-    /// The device's; `EINVAL` where the log was not recovered or the journal runs already.
+    /// - `EINVAL`: the log was not recovered, the journal runs already, or the cache has another block size
+    ///   than the log.
+    /// - I/O: the device's, from the superblock or the fast-commit area.
     pub async fn start_running(
         self: &Arc<Self>,
         cache: &Arc<BufferCache>,
@@ -187,17 +195,21 @@ impl Journal {
         self.void_former_fast_commits().await?;
         self.state.lock().mode = Mode::Running;
         self.wake.tasks.store(2, Ordering::Release);
-        let task = commit_task(Arc::downgrade(self), Arc::clone(&self.wake), Arc::clone(&self.runtime));
+        let (journal, wake) = (Arc::downgrade(self), Arc::clone(&self.wake));
+        let task = tasks::commit_task(journal.clone(), Arc::clone(&wake), Arc::clone(&self.runtime));
         self.runtime.spawn(Box::pin(task));
-        self.runtime.spawn(Box::pin(checkpoint_task(Arc::downgrade(self), Arc::clone(&self.wake))));
+        self.runtime.spawn(Box::pin(tasks::checkpoint_task(journal, wake)));
         Ok(())
     }
 
-    /// Commits, checkpoints, marks the log clean, stops the tasks. With `erase`, the log's blocks are zeroed
-    /// and the sequence starts again at 1, so that images are reproducible and sparse.
+    /// Commits, checkpoints, marks the log clean and stops the tasks. With `erase`, also zeros the log's
+    /// blocks and resets the sequence to 1, so that images are reproducible and sparse.
     ///
     /// # Errors
-    /// As [`Journal::commit`], and the device's. The tasks are stopped all the same.
+    /// - [`Error::Aborted`]: the journal has stopped, before or meanwhile.
+    /// - I/O: the device's, from zeroing the log.
+    ///
+    /// The tasks are stopped all the same.
     pub async fn close(self: &Arc<Self>, erase: bool) -> Result<()> {
         {
             let mut state = self.state.lock();
@@ -211,22 +223,17 @@ impl Journal {
         let result = self.finish(erase).await;
         self.state.lock().mode = Mode::Closed;
         self.wake.all();
-        let ended = || (self.wake.tasks.load(Ordering::Acquire) == 0).then_some(());
-        wait::until(&self.wake.ended, ended).await;
+        wait::until(&self.wake.ended, || (self.wake.tasks.load(Ordering::Acquire) == 0).then_some(())).await;
         result
     }
 
     async fn finish(self: &Arc<Self>, erase: bool) -> Result<()> {
         self.flush().await?;
         if erase {
-            // The log is empty on the medium, so that a crash among the zeros finds nothing to recover.
-            self.log.zero(self.log.first, self.log_end()).await?;
+            let end = self.state.lock().superblock.max_len();
+            self.log.zero(self.log.first, end).await?;
             self.write_superblock(BioFlags::PREFLUSH | BioFlags::FUA, Superblock::reset).await?;
         }
         Ok(())
-    }
-
-    fn log_end(&self) -> u32 {
-        self.state.lock().superblock.max_len()
     }
 }

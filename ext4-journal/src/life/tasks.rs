@@ -1,11 +1,11 @@
 //! The commit task and the checkpoint task.
 //!
-//! - The *commit task* commits the running transaction when it is large or old, or when a caller asks and
-//!   does not commit by itself: a caller that waits for a commit that no task carries out commits in its own
-//!   task, which spares two changes of tasks.
-//! - The *checkpoint task* writes committed blocks to their places when the log runs short, or to empty it.
+//! - The *commit task* commits the running transaction if it is large or old, or if a caller asks for the
+//!   commit and does not carry it out. (A caller that waits for a commit that is not under way commits in its
+//!   own task, which spares two task switches.)
+//! - The *checkpoint task* writes committed blocks to their places if the log runs short, or to empty it.
 //!
-//! Invariant: each holds only a weak reference while it waits, so that dropping the last [`Journal`] ends it.
+//! Each task holds a weak reference while it waits: when the last [`Journal`] is dropped both end.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -15,17 +15,16 @@ use ext4_core::environment::{BoxFuture, Runtime};
 use ext4_core::{Errno, Error};
 
 use crate::journal::Journal;
-use crate::state::transaction::Phase;
-use crate::state::{Mode, State, Wake};
+use crate::state::{Mode, Phase, State, Wake};
 
 impl Journal {
-    /// When the running transaction will be too old, on the runtime's clock.
+    /// The time on the runtime's clock at which the running transaction will be too old.
     fn deadline(&self, state: &State) -> Option<Duration> {
         let interval = self.options.commit_interval?;
         if state.aborted.is_some() {
             return None;
         }
-        // What was asked for already begins when the fast commit that keeps it waiting has ended.
+        // A commit that was asked for begins as soon as the fast commit that it waits for has ended.
         let running = state.running.as_ref().filter(|running| !running.commit_requested)?;
         Some(running.entered(Phase::Running).saturating_add(interval))
     }
@@ -35,8 +34,8 @@ impl Journal {
         deadline.is_some_and(|deadline| self.runtime.monotonic() >= deadline)
     }
 
-    /// How long the commit task's timer is to run; `None`: it does without one until a transaction begins. A
-    /// timer that runs is early enough for every later transaction.
+    /// The time that the commit task's timer has to run; `None`: it needs no timer until a transaction
+    /// begins. A timer that runs is early enough for every later transaction.
     fn set_timer(&self) -> Option<Duration> {
         let mut state = self.state.lock();
         let deadline = self.deadline(&state);
@@ -49,9 +48,10 @@ impl Journal {
     }
 }
 
+/// The commit task: one turn for each notification of [`Wake::commit`] and each end of its timer.
 pub(crate) async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime: Arc<dyn Runtime>) {
     let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
-    // It runs on while transactions come and go: to set one for each would cost more than many a transaction.
+    // The timer runs on while transactions come and go: one for each would cost more than many a transaction.
     let mut timer: Option<BoxFuture<'static, ()>> = None;
     loop {
         {
@@ -90,6 +90,7 @@ pub(crate) async fn commit_task(journal: Weak<Journal>, wake: Arc<Wake>, runtime
     }
 }
 
+/// The checkpoint task: turns until there is nothing to do, after each notification of [`Wake::checkpoint`].
 pub(crate) async fn checkpoint_task(journal: Weak<Journal>, wake: Arc<Wake>) {
     let _ended = Ended { wake: Arc::clone(&wake), journal: journal.clone() };
     loop {
@@ -106,8 +107,8 @@ pub(crate) async fn checkpoint_task(journal: Weak<Journal>, wake: Arc<Wake>) {
     }
 }
 
-/// Says that a task is gone, however it ends. One that panicked aborts the journal: no task would do
-/// its work, and the tasks that wait for it would wait for ever.
+/// Notes the end of a task, however it ends. A task that panicked takes the journal with it: its work would
+/// never be done, and every caller that waits for it would wait for ever.
 struct Ended {
     wake: Arc<Wake>,
     journal: Weak<Journal>,

@@ -1,15 +1,18 @@
-//! The content of a transaction as it lies in the log: descriptors, each with its images behind it.
+//! A transaction's blocks as they lie in the log: descriptors, each with its images behind it.
 //!
-//! Invariant: an image that begins with the journal's magic is escaped, and its tag says so. Were it not,
-//! recovery would take the image for a block of the journal and stop there.
+//! An image that begins with the log's magic number is *escaped*: its first four bytes lie in the log as
+//! zeros, and the flag in its tag says so. Were it not, recovery could take the image for a metadata block of
+//! the log.
 
 use ext4_core::device::{AlignedBuffer, BlockImage, Segment};
 use ext4_core::{BlockNumber, Result, TransactionId};
 
-use crate::format::layout::{Layout, Tag};
-use crate::format::{ESCAPED, MAGIC};
+use crate::format::{ESCAPED, Layout, MAGIC, Tag};
 
-/// The descriptors of `images` in transaction `id`, each with its images behind it as they lie in the log.
+/// The descriptors of `images` in transaction `id`, each with its images behind it, in the order of the log.
+///
+/// # Errors
+/// [`ext4_core::Error`] if there is no memory for a block.
 pub(crate) fn descriptors_and_images(
     layout: &Layout,
     id: TransactionId,

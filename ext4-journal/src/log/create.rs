@@ -1,60 +1,63 @@
-//! Journal superblocks for programs that make, attach and detach journals: nothing is opened and nothing
-//! written here.
+//! Journal superblocks for a file system that makes, attaches or detaches a journal: nothing is opened and
+//! nothing written here.
 //!
 //! Invariant: what comes out of [`attach_user`] and [`detach_user`] differs from what went in by the list of
 //! users and the checksum alone: the position of the log is never touched.
 //!
 //! Source of the users' list: kernel documentation, "Journal (jbd2)", super block (s_nr_users, s_users); of
-//! where an external log begins: e2fsprogs, `ext2fs_create_journal_superblock2`.
+//! the place of an external log's superblock: e2fsprogs, `ext2fs_create_journal_superblock2`.
 
 use ext4_core::{BlockSize, Errno, Error, Result};
 
-use crate::format::superblock::Superblock;
+use crate::format::Superblock;
 
-/// A new, empty journal.
+/// The parameters of a new, empty jbd2 journal.
 #[derive(Clone, Debug)]
 pub struct NewJournal {
-    /// Bytes of a block.
+    /// The size of a log block.
     pub block_size: BlockSize,
-    /// All its blocks, the superblock and the fast-commit area included. On a device of its own: the blocks
-    /// of the device.
+    /// The number of its blocks, the superblock and the fast-commit area included. For a journal on a device
+    /// of its own: the number of blocks of the device.
     pub blocks: u32,
-    /// Blocks of the fast-commit area at its end; 0: jbd2's default once fast commits are used.
+    /// The number of blocks of the fast-commit area at its end; 0: jbd2's default once fast commits are used.
     pub fast_commit_blocks: u32,
     /// The journal's UUID: the file system's for a journal in an inode, its own for a device.
     pub uuid: [u8; 16],
-    /// It lies on a device of its own.
+    /// True if the journal lies on a device of its own.
     pub external: bool,
 }
 
 impl NewJournal {
-    /// The image of its superblock, as mke2fs writes it: version 2, no features. Those that a running journal
-    /// has are set when it first runs, as jbd2 does at the first mount.
+    /// The journal superblock's block, as mke2fs writes it: version 2, no features. The features of a running
+    /// journal are set when it first runs, as jbd2 does at the first mount.
     #[must_use]
     pub fn superblock(&self) -> Vec<u8> {
         let mut superblock = Superblock::new(self.block_size, self.blocks, self.uuid);
         superblock.set_fast_commit_blocks(self.fast_commit_blocks);
         if self.external {
             // Log blocks are counted from the start of the device.
-            superblock.set_first(external_superblock_block(self.block_size) + 1);
+            superblock.set_first(external_superblock_block(self.block_size).saturating_add(1));
             superblock.set_users(&[]);
         }
         superblock.to_block()
     }
 }
 
-/// The block of a journal device that holds the journal superblock: the one after that with ext4's
-/// superblock. Source: the kernel's `ext4_get_journal_blkdev`.
+/// The block of a journal device that holds the journal superblock: the one behind ext4's own superblock.
+/// Source: the kernel's `ext4_get_journal_blkdev`.
 #[must_use]
 pub fn external_superblock_block(block_size: BlockSize) -> u32 {
     if block_size == BlockSize::KIB_1 { 2 } else { 1 }
 }
 
-/// Adds file system `user` to the users of the external journal with superblock `block`: the new superblock.
+/// Adds the file system with UUID `user` to the users of an external journal. `block`: the journal
+/// superblock's block; `available`: the blocks that the device has for the journal. Returns the superblock's
+/// new block.
 ///
 /// # Errors
-/// Corrupt or unsupported, as when the journal is opened; `EBUSY` where another file system uses it (one
-/// journal for several file systems: no kernel supports it) or the log is not empty.
+/// - Corrupt or unsupported: as [`crate::Journal::open`].
+/// - `EBUSY`: another file system uses the journal (no kernel supports one journal for several file systems),
+///   or the log is not empty.
 pub fn attach_user(block: &[u8], block_size: BlockSize, available: u32, user: [u8; 16]) -> Result<Vec<u8>> {
     let mut superblock = Superblock::read(block, block_size, available)?;
     if superblock.start() != 0 {
@@ -68,10 +71,11 @@ pub fn attach_user(block: &[u8], block_size: BlockSize, available: u32, user: [u
     Ok(superblock.to_block())
 }
 
-/// Takes file system `user` off the users: the new superblock.
+/// Takes the file system with UUID `user` off the users of an external journal. Arguments and result are
+/// those of [`attach_user`].
 ///
 /// # Errors
-/// Corrupt or unsupported, as when the journal is opened.
+/// Corrupt or unsupported: as [`crate::Journal::open`].
 pub fn detach_user(block: &[u8], block_size: BlockSize, available: u32, user: [u8; 16]) -> Result<Vec<u8>> {
     let mut superblock = Superblock::read(block, block_size, available)?;
     let users: Vec<[u8; 16]> = superblock.user_list().into_iter().filter(|uuid| *uuid != user).collect();

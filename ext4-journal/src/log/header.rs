@@ -1,9 +1,8 @@
-//! What a journal superblock says, for programs that only look: nothing is opened, nothing is refused but a
-//! block that is no journal superblock.
+//! The journal superblock's fields, for a look at them: nothing is opened, and nothing is refused but a block
+//! that is no journal superblock.
 //!
 //! Source: kernel documentation, "Journal (jbd2)", super block.
 
-use crate::format::superblock;
 use ext4_core::{BlockSize, Result};
 
 use crate::format;
@@ -11,42 +10,42 @@ use crate::format;
 /// The fields of a journal superblock.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JournalHeader {
-    /// Bytes of a block.
+    /// The size of a log block.
     pub block_size: BlockSize,
-    /// Blocks of the journal, its superblock and the fast-commit area included.
+    /// The number of blocks, the superblock and the fast-commit area included.
     pub blocks: u32,
-    /// Blocks of the fast-commit area at its end.
+    /// The number of blocks of the fast-commit area at the journal's end.
     pub fast_commit_blocks: u32,
-    /// The first block of the log.
+    /// The first log block of the ring.
     pub first: u32,
-    /// The transaction expected first in the log.
+    /// The id of the transaction that is expected first in the log.
     pub sequence: u32,
-    /// Where the log starts; 0: it is empty.
+    /// The log block of the tail; 0: the log is empty.
     pub start: u32,
-    /// The error it was stopped with; 0, or negative.
+    /// The error that stopped the journal: 0 for none, or a negative errno.
     pub errno: i32,
-    /// File systems that use it.
+    /// The number of file systems that use it.
     pub users: u32,
-    /// Their UUIDs, where it lies on a device of its own.
+    /// The UUIDs of the file systems that use it, if it lies on a device of its own.
     pub user_list: Vec<[u8; 16]>,
-    /// Its own UUID.
+    /// The journal's own UUID.
     pub uuid: [u8; 16],
-    /// Features, by the names of dumpe2fs.
+    /// The features that are on, by the names of dumpe2fs.
     pub features: Vec<&'static str>,
-    /// The checksum of the superblock itself, where it has one.
+    /// The checksum of the superblock itself, if it has one.
     pub checksum: Option<u32>,
 }
 
 impl JournalHeader {
-    /// Reads the first block of a journal that has room for `available` blocks.
+    /// Reads `block`, the superblock's block of a journal that has room for `available` blocks.
     ///
     /// # Errors
-    /// Corrupt or unsupported, as when the journal is opened.
+    /// Corrupt or unsupported: as [`crate::Journal::open`].
     pub fn parse(block: &[u8], block_size: BlockSize, available: u32) -> Result<Self> {
-        superblock::Superblock::read(block, block_size, available).map(|superblock| Self::of(&superblock))
+        format::Superblock::read(block, block_size, available).map(|superblock| Self::of(&superblock))
     }
 
-    pub(crate) fn of(superblock: &superblock::Superblock) -> Self {
+    pub(crate) fn of(superblock: &format::Superblock) -> Self {
         let named = [
             (superblock.has_compat(format::COMPAT_CHECKSUM), "journal_checksum"),
             (superblock.has_incompat(format::INCOMPAT_REVOKE), "journal_incompat_revoke"),

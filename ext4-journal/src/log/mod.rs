@@ -7,34 +7,41 @@
 //! ```
 //!
 //! The area for fast commits begins one block behind the ring's end, as jbd2 has it (`j_fc_first`): block
-//! `last` is not used.
+//! `last` belongs to neither.
 //!
-//! [`Log`] maps log blocks to the device, reads and writes them; [`Space`] accounts for the ring.
+//! [`Log`] maps log blocks to the device, reads and writes them; [`Reader`] reads the ring ahead; [`Space`]
+//! accounts for the ring.
 //!
-//! Invariant: `free` counts only blocks that the superblock *on the medium* no longer claims: it grows after
-//! the tail has moved there, never before. Were it to grow earlier, a crash could find the tail pointing at
-//! blocks that a newer transaction had already written over, and recovery would stop before transactions that
-//! had been reported durable.
-//!
-//! Invariant: one block of the ring always stays free, so that a full log and an empty one differ.
+//! Invariant: a log block that is out of bounds is an error and no access: numbers of log blocks come from
+//! the device.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)
+)]
 
-pub(crate) mod content;
-pub(crate) mod create;
-pub(crate) mod header;
-pub(crate) mod location;
-pub(crate) mod revoke;
+mod content;
+mod create;
+mod header;
+mod location;
+mod reader;
+mod revoke;
+mod space;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ext4_core::device::{AlignedBuffer, Bio, BioFlags, BlockDevice, EndIo, Operation, Segment};
-use ext4_core::{BlockNumber, BlockSize, Error, Result, TransactionId};
+use ext4_core::{BlockNumber, BlockSize, Error, Result};
 
-use crate::format::superblock::Superblock;
-use crate::log::location::JournalLocation;
+pub(crate) use content::descriptors_and_images;
+pub use create::{NewJournal, attach_user, detach_user, external_superblock_block};
+pub use header::JournalHeader;
+pub use location::JournalLocation;
+pub(crate) use reader::Reader;
+pub(crate) use revoke::{Revokes, revoke_blocks};
+pub(crate) use space::{Extent, Space};
 
-/// How much is read ahead at a time: from the least, doubled as long as the reader goes on where it stopped.
-const READ_AHEAD: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
+use crate::format::Superblock;
 
 /// Log blocks that are contiguous on the device.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +69,9 @@ impl Log {
     /// The log at `location` and its superblock, verified.
     ///
     /// # Errors
-    /// The device's; corrupt or unsupported by name.
+    /// - I/O: the device's.
+    /// - Corrupt: `location` is empty or lies outside the device, or the superblock is wrong.
+    /// - Unsupported: the superblock has a feature that is not known.
     pub(crate) async fn open(location: JournalLocation) -> Result<(Self, Superblock)> {
         let block_size = location.block_size;
         let mut log = Self::new(location)?;
@@ -77,7 +86,7 @@ impl Log {
         Ok((log, superblock))
     }
 
-    /// The log at `location`; [`Log::set_ring`] follows once the superblock was read.
+    /// The log at `location`; [`Log::set_ring`] follows once the superblock has been read.
     fn new(location: JournalLocation) -> Result<Self> {
         let blocks = location.device.geometry().size >> location.block_size.bits();
         let mut runs = Vec::with_capacity(location.runs.len());
@@ -111,7 +120,7 @@ impl Log {
         })
     }
 
-    /// How many blocks there is room for.
+    /// The number of blocks that there is room for.
     fn available(&self) -> u32 {
         self.available
     }
@@ -122,7 +131,7 @@ impl Log {
         self.set_last(last);
     }
 
-    /// Lets the ring, which is empty, end at block `last`: what lies behind it is the area for fast commits.
+    /// Lets the ring, which is empty, end at block `last`: behind it lies the area for fast commits.
     pub(crate) fn set_last(&self, last: u32) {
         self.last.store(last, Ordering::Relaxed);
     }
@@ -134,31 +143,40 @@ impl Log {
 
     /// The ring's size in blocks.
     pub(crate) fn ring(&self) -> u32 {
-        self.last() - self.first
+        self.last().saturating_sub(self.first)
     }
 
-    /// The log block `count` blocks after `block` in the ring.
+    /// The log block `count` blocks after `block` in the ring. `block` lies in the ring.
     pub(crate) fn advance(&self, block: u32, count: u32) -> u32 {
-        let ring = u64::from(self.ring());
-        let offset = (u64::from(block - self.first) + u64::from(count)) % ring;
-        self.first + u32::try_from(offset).expect("less than the ring")
+        let skip = u64::from(block.saturating_sub(self.first)).saturating_add(u64::from(count));
+        let offset = skip.checked_rem(u64::from(self.ring())).unwrap_or(0);
+        self.first.saturating_add(u32::try_from(offset).expect("less than the ring"))
     }
 
-    /// True where the block of `device` is one of the log's own.
+    /// Returns true if `block` of the log's device is one of the log's own.
     pub(crate) fn owns(&self, block: BlockNumber) -> bool {
         self.runs.iter().any(|run| block >= run.device && block < run.device.offset(u64::from(run.count)))
     }
 
-    /// Where log block `block` lies, and how many contiguous blocks begin there.
+    /// The place of log block `block` on the device, and the number of contiguous blocks that begin there.
     fn locate(&self, block: u32) -> Result<(BlockNumber, u32)> {
         let index = self.runs.partition_point(|run| run.log <= block).saturating_sub(1);
-        match self.runs.get(index) {
-            Some(run) if block - run.log < run.count => {
-                let skip = block - run.log;
-                Ok((run.device.offset(u64::from(skip)), run.count - skip))
-            }
-            _ => Err(Error::corrupt("journal", format!("log block {block} of {}", self.available))),
-        }
+        let place = |run: &Run| {
+            let skip = block.checked_sub(run.log)?;
+            let left = run.count.checked_sub(skip).filter(|left| *left > 0)?;
+            Some((run.device.offset(u64::from(skip)), left))
+        };
+        self.runs.get(index).and_then(place).ok_or_else(|| self.outside(block))
+    }
+
+    fn outside(&self, block: u32) -> Error {
+        Error::corrupt("journal", format!("log block {block} of {}", self.available))
+    }
+
+    /// The number of blocks from log block `block` to the ring's end, at least one.
+    fn left_in_ring(&self, block: u32) -> Result<u32> {
+        let left = self.last().checked_sub(block).filter(|left| *left > 0);
+        left.ok_or_else(|| self.outside(block))
     }
 
     fn byte(&self, block: BlockNumber) -> Result<u64> {
@@ -190,12 +208,13 @@ impl Log {
         Ok(())
     }
 
-    /// True where [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which the
-    /// device does not split either.
+    /// Returns true if [`Log::write`] writes `count` blocks from log block `start` on as one transfer, which
+    /// the device does not split either.
     pub(crate) fn is_one_transfer(&self, start: u32, count: usize) -> bool {
         let geometry = self.device.geometry();
         let most = (geometry.max_transfer >> self.block_size.bits()).min(geometry.max_segments.max(1));
-        let contiguous = self.locate(start).map_or(0, |(_, contiguous)| contiguous.min(self.last() - start));
+        let Ok((_, contiguous)) = self.locate(start) else { return false };
+        let contiguous = contiguous.min(self.last().saturating_sub(start));
         u32::try_from(count).is_ok_and(|count| count <= most.min(contiguous))
     }
 
@@ -208,18 +227,18 @@ impl Log {
         let mut transfers = Vec::new();
         while left > 0 {
             let (device, contiguous) = self.locate(at)?;
-            let count = contiguous.min(self.last() - at).min(left).min(limit);
+            let count = contiguous.min(self.left_in_ring(at)?).min(left).min(limit);
             let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
             transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
             at = self.advance(at, count);
-            left -= count;
+            left = left.saturating_sub(count);
         }
         self.submit_all(transfers, flags | BioFlags::META | BioFlags::SYNC).await
     }
 
-    /// Writes `blocks` from log block `start` on, outside the ring, but for the first sector of the first of
-    /// them: that goes with `flags` when all the rest has completed. So whatever a crash tears, the first
-    /// sector is there only when the rest is, and with a preflush and FUA both are durable.
+    /// Writes `blocks` from log block `start` on, outside the ring: the first sector of the first of them
+    /// last, with `flags`, when all the rest has completed. So whatever a crash tears, the first sector is
+    /// there only if the rest is, and with a preflush and FUA both are durable.
     pub(crate) async fn write_first_sector_last(
         &self,
         start: u32,
@@ -233,7 +252,7 @@ impl Log {
         let at = self.byte(self.locate(start)?.0)?;
         if !others.is_empty() {
             let others = others.iter().map(|block| owned(block)).collect::<Result<_>>()?;
-            self.write_area(start + 1, others, BioFlags::empty()).await?;
+            self.write_area(start.saturating_add(1), others, BioFlags::empty()).await?;
         }
         let mut flags = flags;
         if !rest.is_empty() {
@@ -243,7 +262,8 @@ impl Log {
                 own |= BioFlags::FUA;
                 flags.remove(BioFlags::PREFLUSH);
             }
-            self.device.write_at(at + sector as u64, vec![owned(rest)?], own).await?;
+            let behind = at.saturating_add(sector as u64);
+            self.device.write_at(behind, vec![owned(rest)?], own).await?;
         }
         self.device.write_at(at, vec![owned(head)?], flags | BioFlags::META | BioFlags::SYNC).await
     }
@@ -257,9 +277,9 @@ impl Log {
         self.device.write_at(at, vec![Segment::Owned(zeros)], flags).await
     }
 
-    /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: one transfer with
-    /// `flags` where the log's runs and the device allow it. Where they do not, the last one has the flags
-    /// and the others have completed before, so that its preflush covers them.
+    /// Writes `blocks` from log block `start` on, outside the ring, and waits for them: in one transfer with
+    /// `flags` if the log's runs and the device allow it. If they do not, the last transfer has the flags and
+    /// the others have completed before it, so that its preflush covers them.
     pub(crate) async fn write_area(&self, start: u32, blocks: Vec<Segment>, flags: BioFlags) -> Result<()> {
         let limit = self.device.geometry().max_segments.max(1);
         let (mut at, mut left) = (start, u32::try_from(blocks.len()).unwrap_or(u32::MAX));
@@ -270,8 +290,8 @@ impl Log {
             let count = contiguous.min(left).min(limit);
             let segments: Vec<Segment> = blocks.by_ref().take(count as usize).collect();
             transfers.push((Operation::Write, self.byte(device)?, u64::from(count), segments));
-            at += count;
-            left -= count;
+            at = at.saturating_add(count);
+            left = left.saturating_sub(count);
         }
         let Some(last) = transfers.pop() else { return Ok(()) };
         let all = BioFlags::META | BioFlags::SYNC;
@@ -287,9 +307,9 @@ impl Log {
         let mut at = first;
         while at < end {
             let (device, contiguous) = self.locate(at)?;
-            let count = contiguous.min(end - at);
+            let count = contiguous.min(end.saturating_sub(at));
             transfers.push((Operation::WriteZeroes, self.byte(device)?, u64::from(count), Vec::new()));
-            at += count;
+            at = at.saturating_add(count);
         }
         self.submit_all(transfers, BioFlags::META).await
     }
@@ -315,79 +335,4 @@ impl Log {
         }
         first_error
     }
-}
-
-/// Reads the ring block by block, some way ahead.
-pub(crate) struct Reader<'a> {
-    log: &'a Log,
-    start: u32,
-    content: Option<AlignedBuffer>,
-    ahead: usize,
-}
-
-impl<'a> Reader<'a> {
-    pub(crate) fn new(log: &'a Log) -> Self {
-        Self { log, start: 0, content: None, ahead: *READ_AHEAD.start() }
-    }
-
-    /// Log block `block`.
-    pub(crate) async fn read(&mut self, block: u32) -> Result<&[u8]> {
-        let size = self.log.block_size.len();
-        let held = self.content.as_ref().map_or(0, |content| content.len() / size);
-        let cached = block.checked_sub(self.start).is_some_and(|index| (index as usize) < held);
-        if !cached {
-            let (device, contiguous) = self.log.locate(block)?;
-            let goes_on = held > 0 && block == self.start + u32::try_from(held).unwrap_or(0);
-            self.ahead = if goes_on { (self.ahead * 2).min(*READ_AHEAD.end()) } else { *READ_AHEAD.start() };
-            let ahead = u32::try_from(self.ahead / size).unwrap_or(1).max(1);
-            let end = if block < self.log.last() { self.log.last() } else { self.log.available };
-            let count = contiguous.min(ahead).min(end - block);
-            let (offset, bytes) = (self.log.byte(device)?, count as usize * size);
-            self.content = Some(match self.log.device.read_at(offset, bytes).await {
-                // Another block of the range may be the one that cannot be read.
-                Err(_) if count > 1 => self.log.device.read_at(offset, size).await?,
-                read => read?,
-            });
-            self.start = block;
-        }
-        let at = (block - self.start) as usize * size;
-        self.content
-            .as_ref()
-            .and_then(|content| content.get(at..at + size))
-            .ok_or_else(|| Error::corrupt("journal", format!("log block {block} was not read")))
-    }
-}
-
-/// What of the ring is used.
-#[derive(Debug)]
-pub(crate) struct Space {
-    /// Where the next transaction goes.
-    pub(crate) head: u32,
-    /// Blocks that no transaction uses and the superblock on the medium does not claim.
-    pub(crate) free: u32,
-    /// The superblock on the medium says that the log is empty (jbd2: `JBD2_FLUSHED`).
-    pub(crate) empty_on_medium: bool,
-}
-
-impl Space {
-    /// An empty ring.
-    pub(crate) fn empty(log: &Log) -> Self {
-        Self { head: log.first, free: log.ring() - 1, empty_on_medium: true }
-    }
-
-    /// Takes `count` blocks at the head: where they begin. `None` where there are not as many.
-    pub(crate) fn take(&mut self, log: &Log, count: u32) -> Option<u32> {
-        self.free = self.free.checked_sub(count)?;
-        let start = self.head;
-        self.head = log.advance(start, count);
-        Some(start)
-    }
-}
-
-/// A committed transaction's part of the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
-    pub(crate) id: TransactionId,
-    pub(crate) start: u32,
-    pub(crate) count: u32,
 }

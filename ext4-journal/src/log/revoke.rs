@@ -1,15 +1,15 @@
-//! Revokes: "no copy of this block in the log up to this transaction may be replayed".
+//! Revokes: recovery replays no copy of a revoked block in the log up to the revoking transaction.
 //!
 //! A metadata block that is freed may be used for file data next. Data does not go through the log, so after
-//! a crash a replayed old image would lie over a file's data. The transaction that frees the block records
-//! a revoke.
+//! a crash a replayed old image would lie over the data of a file. The transaction that frees the block
+//! records a revoke.
 //!
-//! | in one transaction | what it commits |
-//! |---------------------------------------|---|
-//! | changed, then freed | the revoke; the image is dropped |
-//! | freed, then used as metadata again | the image; the revoke is cancelled (the image hides older copies) |
-//! | freed, then used as data | the revoke (it happens only in a later transaction: see below) |
-//! | freed in one, metadata in the next | the revoke in the one, the image in the next, which is replayed |
+//! | in one transaction                 | what it commits                                                  |
+//! |------------------------------------|------------------------------------------------------------------|
+//! | changed, then freed                | the revoke; the image is dropped                                 |
+//! | freed, then used as metadata again | the image; the revoke is cancelled: the image hides older copies |
+//! | freed, then used as data           | the revoke (the use happens only in a later transaction)         |
+//! | freed in one, metadata in the next | the revoke in the one, the image in the next, which is replayed  |
 //!
 //! Cancelling looks only at the running transaction. A revoke of the committing one stays: it covers copies
 //! up to that transaction, and the new image is in a later one.
@@ -22,7 +22,7 @@ use ext4_core::device::AlignedBuffer;
 use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::FxHashSet;
 
-use crate::format::layout::Layout;
+use crate::format::Layout;
 
 /// The blocks a transaction revokes.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Revokes {
         self.0.insert(block);
     }
 
-    /// `block` is metadata again.
+    /// Cancels the revoke of `block`, which is metadata again.
     pub(crate) fn cancel(&mut self, block: BlockNumber) {
         if !self.0.is_empty() {
             self.0.remove(&block);
@@ -49,7 +49,7 @@ impl Revokes {
         self.0.len()
     }
 
-    /// The blocks in order, so that what is written does not depend on the hash.
+    /// The revoked blocks in order, so that what is written does not depend on the hash.
     pub(crate) fn sorted(&self) -> Vec<BlockNumber> {
         let mut blocks: Vec<_> = self.0.iter().copied().collect();
         blocks.sort_unstable();

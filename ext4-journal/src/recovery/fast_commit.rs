@@ -1,4 +1,4 @@
-//! Fast commits: what the area behind the ring holds of the transaction that follows the last full commit.
+//! Fast commits in the area behind the ring, of the transaction that follows the last full commit.
 //!
 //! ```text
 //!   ring:  … commit 41 │ (42 never committed)      area:  HEAD 42 … TAIL 42 │ … TAIL 42 │ … TAIL 40
@@ -7,14 +7,13 @@
 //!
 //! A fast commit counts when every tag of it is valid, its TAIL names the transaction expected and the
 //! checksum is right; the first that does not count ends the area, because those behind it stand on it. HEAD,
-//! PAD and TAIL have done their work then: what is given on are the tags that change something, in their
-//! order.
+//! PAD and TAIL are not passed on: the file system gets the tags that change something, in their order.
 //!
 //! A first fast commit that does not count is the ordinary end too: it was torn. (The kernel refuses to mount
-//! then; see [`crate::format::fast_commit::FastCommitEncoder`] for how a writer keeps that from happening.)
+//! then; [`crate::format::FastCommitEncoder`] says how a writer avoids that.)
 //!
 //! Invariants:
-//! - Nothing of a fast commit is given on before its TAIL was verified.
+//! - Nothing of a fast commit is passed on before its TAIL was verified.
 //! - The walk reads each block of the area once, and memory is bounded by what the area's blocks hold.
 //!
 //! Source: fs/ext4/fast_commit.c (replay_scan), fs/jbd2/recovery.c (fc_do_one_pass: the area begins one block
@@ -25,23 +24,22 @@ use std::fmt;
 use ext4_core::checksum::crc32c;
 use ext4_core::{Error, Result, TransactionId};
 
-use crate::format::fast_commit::{FastCommitTag, FastCommitTags};
-use crate::format::superblock::Superblock;
+use crate::format::{FastCommitTag, FastCommitTags, Superblock};
 use crate::log::{Log, Reader};
 
-/// One fast commit: what became durable together.
+/// A fast commit: tags that became durable together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastCommit {
-    /// What changes something, in order: no head, padding or tail.
+    /// The tags that change something, in order: no HEAD, PAD or TAIL.
     pub tags: Vec<FastCommitTag>,
 }
 
-/// The fast commits that follow the last full one.
+/// The fast commits that follow the last full commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastCommits {
     /// In the order in which they are to be applied.
     pub commits: Vec<FastCommit>,
-    /// Where and why they end.
+    /// The place and the reason of their end.
     pub end: FastCommitEnd,
 }
 
@@ -51,40 +49,40 @@ impl FastCommits {
         self.commits.iter().flat_map(|commit| &commit.tags)
     }
 
-    /// True where there is nothing to apply.
+    /// Returns true if there is nothing to apply.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.commits.is_empty()
     }
 }
 
-/// Where the fast commits that count end.
+/// The end of the fast commits that count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastCommitEnd {
-    /// The block of the area, counted from its first.
+    /// The block of the area that ends them, counted from the area's first.
     pub block: u32,
-    /// The byte in it.
+    /// The byte offset in that block.
     pub offset: usize,
-    /// Why.
+    /// The reason.
     pub reason: FastCommitEndReason,
 }
 
-/// Why the fast commits end where they do.
+/// The reason for the end of the fast commits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum FastCommitEndReason {
-    /// The log has no area, or does not begin one here.
+    /// The log has no area, or the area does not begin with HEAD.
     #[default]
     NoHead,
-    /// What lies there belongs to another transaction, usually an older one.
+    /// The tag belongs to another transaction, usually an older one.
     OtherTransaction(TransactionId),
-    /// The checksum is wrong: the fast commit is not whole.
+    /// The checksum in TAIL is wrong: the fast commit is not whole.
     Checksum {
-        /// As it lies there.
+        /// The checksum in TAIL.
         stored: u32,
-        /// As it should be.
+        /// The checksum of the tags.
         computed: u32,
     },
-    /// What lies there is no valid tag.
+    /// The bytes are no valid tag; the text says why.
     Invalid(String),
     /// The area ends.
     AreaEnds,
@@ -104,10 +102,11 @@ impl fmt::Display for FastCommitEndReason {
     }
 }
 
-/// The fast commits of transaction `id`, the first without a full commit.
+/// Reads the fast commits of transaction `id`, the first without a full commit.
 ///
 /// # Errors
-/// The device's; unsupported where a whole fast commit asks for features that are not known.
+/// - I/O: the device's.
+/// - Unsupported: a whole fast commit asks for features that are not known.
 pub(crate) async fn scan(log: &Log, superblock: &Superblock, id: TransactionId) -> Result<FastCommits> {
     let mut walk = Walk { id, pending: FastCommit::default(), checksum: 0, unknown_features: 0 };
     let mut found = FastCommits::default();
@@ -130,14 +129,14 @@ pub(crate) async fn scan(log: &Log, superblock: &Superblock, id: TransactionId) 
 
 struct Walk {
     id: TransactionId,
-    /// The fast commit that is being walked through.
+    /// The tags of the fast commit whose TAIL is still to come.
     pending: FastCommit,
     checksum: u32,
     unknown_features: u32,
 }
 
 impl Walk {
-    /// Walks over a block; where and why the area ends in it.
+    /// Walks over a block. Returns the byte offset and the reason if the area ends in it.
     fn block(
         &mut self,
         block: &[u8],

@@ -1,7 +1,7 @@
-//! The third pass: the images go to their places.
+//! The replay, the third pass of recovery: the images go to their places.
 //!
-//! The log is read in its order, each image is verified, the last image of a block wins; then they are
-//! written in device order, adjacent ones together.
+//! The log is read in its order, each image is verified, and the last image of a block wins; then the images
+//! are written in device order, adjacent ones together.
 //!
 //! Invariant: a log that is to be refused for one image is refused before any is written. A log of which not
 //! all images are in memory at once is therefore read twice: were it not, a file system whose recovery was
@@ -14,12 +14,11 @@ use ext4_core::device::{AlignedBuffer, BioFlags, BlockDevice, BlockImage};
 use ext4_core::meta::buffer::write_images;
 use ext4_core::{BlockNumber, Error, Result, TransactionId};
 
-use crate::format::layout::{Layout, Tag};
-use crate::format::{ESCAPED, MAGIC};
+use super::report::{Damage, Finding, Recovery, RecoveryReport};
+use super::revoke::Revoked;
+use super::scan::Found;
+use crate::format::{ESCAPED, Layout, MAGIC, Tag};
 use crate::log::{Log, Reader};
-use crate::recovery::report::{Damage, Finding, Recovery, RecoveryReport};
-use crate::recovery::revoke::Revoked;
-use crate::recovery::scan::Found;
 
 /// Images are collected up to this size before they are written.
 pub(crate) const BATCH_BYTES: usize = 64 << 20;
@@ -36,12 +35,13 @@ pub(crate) struct Replay<'a> {
 type Batch = BTreeMap<BlockNumber, BlockImage>;
 
 impl Replay<'_> {
-    /// Writes to the file system what is not revoked, unless it only checks; does not flush. Adds to
-    /// `report`.
+    /// Writes the images that are not revoked to the file system, unless `mode` only checks, and adds to
+    /// `report`. Does not flush.
     ///
     /// # Errors
-    /// The devices'; where damage is refused also corrupt, for an image that fails its checksum or belongs
-    /// outside the file system.
+    /// - I/O: the log's device's or the file system's.
+    /// - Corrupt: damage is refused, and an image fails its checksum or belongs into the log or outside the
+    ///   file system.
     pub(crate) async fn run(&self, mode: Recovery, report: &mut RecoveryReport) -> Result<()> {
         let limit = (BATCH_BYTES >> self.layout.block_size.bits()).max(1);
         if mode.check {
@@ -54,7 +54,7 @@ impl Replay<'_> {
         self.pass(mode, report, Some(limit)).await
     }
 
-    /// Reads and verifies every image; with a `limit` also writes them, that many at a time.
+    /// Reads and verifies every image; with a `limit` also writes them, at most so many at a time.
     async fn pass(&self, mode: Recovery, report: &mut RecoveryReport, limit: Option<usize>) -> Result<()> {
         let mut batch = Batch::new();
         let mut reader = Reader::new(self.log);
@@ -86,7 +86,7 @@ impl Replay<'_> {
         self.write(&mut batch).await
     }
 
-    /// What is wrong with an image, or its content.
+    /// The content of an image, or what is wrong with it.
     fn judge<'c>(
         &self,
         tag: &Tag,
@@ -109,7 +109,7 @@ impl Replay<'_> {
         }
         let content = match content {
             Ok(content) => content,
-            // e2fsck goes on past what cannot be read.
+            // As e2fsck: a salvage goes on past a block that cannot be read.
             Err(error @ Error::Io { .. }) if damage == Damage::Salvage => {
                 return finding(error.to_string(), "its content".into());
             }
@@ -128,7 +128,7 @@ impl Replay<'_> {
     }
 }
 
-/// An image as it belongs in its place.
+/// An image as it belongs at its place: no longer escaped.
 fn image(tag: &Tag, content: &[u8]) -> Result<BlockImage> {
     let mut image = AlignedBuffer::copied(content)?;
     if tag.flags & ESCAPED != 0

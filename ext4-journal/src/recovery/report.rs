@@ -1,4 +1,4 @@
-//! How a log is recovered, and what a recovery found.
+//! Recovery modes, and the report of a recovery.
 //!
 //! Invariant: a report is no larger than [`MAX_FINDINGS`] lets it be, whatever the log says.
 
@@ -6,69 +6,69 @@ use std::fmt;
 
 use ext4_core::{Error, TransactionId};
 
-use crate::recovery::fast_commit::FastCommits;
+use super::fast_commit::FastCommits;
 
-/// Findings that a report holds; the rest is only counted.
+/// The number of findings that a report holds; further ones are only counted.
 pub(crate) const MAX_FINDINGS: usize = 1000;
 
-/// What a recovery does about damage, and whether it writes.
+/// The mode of a recovery: what it does about damage, and whether it writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// What to do where a committed transaction is damaged.
+    /// What the recovery does if a committed transaction is damaged.
     pub damage: Damage,
-    /// Do everything but write: neither to the file system nor to the log.
+    /// True if the recovery does everything but write, neither to the file system nor to the log.
     pub check: bool,
 }
 
-/// What a recovery does where a committed transaction is damaged.
+/// The treatment of damage in a committed transaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Damage {
-    /// Refuse, as the kernel does at mount: the error names the place, nothing is written.
+    /// The log is refused, as the kernel does at mount: the error names the place, and nothing is written.
     #[default]
     Refuse,
-    /// As e2fsck: images that are damaged are left out, the log ends before the first transaction whose own
-    /// blocks are damaged, and the report says so. The error is recorded in the journal superblock, so that
-    /// the file system is marked as one to be checked.
+    /// Damage is left out, as e2fsck does: damaged images are not replayed, the log ends before the first
+    /// transaction whose own blocks are damaged, and the report says so. The error is recorded in the journal
+    /// superblock, so that the file system is marked as one to be checked.
     Salvage,
 }
 
 impl Recovery {
-    /// As the kernel at mount.
+    /// The kernel's mode at mount: damage is refused.
     pub const NORMAL: Self = Self { damage: Damage::Refuse, check: false };
-    /// As e2fsck.
+    /// The mode of e2fsck: damage is left out.
     pub const SALVAGE: Self = Self { damage: Damage::Salvage, check: false };
 
-    /// The same without writing.
+    /// The same mode without writing.
     #[must_use]
     pub const fn checking(self) -> Self {
         Self { check: true, ..self }
     }
 }
 
-/// What a recovery did, or would do.
+/// The report of a recovery: what it did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
-    /// Transactions replayed.
+    /// The number of replayed transactions.
     pub transactions: u32,
-    /// Images replayed; of several of one block the last is written to its place.
+    /// The number of replayed images; of several images of one block the last is written to its place.
     pub blocks: u64,
-    /// Images not replayed because their block had been revoked.
+    /// The number of images that were not replayed because their block had been revoked.
     pub revoked: u64,
     /// The transaction at the log's tail.
     pub first: TransactionId,
-    /// Where and why the log ends.
+    /// The place and the reason of the log's end.
     pub end: LogEnd,
-    /// What was found damaged, in the order of the log; at most a thousand.
+    /// Damage that was found, in the order of the log; at most a thousand findings.
     pub findings: Vec<Finding>,
-    /// Findings that found no room.
+    /// The number of further findings.
     pub more_findings: u64,
-    /// Fast commits that follow. Where there are any the log is not empty yet: see
-    /// [`Journal::finish_recovery`](crate::journal::Journal::finish_recovery).
+    /// The fast commits that follow the last full commit. If there are any, the log is not empty yet:
+    /// [`Journal::finish_recovery`](crate::Journal::finish_recovery) empties it.
     pub fast_commits: FastCommits,
 }
 
 impl RecoveryReport {
-    /// Of a log that holds nothing and expects `next`.
+    /// The report of an empty log that expects transaction `next`.
     pub(crate) fn of_empty(next: TransactionId) -> Self {
         let end = LogEnd { transaction: next, block: 0, reason: EndReason::Empty };
         Self { first: next, end, ..Self::default() }
@@ -83,18 +83,18 @@ impl RecoveryReport {
     }
 }
 
-/// Where the committed part of a log ends.
+/// The end of a log's committed part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogEnd {
     /// The first transaction that is not replayed.
     pub transaction: TransactionId,
-    /// The log block that says so; 0 where the log is empty.
+    /// The log block that ends it; 0 if the log is empty.
     pub block: u32,
-    /// Why.
+    /// The reason.
     pub reason: EndReason,
 }
 
-/// Why a log ends where it does.
+/// The reason for the end of a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EndReason {
     /// The superblock says that the log is empty.
@@ -104,15 +104,14 @@ pub enum EndReason {
     NoMagic,
     /// The block belongs to another transaction, usually an older one.
     OtherTransaction(TransactionId),
-    /// The block has the magic number and the right transaction and is of no known type.
+    /// The block has the magic number and the expected transaction, but no known type.
     UnknownType(u32),
-    /// The transaction failed a checksum and its commit is older than the one before it: it was there before
-    /// the log was made.
+    /// The transaction failed a checksum, and its commit time is before that of the transaction before it: it
+    /// was there before the log was made.
     Stale,
-    /// The commit block does not match its transaction, which with async commit is what an interruption looks
-    /// like.
+    /// The commit block does not match its transaction: with async commit an interruption looks so.
     Incomplete,
-    /// The transaction is damaged.
+    /// The transaction is damaged, and the log ends before it.
     Damaged,
     /// The walk came around the whole ring.
     FullTurn,
@@ -133,23 +132,23 @@ impl fmt::Display for EndReason {
     }
 }
 
-/// Something in the log that is not as it must be.
+/// A piece of damage in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The log block.
     pub block: u32,
-    /// The transaction it belongs to.
+    /// The transaction that the block belongs to.
     pub transaction: TransactionId,
-    /// What it is: `descriptor`, `image of block 77` …
+    /// The kind of the block: `descriptor`, `image of block 77` …
     pub what: String,
-    /// What was found: `checksum 0x12`.
+    /// The wrong value: `checksum 0x12`.
     pub found: String,
-    /// What was expected there.
+    /// The value that was expected.
     pub expected: String,
 }
 
 impl Finding {
-    /// A checksum that is not what it should be.
+    /// The finding of a wrong checksum.
     pub(crate) fn checksum(
         block: u32,
         transaction: TransactionId,

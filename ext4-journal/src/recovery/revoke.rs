@@ -1,18 +1,18 @@
-//! The second pass: which images must not be replayed.
+//! The revoke pass, the second of recovery: which images must not be replayed.
 
 use ext4_core::{BlockNumber, Error, Result, TransactionId};
 use rustc_hash::FxHashMap;
 
-use crate::format::layout::Layout;
+use super::scan::Found;
+use crate::format::Layout;
 use crate::log::{Log, Reader};
-use crate::recovery::scan::Found;
 
-/// For each block that has images in the log and was revoked: the last transaction that did so.
+/// The revoked blocks that have images in the log, each with the last transaction that revoked it.
 #[derive(Debug, Default)]
 pub(crate) struct Revoked(FxHashMap<BlockNumber, TransactionId>);
 
 impl Revoked {
-    /// True where an image of `block` in transaction `id` must not be replayed: a revoke in the same
+    /// Returns true if an image of `block` in transaction `id` must not be replayed: a revoke in the same
     /// transaction or a later one covers it.
     pub(crate) fn covers(&self, block: BlockNumber, id: TransactionId) -> bool {
         self.0.get(&block).is_some_and(|last| last.is_at_or_after(id))
@@ -22,7 +22,8 @@ impl Revoked {
 /// Reads the revoke blocks that the scan found.
 ///
 /// # Errors
-/// The device's; corrupt where a list that the scan found in order no longer is.
+/// - I/O: the device's.
+/// - Corrupt: a list that the scan found in order no longer is.
 pub(crate) async fn collect(log: &Log, layout: &Layout, found: &Found) -> Result<Revoked> {
     let mut revoked = Revoked::default();
     let mut reader = Reader::new(log);

@@ -1,97 +1,96 @@
-//! The first pass: where the log ends.
+//! The scan, the first pass of recovery: it finds the end of the log.
 //!
 //! The log ends at the first block that is not a metadata block of the transaction expected there: a torn or
 //! missing commit is the ordinary end of a log. A block that fails its checksum is a stale one from before
-//! the log was made when its transaction's commit time lies before that of the transaction before it;
+//! the log was made, if its transaction's commit time lies before that of the transaction before it;
 //! otherwise the log is damaged.
 //!
-//! With async commit a commit block may reach the medium before its transaction, so that one that does not
-//! match is the end and no damage, unless a later commit was found (checksums v1). With checksums v2 and v3
-//! jbd2 does not look at that last rule, and of two such commits in a row it takes the second for the end;
-//! the first is the safe one.
+//! With async commit a commit block may reach the medium before its transaction. So a commit block that does
+//! not match is the end of the log and no damage, unless a later commit was found (checksums v1). With
+//! checksums v2 and v3 jbd2 does not apply that last rule, and of two such commits in a row it takes the
+//! second for the end; the first is the safe one.
 //!
-//! Invariant: whatever can be wrong with a transaction's own blocks is judged here, before anything is
-//! written. What is wrong in a transaction without a commit is no finding.
+//! Invariant: damage to a transaction's own blocks is judged here, before anything is written. Damage in a
+//! transaction without a commit is no finding.
 
 use ext4_core::checksum::crc32_be;
 use ext4_core::{BlockNumber, Result, TransactionId};
 use rustc_hash::FxHashSet;
 
-use crate::format::commit::Commit;
-use crate::format::layout::Layout;
-use crate::format::superblock::Superblock;
-use crate::format::{COMMIT, COMPAT_CHECKSUM, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, REVOKE};
+use super::report::{EndReason, Finding, LogEnd};
+use crate::format::{
+    COMMIT, COMPAT_CHECKSUM, Commit, DESCRIPTOR, Header, INCOMPAT_ASYNC_COMMIT, Layout, REVOKE, Superblock,
+};
 use crate::log::{Log, Reader};
-use crate::recovery::report::{EndReason, Finding, LogEnd};
 
 /// A descriptor or revoke block of a committed transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Its log block.
+    /// The log block.
     pub(crate) block: u32,
-    /// Its transaction.
+    /// The transaction that it belongs to.
     pub(crate) id: TransactionId,
-    /// A revoke block, not a descriptor.
+    /// True for a revoke block, false for a descriptor.
     pub(crate) revoke: bool,
 }
 
-/// What the log holds.
+/// The result of the scan: what the log holds.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// In the order of the log.
+    /// Descriptors and revoke blocks in the order of the log.
     pub(crate) records: Vec<Record>,
-    /// Every block that has an image in the log.
+    /// The blocks that have an image in the log.
     pub(crate) images: FxHashSet<BlockNumber>,
-    /// Images in committed transactions, those of one block each counted.
+    /// The number of images in committed transactions; each image of one block counts.
     pub(crate) image_count: u64,
-    /// How many transactions have been committed.
+    /// The number of committed transactions.
     pub(crate) transactions: u32,
-    /// Where the committed part ends: with the first transaction that is not replayed.
+    /// The end of the committed part: the first transaction that is not replayed.
     pub(crate) end: LogEnd,
-    /// The block after the last commit.
+    /// The log block after the last commit.
     pub(crate) head: u32,
-    /// Blocks of the ring that committed transactions take.
+    /// The number of the ring's blocks that committed transactions take.
     pub(crate) used: u32,
-    /// Why the log is to be refused; the committed part ends before it.
+    /// The damage for which the log is refused; the committed part ends before it.
     pub(crate) damage: Option<Finding>,
-    /// With async commit: a commit block that does not match, though a later transaction was committed.
+    /// With async commit: a commit block that does not match although a later transaction was committed.
     pub(crate) suspicion: Option<Finding>,
 }
 
-/// The walk's state.
+/// The state of the walk along the log.
 struct Walk {
     layout: Layout,
     whole_checksum: bool,
     async_commit: bool,
     found: Found,
-    /// The next block and how many have been passed.
+    /// The next log block; `walked`: how many have been passed.
     at: u32,
     walked: u32,
     expected: TransactionId,
-    /// Of the transaction that is being walked through.
+    /// The records of the transaction whose commit block is still to come.
     pending: Vec<Record>,
     pending_images: u64,
     checksum: u32,
-    /// A block that failed its checksum and that may be stale: the commit block tells.
+    /// A block that failed its checksum; the commit block tells whether it is stale.
     doubtful: Option<Finding>,
-    /// A block that cannot be used, though its checksum does not say so.
+    /// A block that cannot be used, although its checksum is right.
     broken: Option<Finding>,
     /// With async commit: the first commit block that does not match its transaction.
     incomplete: Option<Finding>,
     last_time: u64,
 }
 
-/// What a block means for the walk.
+/// The next step of the walk.
 enum Step {
     GoOn,
     End(EndReason),
     Damaged(Finding),
 }
 
-/// Walks the log.
+/// Walks the log from its tail to its end.
 ///
 /// # Errors
-/// The device's.
+/// I/O: the device's.
 pub(crate) async fn scan(log: &Log, superblock: &Superblock) -> Result<Found> {
     let start = superblock.start();
     let end = |reason| LogEnd { transaction: superblock.sequence(), block: start, reason };
@@ -202,7 +201,7 @@ impl Walk {
             self.found.images.insert(tag.block);
             count = count.saturating_add(1);
         }
-        // More tags than the ring has blocks: the walk ends after this one.
+        // If there are more tags than the ring has blocks, the walk ends after this block.
         let within = count.min(log.ring());
         if self.whole_checksum && self.incomplete.is_none() && self.doubtful.is_none() {
             self.checksum = crc32_be(self.checksum, block);
@@ -264,16 +263,16 @@ impl Walk {
     }
 }
 
-/// The last transaction that a metadata block of the ring names, if it is `end` or later: what a salvage
-/// dropped lies there still, and the next life of the log must not use those ids.
+/// The last transaction id from `end` on that a metadata block of the ring names. What a salvage dropped is
+/// still in the ring, and the log must not use those ids again.
 ///
 /// # Errors
-/// The device's.
+/// I/O: the device's.
 pub(crate) async fn last_id(log: &Log, end: TransactionId) -> Result<TransactionId> {
     let mut last = end;
     let mut reader = Reader::new(log);
     for block in log.first..log.last() {
-        // What cannot be read will not be read by the next recovery either.
+        // A block that cannot be read will not be read by the next recovery either.
         let Ok(content) = reader.read(block).await else { continue };
         if let Some((_, id)) = Header::read(content)
             && id.is_after(last)

@@ -1,49 +1,27 @@
 //! Checkpoint: committed blocks go to their places, and their part of the log becomes free.
 //!
-//! Each block is known by its latest committed image. A block that a newer transaction committed again leaves
-//! the older one's list: the newer one's copy in the log replaces the older. So a block that changes all the
-//! time, a bitmap, is seldom written.
-//!
-//! A transaction none of whose blocks is left, and none before it, frees its part of the log: the tail in the
-//! superblock moves on, behind a flush of the blocks that were written.
+//! A transaction that has no block left to write, and none before it that has, frees its part of the log: the
+//! tail in the superblock moves on, behind a flush of the blocks that were written. Which image of a block
+//! counts is said in [`Checkpoints`](crate::state::Checkpoints).
 //!
 //! Invariants:
 //! - Only images of committed transactions are written. Otherwise a crash would show half an operation.
 //! - One checkpoint at a time, and a block of it is written once: an older image never overtakes a newer one.
-//! - A block that a committed transaction revoked is not written any more; see [`crate::log::revoke`].
+//! - A block that a committed transaction revoked is not written any more; see [`crate::log::Revokes`].
 
 use ext4_core::device::BioFlags;
 use ext4_core::meta::buffer::write_images;
-use ext4_core::wait;
-use ext4_core::{BlockNumber, Result, TransactionId};
+use ext4_core::{BlockNumber, Result, wait};
 
 use crate::journal::Journal;
-use crate::state::State;
-use crate::state::statistics::Counters;
+use crate::state::{Counters, State};
 
 /// Blocks that are written at a time; between two lots revoked blocks are left out.
 const LOT: usize = 1024;
 
-impl State {
-    /// Where the log begins when its `skip` oldest committed transactions are gone.
-    fn tail_after(&self, skip: usize) -> (u32, TransactionId) {
-        let committing = self.committing.as_ref();
-        match self.checkpoints.transactions.get(skip) {
-            Some(transaction) => (transaction.extent.start, transaction.extent.id),
-            None => match committing.filter(|c| !self.checkpoints.holds(c.transaction.id)) {
-                Some(committing) => (
-                    committing.extent.map_or(self.space.head, |extent| extent.start),
-                    committing.transaction.id,
-                ),
-                None => (self.space.head, self.next),
-            },
-        }
-    }
-}
-
 impl Journal {
-    /// One turn of the checkpoint task: makes room in the log where it is short, empties it where that is
-    /// asked for. True where it did something.
+    /// One turn of the checkpoint task: makes room in the log if it is short, empties it if that is asked
+    /// for. Returns true if it did something.
     pub(crate) async fn checkpoint_if_needed(&self) -> bool {
         let (wanted, empty) = {
             let mut state = self.state.lock();
@@ -53,14 +31,13 @@ impl Journal {
             let ring = self.log.ring();
             let free = state.space.free;
             let State { checkpoints, .. } = &mut *state;
-            let short = free < ring / 4 || checkpoints.wanted > free;
-            let empty = checkpoints.empty;
+            let asked = checkpoints.take_wanted();
+            let short = free < ring / 4 || asked > free;
+            let empty = checkpoints.is_to_be_emptied();
             if !empty && (!short || checkpoints.is_empty()) {
-                checkpoints.wanted = 0;
                 return false;
             }
-            let target = if empty { ring } else { checkpoints.wanted.max(ring / 2) };
-            checkpoints.wanted = 0;
+            let target = if empty { ring } else { asked.max(ring / 2) };
             (target.saturating_sub(free), empty)
         };
         let result = async {
@@ -76,8 +53,8 @@ impl Journal {
         went_on
     }
 
-    /// Writes the blocks of the oldest transactions until `wanted` log blocks are free, and moves the tail
-    /// on.
+    /// Writes the blocks of the oldest transactions until `wanted` more log blocks are free, and moves the
+    /// tail on.
     async fn checkpoint(&self, wanted: u32) -> Result<()> {
         let selected = self.state.lock().checkpoints.select(wanted);
         tracing::debug!(blocks = selected.len(), wanted, "jbd2_checkpoint");
@@ -95,7 +72,7 @@ impl Journal {
                 match &result {
                     Ok(()) => state.checkpoints.finish_lot(lot),
                     Err(_) => {
-                        state.checkpoints.in_flight.clear();
+                        state.checkpoints.fail_lot();
                         Vec::new()
                     }
                 }
@@ -123,7 +100,7 @@ impl Journal {
         self.write_superblock(self.barrier_flags(), |superblock| superblock.set_tail(tail.0, tail.1)).await?;
         {
             let mut state = self.state.lock();
-            state.checkpoints.transactions.drain(..count);
+            state.checkpoints.drop_oldest(count);
             state.space.free += blocks;
         }
         tracing::debug!(first_tid = tail.1.0, tail = tail.0, freed = blocks, "jbd2_update_log_tail");
@@ -131,10 +108,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes what was written to its place durable. Where the log is on the same device the superblock's own
-    /// flush does it.
+    /// Makes blocks that were written to their places durable. With an internal log the flush that comes with
+    /// the superblock does it.
     async fn flush_checkpointed(&self) -> Result<()> {
-        let unflushed = std::mem::take(&mut self.state.lock().checkpoints.unflushed);
+        let unflushed = self.state.lock().checkpoints.take_unflushed();
         let home = self.home();
         if unflushed && home.external && self.options.barrier {
             Counters::add(&self.counters.flushes, 1);
@@ -143,8 +120,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Says on the medium that the log is empty, where it is. False where a commit is under way, which wakes
-    /// the checkpoint task when it ends.
+    /// Marks the log empty on the medium, if it is empty. Returns false while a commit is under way, or fast
+    /// commits hold the log; the end of either wakes the checkpoint task.
     async fn mark_empty(&self) -> Result<bool> {
         let next = {
             let mut state = self.state.lock();
@@ -155,8 +132,7 @@ impl Journal {
                 return Ok(state.committing.is_none());
             }
             if state.fast.hold_log(state.running.as_ref()) {
-                // Their transaction has to be committed in full first; that, or their end, wakes the
-                // checkpoint task.
+                // Their transaction has to be committed in full first.
                 if let Some(running) = &mut state.running {
                     running.request_commit(|| self.runtime.monotonic());
                 }
@@ -164,8 +140,7 @@ impl Journal {
                 return Ok(false);
             }
             if state.space.empty_on_medium {
-                state.checkpoints.emptied += 1;
-                state.checkpoints.empty = false;
+                state.checkpoints.note_empty();
                 return Ok(true);
             }
             state.checkpoints.emptying = true;
@@ -181,20 +156,19 @@ impl Journal {
         state.checkpoints.emptying = false;
         if written.is_ok() {
             state.space.empty_on_medium = true;
-            state.checkpoints.emptied += 1;
-            state.checkpoints.empty = false;
+            state.checkpoints.note_empty();
         }
         written.map(|()| true)
     }
 
-    /// Has the checkpoint task empty the log, and waits for it.
+    /// Asks the checkpoint task to empty the log, and waits until it has.
     pub(crate) async fn empty_log(&self) -> Result<()> {
         let mut before = None;
         wait::try_until(&self.wake.checkpointed, || {
             {
                 let mut state = self.state.lock();
                 state.check()?;
-                let emptied = state.checkpoints.emptied;
+                let emptied = state.checkpoints.emptied();
                 if *before.get_or_insert(emptied) != emptied {
                     return Ok(Some(()));
                 }
@@ -206,13 +180,12 @@ impl Journal {
         .await
     }
 
-    /// Waits until no write of one of `blocks` is in flight.
+    /// Waits until no write of one of `blocks` to its place is in flight.
     pub(crate) async fn wait_for_checkpoints_of(&self, blocks: &[BlockNumber]) -> Result<()> {
         wait::try_until(&self.wake.checkpointed, || {
             let state = self.state.lock();
             state.check()?;
-            let in_flight = blocks.iter().any(|block| state.checkpoints.in_flight.contains(block));
-            Ok((!in_flight).then_some(()))
+            Ok((!state.checkpoints.is_in_flight(blocks)).then_some(()))
         })
         .await
     }

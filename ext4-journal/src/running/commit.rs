@@ -1,14 +1,15 @@
-//! Commit: the running transaction becomes durable.
+//! Commit: the running transaction becomes durable in the log.
 //!
 //! 1. *Locked*: new handles wait, open ones finish.
-//! 2. *Flushing*: its images are frozen by cloning them (the next change of a block copies it), and the next
-//!    transaction can run. Revoke blocks, descriptors and images go to the log in one plug of large writes.
+//! 2. *Flushing*: its images are frozen by cloning them (the next change of a block copies the image), and
+//!    the next transaction can run. Revoke blocks, descriptors and images go to the log in one plug of large
+//!    writes.
 //! 3. *Committing*: when all of them have completed, the commit block goes behind a flush, with FUA. The
 //!    flush also makes durable what data writes had completed before. With an external log the file system's
-//!    device is flushed first. (Where FUA is a flush behind the write, step 2 asks for that instead, and the
-//!    commit block needs none before it.)
-//! 4. *Committed*: its blocks wait for the checkpoint; blocks it revoked leave those of older transactions;
-//!    then the callbacks run, then the tasks that wait are told.
+//!    device is flushed first. (If the device's FUA is a flush behind the write, step 2 asks for that
+//!    instead, and the commit block needs no flush before it.)
+//! 4. *Committed*: its blocks wait for the checkpoint, blocks that it revoked leave the lists of older
+//!    transactions; then the callbacks run, and then the waiters are notified.
 //!
 //! Invariant: images are read only by the clones made in step 2. Were a buffer read later, a change of the
 //! next transaction could be committed without the rest of its operation.
@@ -21,32 +22,24 @@ use std::sync::atomic::Ordering;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
 use ext4_core::environment::RunToEnd;
-use ext4_core::meta::transaction::OnCommit;
-use ext4_core::wait;
-use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId, wait};
 
-use crate::format::layout::Layout;
+use crate::format::Layout;
 use crate::journal::Journal;
-use crate::log::Extent;
-use crate::log::content::descriptors_and_images;
-use crate::log::revoke::revoke_blocks;
-use crate::state::checkpoints::Frozen;
-use crate::state::statistics::Counters;
-use crate::state::transaction::{Phase, Transaction, log_blocks};
-use crate::state::{Committing, State};
+use crate::log::{Extent, descriptors_and_images, revoke_blocks};
+use crate::state::{Committing, Counters, Frozen, Phase, State, log_blocks};
 
 /// What a locked transaction commits, taken out of the reach of the next one.
 struct Content {
-    /// In the order of their blocks.
+    /// Images in the order of their blocks.
     frozen: Vec<Frozen>,
-    /// In order.
+    /// Revoked blocks in order.
     revoked: Vec<BlockNumber>,
     /// The form of the log's blocks.
     layout: Layout,
 }
 
-/// A commit that panics aborts the journal: no task would end it, and its waiters would wait for
-/// ever.
+/// A commit that panics takes the journal with it: it would never end, and its waiters would wait for ever.
 struct AbortOnPanic<'a>(&'a Journal);
 
 impl Drop for AbortOnPanic<'_> {
@@ -57,20 +50,77 @@ impl Drop for AbortOnPanic<'_> {
     }
 }
 
-impl State {
-    /// Ends a running transaction without handles and blocks: its id is used by the next. The callbacks are
-    /// to be called without the lock.
-    pub(crate) fn discard_empty(&mut self) -> Option<Vec<OnCommit>> {
-        let idle = |running: &Transaction| running.is_idle() && running.phase() == Phase::Running;
-        if self.running.as_ref().is_some_and(idle) {
-            return self.running.take().map(|mut running| std::mem::take(&mut running.callbacks));
-        }
-        None
-    }
-}
-
 impl Journal {
-    /// Has what is running, which is old, committed at the next turn.
+    /// Makes transaction `id` durable: commits it if it is running, waits for it if it is committing; if it
+    /// has committed there is nothing to do. Returns true if that flushed the file system's device after the
+    /// call began.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`]: the journal has stopped.
+    pub async fn commit(self: &Arc<Self>, id: TransactionId) -> Result<bool> {
+        let mut flushes = None;
+        loop {
+            // Made under the lock: it misses no end of the transaction from then on.
+            let (done, is_running) = {
+                let mut state = self.state.lock();
+                state.check()?;
+                if let Some(running) = state.running.as_mut().filter(|running| running.id == id) {
+                    let done = Arc::clone(&running.done).notified_owned();
+                    running.request_commit(|| self.runtime.monotonic());
+                    if let Some(callbacks) = state.discard_empty() {
+                        drop(state);
+                        callbacks.into_iter().for_each(|callback| callback());
+                        return Ok(flushes.unwrap_or(false));
+                    }
+                    flushes.get_or_insert(self.options.barrier);
+                    (done, true)
+                } else if let Some(committing) = &state.committing
+                    && committing.transaction.id == id
+                {
+                    // A flush that is still to come covers what had been written when this call began.
+                    let before_flush = committing.transaction.phase() < Phase::Committing;
+                    flushes.get_or_insert(self.options.barrier && before_flush);
+                    (Arc::clone(&committing.transaction.done).notified_owned(), false)
+                } else {
+                    return Ok(flushes.unwrap_or(false));
+                }
+            };
+            if is_running && self.commit_here().await {
+                continue;
+            }
+            done.await;
+        }
+    }
+
+    /// Commits the running transaction, and waits for it and for the committing one.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`].
+    pub async fn force_commit(self: &Arc<Self>) -> Result<()> {
+        let id = {
+            let state = self.state.lock();
+            state.check()?;
+            match (&state.running, &state.committing) {
+                (Some(running), Some(committing)) if running.is_idle() => committing.transaction.id,
+                (Some(running), _) => running.id,
+                (None, Some(committing)) => committing.transaction.id,
+                (None, None) => return Ok(()),
+            }
+        };
+        self.commit(id).await.map(drop)
+    }
+
+    /// Commits, writes every committed block to its place and empties the log, for a freeze or an unmount.
+    /// Handles that run meanwhile may fill the log again.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`].
+    pub async fn flush(self: &Arc<Self>) -> Result<()> {
+        self.force_commit().await?;
+        self.empty_log().await
+    }
+
+    /// Asks for a commit of the running transaction, which is old, at the next turn.
     pub(crate) fn request_commit(&self) {
         let mut state = self.state.lock();
         if let Some(running) = &mut state.running {
@@ -83,9 +133,9 @@ impl Journal {
         self.state.lock().running.as_ref().is_some_and(|running| running.commit_requested)
     }
 
-    /// Commits what is running in the caller's own task, which spares two changes of tasks. Returns false if
-    /// another task is committing, or a fast commit has to end first: that task makes sure that the commit
-    /// task goes on.
+    /// Commits the running transaction in the caller's own task, which spares two task switches. Returns
+    /// false if a commit is under way in another task, or a fast commit has to end first: either then wakes
+    /// the commit task.
     pub(crate) async fn commit_here(self: &Arc<Self>) -> bool {
         let Ok(turn) = Arc::clone(&self.committer).try_lock_owned() else { return false };
         let journal = Arc::clone(self);
@@ -103,7 +153,8 @@ impl Journal {
         .await
     }
 
-    /// One turn of the committer: commits the running transaction where that is asked for. True where it did.
+    /// One turn of the committer: commits the running transaction if that was asked for. Returns true if it
+    /// did.
     pub(crate) async fn commit_if_requested(self: &Arc<Self>) -> bool {
         let id = {
             let mut state = self.state.lock();
@@ -130,6 +181,7 @@ impl Journal {
         true
     }
 
+    /// Takes a locked transaction to its end: one call for each step of the picture above.
     async fn commit_locked(&self, id: TransactionId) -> Result<()> {
         self.drain().await?;
         tracing::trace!(transaction = id.0, "jbd2_commit_flushing");
@@ -141,40 +193,35 @@ impl Journal {
         Counters::add(&self.counters.log_blocks, blocks.len() + 1);
         Counters::add(&self.counters.logged_blocks, frozen.len());
         Counters::add(&self.counters.revokes, revoked.len());
+        self.mark_in_use(extent).await?;
+        tracing::trace!(transaction = id.0, blocks = blocks.len(), "jbd2_commit_logging");
+        let flushed = self.write_log(extent.start, blocks).await?;
+        self.write_commit_block(extent, commit_block, flushed).await?;
+        self.finish_commit(frozen, &revoked, extent).await
+    }
 
-        if self.state.lock().space.empty_on_medium {
+    /// Says in the superblock that the log is not empty, if the medium has it empty: it begins with `extent`.
+    async fn mark_in_use(&self, extent: Extent) -> Result<()> {
+        let (empty, fast_commits) = {
+            let state = self.state.lock();
+            (state.space.empty_on_medium, state.fast.are_allowed())
+        };
+        if empty {
             // The commit block's flush makes it durable before the commit is.
-            let fast_commits = self.state.lock().fast.are_allowed();
             self.write_superblock(BioFlags::empty(), |superblock| {
-                superblock.set_tail(extent.start, id);
+                superblock.set_tail(extent.start, extent.id);
                 superblock.set_fast_commit(fast_commits);
             })
             .await?;
             self.state.lock().space.empty_on_medium = false;
         }
-        tracing::trace!(transaction = id.0, blocks = blocks.len(), "jbd2_commit_logging");
-        let flushed = self.write_log(extent.start, blocks).await?;
-        self.advance_committing(Phase::Committing)?;
-        let home = self.home();
-        if self.options.barrier && home.external {
-            Counters::add(&self.counters.flushes, 1);
-            home.cache.device().flush().await?;
-        }
-        let commit_at = self.log.advance(extent.start, extent.count - 1);
-        let flags = match (self.options.barrier, flushed) {
-            (false, _) => BioFlags::empty(),
-            (true, true) => BioFlags::FUA,
-            (true, false) => BioFlags::PREFLUSH | BioFlags::FUA,
-        };
-        Counters::add(&self.counters.flushes, usize::from(flags.contains(BioFlags::PREFLUSH)));
-        self.log.write(commit_at, vec![Segment::Owned(commit_block)], flags).await?;
-        self.finish_commit(frozen, &revoked, extent).await
+        Ok(())
     }
 
-    /// Writes everything of a transaction but its commit block. True where all of it is durable when this
-    /// returns, and with it whatever the log's device had completed before: so on a device whose FUA is a
-    /// flush behind the write, which then needs none before the commit block. It is the same number of
-    /// flushes, and one wait less.
+    /// Writes everything of a transaction but its commit block. Returns true if all of it is durable, and
+    /// with it all that the log's device had completed before. That is so on a device whose FUA is a flush
+    /// behind the write: it then needs no flush before the commit block, which is the same number of flushes
+    /// and one wait less.
     async fn write_log(&self, start: u32, blocks: Vec<Segment>) -> Result<bool> {
         let flushes = self.options.barrier
             && self.log.device.geometry().fua_flushes()
@@ -185,7 +232,26 @@ impl Journal {
         Ok(flushes)
     }
 
-    /// Waits for the open handles of the locked transaction.
+    /// Writes the commit block, the last of `extent`, behind a flush and with FUA. `flushed`: that flush has
+    /// been.
+    async fn write_commit_block(&self, extent: Extent, block: AlignedBuffer, flushed: bool) -> Result<()> {
+        self.advance_committing(Phase::Committing)?;
+        let home = self.home();
+        if self.options.barrier && home.external {
+            Counters::add(&self.counters.flushes, 1);
+            home.cache.device().flush().await?;
+        }
+        let at = self.log.advance(extent.start, extent.count - 1);
+        let flags = match (self.options.barrier, flushed) {
+            (false, _) => BioFlags::empty(),
+            (true, true) => BioFlags::FUA,
+            (true, false) => BioFlags::PREFLUSH | BioFlags::FUA,
+        };
+        Counters::add(&self.counters.flushes, usize::from(flags.contains(BioFlags::PREFLUSH)));
+        self.log.write(at, vec![Segment::Owned(block)], flags).await
+    }
+
+    /// Waits until the transaction, which is locked or paused, has no open handle.
     pub(crate) async fn drain(&self) -> Result<()> {
         loop {
             {
@@ -199,8 +265,7 @@ impl Journal {
         }
     }
 
-    /// Clones the images of the locked transaction and lets the next one run. `None`: there was nothing in
-    /// it.
+    /// Clones the images of the locked transaction, and lets the next one run. `None`: nothing was in it.
     fn freeze(&self) -> Result<Option<Content>> {
         let (buffers, layout) = {
             let mut state = self.state.lock();
@@ -218,7 +283,7 @@ impl Journal {
             }
             (std::mem::take(&mut running.buffers), layout)
         };
-        // Locked and without handles: no handle changes a buffer of it now, though others may be read.
+        // Locked and without handles: no buffer of it changes now, though it may be read.
         let mut frozen: Vec<Frozen> = buffers
             .into_iter()
             .map(|(block, buffer)| Frozen { block, image: buffer.image(), buffer })
@@ -240,35 +305,37 @@ impl Journal {
         Ok(Some(Content { frozen, revoked, layout }))
     }
 
-    /// Gives the committing transaction its part of the log. Handles only start where there is room, so it
-    /// waits only where revokes took more than was thought, or while the superblock is being marked empty.
+    /// Gives the committing transaction its part of the log. A handle starts only if there is room, so this
+    /// waits only if revokes took more than was counted, or while the superblock is written to mark the log
+    /// empty.
     async fn take_log_space(&self, id: TransactionId) -> Result<Extent> {
         wait::try_until(&self.wake.room, || {
             let mut state = self.state.lock();
             state.check()?;
             let State { committing, space, checkpoints, .. } = &mut *state;
-            let Some(committing) = committing else { unreachable!("the commit put it there") };
-            if !checkpoints.is_emptying() {
-                let count = committing.wanted;
-                if count >= self.log.ring() {
-                    let what = format!("transaction {id}: {count} blocks in a log of {}", self.log.ring());
-                    return Err(Error::posix(Errno::ENOSPC, what));
-                }
-                if let Some(start) = space.take(&self.log, count) {
-                    let extent = Extent { id, start, count };
-                    committing.extent = Some(extent);
-                    committing.wanted = 0;
-                    return Ok(Some(extent));
-                }
-                checkpoints.want(count);
-                self.wake.checkpoint.notify_one();
+            let Some(committing) = committing else { unreachable!("the committer put it there") };
+            if checkpoints.is_emptying() {
+                return Ok(None);
             }
+            let count = committing.wanted;
+            if count >= self.log.ring() {
+                let what = format!("transaction {id}: {count} blocks in a log of {}", self.log.ring());
+                return Err(Error::posix(Errno::ENOSPC, what));
+            }
+            if let Some(start) = space.take(&self.log, count) {
+                let extent = Extent { id, start, count };
+                committing.extent = Some(extent);
+                committing.wanted = 0;
+                return Ok(Some(extent));
+            }
+            checkpoints.want(count);
+            self.wake.checkpoint.notify_one();
             Ok(None)
         })
         .await
     }
 
-    /// The blocks that go to the log, in order, and the commit block.
+    /// The blocks that go to the log, in its order, and the commit block.
     fn log_content(&self, id: TransactionId, content: &Content) -> Result<(Vec<Segment>, AlignedBuffer)> {
         let Content { frozen, revoked, layout } = content;
         let size = layout.block_size.len();
@@ -291,8 +358,8 @@ impl Journal {
         Ok(())
     }
 
-    /// The commit block is durable: hands the blocks to the checkpoint, runs the callbacks, tells the tasks
-    /// that wait.
+    /// Ends a commit whose commit block is durable: hands the blocks to the checkpoint, runs the callbacks,
+    /// and notifies the waiters.
     async fn finish_commit(
         &self,
         frozen: Vec<Frozen>,
@@ -306,7 +373,7 @@ impl Journal {
             let mut state = self.state.lock();
             state.check()?;
             let State { committing, checkpoints, fast, history, .. } = &mut *state;
-            let Some(committing) = committing else { unreachable!("the commit put it there") };
+            let Some(committing) = committing else { unreachable!("the committer put it there") };
             committing.transaction.advance(Phase::Committed, self.runtime.monotonic());
             history.add(&committing.transaction);
             callbacks = std::mem::take(&mut committing.transaction.callbacks);
@@ -327,7 +394,7 @@ impl Journal {
         tracing::debug!(transaction = extent.id.0, log_blocks = extent.count, "jbd2_end_commit");
         drop(finished);
         self.wake.committed.notify_waiters();
-        // A handle that waits for space asks again, now that there is something to checkpoint.
+        // Handles that wait for space ask again, now that there is something to checkpoint.
         self.wake.room.notify_waiters();
         if low {
             self.wake.checkpoint.notify_one();
@@ -336,75 +403,5 @@ impl Journal {
             self.void_fast_commits().await;
         }
         Ok(())
-    }
-}
-
-impl Journal {
-    /// Makes transaction `id` durable: commits it where it is running, waits where it is committing; nothing
-    /// to do where it has committed. Returns true when that flushed the file system's device after the call.
-    ///
-    /// # Errors
-    /// [`Error::Aborted`] where the journal has stopped.
-    pub async fn commit(self: &Arc<Self>, id: TransactionId) -> Result<bool> {
-        let mut flushes = None;
-        loop {
-            // Made under the lock: it misses no end from then on.
-            let (done, is_running) = {
-                let mut state = self.state.lock();
-                state.check()?;
-                if let Some(running) = state.running.as_mut().filter(|running| running.id == id) {
-                    let done = Arc::clone(&running.done).notified_owned();
-                    running.request_commit(|| self.runtime.monotonic());
-                    if let Some(callbacks) = state.discard_empty() {
-                        drop(state);
-                        callbacks.into_iter().for_each(|callback| callback());
-                        return Ok(flushes.unwrap_or(false));
-                    }
-                    flushes.get_or_insert(self.options.barrier);
-                    (done, true)
-                } else if let Some(committing) = &state.committing
-                    && committing.transaction.id == id
-                {
-                    // Its flush is still to come: it covers what had been written when this call began.
-                    let before_flush = committing.transaction.phase() < Phase::Committing;
-                    flushes.get_or_insert(self.options.barrier && before_flush);
-                    (Arc::clone(&committing.transaction.done).notified_owned(), false)
-                } else {
-                    return Ok(flushes.unwrap_or(false));
-                }
-            };
-            if is_running && self.commit_here().await {
-                continue;
-            }
-            done.await;
-        }
-    }
-
-    /// Commits what is running and waits for it and for what is committing.
-    ///
-    /// # Errors
-    /// As [`Journal::commit`].
-    pub async fn force_commit(self: &Arc<Self>) -> Result<()> {
-        let id = {
-            let state = self.state.lock();
-            state.check()?;
-            match (&state.running, &state.committing) {
-                (Some(running), Some(committing)) if running.is_idle() => committing.transaction.id,
-                (Some(running), _) => running.id,
-                (None, Some(committing)) => committing.transaction.id,
-                (None, None) => return Ok(()),
-            }
-        };
-        self.commit(id).await.map(drop)
-    }
-
-    /// Writes every committed block to its place and empties the log (freeze, unmount, before growing a
-    /// bitmap …). Handles that run meanwhile may fill it again.
-    ///
-    /// # Errors
-    /// As [`Journal::commit`].
-    pub async fn flush(self: &Arc<Self>) -> Result<()> {
-        self.force_commit().await?;
-        self.empty_log().await
     }
 }

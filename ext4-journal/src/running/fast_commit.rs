@@ -1,5 +1,5 @@
-//! Fast commit: a few tags say what the running transaction has done so far, instead of the images of all its
-//! blocks.
+//! Fast commit: tags in the log's area say what the running transaction has done so far, instead of the
+//! images of all its blocks.
 //!
 //! ```text
 //!   fsync ─► Running ─► Paused ─────────► Running ─► area: [HEAD tags··· TAIL][tags··· TAIL] ─► returns
@@ -7,8 +7,9 @@
 //!             open ones finish    taken: memory only
 //! ```
 //!
-//! What the tags mean is the file system's business ([`FastCommitSource`]); here is only when they may be
-//! written and where. Recovery replays them on top of the last transaction that was committed in full.
+//! What the tags mean is known to the file system alone ([`FastCommitSource`]); this file decides when and to
+//! which blocks they are written. Recovery replays them on top of the last transaction that was committed in
+//! full.
 //!
 //! Invariants, each with the crash it prevents:
 //! - A fast commit belongs to the running transaction, and every transaction before it has been committed in
@@ -17,20 +18,20 @@
 //! - The tags are taken when no handle is open. Were one open, half of its operation could be replayed.
 //! - The superblock on the medium says that the log is not empty while there are fast commits to replay:
 //!   recovery does not look at the area of an empty log. (jbd2 asks for one full commit after the mount; here
-//!   the log may also become empty later, and is kept from it.)
-//! - Where one of the transaction's fast commits was not written for whatever reason, no other follows: its
-//!   tags would miss the lost ones. The next fsync commits in full, which needs no tags.
+//!   a checkpoint could also empty the log later, and is kept from it.)
+//! - If one of the transaction's fast commits was not written, for any reason, no other follows: its tags
+//!   would miss the lost ones. The next fsync commits in full, which needs no tags.
 //! - The first fast commit of a transaction is there as a whole or not at all, whatever a crash tears: its
 //!   first sector, which names the transaction, is written when the rest has completed. The kernel refuses to
-//!   mount where it finds that name and no whole fast commit. Of a later one a torn block is passed over, so
-//!   those are one write.
+//!   mount if it finds that name and no whole fast commit. A torn block of a later fast commit is passed
+//!   over, so those are one write.
 //! - The area's last block stays unused: a kernel that has read the area to its end goes on behind the log,
 //!   and refuses to mount.
 //! - When their transaction has been committed in full, the fast commits are made void on the medium, by
 //!   zeros over the name of the transaction; so are those that an earlier life of the log left, before the
-//!   log is not empty any more. The kernel passes old ones over, but e2fsck (1.47) gives the whole log up
-//!   where it finds some: it would lose what was committed in full. A crash just before the zeros are on the
-//!   medium is all that is left of that.
+//!   log is not empty any more. The kernel passes old ones over, but e2fsck (1.47) gives the whole log up if
+//!   it finds some: it would lose what was committed in full. Only a crash just before the zeros are on the
+//!   medium still leads to that.
 //! - One at a time, never beside a full commit of the same transaction, and the area is written over only
 //!   when the full commit that makes it void is durable: all of that happens between `busy` and its end.
 //! - The file system's data that the tags point to had completed before the call: the preflush (with an
@@ -44,31 +45,30 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ext4_core::device::{AlignedBuffer, BioFlags, Segment};
-use ext4_core::{Error, Result, TransactionId};
+use ext4_core::{Error, Result, TransactionId, wait};
 
-use crate::format::MIN_BLOCKS;
-use crate::format::fast_commit::{FastCommitEncoder, FastCommitTag, FastCommitTags};
+use crate::format::{FastCommitEncoder, FastCommitTag, FastCommitTags, MIN_BLOCKS};
 use crate::journal::Journal;
-use crate::state::fast_commits::{FastCommitSource, Ineligible, Refusal};
-use crate::state::statistics::Counters as JournalCounters;
-use crate::state::transaction::Phase;
-use crate::state::{Mode, State};
+use crate::log::Space;
+use crate::state::{Counters, FastCommitSource, Ineligible, Mode, Phase, Refusal, State};
 
-/// What a caller does next.
+/// What a caller of a fast commit does next.
 enum Step {
+    /// Returns: a snapshot that will do is durable. `flushed`: its write flushed the device.
     Served { flushed: bool },
-    Wait,
+    /// Writes the next fast commit itself, for all callers that ask meanwhile.
     Lead,
+    /// Commits in full.
     Full(Refusal),
 }
 
 impl Journal {
-    /// Has the journal make an area for fast commits when it begins to run. Before that.
+    /// Asks for a fast-commit area, which the journal makes when it begins to run. Called before that.
     pub fn allow_fast_commits(&self) {
         self.state.lock().fast.wanted = true;
     }
 
-    /// True where the running journal has an area for fast commits.
+    /// Returns true if the running journal has a fast-commit area.
     #[must_use]
     pub fn has_fast_commits(&self) -> bool {
         self.state.lock().fast.are_allowed()
@@ -84,11 +84,11 @@ impl Journal {
         }
         state.fast.area = last.filter(|_| state.fast.wanted).map(|last| (last + 1, end - 1));
         self.log.set_last(if state.fast.area.is_some() { last.unwrap_or(end) } else { end });
-        state.space = crate::log::Space::empty(&self.log);
+        state.space = Space::empty(&self.log);
     }
 
-    /// Writes zeros over the head of the fast commits that are void. Where that fails they stay as they are:
-    /// only e2fsck minds.
+    /// Writes zeros over HEAD of the fast commits that are void. If that fails they stay as they are: only
+    /// e2fsck minds.
     pub(crate) async fn void_fast_commits(&self) {
         let area = self.state.lock().fast.area;
         if let Some((start, _)) = area {
@@ -103,7 +103,7 @@ impl Journal {
         self.wake.checkpoint.notify_one();
     }
 
-    /// Makes void what an earlier life of the log, which is empty, left in the area.
+    /// Makes fast commits void that an earlier life of the log, which is empty, left in the area.
     pub(crate) async fn void_former_fast_commits(&self) -> Result<()> {
         let area = self.state.lock().fast.area;
         let Some((start, _)) = area else { return Ok(()) };
@@ -114,12 +114,12 @@ impl Journal {
         self.log.zero_first_sector(start, self.barrier_flags() - BioFlags::PREFLUSH).await
     }
 
-    /// Makes what transaction `id` has done so far durable: by a fast commit of what `source` says, shared
-    /// with other callers that ask at the same time; if that cannot be, by [`Journal::commit`]. Returns true
-    /// when that flushed the file system's device after the call.
+    /// Makes what transaction `id` has done so far durable: by a fast commit of the tags of `source`, shared
+    /// with other callers that ask at the same time, or, if that cannot be, by [`Journal::commit`]. Returns
+    /// true if that flushed the file system's device after the call began.
     ///
     /// # Errors
-    /// As [`Journal::commit`].
+    /// [`Error::Aborted`]: the journal has stopped.
     pub async fn fast_commit(
         self: &Arc<Self>,
         id: TransactionId,
@@ -127,15 +127,12 @@ impl Journal {
     ) -> Result<bool> {
         let mut number = None;
         loop {
-            let mut committed = std::pin::pin!(self.wake.committed.notified());
-            committed.as_mut().enable();
-            let step = self.next_step(id, source, &mut number)?;
-            match step {
+            let step = wait::try_until(&self.wake.committed, || self.next_step(id, source, &mut number));
+            match step.await? {
                 Step::Served { flushed } => {
                     self.counters.fast_commits.served.fetch_add(1, Ordering::Relaxed);
                     return Ok(flushed);
                 }
-                Step::Wait => committed.await,
                 Step::Lead => Leader { journal: self, id, number: None }.run(source).await?,
                 Step::Full(refusal) => {
                     self.counters.fast_commits.count(refusal);
@@ -145,35 +142,35 @@ impl Journal {
         }
     }
 
-    /// What a caller that wants a snapshot of transaction `id` that is still to be taken does now. `number`:
-    /// that of the first one that will do.
+    /// The next step of a caller that needs a snapshot of transaction `id` that is still to be taken; `None`:
+    /// it waits. `number`: that of the first snapshot that will do.
     fn next_step(
         &self,
         id: TransactionId,
         source: &dyn FastCommitSource,
         number: &mut Option<u64>,
-    ) -> Result<Step> {
+    ) -> Result<Option<Step>> {
         let mut state = self.state.lock();
         state.check()?;
         let wanted = *number.get_or_insert(state.fast.begun + 1);
         if state.fast.finished >= wanted {
-            return Ok(Step::Served { flushed: state.fast.flushed >= wanted });
+            return Ok(Some(Step::Served { flushed: state.fast.flushed >= wanted }));
         }
         let State { running, committing, fast, space, checkpoints, mode, .. } = &mut *state;
         let Some(running) = running.as_mut().filter(|running| running.id == id) else {
-            return Ok(Step::Full(Refusal::Overtaken));
+            return Ok(Some(Step::Full(Refusal::Overtaken)));
         };
         if let Some((_, refusal)) = fast.refused.filter(|(refused, _)| *refused == id) {
-            return Ok(Step::Full(refusal));
+            return Ok(Some(Step::Full(refusal)));
         }
         if *mode != Mode::Running
             || (running.commit_requested && !fast.busy)
             || running.phase() == Phase::Locked
         {
-            return Ok(Step::Full(Refusal::Overtaken));
+            return Ok(Some(Step::Full(Refusal::Overtaken)));
         }
         if fast.busy || committing.is_some() {
-            return Ok(Step::Wait);
+            return Ok(None);
         }
         let refusal = if !fast.are_allowed() || !source.is_eligible(id) {
             Refusal::Ineligible
@@ -182,23 +179,24 @@ impl Journal {
         } else {
             running.advance(Phase::Paused, self.runtime.monotonic());
             fast.busy = true;
-            return Ok(Step::Lead);
+            return Ok(Some(Step::Lead));
         };
         fast.refused = Some((id, refusal));
-        Ok(Step::Full(refusal))
+        Ok(Some(Step::Full(refusal)))
     }
 }
 
-/// The caller that writes a fast commit. Dropped before its end it refuses the transaction any other.
+/// The caller that writes a fast commit. If it is dropped before the end, the transaction gets no other.
 struct Leader<'a> {
     journal: &'a Arc<Journal>,
     id: TransactionId,
-    /// The number of its snapshot, once that was taken.
+    /// The number of its snapshot, once that has been taken.
     number: Option<u64>,
 }
 
 impl Leader<'_> {
-    /// The transaction is paused. One that is refused is no error: the caller sees it when it looks again.
+    /// Takes the snapshot of the transaction, which is paused, and writes it. A refusal is no error: the
+    /// caller sees it at its next step.
     async fn run(mut self, source: &dyn FastCommitSource) -> Result<()> {
         let journal = self.journal;
         journal.drain().await?;
@@ -271,9 +269,9 @@ impl Leader<'_> {
         }
         let home = journal.home();
         if journal.options.barrier {
-            JournalCounters::add(&journal.counters.flushes, 1);
+            Counters::add(&journal.counters.flushes, 1);
             if home.external {
-                JournalCounters::add(&journal.counters.flushes, 1);
+                Counters::add(&journal.counters.flushes, 1);
                 home.cache.device().flush().await?;
             }
         }
@@ -296,8 +294,8 @@ impl Leader<'_> {
     }
 }
 
-/// True where everything that the checksum covers, and the checksum, lie in the first sector: a torn block is
-/// whole then or not there.
+/// Returns true if everything that the checksum covers, and the checksum, lie in the first sector: whatever a
+/// crash tears, the fast commit is then there as a whole or not at all.
 fn is_one_sector(blocks: &[Vec<u8>], sector: u32) -> bool {
     let [block] = blocks else { return false };
     let end =

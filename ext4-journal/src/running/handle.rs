@@ -1,125 +1,144 @@
-//! Handles: joining the running transaction, and what one may do in it.
+//! Handles: one operation joins the running transaction, with credits for the blocks that it may change.
 //!
-//! Credits: a handle asks for as many blocks as it can change at most. The first change of a block in a
-//! transaction takes one from the handle that makes it; what is left goes back when the handle stops. So the
-//! transaction's size is never above what its handles asked for, and it always fits the log.
+//! Credits: a handle asks for the number of blocks that it can change at most. The first change of a block in
+//! a transaction takes one credit from the handle that makes it; what is left goes back when the handle
+//! stops. So the transaction's size is never above what its handles asked for, and it always fits the log.
 //!
-//! A handle starts only where its credits fit into the running transaction (a quarter of the log) and that,
-//! as large as it can become, fits into the free part of the log beside what is reserved. Otherwise it waits,
-//! in the order in which it came ([`crate::running::queue`]): for a commit, or for a checkpoint.
+//! A handle starts only if its credits fit into the running transaction (a quarter of the log), and if that
+//! transaction, as large as it can become, fits into the free part of the log. Otherwise the handle waits in
+//! the order in which it came ([`Turn`]): for a commit, or for a checkpoint.
 //!
 //! So a commit finds room for what was counted. Not counted in advance are revokes beyond one block of them:
-//! an operation that frees blocks does not know how many will be metadata. A commit that comes to need more
-//! waits for the checkpoint task, and that waits for no task: all else in the log is committed. A transaction
-//! whose revokes have made it long takes no more handles, so that it fits the log. (jbd2 has operations
-//! declare their revokes; they would have to count by the extent, where we count what there is.)
+//! an operation that frees blocks does not know how many of them will be metadata. A commit that comes to
+//! need more waits for the checkpoint task, which can always make room: everything else in the log is
+//! committed. A transaction whose revokes have made it long takes no more handles, so that it fits the log.
+//! (jbd2 has operations declare their revokes. They would have to count by the extent, while the journal here
+//! counts what there is.)
 //!
-//! Invariant: the journal waits for handles (a locked transaction for its last one), so a task that holds one
-//! waits for nothing that waits for the journal.
+//! Invariant: the journal waits for handles (a locked transaction for its last one), so an operation that
+//! holds a handle waits for nothing that waits for the journal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use ext4_core::meta::transaction::OnCommit;
 use ext4_core::meta::{Buffer, Transaction as MetaTransaction};
-use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId};
+use ext4_core::{BlockNumber, Errno, Error, Result, TransactionId, wait};
 use parking_lot::MutexGuard;
 
+use super::queue::Turn;
 use crate::journal::Journal;
-use crate::running::queue::Turn;
-use crate::state::statistics::Counters;
-use crate::state::transaction::{Phase, Transaction};
-use crate::state::{Mode, State};
+use crate::state::{Counters, Mode, Phase, State, Transaction, log_blocks};
 
-/// One operation's part in the running transaction. Dropping it stops it.
+/// A jbd2 handle: one operation's part in the running transaction. Dropping it stops the handle.
 #[derive(Debug)]
 pub struct Handle {
     journal: Arc<Journal>,
     operation: &'static str,
-    /// The transaction it belongs to.
-    id: AtomicU32,
-    /// Blocks it may still add to the transaction.
+    /// The transaction that it belongs to.
+    id: TransactionId,
+    /// Blocks that it may still add to the transaction.
     credits: AtomicU32,
 }
 
+/// The answer to a handle that looks for room.
+enum Look<T> {
+    /// There is room, and it has been taken.
+    Taken(T),
+    /// There is none, or other handles are before this one.
+    NoRoom,
+    /// The running transaction takes no handle before it has been frozen, or runs again.
+    Locked,
+}
+
 impl Journal {
-    /// Starts a handle that may change `credits` blocks; waits where the running transaction is being locked
-    /// or the log is full. `operation` names it in assertions.
+    /// Starts a handle that may change `credits` blocks. Waits while the running transaction is being locked
+    /// or the log is full. `operation` names the handle in assertions.
     ///
     /// # Errors
-    /// `ENOSPC` for more than [`Journal::max_credits`], [`Error::Aborted`] where the journal has stopped,
-    /// `EROFS` where it does not run.
+    /// - `ENOSPC`: `credits` is more than [`Journal::max_credits`].
+    /// - `EROFS`: the journal does not run.
+    /// - [`Error::Aborted`]: the journal has stopped.
     pub async fn start(self: &Arc<Self>, credits: u32, operation: &'static str) -> Result<Handle> {
-        let id = self.join(credits, operation).await?;
-        tracing::trace!(tid = id.0, operation, requested_blocks = credits, "jbd2_handle_start");
-        Ok(Handle::new(self, operation, id, credits))
-    }
-
-    async fn join(&self, credits: u32, operation: &'static str) -> Result<TransactionId> {
         if credits > self.max_credits() {
             return Err(Error::posix(
                 Errno::ENOSPC,
                 format!("{operation}: {credits} blocks in one transaction of at most {}", self.max_credits()),
             ));
         }
-        let (id, begun) = self
-            .wait_for_room(|state, waited| {
-                if state.mode != Mode::Running {
-                    return Err(Error::posix(Errno::EROFS, format!("{operation}: the journal does not run")));
-                }
-                if !self.fits(state, credits) || !self.has_room(state, credits) {
-                    return Ok(None);
-                }
-                let admitted = self.admit(state, credits);
-                if let Some(running) = &mut state.running {
-                    running.longest_wait = running.longest_wait.max(waited);
-                }
-                Ok(Some(admitted))
-            })
-            .await?;
-        self.admitted(begun);
-        Ok(id)
+        let (id, begun) = self.wait_for_room(credits, operation).await?;
+        if begun && self.options.commit_interval.is_some() {
+            // The commit task sets its timer.
+            self.wake.commit.notify_one();
+        }
+        Counters::add(&self.counters.handles, 1);
+        tracing::trace!(tid = id.0, operation, requested_blocks = credits, "jbd2_handle_start");
+        Ok(Handle { journal: Arc::clone(self), operation, id, credits: AtomicU32::new(credits) })
     }
 
-    /// Calls `take` until it takes what it wants. Between two calls it waits for what may have changed the
-    /// answer, in the queue of the handles that do; while a transaction is locked no handle is asked. `take`
-    /// is told how long it has waited.
-    pub(crate) async fn wait_for_room<T>(
-        &self,
-        mut take: impl FnMut(&mut State, Duration) -> Result<Option<T>>,
-    ) -> Result<T> {
-        let mut began = None;
-        let mut turn = None;
-        loop {
-            let mut room = std::pin::pin!(self.wake.room.notified());
-            let locked;
-            {
-                let mut state = self.state.lock();
-                state.check()?;
-                locked = state.running.as_ref().is_some_and(|running| running.phase() != Phase::Running);
-                if !locked && (turn.is_some() || state.queue.is_empty()) {
-                    let waited = began.map_or(Duration::ZERO, |began| self.runtime.monotonic() - began);
-                    if let Some(taken) = take(&mut state, waited)? {
-                        return Ok(taken);
-                    }
-                }
-                // With the lock held: a task that changes the state from here on reaches this waiter.
-                room.as_mut().enable();
-            }
-            began.get_or_insert_with(|| self.runtime.monotonic());
-            if locked || turn.is_some() {
-                room.await;
-            } else {
-                let place = Turn::take(self);
-                place.first().await;
-                turn = Some(place);
+    /// Admits a handle, as [`Journal::admit`] does, as soon as there is room for it and no other handle is
+    /// before it. A handle that only waits until a locked transaction is frozen takes no place in the queue.
+    async fn wait_for_room(&self, credits: u32, operation: &'static str) -> Result<(TransactionId, bool)> {
+        let look = |turn: bool, waited: Duration| {
+            let mut state = self.state.lock();
+            self.look_for_room(&mut state, credits, operation, turn, waited)
+        };
+        let first = look(false, Duration::ZERO)?;
+        if let Look::Taken(admitted) = first {
+            return Ok(admitted);
+        }
+        let began = self.runtime.monotonic();
+        let waited = || self.runtime.monotonic() - began;
+        if matches!(first, Look::Locked) {
+            let unlocked = wait::try_until(&self.wake.room, || {
+                Ok(match look(false, waited())? {
+                    Look::Taken(admitted) => Some(Some(admitted)),
+                    Look::NoRoom => Some(None),
+                    Look::Locked => None,
+                })
+            });
+            if let Some(admitted) = unlocked.await? {
+                return Ok(admitted);
             }
         }
+        let turn = Turn::take(self);
+        turn.first().await;
+        wait::try_until(&self.wake.room, || {
+            Ok(match look(true, waited())? {
+                Look::Taken(admitted) => Some(admitted),
+                Look::NoRoom | Look::Locked => None,
+            })
+        })
+        .await
     }
 
-    /// True where the running transaction, if there is one, has a place for `credits` more. Otherwise its
+    /// Looks once for room. `turn`: the handle is the first in the queue. `waited`: the time since it came.
+    fn look_for_room(
+        &self,
+        state: &mut State,
+        credits: u32,
+        operation: &'static str,
+        turn: bool,
+        waited: Duration,
+    ) -> Result<Look<(TransactionId, bool)>> {
+        state.check()?;
+        if state.running.as_ref().is_some_and(|running| running.phase() != Phase::Running) {
+            return Ok(Look::Locked);
+        }
+        if !turn && !state.queue.is_empty() {
+            return Ok(Look::NoRoom);
+        }
+        if state.mode != Mode::Running {
+            return Err(Error::posix(Errno::EROFS, format!("{operation}: the journal does not run")));
+        }
+        if !self.fits(state, credits) || !self.has_room(state, credits) {
+            return Ok(Look::NoRoom);
+        }
+        Ok(Look::Taken(self.admit(state, credits, waited)))
+    }
+
+    /// Returns true if the running transaction, if there is one, has a place for `credits` more. If not, its
     /// commit has been asked for.
     fn fits(&self, state: &mut State, credits: u32) -> bool {
         let Some(running) = &mut state.running else { return true };
@@ -136,9 +155,9 @@ impl Journal {
         false
     }
 
-    /// Makes a handle with `credits` part of the running transaction, which begins where there is none: its
-    /// id, and whether it has begun and needs a timer. [`Journal::admitted`] follows without the lock.
-    pub(crate) fn admit(&self, state: &mut State, credits: u32) -> (TransactionId, bool) {
+    /// Makes a handle with `credits` part of the running transaction, which begins if there is none. Returns
+    /// its id, and true if it has begun and needs a timer.
+    fn admit(&self, state: &mut State, credits: u32, waited: Duration) -> (TransactionId, bool) {
         let next = state.next;
         let mut begun = false;
         let timer_runs = state.timer_runs;
@@ -148,24 +167,16 @@ impl Journal {
         });
         running.handles += 1;
         running.reserved += credits;
+        running.longest_wait = running.longest_wait.max(waited);
         (running.id, begun)
     }
 
-    /// Counts a handle, and sets the timer of a transaction that has begun.
-    pub(crate) fn admitted(&self, begun: bool) {
-        if begun && self.options.commit_interval.is_some() {
-            self.wake.commit.notify_one();
-        }
-        Counters::add(&self.counters.handles, 1);
-    }
-
-    /// Returns true if the log has room for the running transaction with `credits` more. Otherwise room is
-    /// being made.
-    pub(crate) fn has_room(&self, state: &mut State, credits: u32) -> bool {
+    /// Returns true if the log has room for the running transaction with `credits` more. If not, a commit or
+    /// a checkpoint that makes room has been asked for.
+    fn has_room(&self, state: &mut State, credits: u32) -> bool {
         let running = match &state.running {
             Some(running) => running.log_blocks(&state.layout, credits),
-            None if credits == 0 => 0,
-            None => crate::state::transaction::log_blocks(&state.layout, credits, 1),
+            None => log_blocks(&state.layout, credits, 1),
         };
         let committing = state.committing.as_ref().map_or(0, |committing| committing.wanted);
         let wanted = running.saturating_add(committing);
@@ -187,27 +198,12 @@ impl Journal {
 }
 
 impl Handle {
-    /// A handle that was admitted to transaction `id`.
-    pub(crate) fn new(
-        journal: &Arc<Journal>,
-        operation: &'static str,
-        id: TransactionId,
-        credits: u32,
-    ) -> Self {
-        Self {
-            journal: Arc::clone(journal),
-            operation,
-            id: AtomicU32::new(id.0),
-            credits: AtomicU32::new(credits),
-        }
-    }
-
-    /// The state, with this handle's transaction in `running`.
+    /// The state, in which this handle's transaction is the running one.
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.journal.state.lock();
         state.check()?;
         debug_assert!(
-            state.running.as_ref().is_some_and(|running| running.id.0 == self.id.load(Ordering::Relaxed)),
+            state.running.as_ref().is_some_and(|running| running.id == self.id),
             "{}: its transaction is not the running one",
             self.operation
         );
@@ -246,18 +242,20 @@ impl Handle {
         }
         Ok(())
     }
+}
 
-    /// Leaves the transaction; what it reserved and did not use goes back.
-    fn leave(&self) {
+impl Drop for Handle {
+    /// Stops the handle: credits that were not used go back.
+    fn drop(&mut self) {
         let journal = &self.journal;
         let mut state = journal.state.lock();
         let State { running, layout, space, .. } = &mut *state;
         let Some(running) = running else { return };
-        running.reserved -= self.credits.swap(0, Ordering::Relaxed);
+        running.reserved -= *self.credits.get_mut();
         running.handles -= 1;
         let drained = running.handles == 0 && running.is_draining();
-        // Nearly full: a block that changes all the time is logged once for each transaction, so few large
-        // ones log least.
+        // Nearly full: a block that changes all the time is logged once in each transaction, so few large
+        // transactions log least.
         let large = running.size() >= journal.max_credits() / 32 * 31
             || running.log_blocks(layout, 0) > space.free.max(journal.log.ring() / 2);
         let request = large && running.request_commit(|| journal.runtime.monotonic());
@@ -271,16 +269,9 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-#[async_trait]
 impl MetaTransaction for Handle {
     fn id(&self) -> TransactionId {
-        TransactionId(self.id.load(Ordering::Relaxed))
+        self.id
     }
 
     fn get_write_access(&self, buffer: &Buffer) -> Result<()> {
@@ -344,7 +335,7 @@ impl MetaTransaction for Handle {
                     running.callbacks.push(callback);
                 }
             }
-            // What it waits for never comes.
+            // The journal has stopped: the commit that the callback waits for never comes.
             Err(_) => drop(callback),
         }
     }

@@ -1,11 +1,15 @@
-//! The life of transactions while the journal runs: a file for each phase.
+//! What happens to a transaction while the journal runs: a file for each phase.
 //!
-//! `handle` joins the running transaction, `queue` keeps the order of the handles that wait for room,
-//! `commit` writes a transaction to the log, `fast_commit` makes fsync short, `checkpoint` writes committed
-//! blocks to their places.
+//! ```text
+//!   Handle ─ modify ─► running transaction ─ commit ─► log ─► checkpoint: blocks to their places
+//!     ▲                     └─ fast commit ─► area        │
+//!     └─ queue: waits for room ◄──────────────────────────┘
+//! ```
 
-pub(crate) mod checkpoint;
-pub(crate) mod commit;
-pub(crate) mod fast_commit;
-pub(crate) mod handle;
-pub(crate) mod queue;
+mod checkpoint;
+mod commit;
+mod fast_commit;
+mod handle;
+mod queue;
+
+pub use handle::Handle;

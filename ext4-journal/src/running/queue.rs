@@ -1,17 +1,14 @@
-//! Handles that wait for room, in the order they came.
+//! A place in the queue of handles that wait for room.
 //!
-//! A handle that asks for much and one that asks for little wait for the same room. Were they to take it as
-//! they find it, a crowd of small ones would keep a large one waiting for ever: whenever a little becomes
-//! free, one of them has it. So only the first in the queue may take room, and a handle that comes takes its
-//! place behind. The first asks for a commit or a checkpoint, and what it asked for is what it gets: it waits
-//! for at most the commit that runs, its own and a checkpoint, and those behind it for no more than that
-//! each.
+//! Only the handle in the first place takes room; one that comes joins at the end. The first asks for a
+//! commit or a checkpoint, and what becomes free is its own: it waits for at most the commit that is under
+//! way, its own and a checkpoint, and each handle behind it for no more than that again.
 //!
-//! A handle that waits only for a locked transaction to be frozen takes no place: that ends without room, for
-//! all at once.
+//! A handle that waits only until a locked transaction is frozen takes no place: that ends for all of them at
+//! once, and needs no room.
 //!
-//! Invariant: a handle that leaves the front, admitted or given up, tells the next. Were that lost, all
-//! behind it would wait for ever.
+//! Invariant: a handle that leaves the first place, admitted or given up, notifies the next. Were that lost,
+//! every handle behind it would wait for ever.
 
 use std::sync::Arc;
 
@@ -19,30 +16,23 @@ use tokio::sync::Notify;
 
 use crate::journal::Journal;
 
-/// A place in a queue, given up when it is dropped.
+/// A place in the queue, given up when it is dropped.
 pub(crate) struct Turn<'a> {
     journal: &'a Journal,
     place: Arc<Notify>,
 }
 
 impl<'a> Turn<'a> {
-    /// The last place.
+    /// Takes the last place.
     pub(crate) fn take(journal: &'a Journal) -> Self {
-        let place = Arc::new(Notify::new());
-        journal.state.lock().queue.0.push_back(Arc::clone(&place));
+        let place = journal.state.lock().queue.join();
         Self { journal, place }
     }
 
-    /// Waits until it is the first. An abort lets all of them come to the front in turn.
+    /// Waits until this place is the first. An abort brings every place to the front in turn.
     pub(crate) async fn first(&self) {
-        loop {
-            {
-                let state = self.journal.state.lock();
-                let first = state.queue.0.front();
-                if first.is_none_or(|first| Arc::ptr_eq(first, &self.place)) {
-                    return;
-                }
-            }
+        while !self.journal.state.lock().queue.is_first(&self.place) {
+            // One waiter and a permit: a notification between the check and this wait is not lost.
             self.place.notified().await;
         }
     }
@@ -50,12 +40,7 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let next = {
-            let mut state = self.journal.state.lock();
-            let queue = &mut state.queue.0;
-            queue.retain(|place| !Arc::ptr_eq(place, &self.place));
-            queue.front().cloned()
-        };
+        let next = self.journal.state.lock().queue.leave(&self.place);
         if let Some(next) = next {
             next.notify_one();
         }

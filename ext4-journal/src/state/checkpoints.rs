@@ -1,7 +1,14 @@
-//! Committed transactions whose blocks are not in their places yet, oldest first.
+//! The checkpoint list: committed blocks that are not at their places yet, and the transactions whose part of
+//! the log they keep in use.
 //!
-//! Invariant: the log's tail does not pass a transaction as long as one of its blocks is here. Otherwise
-//! recovery would miss a committed change.
+//! Each block is known by its latest committed image. A block that a newer transaction commits again leaves
+//! the older one's list: the newer copy in the log replaces the older. So a block that changes all the time,
+//! such as a bitmap, is seldom written.
+//!
+//! Invariants:
+//! - Only images of committed transactions are here. Otherwise a crash would show half an operation.
+//! - A block that a committed transaction revoked is not here any more; see [`crate::log`]'s revokes.
+//! - Transactions stand in the order of their ids, without a gap, so that an id gives the index.
 
 use std::collections::VecDeque;
 
@@ -12,44 +19,52 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::log::Extent;
 
-/// A committed block that is not in its place.
+/// A block as a committing transaction froze it.
+pub(crate) struct Frozen {
+    pub(crate) block: BlockNumber,
+    pub(crate) image: BlockImage,
+    pub(crate) buffer: Buffer,
+}
+
+/// A committed block that is not at its place.
 #[derive(Debug)]
 struct Entry {
     /// The transaction that committed it last.
     id: TransactionId,
     image: BlockImage,
-    /// Keeps the block in the cache: the device does not have it yet.
+    /// Keeps the block in the buffer cache: the device does not have it yet.
     buffer: Buffer,
 }
 
 /// A committed transaction whose part of the log is in use.
 #[derive(Debug)]
-pub(crate) struct Committed {
-    pub(crate) extent: Extent,
-    /// What it committed.
+struct Committed {
+    extent: Extent,
+    /// The blocks that it committed.
     blocks: Vec<BlockNumber>,
-    /// How many of them are not in their places and not in a newer transaction.
+    /// How many of them are neither at their places nor in a newer transaction.
     left: usize,
 }
 
-/// What waits to be written to its place.
+/// What the checkpoint task has to do, and what it is asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoints {
     blocks: FxHashMap<BlockNumber, Entry>,
     /// Oldest first.
-    pub(crate) transactions: VecDeque<Committed>,
-    /// Blocks whose write is in flight.
-    pub(crate) in_flight: FxHashSet<BlockNumber>,
-    /// Blocks were written since the last flush.
-    pub(crate) unflushed: bool,
-    /// So many log blocks are wanted free.
-    pub(crate) wanted: u32,
-    /// The log is to be emptied.
+    transactions: VecDeque<Committed>,
+    /// Blocks whose write to their places is in flight.
+    in_flight: FxHashSet<BlockNumber>,
+    /// True if blocks were written to their places since the last flush.
+    unflushed: bool,
+    /// Free log blocks that a handle or a commit waits for.
+    wanted: u32,
+    /// True if the log is to be emptied.
     pub(crate) empty: bool,
-    /// The superblock is being written to say that the log is empty: nothing may be added to it meanwhile.
+    /// True while the superblock is written to say that the log is empty: nothing may be added to the log
+    /// then.
     pub(crate) emptying: bool,
     /// How often the log was found or made empty.
-    pub(crate) emptied: u64,
+    emptied: u64,
 }
 
 impl Checkpoints {
@@ -58,12 +73,17 @@ impl Checkpoints {
         self.wanted = self.wanted.max(blocks);
     }
 
-    /// True where the log is to be emptied.
+    /// The free log blocks that were asked for since the last call.
+    pub(crate) fn take_wanted(&mut self) -> u32 {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// True if the log is to be emptied.
     pub(crate) fn is_to_be_emptied(&self) -> bool {
         self.empty
     }
 
-    /// True where no committed transaction is in the log.
+    /// True if no committed transaction is in the log.
     pub(crate) fn is_empty(&self) -> bool {
         self.transactions.is_empty()
     }
@@ -73,7 +93,18 @@ impl Checkpoints {
         self.emptying
     }
 
-    /// Adds a committed transaction. Returns what is to be dropped without the lock.
+    /// How often the log was found or made empty.
+    pub(crate) fn emptied(&self) -> u64 {
+        self.emptied
+    }
+
+    /// Notes that the log is empty, on the medium too.
+    pub(crate) fn note_empty(&mut self) {
+        self.emptied += 1;
+        self.empty = false;
+    }
+
+    /// Adds a committed transaction. Returns what the caller drops when it has given the state's lock back.
     pub(crate) fn add(
         &mut self,
         extent: Extent,
@@ -98,6 +129,7 @@ impl Checkpoints {
         released
     }
 
+    /// Counts one block less that transaction `id` has to write.
     fn one_less(&mut self, id: TransactionId) {
         // Ids follow one another, so the distance from the oldest is the index.
         let Some(oldest) = self.transactions.front() else { return };
@@ -108,7 +140,7 @@ impl Checkpoints {
         }
     }
 
-    /// The blocks to write so that `wanted` log blocks get free beyond `free`, in device order.
+    /// The blocks to write so that `wanted` more log blocks become free, in device order.
     pub(crate) fn select(&self, wanted: u32) -> Vec<(BlockNumber, TransactionId)> {
         let mut gained = 0_u32;
         let mut blocks = Vec::new();
@@ -128,7 +160,7 @@ impl Checkpoints {
         blocks
     }
 
-    /// The images of those of `lot` that are still what they were when they were selected; now in flight.
+    /// Puts the blocks of `lot` in flight that are still as they were when they were selected: their images.
     pub(crate) fn take_lot(
         &mut self,
         lot: &[(BlockNumber, TransactionId)],
@@ -144,7 +176,8 @@ impl Checkpoints {
         images
     }
 
-    /// The lot is in its place.
+    /// Notes that the blocks of `lot` are at their places. Returns what the caller drops without the state's
+    /// lock.
     pub(crate) fn finish_lot(&mut self, lot: &[(BlockNumber, TransactionId)]) -> Vec<(BlockImage, Buffer)> {
         let mut released = Vec::new();
         self.in_flight.clear();
@@ -160,23 +193,39 @@ impl Checkpoints {
         released
     }
 
-    /// The log blocks of the oldest transactions that have nothing left to write, and how many those are.
+    /// Notes that the writes of a lot have failed: none is in flight any more.
+    pub(crate) fn fail_lot(&mut self) {
+        self.in_flight.clear();
+    }
+
+    /// True if a write of one of `blocks` is in flight.
+    pub(crate) fn is_in_flight(&self, blocks: &[BlockNumber]) -> bool {
+        blocks.iter().any(|block| self.in_flight.contains(block))
+    }
+
+    /// Returns true if blocks were written to their places since the last call.
+    pub(crate) fn take_unflushed(&mut self) -> bool {
+        std::mem::take(&mut self.unflushed)
+    }
+
+    /// The number of oldest transactions that have nothing left to write, and the log blocks that they take.
     pub(crate) fn finished(&self) -> (usize, u32) {
         let finished = self.transactions.iter().take_while(|transaction| transaction.left == 0);
         finished.fold((0, 0), |(count, blocks), transaction| (count + 1, blocks + transaction.extent.count))
     }
-}
 
-impl Checkpoints {
-    /// True where transaction `id` has been added, though perhaps it still counts as committing.
+    /// Drops the `count` oldest transactions: their part of the log is free.
+    pub(crate) fn drop_oldest(&mut self, count: usize) {
+        self.transactions.drain(..count);
+    }
+
+    /// The part of the log of the oldest transaction but `skip`.
+    pub(crate) fn extent_after(&self, skip: usize) -> Option<Extent> {
+        self.transactions.get(skip).map(|transaction| transaction.extent)
+    }
+
+    /// True if transaction `id` has been added, although it may still count as committing.
     pub(crate) fn holds(&self, id: TransactionId) -> bool {
         self.transactions.back().is_some_and(|last| last.extent.id == id)
     }
-}
-
-/// A block as a committing transaction froze it.
-pub(crate) struct Frozen {
-    pub(crate) block: BlockNumber,
-    pub(crate) image: BlockImage,
-    pub(crate) buffer: Buffer,
 }

@@ -1,25 +1,24 @@
-//! What the journal has done: counters, and how long transactions took in each part of their lives.
+//! Statistics of the journal: counters, and the time that transactions took in each phase.
 //!
 //! The same figures as `/proc/fs/jbd2/*/info` gives, and some more. Source: kernel, jbd2's `seq_info` file.
 //!
 //! Cost: counters are relaxed atomics; times are taken once for each change of a transaction's phase, and
-//! summed up under the journal's lock where that is held anyway. A handle that does not wait reads no clock.
+//! summed up under the journal's lock while it is held anyway. A handle that does not wait reads no clock.
 
-use crate::state::fast_commits;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::state::fast_commits::FastCommitStatistics;
-use crate::state::transaction::{Phase, Transaction};
+use super::fast_commits::{FastCommitCounters, FastCommitStatistics};
+use super::transaction::{Phase, Transaction};
 
-/// What the journal has done since it was opened. Averages are over the transactions committed.
+/// The journal's counters and times since it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Transactions committed.
+    /// Committed transactions.
     pub transactions: u64,
-    /// Those of them that were asked for, or that were full: the others were old.
+    /// Committed transactions whose commit a caller asked for, or that were full: the others were old.
     pub requested: u64,
-    /// Most blocks a transaction is to change.
+    /// The number of blocks that a transaction changes at most, by the handles' credits.
     pub max_transaction_blocks: u32,
     /// Handles started.
     pub handles: u64,
@@ -27,47 +26,47 @@ pub struct Statistics {
     pub logged_blocks: u64,
     /// Log blocks written, descriptors, revoke and commit blocks included.
     pub log_blocks: u64,
-    /// Blocks revoked.
+    /// Revoked blocks.
     pub revokes: u64,
-    /// Flushes asked of a device, also those that came with a write.
+    /// Flushes that a device was asked for, those that came with a write included.
     pub flushes: u64,
     /// Blocks written to their places.
     pub checkpointed_blocks: u64,
-    /// Fast commits, and why there were full ones instead.
+    /// Fast commits, and the reasons for full commits in their stead.
     pub fast_commits: FastCommitStatistics,
-    /// The times of all transactions together.
+    /// The times of all committed transactions together.
     pub times: Times,
-    /// A running average of the time from a transaction's lock to its durability, in which the latest counts
-    /// a quarter.
+    /// The running average of the time from a transaction's lock to its durability; the latest counts a
+    /// quarter.
     pub average_commit_time: Duration,
 }
 
-/// How long transactions took, summed up over all of them.
+/// The time that transactions took in each phase, summed up over all committed ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
-    /// The longest that one of a transaction's handles had waited for it.
+    /// The longest wait of a handle of each transaction for room in it.
     pub waiting: Duration,
     /// From the first request for a commit to its beginning.
     pub request_delay: Duration,
-    /// Handles could join.
+    /// Running: handles could join.
     pub running: Duration,
-    /// Open handles had to finish.
+    /// Locked: open handles had to finish.
     pub locked: Duration,
-    /// Images went to the log.
+    /// Flushing: images went to the log.
     pub flushing: Duration,
-    /// The commit block went behind a flush.
+    /// Committing: the commit block was written, behind a flush.
     pub logging: Duration,
 }
 
 impl Statistics {
-    /// A total's average over the transactions committed.
+    /// The average of `total` over the committed transactions; zero if there are none.
     #[must_use]
     pub fn average(&self, total: Duration) -> Duration {
         let count = u32::try_from(self.transactions).unwrap_or(u32::MAX);
         total.checked_div(count).unwrap_or_default()
     }
 
-    /// A count's average over the transactions committed, rounded down.
+    /// The average of `count` over the committed transactions, rounded down; 0 if there are none.
     #[must_use]
     pub fn per_transaction(&self, count: u64) -> u64 {
         count.checked_div(self.transactions).unwrap_or_default()
@@ -84,7 +83,7 @@ pub(crate) struct Counters {
     pub(crate) revokes: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) checkpointed_blocks: AtomicU64,
-    pub(crate) fast_commits: fast_commits::Counters,
+    pub(crate) fast_commits: FastCommitCounters,
 }
 
 impl Counters {
@@ -92,7 +91,7 @@ impl Counters {
         counter.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// All but what is kept with the journal's state.
+    /// The statistics from these counters and from `history`, which stands with the journal's state.
     pub(crate) fn statistics(&self, history: &History, max_transaction_blocks: u32) -> Statistics {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Statistics {
@@ -112,7 +111,7 @@ impl Counters {
     }
 }
 
-/// What is summed up under the journal's lock.
+/// The times that are summed up under the journal's lock.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     requested: u64,
@@ -121,7 +120,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Takes in a transaction that has committed.
+    /// Adds a transaction that has committed.
     pub(crate) fn add(&mut self, transaction: &Transaction) {
         let between = |from, to| transaction.entered(to).saturating_sub(transaction.entered(from));
         let times = &mut self.times;

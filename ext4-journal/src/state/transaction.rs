@@ -1,4 +1,4 @@
-//! A transaction's life.
+//! A transaction and its phases, from running to committed.
 //!
 //! ```text
 //!   Running ──► Locked ──► Flushing ──► Committing ──► Committed
@@ -6,7 +6,7 @@
 //!    │  │ handles no new   images go     the commit     its blocks are written to their places;
 //!    │  │ join    handles  to the log    block goes     when none is left, its part of the log is free
 //!    │  ▼         │
-//!   Paused        └──► (gone) where it turned out empty
+//!   Paused        └──► (gone) if it turned out empty
 //!    a fast commit waits for the open handles and looks at what they did
 //! ```
 //!
@@ -26,10 +26,10 @@ use ext4_core::{BlockNumber, TransactionId};
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
-use crate::format::layout::Layout;
-use crate::log::revoke::Revokes;
+use crate::format::Layout;
+use crate::log::Revokes;
 
-/// Where a transaction is in its life.
+/// The phase of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Phase {
     /// Handles join and change blocks.
@@ -46,11 +46,11 @@ pub(crate) enum Phase {
     Committed,
 }
 
-/// A transaction that handles belong to.
+/// A transaction: running, or being committed.
 pub(crate) struct Transaction {
     pub(crate) id: TransactionId,
     phase: Phase,
-    /// Open handles.
+    /// The number of open handles.
     pub(crate) handles: u32,
     /// Blocks that open handles may still add.
     pub(crate) reserved: u32,
@@ -58,16 +58,16 @@ pub(crate) struct Transaction {
     pub(crate) buffers: FxHashMap<BlockNumber, Buffer>,
     pub(crate) revokes: Revokes,
     pub(crate) callbacks: Vec<OnCommit>,
-    /// A caller wants it durable, or it is large or old.
+    /// True if a commit was asked for: by a caller, or because the transaction is large or old.
     pub(crate) commit_requested: bool,
-    /// Wakes the tasks that wait for its end, when it is dropped or the journal is aborted. One for each
-    /// transaction: tasks that wait for the next one sleep on.
+    /// Notified when the transaction is dropped or the journal aborted. One for each transaction: waiters for
+    /// the end of the next one sleep on.
     pub(crate) done: Arc<Notify>,
-    /// When its commit was first asked for, on the runtime's clock; not where it only was old.
+    /// The time of the first request for its commit, on the runtime's clock; `None` if it only was old.
     pub(crate) requested: Option<Duration>,
-    /// The longest that one of its handles had waited to join.
+    /// The longest wait of a handle to join.
     pub(crate) longest_wait: Duration,
-    /// When it came into each phase, on the runtime's clock.
+    /// The time at which each phase began, on the runtime's clock.
     entered: [Duration; 6],
 }
 
@@ -108,12 +108,12 @@ impl Transaction {
         }
     }
 
-    /// When it came into `phase`, one that it has been in, on the runtime's clock.
+    /// The time on the runtime's clock at which `phase` began, one that the transaction has been in.
     pub(crate) fn entered(&self, phase: Phase) -> Duration {
         self.entered[phase as usize]
     }
 
-    /// Asks for its commit: because it is to be durable, or is full. Returns true for the first call.
+    /// Asks for its commit, because it has to be durable or is full. Returns true for the first request.
     pub(crate) fn request_commit(&mut self, now: impl FnOnce() -> Duration) -> bool {
         if self.requested.is_none() {
             self.requested = Some(now());
@@ -125,12 +125,12 @@ impl Transaction {
         self.phase
     }
 
-    /// New handles are kept out, and the commit waits for the last open one.
+    /// Returns true if new handles are kept out, and a commit of either kind waits for the last open one.
     pub(crate) fn is_draining(&self) -> bool {
         matches!(self.phase, Phase::Paused | Phase::Locked)
     }
 
-    /// The one place where a transaction's life goes on; `now` on the runtime's clock.
+    /// Takes the transaction to its next phase; nothing else does. `now`: the time on the runtime's clock.
     pub(crate) fn advance(&mut self, to: Phase, now: Duration) {
         let allowed = matches!(
             (self.phase, to),
@@ -154,34 +154,34 @@ impl Transaction {
         self.phase = to;
     }
 
-    /// Nothing would be written for it.
+    /// Returns true if nothing would be written for it.
     pub(crate) fn is_empty(&self) -> bool {
         self.buffers.is_empty() && self.revokes.is_empty()
     }
 
-    /// Blocks that it changes or that its handles may still change.
+    /// The number of blocks that it changes or that its handles may still change.
     pub(crate) fn size(&self) -> u32 {
         u32::try_from(self.buffers.len()).unwrap_or(u32::MAX).saturating_add(self.reserved)
     }
 
-    /// Returns true if it has neither handles nor blocks.
+    /// Returns true if it has no handles and no changes.
     pub(crate) fn is_idle(&self) -> bool {
         self.handles == 0 && self.is_empty()
     }
 
-    /// Log blocks that it can come to need if its handles ask for `more`: images, descriptors, revoke blocks
-    /// and the commit block. Revokes take no credits: one block of them more than there are is counted. A
-    /// handle that revokes more than fit there is not stopped; its commit then waits until the checkpoint
-    /// task has made room, which it can: everything else in the log is committed. See
-    /// [`crate::running::handle`].
+    /// The number of log blocks that the transaction can come to need if its handles ask for `more` blocks:
+    /// images, descriptors, revoke blocks and the commit block. Revokes take no credits: one block of them
+    /// more than there are is counted. A handle that revokes more than fit there is not stopped; the commit
+    /// then waits until the checkpoint task has made room, which it can: everything else in the log is
+    /// committed. See `running/handle.rs`.
     pub(crate) fn log_blocks(&self, layout: &Layout, more: u32) -> u32 {
         let revokes = self.revokes.len().saturating_add(layout.revokes_per_block());
         log_blocks(layout, self.size().saturating_add(more), revokes)
     }
 }
 
-/// Log blocks for `images` images and `revokes` revoked blocks, with descriptors, revoke blocks and the
-/// commit block.
+/// The number of log blocks for `images` images and `revokes` revoked blocks, with descriptors, revoke blocks
+/// and the commit block.
 pub(crate) fn log_blocks(layout: &Layout, images: u32, revokes: usize) -> u32 {
     let tags = u32::try_from(layout.tags_per_descriptor()).unwrap_or(1);
     let revoke_blocks = u32::try_from(revokes.div_ceil(layout.revokes_per_block())).unwrap_or(u32::MAX);

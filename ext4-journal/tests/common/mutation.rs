@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ext4_core::device::simulated::Image;
 use ext4_core::device::{BlockDevice, MemoryDevice};
 use ext4_journal::{EndReason, Recovery};
-use ext4_journal::{Inspection, LogBlockContent, Part};
+use ext4_journal::{Inspection, LogBlockContent, LogPart};
 
 use super::raw_log::{Checksums, Content, Form, MAGIC, RawLog};
 use super::{DEVICE_BLOCKS, HIGH};
@@ -148,7 +148,7 @@ async fn named(log: &RawLog) -> Option<BTreeSet<u64>> {
         while let Some(block) = walk.next().await.unwrap() {
             count += 1;
             assert!(count <= log.len(), "a dump goes round and round");
-            if let (Part::Committed, LogBlockContent::Descriptor(tags)) = (block.part, block.content) {
+            if let (LogPart::Committed, LogBlockContent::Descriptor(tags)) = (block.part, block.content) {
                 blocks.extend(tags.iter().filter(|tag| !tag.revoked).map(|tag| tag.target.0));
             }
         }

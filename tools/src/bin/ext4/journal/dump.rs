@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ext4_core::Timestamp;
-use ext4_journal::{Checksum, FastCommitBlock, Inspection, LogBlock, LogBlockContent, Part, TagEntry};
+use ext4_journal::{FastCommitBlock, Inspection, LogBlock, LogBlockContent, LogChecksum, LogPart, TagEntry};
 use ext4_tools::display::{exact_time, full_time};
 use serde::Serialize;
 use serde_json::json;
@@ -64,7 +64,7 @@ async fn as_text(inspection: &Inspection, all: bool) -> anyhow::Result<()> {
     } else {
         writeln!(out, "The log starts at block {} with transaction {}", header.start, header.sequence)?;
     }
-    let mut part = Part::Committed;
+    let mut part = LogPart::Committed;
     let mut blocks = inspection.blocks(all);
     while let Some(block) = blocks.next().await? {
         if block.part != part {
@@ -113,12 +113,12 @@ fn print(gathered: &mut Vec<u8>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn heading(part: Part) -> &'static str {
+fn heading(part: LogPart) -> &'static str {
     match part {
-        Part::Committed => "Committed:",
-        Part::Unfinished => "Unfinished, not replayed:",
-        Part::Dropped => "After the damage, not replayed:",
-        Part::Old => "Old, not replayed:",
+        LogPart::Committed => "Committed:",
+        LogPart::Unfinished => "Unfinished, not replayed:",
+        LogPart::Dropped => "After the damage, not replayed:",
+        LogPart::Old => "Old, not replayed:",
     }
 }
 
@@ -160,7 +160,7 @@ fn text_fast_commit(out: &mut Vec<u8>, block: &FastCommitBlock) -> std::io::Resu
     writeln!(out, "block {}:", block.block)?;
     for (offset, tag, checksum) in &block.tags {
         // The text of the tag contains the stored checksum.
-        let wrong = checksum.filter(Checksum::is_wrong).and_then(|checksum| checksum.computed);
+        let wrong = checksum.filter(LogChecksum::is_wrong).and_then(|checksum| checksum.computed);
         let wrong =
             wrong.map_or(String::new(), |computed| format!(" (wrong: it should be {computed:#010x})"));
         writeln!(out, "  {offset:>5}: {tag}{wrong}")?;
@@ -171,14 +171,14 @@ fn text_fast_commit(out: &mut Vec<u8>, block: &FastCommitBlock) -> std::io::Resu
     Ok(())
 }
 
-fn checksum_text(checksum: Option<Checksum>) -> String {
+fn checksum_text(checksum: Option<LogChecksum>) -> String {
     match checksum {
         None => String::new(),
-        Some(Checksum { stored, computed: None }) => format!(", checksum {stored:#x}"),
-        Some(Checksum { stored, computed: Some(computed) }) if stored == computed => {
+        Some(LogChecksum { stored, computed: None }) => format!(", checksum {stored:#x}"),
+        Some(LogChecksum { stored, computed: Some(computed) }) if stored == computed => {
             format!(", checksum {stored:#x}")
         }
-        Some(Checksum { stored, computed: Some(computed) }) => {
+        Some(LogChecksum { stored, computed: Some(computed) }) => {
             format!(", checksum {stored:#x} is wrong (it should be {computed:#x})")
         }
     }
@@ -207,9 +207,9 @@ struct JsonChecksum {
     ok: Option<bool>,
 }
 
-impl From<Checksum> for JsonChecksum {
-    fn from(checksum: Checksum) -> Self {
-        let Checksum { stored, computed } = checksum;
+impl From<LogChecksum> for JsonChecksum {
+    fn from(checksum: LogChecksum) -> Self {
+        let LogChecksum { stored, computed } = checksum;
         Self { stored, computed, ok: computed.map(|computed| computed == stored) }
     }
 }
@@ -258,10 +258,10 @@ async fn as_json(inspection: &Inspection, all: bool) -> anyhow::Result<()> {
 
 fn json_block(block: LogBlock) -> serde_json::Value {
     let part = match block.part {
-        Part::Committed => "committed",
-        Part::Unfinished => "unfinished",
-        Part::Dropped => "dropped",
-        Part::Old => "old",
+        LogPart::Committed => "committed",
+        LogPart::Unfinished => "unfinished",
+        LogPart::Dropped => "dropped",
+        LogPart::Old => "old",
     };
     let mut value = match block.content {
         LogBlockContent::Descriptor(tags) => {
