@@ -72,7 +72,7 @@ impl FilesystemInner {
             None => self.volume.write_dirty_blocks().await,
         };
         let flushed = self.volume.flush_device().await;
-        let lost = self.volume.write_errors.take_for_sync();
+        let lost = self.volume.write_errors.take();
         data.and(metadata).and(flushed).and(findings).and(lost)
     }
 }

@@ -65,5 +65,5 @@ async fn unmount(fs: Arc<FilesystemInner>) -> Result<()> {
     fs.volume.mark_clean().await?;
     let journal = fs.volume.journal.as_ref().map(|journal| journal.statistics());
     tracing::info!(data = ?fs.volume.counters.snapshot(), ?journal, "unmounted");
-    stopped.and(fs.volume.write_errors.take_for_unmount())
+    stopped.and(fs.volume.write_errors.take())
 }
