@@ -263,7 +263,10 @@ impl<'a> Pass<'a> {
         if self.inode.completion.close_window() {
             completion::schedule(self.engine, self.inode);
         }
-        self.engine.dirty.note_progress();
+        if !guard.is_under_writeback() {
+            // Nothing of it is in flight, so no ioend will wake the tasks that wait for the window.
+            self.engine.dirty.note_progress();
+        }
         drop(guard);
         if let Err(error) = outcome {
             self.inode.record_write_error(&self.engine.volume, &error);
