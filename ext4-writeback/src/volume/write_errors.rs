@@ -1,7 +1,7 @@
 //! Data that could not be written, as far as the whole file system has to be told (the kernel's s_wb_err).
 //!
-//! Sync and unmount of the file system report what neither an opener nor an earlier sync was told of: after unmount
-//! no caller is left to ask.
+//! Sync and unmount of the file system report what neither an opener nor an earlier sync was told of: after
+//! unmount no caller is left to ask.
 //!
 //! Locks: the mutex is a leaf.
 

@@ -83,7 +83,8 @@ async fn cached_writes_and_reads_allocate_nothing_per_block() {
         let folios = (CALLS * unit as u64).div_ceil(2 << 20) + 2;
         // An append makes folios: a few allocations for each of them.
         assert!(counted[0] <= 12 * folios, "{counted:?} for {folios} folios");
-        // Debug builds keep a record of the locks of each operation that may wait: a few allocations for each read.
+        // Debug builds keep a record of the locks of each operation that may wait: a few allocations for each
+        // read.
         let checks = if cfg!(debug_assertions) { 4 * CALLS } else { 0 };
         assert!(counted[1] <= 1 && counted[2] <= checks, "{counted:?}");
     }

@@ -487,8 +487,8 @@ async fn g_8_a_second_crash_while_a_truncation_is_finished_loses_nothing() {
         let bytes = bytes.expect("it was there before");
         assert!([full, 5000].contains(&bytes.len()), "{} bytes", bytes.len());
         for (at, byte) in bytes.iter().enumerate() {
-            // The rest of the block that is cut is zeroed in place, as the kernel does it: a crash may show that
-            // before it shows the new size.
+            // The rest of the block that is cut is zeroed in place, as the kernel does it: a crash may show
+            // that before it shows the new size.
             if (5000..5120).contains(&at) && *byte == 0 {
                 continue;
             }
