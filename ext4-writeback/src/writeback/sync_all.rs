@@ -2,8 +2,9 @@
 //! `sync_inodes_sb`).
 //!
 //! Invariants:
-//! - It takes as many inodes from the queue as were there at the call: it ends even if writers keep adding
-//!   more.
+//! - It takes all inodes that are in the queue at the call, and those in hand of the flusher or another sync:
+//!   what was dirty at the call is on the device at the return. Inodes that are added later are left
+//!   out, so it ends even if writers keep adding more.
 //! - It never waits for another pass while folios are in its own plug: that pass may wait for these folios.
 //!
 //! Locks: the writeback lock of one inode at a time. No folio lock and no handle may be held by the caller.
